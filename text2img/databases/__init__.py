@@ -1,0 +1,278 @@
+"""The database: where prompts wait and results are kept. One Protocol; the URL's scheme picks the adapter.
+
+Whoever uses it sees prompts, claims and outcomes, never a document or a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from text2img.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from text2img.errors import ErrorCode
+    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt, PromptId, Wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Collections:
+    """What the collections (or tables) are called."""
+
+    datasets: str = "datasets"
+    model_configs: str = "model_configs"
+    dataset_records: str = "dataset_records"
+    runs: str = "runs"
+    callbacks: str = "callbacks"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which prompts a run is about: all, or those of one data set.
+
+    ``dataset_id`` matches as text, and as an ObjectId or a number where it reads as one.
+    """
+
+    dataset_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPrompt:
+    """A prompt to be added, already checked."""
+
+    id: PromptId
+    text: str
+    wishes: Wishes
+    dataset_id: str | int | None = None
+    priority: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many prompts stand where. Leases are those of prompts in processing."""
+
+    pending: int
+    processing: int
+    completed: int
+    error: int
+    live_leases: int
+    expired_leases: int
+    oldest_pending: datetime | None
+    untold: int
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of the job. ``seconds`` by stage; ``device_busy`` in [0, 1]; ``peak_memory`` in bytes."""
+
+    id: str
+    started_at: datetime
+    host: str
+    status: str = "running"
+    finished_at: datetime | None = None
+    model: str | None = None
+    completed: int = 0
+    failed: int = 0
+    postponed: int = 0
+    images_per_second: float = 0.0
+    device_busy: float = 0.0
+    peak_memory: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untold:
+    """A final outcome that the callback's receiver has not been told of. Either completed or failed."""
+
+    id: PromptId
+    text: object
+    image_url: str | None = None
+    seed: int | None = None
+    code: str | None = None
+    sentence: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes."""
+
+    id: str
+    run_id: str
+    body: str
+    tries: int = 0
+
+
+class Queue(Protocol):
+    """Prompts, claimed by many workers at once, each by one at a time.
+
+    A prompt is claimable when it is pending and its ``not_before`` has passed, or when its lease has run
+    out. Every method raises DatabaseFailed when the database cannot be reached or refuses.
+    """
+
+    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+        """At most ``limit`` claimable prompts, now this worker's: the highest priority first, then by id;
+        pending ones before those whose lease ran out.
+
+        Atomic for each prompt: of any number of workers exactly one gets it. Raises the prompt's claim
+        number by one. A prompt whose worker died after ``start`` has one more death. Fewer than ``limit``
+        says nothing of how many there are; an empty list says that there was none.
+        """
+        ...
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """Mark that these are on the device now: should the worker die, it counts as their death.
+
+        May be repeated. A claim that is lost is passed over.
+        """
+        ...
+
+    def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
+        """Let the leases run ``lease_seconds`` from now; returns the claims that are lost. May be repeated."""
+        ...
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the claim is still the prompt's latest and the prompt is in processing under it.
+
+        True also when the lease has run out and nobody else has claimed the prompt.
+        """
+        ...
+
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
+        """Write the outcomes down; returns those that were written, the rest had lost their claim.
+
+        For a completed prompt: first its result is upserted (one for each prompt, never over a result with
+        a greater claim number), then the prompt becomes completed. A failed prompt becomes ``error``, a
+        postponed one pending with a ``not_before``. ``tell`` marks final outcomes as untold. Each step
+        is fenced by worker and claim number and may be repeated; a crash between two leaves a prompt that
+        is claimed and done again.
+        """
+        ...
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give the prompts back: pending at once, with neither an attempt nor a death counted.
+
+        May be repeated. A claim that is lost is passed over.
+        """
+        ...
+
+    def pending(self, selection: Selection) -> int:
+        """How many prompts could be claimed at this moment."""
+        ...
+
+    def postponed(self, selection: Selection) -> int:
+        """How many pending prompts wait for their ``not_before``."""
+        ...
+
+
+class Telling(Protocol):
+    """Outcomes on their way to the callback's receiver, at least once each, also after a crash."""
+
+    def gather(self, run_id: str, notice_id: str, limit: int) -> tuple[list[Untold], bool]:
+        """Mark at most ``limit`` untold outcomes of a run as that notice's; returns them, and whether more
+        are left. Two that gather at once never mark the same outcome.
+        """
+        ...
+
+    def save_notice(self, notice: Notice) -> None:
+        """Keep the notice, unless one of its id is kept already, and count its outcomes as told."""
+        ...
+
+    def untold_runs(self) -> list[str]:
+        """Ids of runs that are over or dead and have outcomes which no kept notice holds.
+
+        A run is alive while its ``save_run`` with status ``running`` is younger than its lease. What a
+        dead run had marked for a notice that was never kept is untold again.
+        """
+        ...
+
+    def claim_notice(self, worker: str, lease_seconds: float) -> Notice | None:
+        """A kept notice that is due and that nobody sends at the moment, the oldest first; else None.
+
+        Raises its ``tries`` by one.
+        """
+        ...
+
+    def close_notice(self, notice: Notice, *, told: bool, detail: str) -> None:
+        """The notice was told, or refused for good; ``detail`` says by what."""
+        ...
+
+    def postpone_notice(self, notice: Notice, wait: float, detail: str) -> None:
+        """Let the notice be due again in ``wait`` seconds; ``detail`` says why it could not be told."""
+        ...
+
+
+class Journal(Protocol):
+    """What runs and their owners want to know and to say."""
+
+    def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
+        """The configuration of that id (matched as a Selection's), or the first of type
+        ``stable_diffusion``; None where there is none.
+
+        Raises ConfigurationError for a field that is unknown or out of range, and for an id that is not
+        there.
+        """
+        ...
+
+    def save_run(self, run: Run, lease_seconds: float) -> None:
+        """Insert or replace the run's document; while it is ``running`` it counts as alive for the lease."""
+        ...
+
+    def last_runs(self, limit: int) -> list[Run]:
+        """The latest runs, the newest first."""
+        ...
+
+    def counts(self, selection: Selection) -> Counts:
+        """How many prompts stand where."""
+        ...
+
+    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+        """Add those whose id is not there yet; returns how many that were. The others stay untouched."""
+        ...
+
+    def retry(self, code: ErrorCode | None, selection: Selection) -> int:
+        """Put failed prompts (with that code, or all) back to pending, their attempts and deaths forgotten;
+        returns how many.
+        """
+        ...
+
+
+class Database(Queue, Telling, Journal, Protocol):
+    """All of it. Safe to use from several threads."""
+
+    def open(self) -> None:
+        """Connect, and make the tables and indexes that the claim uses.
+
+        Raises DatabaseFailed within 20 seconds when that cannot be done. Opening again is harmless.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be repeated."""
+        ...
+
+
+def open_database(url: str, collections: Collections) -> Database:
+    """The adapter for a database URL, opened.
+
+    Raises ConfigurationError for a URL that cannot be read and DatabaseFailed where nobody answers.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme in {"mongodb", "mongodb+srv"}:
+        from text2img.databases.mongo import MongoDatabase
+
+        database: Database = MongoDatabase(url, collections)
+    elif scheme == "sqlite":
+        from text2img.databases.sqlite import SqliteDatabase
+
+        database = SqliteDatabase(url, collections)
+    else:
+        raise ConfigurationError(
+            "the database URL starts with none of mongodb://, mongodb+srv:// or sqlite:///; check --database"
+        )
+    database.open()
+    return database

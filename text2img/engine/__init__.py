@@ -1,0 +1,91 @@
+"""The engine: turns a batch of requests into pictures. One Protocol; its implementations own the device.
+
+This module imports no torch, so that whoever only plans or builds an engine never pays for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from text2img.errors import PromptFailed
+    from text2img.prompts import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is known of a model without its weights.
+
+    ``width`` and ``height`` (pixels) are its own size, ``multiple`` what a size must be a multiple of,
+    ``scheduler`` its own scheduler's name, ``schedulers`` the names a request may ask for.
+    """
+
+    name: str
+    revision: str | None
+    family: str
+    width: int
+    height: int
+    multiple: int
+    scheduler: str
+    schedulers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """``pixels``: uint8, (height, width, 3), RGB. ``truncated``: the model did not read the whole text."""
+
+    pixels: NDArray[np.uint8]
+    scheduler: str
+    truncated: bool = False
+
+
+class Engine(Protocol):
+    """One model on one device, used from one thread at a time (``prepare`` from any).
+
+    ``seconds`` adds up the time spent by stage: ``load``, ``denoise``, ``decode``.
+    """
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds spent so far, by stage."""
+        ...
+
+    def inspect(self) -> ModelCard:
+        """Find the model and check all that can be known without its weights' values.
+
+        Raises ModelFailed for a model that is missing, incomplete, mismatched or of a kind that cannot
+        run, DeviceFailed for a device that is not there, ConfigurationError for options that do not fit it.
+        """
+        ...
+
+    def load(self) -> None:
+        """Put the weights on the device; raises as ``inspect`` does. Afterwards all else may be called."""
+        ...
+
+    def prepare(self, request: Request) -> Request:
+        """The request with its chunks counted.
+
+        Raises PromptFailed (``invalid_parameters``) for what this model cannot draw.
+        """
+        ...
+
+    def generate(
+        self, batch: Sequence[Request], on_step: Callable[[int, int], None]
+    ) -> list[Picture | PromptFailed]:
+        """A picture or the reason for none, for each request of a batch of one shape, in its order.
+
+        Each request has its own generator, made anew from its seed. ``on_step(done, of)`` is called after
+        each denoising step; what it raises ends the call and leaves the engine usable. Raises DeviceFailed
+        when the device itself has failed.
+        """
+        ...
+
+    def peak_memory(self) -> int:
+        """The most bytes held so far: the device's where it counts them, else the process's."""
+        ...

@@ -1,0 +1,176 @@
+"""The domain: what a prompt is, what it becomes, and what may share a batch.
+
+Knows nothing of databases, storage, models or pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from text2img.prompts.ids import PromptId
+from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, check_prompt_text, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from text2img.errors import ErrorCode
+
+__all__ = [
+    "SCHEDULERS",
+    "Claim",
+    "Completed",
+    "Failed",
+    "ModelConfiguration",
+    "Outcome",
+    "Parameters",
+    "Postponed",
+    "Prompt",
+    "PromptId",
+    "Request",
+    "Status",
+    "Wishes",
+    "request",
+]
+
+
+class Status(StrEnum):
+    """Where a prompt stands. Absent means pending."""
+
+    PENDING = "pending"  # waits to be claimed, from its not_before on where it has one
+    PROCESSING = "processing"  # a worker holds it until lease_expires_at; then anybody may claim it
+    COMPLETED = "completed"  # its picture is stored and its result recorded
+    ERROR = "error"  # failed for good; error_code says why
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on one prompt: void as soon as another claim has a higher ``number``."""
+
+    id: PromptId
+    worker: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A claimed prompt, as its owner wrote it. ``text`` and ``wishes`` are unchecked.
+
+    ``attempts`` counts its own failures so far, ``deaths`` the workers that died with it on the device.
+    """
+
+    claim: Claim
+    text: object
+    wishes: Wishes = Wishes()
+    priority: float = 0
+    attempts: int = 0
+    deaths: int = 0
+
+    @property
+    def id(self) -> PromptId:
+        """The prompt's id."""
+        return self.claim.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt whose text and parameters are settled: what an engine turns into one picture.
+
+    ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills.
+    """
+
+    prompt: Prompt
+    text: str
+    parameters: Parameters
+    chunks: int = 1
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What must agree for requests to share a batch; seeds and negative prompts are each one's own."""
+        wanted = self.parameters
+        alone = self.prompt.id if self.prompt.deaths >= 2 else None
+        return (
+            wanted.width,
+            wanted.height,
+            wanted.num_inference_steps,
+            wanted.guidance_scale,
+            wanted.scheduler,
+            self.chunks,
+            alone,
+        )
+
+
+def request(prompt: Prompt, wishes: Sequence[Wishes]) -> Request:
+    """The prompt's request under the run's wishes (the most specific first), its chunks not yet counted.
+
+    Raises PromptFailed (``invalid_prompt`` or ``invalid_parameters``).
+    """
+    text = check_prompt_text(prompt.text)
+    return Request(prompt=prompt, text=text, parameters=settle((prompt.wishes, *wishes), seed=prompt.id.seed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A prompt whose picture is stored. ``image_url`` is where; ``sha256`` is that of the stored bytes."""
+
+    request: Request
+    image_url: str
+    sha256: str
+    scheduler: str
+    model: str
+    truncated: bool = False
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it was made."""
+        return self.request.prompt.claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A prompt that failed for good, with a sentence for its owner."""
+
+    prompt: Prompt
+    code: ErrorCode
+    sentence: str
+    attempts: int
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it failed."""
+        return self.prompt.claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postponed:
+    """A prompt that failed but is worth another try: pending again, not before ``wait`` seconds from now."""
+
+    prompt: Prompt
+    code: ErrorCode
+    sentence: str
+    attempts: int
+    wait: float
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it failed."""
+        return self.prompt.claim
+
+
+Outcome = Completed | Failed | Postponed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfiguration:
+    """Which model a team wants its prompts drawn by, and the parameters it wishes for all of them.
+
+    ``safety_checker`` False switches the model's own checker off.
+    """
+
+    model_path: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    safety_checker: bool = True
+    wishes: Wishes = field(default_factory=Wishes)
+    id: PromptId | None = None

@@ -1,0 +1,58 @@
+"""Where pictures go. One Protocol; the URL's scheme picks the adapter. Knows bytes and names, no images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from text2img.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ImageStorage(Protocol):
+    """A place that keeps objects by name. Safe to use from several threads.
+
+    Names come from PromptId.name plus an ending: at most 210 bytes of ``A–Z a–z 0–9 . _ - ~``, never
+    starting with a dot.
+    """
+
+    def check(self) -> None:
+        """Raise StorageFailed, within 20 seconds, where it is plain that nothing could be stored.
+
+        Changes nothing. An account that may write but not look passes.
+        """
+        ...
+
+    def try_write(self) -> None:
+        """Store a small object of its own and remove it; raises StorageFailed where either fails."""
+        ...
+
+    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
+        """Store the object and return its URL (``gs://bucket/prefix/name``, or the file's absolute path).
+
+        Created only if absent, and whole or not at all. An object of the same content is left alone; a
+        different one is replaced only if ``may_replace()`` then says that the claim still holds, and (where
+        the service can) only if it is still the one that was looked at. May be repeated.
+
+        Raises ClaimLost where ``may_replace()`` says no, PromptFailed (``storage_rejected``) where this one
+        object is refused, StorageFailed where every object would be or nobody answers.
+        """
+        ...
+
+
+def open_storage(url: str) -> ImageStorage:
+    """The adapter for an output URL: ``gs://bucket/prefix`` or a folder. Touches no network and no file.
+
+    Raises ConfigurationError for a URL that cannot be read.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        from text2img.storage.local import LocalStorage
+
+        return LocalStorage(url)
+    if scheme.lower() == "gs":
+        from text2img.storage.gcs import GcsStorage
+
+        return GcsStorage(url)
+    raise ConfigurationError(f"the output starts with {scheme}://; use gs://BUCKET/PREFIX or a folder")
