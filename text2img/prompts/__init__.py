@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.ids import PromptId
 from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, check_prompt_text, settle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from text2img.errors import ErrorCode
 
 __all__ = [
     "SCHEDULERS",
@@ -31,8 +30,15 @@ __all__ = [
     "Request",
     "Status",
     "Wishes",
+    "failure",
     "request",
 ]
+
+
+DEATHS_BEFORE_ALONE = 2
+"""After so many workers died with it on the device, a prompt gets a batch of its own."""
+DEATHS_BEFORE_ABANDONED = 5
+"""After so many it is tried no more."""
 
 
 class Status(StrEnum):
@@ -62,7 +68,7 @@ class Prompt:
 
     claim: Claim
     text: object
-    wishes: Wishes = Wishes()
+    wishes: Wishes = field(default_factory=Wishes)
     priority: float = 0
     attempts: int = 0
     deaths: int = 0
@@ -89,7 +95,7 @@ class Request:
     def shape(self) -> tuple[object, ...]:
         """What must agree for requests to share a batch; seeds and negative prompts are each one's own."""
         wanted = self.parameters
-        alone = self.prompt.id if self.prompt.deaths >= 2 else None
+        alone = self.prompt.id if self.prompt.deaths >= DEATHS_BEFORE_ALONE else None
         return (
             wanted.width,
             wanted.height,
@@ -104,8 +110,10 @@ class Request:
 def request(prompt: Prompt, wishes: Sequence[Wishes]) -> Request:
     """The prompt's request under the run's wishes (the most specific first), its chunks not yet counted.
 
-    Raises PromptFailed (``invalid_prompt`` or ``invalid_parameters``).
+    Raises PromptFailed (``invalid_prompt``, ``invalid_parameters`` or ``abandoned``).
     """
+    if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
+        raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
     text = check_prompt_text(prompt.text)
     return Request(prompt=prompt, text=text, parameters=settle((prompt.wishes, *wishes), seed=prompt.id.seed))
 
@@ -159,6 +167,16 @@ class Postponed:
 
 
 Outcome = Completed | Failed | Postponed
+
+
+def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:
+    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds."""
+    # Who is abandoned did not fail by itself this time: nobody tried.
+    attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
+    if exc.code.worth_another_try and attempts < max_attempts:
+        wait = 2.0 * 4 ** (attempts - 1)
+        return Postponed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts, wait=wait)
+    return Failed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

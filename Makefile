@@ -1,0 +1,51 @@
+# Each target does all of its own set-up, in .venv, on a machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test gpu check dev format coverage clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(VENV)/run.stamp  ## make the demo's pictures; again: nothing to do (FRESH=1 starts afresh)
+	$(BIN)/python main.py demo $(if $(FRESH),--fresh)
+
+test: $(VENV)/dev.stamp  ## run every test that this machine can
+	$(BIN)/python -m pytest $(ARGS)
+
+gpu: $(VENV)/dev.stamp   ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
+
+check: $(VENV)/dev.stamp ## lint, types, the imports' direction, the Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint Dockerfile
+
+coverage: $(VENV)/dev.stamp ## how much of the code the tests in this process reach
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+dev: $(VENV)/dev.stamp   ## install everything for working on it
+
+format: $(VENV)/dev.stamp ## put the code in its usual shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:           ## remove what these targets made
+	rm -rf $(VENV) text2img-demo .pytest_cache .ruff_cache .mypy_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "text2img needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet -r requirements.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,176 @@
+"""The command line: commands and flags → Settings → a command → the exit status.
+
+Only the parser lives here, so that ``--help`` and a wrong flag are answered before anything heavy is
+imported; each command is a module of its own, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from text2img import __version__
+from text2img.errors import ConfigurationError, Text2ImgError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from text2img.settings import Option
+
+_EVERYTHING = ("database", "output", "callback", "selection", "model", "generation", "run", "logging")
+_QUEUE = ("database", "logging")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: the module that holds it, its line in the help, and the groups of options it takes."""
+
+    module: str
+    meaning: str
+    groups: tuple[str, ...]
+    environment: bool = True
+
+
+COMMANDS = {
+    "run": Command("run", "claim what is pending, generate, store, record, notify, exit", _EVERYTHING),
+    "demo": Command(
+        "demo", "the same job on built-in parts: no server, no GPU, no download", ("model", "logging"), False
+    ),
+    "enqueue": Command("enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", _QUEUE),
+    "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
+    "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
+    "doctor": Command("doctor", "try every dependency of a run and say what is wrong", _EVERYTHING),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line and never repeat a value, which might be a secret."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` (by default the process's arguments) asks for; the exit status."""
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        return _run(arguments)
+    except Text2ImgError as exc:
+        print(f"text2img: {exc}", file=sys.stderr)
+        return exc.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Read the settings, set up logging, and let the command work; its failures end in one masked line."""
+    from text2img import settings as options
+    from text2img.progress import Mask, report_failure, set_up
+
+    command = COMMANDS[arguments.command]
+    names = {option.name for option in options.options()}
+    flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    settings = options.load(flags, environment=command.environment)
+    mask = Mask(settings.secrets)
+    progress = set_up(settings, mask)
+    try:
+        module = import_module(f"text2img.cli.{command.module}")
+        status: int = module.main(settings, arguments, progress)
+    except Exception as exc:  # noqa: BLE001 - whatever it is ends in one line and the right status
+        return report_failure(exc)
+    return status
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments as the command that takes them sees them; without a command it is ``run``."""
+    if not argv or (argv[0].startswith("-") and argv[0] not in {"-h", "--help", "--version"}):
+        argv = ["run", *argv]
+    argv = [_dashes(word) for word in argv]
+    if argv[0] in COMMANDS:
+        arguments, unknown = _command_parser(argv[0]).parse_known_args(argv[1:], _named(argv[0]))
+        if unknown:
+            raise ConfigurationError(_unknown(unknown, argv[0]))
+        return arguments
+    _top_parser().parse_args(argv[:1])
+    raise ConfigurationError(f"there is no command {argv[0]!r}; there are {', '.join(COMMANDS)}")
+
+
+def _named(command: str) -> argparse.Namespace:
+    return argparse.Namespace(command=command)
+
+
+def _dashes(word: str) -> str:
+    """Flags are taken in both spellings: ``--mongo_uri`` is ``--mongo-uri``."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def _unknown(words: Sequence[str], command: str) -> str:
+    """What was not understood, by name alone: the value beside it might be a password."""
+    from text2img.prompts.parameters import nearest
+
+    word = words[0].partition("=")[0]
+    if not word.startswith("-"):
+        return f"{command} takes no further argument (there are {len(words)}); see {command} --help"
+    flags = [option.flag for option in _options(COMMANDS[command].groups)]
+    return f"{command} has no option {word}{nearest(word, flags)}; see text2img {command} --help"
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.meaning}" for name, command in COMMANDS.items()]
+    parser = _Parser(
+        prog="text2img",
+        usage="text2img [COMMAND] [flags]",
+        description="Prompts from a database → pictures by diffusers → PNGs in a bucket or a folder.",
+        epilog="commands (run, where none is given):\n" + "\n".join(lines) + "\n\n"
+        "text2img COMMAND --help lists a command's flags.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"text2img {__version__}")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def _command_parser(name: str) -> argparse.ArgumentParser:
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"text2img {name}",
+        description=command.meaning[:1].upper() + command.meaning[1:] + ".",
+        usage=f"text2img {name} {'FILE ' if name == 'enqueue' else ''}[flags]",
+        allow_abbrev=False,
+    )
+    if name == "run":
+        parser.add_argument(
+            "--dry-run", action="store_true", help="say what would be done, batch by batch; write nothing"
+        )
+    if name == "demo":
+        parser.add_argument("--output", dest="folder", default="text2img-demo", help="the folder it works in")
+        parser.add_argument("--fresh", action="store_true", help="remove the last demo's folder first")
+    if name == "enqueue":
+        parser.add_argument("file", metavar="FILE", help="the prompts; - is standard input")
+    if name == "retry":
+        parser.add_argument("--error-code", help="only prompts that failed with this code")
+    group = parser.add_argument_group
+    sections = {section: group(section) for section in command.groups}
+    for option in _options(command.groups):
+        text = f"{option.meaning} [{option.variable}; default: {option.default_shown}]".replace("%", "%%")
+        sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text)
+    return parser
+
+
+def _options(groups: tuple[str, ...]) -> Iterable[Option]:
+    from text2img.settings import options
+
+    return [option for option in options() if option.group in groups]

@@ -1,0 +1,78 @@
+"""``doctor``: tries every dependency of a run, one line each, and changes nothing that stays."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from text2img.cli import parts
+from text2img.errors import Text2ImgError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from text2img.progress import Progress
+    from text2img.prompts import ModelConfiguration
+    from text2img.settings import Settings
+
+
+class _Doctor:
+    """The trials; each returns what it found or raises what is wrong."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._configuration: ModelConfiguration | None = None
+
+    def database(self) -> str:
+        """Connect, count, read the model configuration."""
+        with closing(parts.database(self._settings)) as database:
+            waiting = database.pending(parts.selection(self._settings))
+            self._configuration = database.model_configuration(self._settings.model_config_id)
+        return f"{waiting} prompts wait"
+
+    def storage(self) -> str:
+        """Write an object and delete it again."""
+        from text2img.storage import open_storage
+
+        open_storage(self._settings.output_url).try_write()
+        return f"{self._settings.output_url} can be written"
+
+    def device(self) -> str:
+        """Look for the device."""
+        from text2img.engine.devices import check_device
+
+        check_device(self._settings.device)
+        return f"{self._settings.device} is there"
+
+    def model(self) -> str:
+        """Find the model and check what can be known without its weights' values."""
+        card = parts.engine(self._settings, self._configuration).inspect()
+        return f"{card.name}, {card.width}×{card.height}, {card.scheduler}"
+
+    def callback(self) -> str:
+        """Reach the receiver without telling it anything."""
+        receiver = parts.receiver(self._settings)
+        return receiver.ping() if receiver else "none is configured"
+
+
+def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
+    """Print a line for each trial; the exit status is that of the first that failed."""
+    del arguments, progress
+    doctor = _Doctor(settings)
+    trials = (doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback)
+    statuses = [_try(trial, settings) for trial in trials]
+    return next((status for status in statuses if status), 0)
+
+
+def _try(trial: Callable[[], str], settings: Settings) -> int:
+    from text2img.progress import Mask
+
+    mask = Mask(settings.secrets)
+    name = trial.__name__
+    try:
+        print(mask(f"{name:<9} ok      {trial()}"))
+    except Text2ImgError as exc:
+        print(mask(f"{name:<9} FAILED  {exc}"))
+        return exc.exit_status
+    return 0

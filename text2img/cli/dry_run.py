@@ -1,0 +1,57 @@
+"""``run --dry-run``: what a run would do, batch by batch. Writes nothing and loads no model."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from text2img.cli import parts
+from text2img.errors import PromptFailed
+from text2img.prompts import Wishes, request
+from text2img.prompts.batches import Batcher
+from text2img.settings import DEFAULT_MODEL, DEFAULTS
+
+if TYPE_CHECKING:
+    from text2img.prompts import Request
+    from text2img.settings import Settings
+
+_SHOWN = 1_000
+_OWN_SIZE = Wishes(width=64, height=64)  # a stand-in: which size it is, only the model knows
+
+
+def show(settings: Settings) -> int:
+    """Print it; the exit status."""
+    with closing(parts.database(settings, create=False)) as database:
+        waiting = database.pending(parts.selection(settings))
+        prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), parts.selection(settings))
+        configuration = database.model_configuration(settings.model_config_id)
+    configured = configuration.wishes if configuration else Wishes()
+    model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
+    total = min(waiting, settings.limit or waiting)
+    print(f"{total} prompts would be made by {model} → {settings.output_url}")
+    batcher = Batcher(settings.batch_size)
+    for prompt in prompts:
+        try:
+            batcher.add([request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))])
+        except PromptFailed as exc:
+            print(f"  {prompt.id} would fail: {exc} ({exc.code})")
+    _print_batches(batcher)
+    if total > len(prompts):
+        print(f"  … and {total - len(prompts)} more")
+    return 0
+
+
+def _print_batches(batcher: Batcher) -> None:
+    number = 0
+    while batch := batcher.take():
+        number += 1
+        ids = ", ".join(str(request.prompt.id) for request in batch)
+        print(f"  batch {number}: {len(batch)} × {_described(batch[0])}: {ids}")
+
+
+def _described(request: Request) -> str:
+    wanted = request.parameters
+    own = (wanted.width, wanted.height) == (_OWN_SIZE.width, _OWN_SIZE.height)
+    size = "the model's own size" if own else f"{wanted.width}×{wanted.height}"
+    scheduler = wanted.scheduler or "the model's own scheduler"
+    return f"{size}, {wanted.num_inference_steps} steps, guidance {wanted.guidance_scale:g}, {scheduler}"

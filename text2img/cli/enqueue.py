@@ -1,0 +1,25 @@
+"""``enqueue FILE``: adds the prompts of a file, all or none of them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from text2img.cli import parts
+from text2img.intake import read_prompts
+
+if TYPE_CHECKING:
+    import argparse
+
+    from text2img.progress import Progress
+    from text2img.settings import Settings
+
+
+def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
+    """Check the whole file, then add what is new; the exit status."""
+    del progress
+    prompts = read_prompts(arguments.file)
+    with closing(parts.database(settings)) as database:
+        added = database.enqueue(prompts)
+    print(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
+    return 0

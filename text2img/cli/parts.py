@@ -1,0 +1,84 @@
+"""Builds what the commands work with from the settings."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from text2img.databases import Collections, Database, Selection, open_database
+
+if TYPE_CHECKING:
+    from text2img.callbacks import Receiver
+    from text2img.callbacks.teller import Teller
+    from text2img.engine import Engine
+    from text2img.prompts import ModelConfiguration
+    from text2img.settings import Settings
+
+
+def database(settings: Settings, *, create: bool = True) -> Database:
+    """The database, opened; with ``create`` its tables and indexes are made."""
+    collections = Collections(
+        datasets=settings.datasets_collection,
+        model_configs=settings.model_configs_collection,
+        dataset_records=settings.dataset_records_collection,
+        runs=settings.runs_collection,
+        callbacks=settings.callbacks_collection,
+    )
+    return open_database(settings.database_url, collections, create=create)
+
+
+def selection(settings: Settings) -> Selection:
+    """Which prompts the command is about."""
+    return Selection(settings.dataset_id)
+
+
+def receiver(settings: Settings) -> Receiver | None:
+    """Who is told of results; None where nobody asked to be."""
+    if not settings.callback_url:
+        return None
+    from text2img.callbacks import Receiver
+
+    return Receiver(settings.callback_url, secret=settings.callback_secret, token=settings.callback_token)
+
+
+def teller(settings: Settings, database: Database, run_id: str, worker: str) -> Teller:
+    """Who tells the receiver of what is recorded; tells nobody where there is none."""
+    from text2img.callbacks.teller import Teller
+
+    return Teller(database, receiver(settings), run_id, worker)
+
+
+def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engine:
+    """The engine for the model that wins: the flag's, then the configuration's, then the default."""
+    from text2img.engine.diffusers import DiffusersEngine
+    from text2img.engine.options import EngineOptions
+    from text2img.prompts import ModelConfiguration
+    from text2img.settings import DEFAULT_MODEL
+
+    configuration = configuration or ModelConfiguration()
+    own = (
+        settings.model_id is None
+    )  # another model than the configuration's has neither its revision nor variant
+    return DiffusersEngine(
+        EngineOptions(
+            model=settings.model_id or configuration.model_path or DEFAULT_MODEL,
+            revision=settings.model_revision or (configuration.revision if own else None),
+            variant=configuration.variant if own else None,
+            device=settings.device,
+            dtype=settings.dtype,
+            safety_checker=configuration.safety_checker,
+        )
+    )
+
+
+def run_id() -> str:
+    """A name for a run that sorts by its start and meets no other."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+
+
+def worker_name() -> str:
+    """Who claims: the host, the process, and a mark that no other worker has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

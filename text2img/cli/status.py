@@ -1,0 +1,61 @@
+"""``status``: where the prompts stand, whose leases run, what is still to be told, and the last runs."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from text2img.cli import parts
+
+if TYPE_CHECKING:
+    import argparse
+
+    from text2img.databases import Counts, Run
+    from text2img.progress import Progress
+    from text2img.settings import Settings
+
+_RUNS_SHOWN = 5
+
+
+def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
+    """Print it; the exit status."""
+    del arguments, progress
+    with closing(parts.database(settings)) as database:
+        counts = database.counts(parts.selection(settings))
+        runs = database.last_runs(_RUNS_SHOWN)
+    print("\n".join([*_prompts(counts), *_runs(runs)]))
+    return 0
+
+
+def _prompts(counts: Counts) -> list[str]:
+    oldest = f"  (oldest {_age(counts.oldest_pending)} old)" if counts.oldest_pending else ""
+    live, expired = counts.live_leases, counts.expired_leases
+    errors = ", ".join(f"{code} {count}" for code, count in sorted(counts.errors.items()))
+    return [
+        f"pending     {counts.pending:>8,}{oldest}",
+        f"processing  {counts.processing:>8,}  (leases: {live:,} live, {expired:,} expired)",
+        f"completed   {counts.completed:>8,}",
+        f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
+        f"untold      {counts.untold:>8,}",
+    ]
+
+
+def _runs(runs: list[Run]) -> list[str]:
+    if not runs:
+        return ["no runs yet"]
+    width = max(len(run.id) for run in runs)
+    return ["last runs:"] + [
+        f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {run.status:<9}  "
+        f"{run.completed:,} completed, {run.failed:,} failed, {run.images_per_second:.2f} images/s"
+        for run in runs
+    ]
+
+
+def _age(moment: datetime) -> str:
+    """How long ago, in its largest unit."""
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,89 @@
+"""The claims a worker holds, kept alive in the background and given back when it leaves.
+
+Knows claims and the database's queue; does not know what is done with a prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Self
+
+from text2img.errors import DatabaseFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from text2img.databases import Queue
+    from text2img.prompts import Claim
+
+log = logging.getLogger(__name__)
+
+
+class Leases:
+    """Extends the leases of all held claims every third of their length, also while the device is busy.
+
+    ``beat`` is called just as often: it says that the run is alive. Leaving the ``with`` block releases
+    what is still held, at once.
+    """
+
+    def __init__(self, queue: Queue, seconds: float, beat: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self._queue = queue
+        self._beat = beat
+        self._held: set[Claim] = set()
+        self._lock = threading.Lock()
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._leave.set()
+        self._thread.join()
+        self.release()
+
+    def hold(self, claims: Iterable[Claim]) -> None:
+        """Keep these alive from now on."""
+        with self._lock:
+            self._held.update(claims)
+
+    def drop(self, claims: Iterable[Claim]) -> None:
+        """These are done with, or lost."""
+        with self._lock:
+            self._held.difference_update(claims)
+
+    def release(self) -> None:
+        """Give back all that is held. Should the database be away, the leases run out by themselves."""
+        with self._lock:
+            claims = sorted(self._held, key=lambda claim: claim.id.name)
+            self._held.clear()
+        if not claims:
+            return
+        try:
+            self._queue.release(claims)
+            log.info("released %d claimed prompts", len(claims), extra={"released": len(claims)})
+        except DatabaseFailed as exc:
+            log.warning(
+                "%d prompts could not be released; they are free again in %g s: %s",
+                len(claims),
+                self.seconds,
+                exc,
+            )
+
+    def _keep(self) -> None:
+        while not self._leave.wait(self.seconds / 3):
+            with self._lock:
+                claims = list(self._held)
+            try:
+                lost = self._queue.extend(claims, self.seconds) if claims else []
+                self._beat()
+            except DatabaseFailed as exc:
+                # The flow itself meets the same failure and decides; here the next turn tries again.
+                log.warning("the leases could not be extended: %s", exc)
+                continue
+            if lost:
+                self.drop(lost)
+                log.warning("%d claims were lost to other workers", len(lost), extra={"lost": len(lost)})

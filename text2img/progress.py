@@ -1,0 +1,244 @@
+"""What happens, told to people (a bar, short lines) or to machines (one JSON object a line).
+
+Knows outcomes and nothing of how they come about. Whatever is written passes the mask of secrets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, unquote
+
+from text2img.errors import ConfigurationError, Stopped, Text2ImgError
+from text2img.prompts import Completed, Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console
+
+    from text2img.prompts import Outcome
+    from text2img.settings import Settings
+
+_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class Mask:
+    """Replaces secrets, and the passwords inside URLs, wherever they turn up in a text."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        words: set[str] = set()
+        for secret in secrets:
+            words |= _parts(secret) if "://" in secret else {secret, secret.removeprefix("whsec_")}
+        words |= {json.dumps(word)[1:-1] for word in words}  # as they stand in a line of JSON
+        # The longest first: a part that is masked too early would leave the rest of the whole standing.
+        self._words = sorted((word for word in words if len(word) > 2), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """The text with ``***`` in place of every secret."""
+        for word in self._words:
+            text = text.replace(word, "***")
+        return text
+
+
+def _parts(url: str) -> set[str]:
+    """What must not be shown of a URL, also where it is taken apart: itself, its password, its query."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite":
+        return set()
+    rest, _, query = rest.partition("?")
+    password = rest.partition("/")[0].rpartition("@")[0].partition(":")[2]
+    return {url, query, password, unquote(password), quote(unquote(password), safe="")}
+
+
+class _Masked(logging.Formatter):
+    """A formatter whose output passes the mask; ``traces`` keeps stack traces in."""
+
+    def __init__(self, mask: Mask, *, traces: bool) -> None:
+        super().__init__()
+        self._mask = mask
+        self._traces = traces
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {name: value for name, value in vars(record).items() if name not in _RECORD_FIELDS}
+        trace = ""
+        if record.exc_info and self._traces:
+            trace = "".join(traceback.format_exception(*record.exc_info))
+        return self._mask(self.write(record, facts, trace))
+
+    def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
+        """The record as text."""
+        raise NotImplementedError
+
+
+class JsonLines(_Masked):
+    """One JSON object a line, with ``severity`` as Google Cloud's log agents read it."""
+
+    def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
+        """``time``, ``severity`` and ``message``, then what the event carries."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": moment, "severity": record.levelname, "message": record.getMessage(), **facts}
+        if trace:
+            line["stack_trace"] = trace
+        return json.dumps(line, default=str)
+
+
+class TextLines(_Masked):
+    """A line for people."""
+
+    def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
+        """Time, level where it matters, and the message."""
+        del facts
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}"
+        return f"{line}\n{trace}" if trace else line
+
+
+class _Console(logging.Handler):
+    """Writes above the bar instead of through it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class Progress(Protocol):
+    """Told of what happens, from several threads."""
+
+    def begin(self, total: int) -> None:
+        """The work begins; about ``total`` prompts wait."""
+        ...
+
+    def step(self, done: int, of: int) -> None:
+        """The batch on the device has made ``done`` of its steps."""
+        ...
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """These outcomes are recorded."""
+        ...
+
+    def end(self) -> None:
+        """The work is over, well or not. May be repeated."""
+        ...
+
+
+class Silent:
+    """No bar: the log lines say it all."""
+
+    def begin(self, total: int) -> None:
+        """Say nothing."""
+
+    def step(self, done: int, of: int) -> None:
+        """Say nothing."""
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Say nothing."""
+
+    def end(self) -> None:
+        """Say nothing."""
+
+
+class Bar:
+    """A bar on a terminal: images done, images a second, time left, failures, steps within the batch."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("images"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}{task.fields[steps]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("images", pace="", failures="", steps="")
+        self._begun = time.monotonic()
+        self._completed = 0
+        self._failed = 0
+
+    def begin(self, total: int) -> None:
+        """Show the bar."""
+        self._begun = time.monotonic()
+        self._progress.update(self._task, total=total)
+        self._progress.start()
+
+    def step(self, done: int, of: int) -> None:
+        """Show the steps of the batch that is on the device."""
+        self._progress.update(self._task, steps=f"step {done}/{of}")
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """Move the bar on by what is final."""
+        self._completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
+        self._failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
+        pace = self._completed / max(time.monotonic() - self._begun, 1e-9)
+        self._progress.update(
+            self._task,
+            completed=self._completed + self._failed,
+            pace=f"{pace:.2f} images/s",
+            failures=f"[red]{self._failed} failed[/] " if self._failed else "",
+        )
+
+    def end(self) -> None:
+        """Leave the bar as it stands."""
+        self._progress.update(self._task, steps="")
+        self._progress.stop()
+
+
+def set_up(settings: Settings, mask: Mask) -> Progress:
+    """Route all logging as the settings ask, and give the progress that goes with it.
+
+    Raises ConfigurationError for a log file that cannot be written.
+    """
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)  # other people's libraries speak up only when something is wrong
+    logging.getLogger("text2img").setLevel(settings.log_level)
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    debug = settings.log_level == "DEBUG"
+    people = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    progress: Progress = Silent()
+    handler: logging.Handler = logging.StreamHandler()
+    if people and sys.stderr.isatty():
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        progress, handler = Bar(console), _Console(console)
+        handler.setLevel(logging.DEBUG if debug else logging.WARNING)  # the bar says the rest
+    handler.setFormatter((TextLines if people else JsonLines)(mask, traces=debug))
+    root.addHandler(handler)
+    if settings.log_file:
+        root.addHandler(_file(settings.log_file, mask))
+    return progress
+
+
+def report_failure(exc: Exception) -> int:
+    """Say in one line what ended the command (a stack trace where the settings want it); its exit status."""
+    log = logging.getLogger("text2img")
+    if isinstance(exc, Stopped):
+        log.warning("%s; what was claimed is released", exc)
+    elif isinstance(exc, Text2ImgError):
+        log.error("%s", exc, exc_info=exc)
+    else:
+        first = (str(exc).splitlines() or [""])[0]
+        log.error("unexpected %s: %s; --log-level DEBUG shows where", type(exc).__name__, first, exc_info=exc)
+    return getattr(exc, "exit_status", 1)
+
+
+def _file(path: str, mask: Mask) -> logging.Handler:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigurationError(f"--log-file {path} cannot be written: {exc.strerror}") from exc
+    handler.setFormatter(JsonLines(mask, traces=True))
+    return handler
