@@ -1,4 +1,4 @@
-"""What all tests share: one thread for torch, no network but loopback, and services that must be there in CI."""
+"""What all tests share: one thread for torch, no hub, and the servers that fixtures start."""
 
 from __future__ import annotations
 

@@ -35,8 +35,12 @@ def read_prompts(path: str) -> list[NewPrompt]:
 
     Raises ConfigurationError with a line for each thing that is wrong.
     """
-    name, text = ("standard input", _standard_input()) if path == "-" else (path, _read(path))
-    parse = _parser(Path(path).suffix.lower() if path != "-" else _guess(text))
+    if path == "-":
+        name, text = "standard input", _standard_input()
+        parse = _parser(_guess(text))
+    else:
+        parse = _parser(Path(path).suffix.lower())
+        name, text = path, _read(path)
     prompts: dict[PromptId, NewPrompt] = {}
     wrong: list[str] = []
     for where, entry in _parsed(parse, text, name):

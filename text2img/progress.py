@@ -52,8 +52,11 @@ def _parts(url: str) -> set[str]:
     if scheme == "sqlite":
         return set()
     rest, _, query = rest.partition("?")
-    password = rest.partition("/")[0].rpartition("@")[0].partition(":")[2]
-    return {url, query, password, unquote(password), quote(unquote(password), safe="")}
+    authority, _, path = rest.partition("/")
+    password = authority.rpartition("@")[0].partition(":")[2]
+    # A webhook's path may be its password; a database's is its name, which may be shown.
+    own = path if scheme in {"http", "https"} and len(path) > 8 else ""
+    return {url, query, own, password, unquote(password), quote(unquote(password), safe="")}
 
 
 class _Masked(logging.Formatter):

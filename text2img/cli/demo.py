@@ -73,7 +73,7 @@ def _enqueue(settings: Settings, prompts: Sequence[NewPrompt]) -> int:
 
 
 def _show(prompts: Sequence[NewPrompt], folder: Path) -> None:
-    """Write the contact sheet, and say how many pictures show what was asked for: the judge looks at pixels."""
+    """Write the contact sheet, and say how many pictures show what was asked for, by their pixels."""
     from PIL import Image
 
     from text2img.demo.judge import judge

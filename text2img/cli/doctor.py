@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts
-from text2img.errors import Text2ImgError
+from text2img.errors import RunFailed, Text2ImgError
 
 if TYPE_CHECKING:
     import argparse
@@ -52,8 +52,15 @@ class _Doctor:
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
+        from text2img.callbacks import Result
+
         receiver = parts.receiver(self._settings)
-        return receiver.ping() if receiver else "none is configured"
+        if receiver is None:
+            return "none is configured"
+        verdict = receiver.ping()
+        if verdict.result is not Result.TOLD:
+            raise RunFailed(verdict.detail)
+        return verdict.detail
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:

@@ -189,11 +189,13 @@ class Job:
 
     def _close(self, status: str, *, worked: bool) -> None:
         """Keep the run's end and tell of it; a database that has failed has been reported already."""
+        patience = self._settings.callback_patience
+        patience = patience if status == "completed" else min(patience, 2)
         try:
+            self._teller.close(status, patience)
             if worked:
                 self._save(status)
-            patience = self._settings.callback_patience
-            self._teller.finish(status, patience if status == "completed" else min(patience, 2))
+            self._teller.finish(patience)
         except DatabaseFailed as exc:
             if status == "completed":
                 raise

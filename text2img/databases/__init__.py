@@ -124,6 +124,10 @@ class Queue(Protocol):
         """
         ...
 
+    def peek(self, limit: int, selection: Selection) -> list[Prompt]:
+        """What ``claim`` would give at this moment, left as it is: the claims in it are nobody's."""
+        ...
+
     def start(self, claims: Sequence[Claim]) -> None:
         """Mark that these are on the device now: should the worker die, it counts as their death.
 
@@ -132,7 +136,10 @@ class Queue(Protocol):
         ...
 
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
-        """Let the leases run ``lease_seconds`` from now; returns the claims that are lost. May be repeated."""
+        """Let the leases run ``lease_seconds`` from now; returns the claims that are lost.
+
+        May be repeated.
+        """
         ...
 
     def holds(self, claim: Claim) -> bool:
@@ -244,8 +251,8 @@ class Journal(Protocol):
 class Database(Queue, Telling, Journal, Protocol):
     """All of it. Safe to use from several threads."""
 
-    def open(self) -> None:
-        """Connect, and make the tables and indexes that the claim uses.
+    def open(self, *, create: bool = True) -> None:
+        """Connect, and make the tables and indexes that the claim uses; without ``create`` write nothing.
 
         Raises DatabaseFailed within 20 seconds when that cannot be done. Opening again is harmless.
         """
@@ -256,8 +263,8 @@ class Database(Queue, Telling, Journal, Protocol):
         ...
 
 
-def open_database(url: str, collections: Collections) -> Database:
-    """The adapter for a database URL, opened.
+def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:
+    """The adapter for a database URL, opened; without ``create`` nothing is written on the way.
 
     Raises ConfigurationError for a URL that cannot be read and DatabaseFailed where nobody answers.
     """
@@ -274,5 +281,9 @@ def open_database(url: str, collections: Collections) -> Database:
         raise ConfigurationError(
             "the database URL starts with none of mongodb://, mongodb+srv:// or sqlite:///; check --database"
         )
-    database.open()
+    try:
+        database.open(create=create)
+    except BaseException:
+        database.close()
+        raise
     return database

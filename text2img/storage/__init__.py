@@ -41,6 +41,13 @@ class ImageStorage(Protocol):
         ...
 
 
+def check_name(name: str) -> str:
+    """The name itself; ValueError, which is a bug of ours, for one that PromptId.name could not have made."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} is no object name")
+    return name
+
+
 def open_storage(url: str) -> ImageStorage:
     """The adapter for an output URL: ``gs://bucket/prefix`` or a folder. Touches no network and no file.
 

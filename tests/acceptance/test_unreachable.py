@@ -1,0 +1,111 @@
+"""What a run cannot do without: missing, it is one clear line, status 1, within 30 s, and nothing claimed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from tests.acceptance import product
+from tests.servers import free_port
+
+DATABASE = ("--database", "sqlite:///prompts.db")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with one pending prompt."""
+    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
+    assert product.run("enqueue", *DATABASE, "prompts.txt", folder=tmp_path).returncode == 0
+    return tmp_path
+
+
+def _failure(folder, *arguments, **variables):
+    """The last line of standard error, of a run that must end with status 1 and leave its prompt alone."""
+    started = time.monotonic()
+    finished = product.run(*arguments, folder=folder, timeout=60, **variables)
+    assert time.monotonic() - started < 30
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    line = json.loads(product.errors(finished)[-1])
+    assert line["severity"] == "ERROR"
+    if "--database" in arguments:
+        assert "pending            1" in product.run("status", *DATABASE, folder=folder).stdout
+    return line["message"]
+
+
+def test_no_mongodb_server(tmp_path):
+    """A MongoDB server that does not answer is named with its host; its password is not."""
+    port = free_port()
+    uri = f"mongodb://night:pass-word@127.0.0.1:{port}/prompts"
+    message = _failure(tmp_path, "--mongo-uri", uri, "--output", "pictures")
+    assert f"127.0.0.1:{port}" in message
+    assert "pass-word" not in message
+
+
+def test_no_bucket(folder, gcs_server):
+    """A bucket that does not exist is named."""
+    arguments = (*DATABASE, "--gcs-bucket", "no-such-bucket", "--model-id", str(product.MODEL))
+    assert "no-such-bucket" in _failure(folder, *arguments, STORAGE_EMULATOR_HOST=gcs_server.host)
+
+
+def test_no_storage_server(folder):
+    """A storage that nobody serves is one line."""
+    host = f"http://127.0.0.1:{free_port()}"
+    arguments = (*DATABASE, "--gcs-bucket", "pictures", "--model-id", str(product.MODEL))
+    assert "Cloud Storage" in _failure(folder, *arguments, STORAGE_EMULATOR_HOST=host)
+
+
+def test_no_model_folder(folder):
+    """A model folder that is not there is named."""
+    assert "no-such-model" in _failure(folder, *DATABASE, "--output", "p", "--model-id", "./no-such-model")
+
+
+def test_no_hub(folder):
+    """A hub that cannot be reached: the model is named, and nothing is waited for."""
+    assert "somebody/some-model" in _failure(
+        folder, *DATABASE, "--output", "p", "--model-id", "somebody/some-model"
+    )
+
+
+def test_half_a_model(folder):
+    """A model whose weights were cut off in the middle is found out before anything is claimed."""
+    model = folder / "model"
+    shutil.copytree(product.MODEL, model)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    message = _failure(folder, *DATABASE, "--output", "p", "--model-id", str(model))
+    assert "diffusion_pytorch_model.safetensors" in message
+
+
+def test_no_gpu(folder):
+    """``--device cuda`` without a GPU fails at once and says how a container gets one."""
+    message = _failure(folder, *DATABASE, "--output", "p", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert "--gpus all" in message
+
+
+def test_a_folder_that_cannot_be_written(folder):
+    """An output folder whose place is taken by a file is one line."""
+    (folder / "p").write_text("a file")
+    assert str(folder / "p") in _failure(folder, *DATABASE, "--output", "p", "--model-id", str(product.MODEL))
+
+
+def test_doctor_names_what_is_wrong(folder):
+    """``doctor`` tries everything, one line each, and ends with the status of the first failure."""
+    arguments = (*DATABASE, "--output", "pictures", "--model-id", "./no-such-model")
+    finished = product.run("doctor", *arguments, folder=folder, timeout=60)
+    lines = dict(line.split(maxsplit=1) for line in finished.stdout.splitlines())
+    assert finished.returncode == 1
+    assert {name: verdict.split()[0] for name, verdict in lines.items()} == {
+        "database": "ok", "storage": "ok", "device": "ok", "model": "FAILED", "callback": "ok",
+    }  # fmt: skip
+    assert [path.name for path in folder.glob("pictures/*")] == []
+
+
+def test_doctor_is_content(folder):
+    """With all in order, ``doctor`` ends with status 0."""
+    arguments = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
+    finished = product.run("doctor", *arguments, folder=folder, timeout=60)
+    assert finished.returncode == 0, finished.stdout

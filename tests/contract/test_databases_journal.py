@@ -1,0 +1,208 @@
+"""Journal, on every database: configurations, runs, counts, new prompts and retries."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.contract.database_suite import ALL, completed, failed, postponed, texts
+from text2img.databases import NewPrompt, Run, Selection
+from text2img.errors import ConfigurationError, ErrorCode
+from text2img.prompts import ModelConfiguration, PromptId, Wishes
+
+_NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+
+
+def _new(name, **fields):
+    wishes = fields.pop("wishes", Wishes())
+    return NewPrompt(id=PromptId("str", name), text=f"a {name}", wishes=wishes, **fields)
+
+
+def _configure(stand, **fields):
+    stand.put({"_id": "c", "model_type": "stable_diffusion", **fields}, table="model_configs")
+
+
+def test_a_model_configuration_is_read_whole(stand):
+    """Every documented field arrives, as a wish or as the model's."""
+    given = {"model_path": "gs://b/m", "revision": "r", "variant": "fp16", "safety_checker": False}
+    wished = {
+        "scheduler": "ddim",
+        "num_inference_steps": 9,
+        "guidance_scale": 3.5,
+        "width": 256,
+        "height": 320,
+    }
+    _configure(stand, **given, **wished, negative_prompt="blurry")
+    expected = ModelConfiguration(
+        **given, wishes=Wishes(**wished, negative_prompt="blurry"), id=PromptId("str", "c")
+    )
+    assert stand.database.model_configuration(None) == expected
+    assert stand.database.model_configuration("c") == expected
+
+
+def test_without_a_configuration_there_is_none(stand):
+    """No configuration of that type is no error, unless one was asked for by its id."""
+    stand.put({"_id": 1, "model_type": "video"}, table="model_configs")
+    assert stand.database.model_configuration(None) is None
+    with pytest.raises(ConfigurationError, match="no model configuration with the _id 'spring'"):
+        stand.database.model_configuration("spring")
+
+
+def test_a_configuration_is_matched_by_number_and_text(stand):
+    """An id that reads as a number finds the numbered configuration."""
+    stand.put({"_id": 7, "model_type": "stable_diffusion", "model_path": "m"}, table="model_configs")
+    assert stand.database.model_configuration("7").model_path == "m"
+
+
+def test_the_first_configuration_is_the_same_each_time(stand):
+    """Of several, the one with the smallest id is taken."""
+    for name in "bac":
+        stand.put({"_id": name, "model_type": "stable_diffusion", "model_path": name}, table="model_configs")
+    assert stand.database.model_configuration(None).model_path == "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {"guidance_scal": 3},
+            "'guidance_scal' is no field of a model configuration; did you mean guidance_scale",
+        ),
+        ({"num_inference_steps": 0}, "num_inference_steps must be between 1 and 1000; it is 0"),
+        ({"width": 500}, "width must be a multiple of 8"),
+        ({"guidance_scale": "high"}, "guidance_scale must be a number; it is 'high'"),
+        ({"scheduler": "eular"}, "did you mean euler"),
+        ({"model_path": 7}, "model_path must be text"),
+        ({"safety_checker": "no"}, "safety_checker must be true or false; it is 'no'"),
+    ],
+)
+def test_a_wrong_configuration_names_the_field(stand, fields, sentence):
+    """An unknown or impossible field is an error that names it and the configuration."""
+    _configure(stand, **fields)
+    with pytest.raises(ConfigurationError, match="model configuration c: ") as caught:
+        stand.database.model_configuration(None)
+    assert sentence in str(caught.value)
+
+
+def test_a_configuration_of_another_kind_is_refused_by_id(stand):
+    """Asked for by its id, a configuration for other work is no silent fallback."""
+    stand.put({"_id": "v", "model_type": "video"}, table="model_configs")
+    with pytest.raises(ConfigurationError, match="model_type must be stable_diffusion; it is 'video'"):
+        stand.database.model_configuration("v")
+
+
+def test_a_run_is_kept_and_replaced(stand):
+    """The run's document says what the run was, to the last figure; saving it again replaces it."""
+    run = Run(id="r", started_at=_NOW, host="h", model="m")
+    stand.database.save_run(run, 60)
+    assert stand.database.last_runs(5) == [run]
+    assert "lease_expires_at" in stand.backend.get("r", "runs")
+    over = Run(
+        id="r",
+        started_at=_NOW,
+        host="h",
+        status="completed",
+        finished_at=_NOW + timedelta(minutes=1),
+        completed=3,
+        failed=2,
+        postponed=1,
+        images_per_second=1.5,
+        device_busy=0.9,
+        peak_memory=2**33,
+        seconds={"claim": 0.5},
+        versions={"torch": "2"},
+    )
+    stand.database.save_run(over, 60)
+    assert stand.database.last_runs(5) == [over]
+    assert "lease_expires_at" not in stand.backend.get("r", "runs")
+
+
+def test_the_last_runs_come_newest_first(stand):
+    """At most as many as asked for, the newest first."""
+    for n in range(4):
+        stand.database.save_run(Run(id=f"r{n}", started_at=_NOW + timedelta(hours=n), host="h"), 60)
+    assert [run.id for run in stand.database.last_runs(3)] == ["r3", "r2", "r1"]
+
+
+def test_counts_say_where_everything_stands(stand):
+    """Each status, live and expired leases, errors by code, and what is untold."""
+    stand.put(*({"_id": n} for n in range(8)), {"_id": "later", "dataset_id": "spring"})
+    live, expired = stand.claim("a", 1)[0], stand.claim("a", 2, 0)
+    done, bad, worse, again = stand.claim("b", 4)
+    stand.record(
+        completed(done), failed(bad), failed(worse, ErrorCode.NOT_FINITE), postponed(again, 60), tell=True
+    )
+    counts = stand.database.counts(ALL)
+    assert (counts.pending, counts.processing, counts.completed, counts.error) == (3, 3, 1, 2)
+    assert (counts.live_leases, counts.expired_leases, counts.untold) == (1, 2, 3)
+    assert dict(counts.errors) == {"safety": 1, "not_finite": 1}
+    assert stand.database.counts(Selection("spring")).pending == 1
+    assert stand.database.holds(live.claim)
+    assert len(expired) == 2
+
+
+def test_counts_of_nothing_are_zero(stand):
+    """An empty database has counts as well."""
+    counts = stand.database.counts(ALL)
+    assert (counts.pending, counts.untold, counts.oldest_pending, dict(counts.errors)) == (0, 0, None, {})
+
+
+def test_the_oldest_pending_prompt_is_told(stand):
+    """Its time is when it was enqueued; a prompt that is no longer pending does not count."""
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    stand.database.enqueue([_new("boat")])
+    assert before < stand.database.counts(ALL).oldest_pending < datetime.now(UTC) + timedelta(seconds=1)
+    stand.claim()
+    assert stand.database.counts(ALL).oldest_pending is None
+
+
+def test_enqueue_adds_what_is_new(stand):
+    """Known ids stay untouched, whatever has become of them; the number of new ones is returned."""
+    assert stand.database.enqueue([_new("a"), _new("b")]) == 2
+    stand.record(completed(stand.claim(limit=1)[0]))
+    assert stand.database.enqueue([_new("a"), _new("b"), _new("c"), _new("c")]) == 1
+    assert stand.get("a")["status"] == "completed"
+    assert stand.backend.count("datasets") == 3
+    assert stand.database.enqueue([]) == 0
+
+
+def test_an_enqueued_prompt_arrives_as_written(stand):
+    """Text, wishes, data set and priority come out of the claim; what was not wished is not there."""
+    wishes = Wishes(seed=5, width=640, scheduler="euler")
+    stand.database.enqueue([_new("boat", wishes=wishes, dataset_id="spring", priority=2.5)])
+    (prompt,) = stand.claim(selection=Selection("spring"))
+    assert (prompt.text, prompt.wishes, prompt.priority) == ("a boat", wishes, 2.5)
+    assert not {"height", "negative_prompt", "attempts"} & set(stand.get("boat"))
+
+
+def test_many_prompts_are_enqueued_lazily(stand):
+    """More than one helping goes in, from anything that yields prompts."""
+    assert stand.database.enqueue(_new(f"p{n:04}") for n in range(1203)) == 1203
+    assert stand.database.enqueue([_new("p0000"), _new("p1202"), _new("p1203")]) == 1
+
+
+def test_retry_forgets_the_failure(stand):
+    """Failed prompts are pending as if new; others, and the owner's fields, stay as they are."""
+    stand.put({"_id": 1, "mine": "kept"}, {"_id": 2})
+    one, two = stand.claim()
+    stand.database.start([one.claim])
+    stand.record(failed(one), completed(two), tell=True)
+    assert stand.database.retry(None, ALL) == 1
+    found = stand.get(1)
+    gone = {"error", "error_code", "error_at", "attempts", "deaths", "untold", "run_id"}
+    assert not gone & set(found)
+    assert (found["status"], found["mine"]) == ("pending", "kept")
+    (again,) = stand.claim()
+    assert (again.claim.number, again.attempts, again.deaths) == (2, 0, 0)
+
+
+def test_retry_can_be_narrowed(stand):
+    """By error code and by data set."""
+    stand.put({"_id": 1, "dataset_id": "a"}, {"_id": 2, "dataset_id": "b"}, {"_id": 3, "dataset_id": "b"})
+    one, two, three = stand.claim()
+    stand.record(failed(one), failed(two), failed(three, ErrorCode.NOT_FINITE))
+    assert stand.database.retry(ErrorCode.SAFETY, Selection("b")) == 1
+    assert texts(stand.claim()) == ["2"]
+    assert stand.database.retry(ErrorCode.ABANDONED, ALL) == 0
+    assert stand.database.retry(None, ALL) == 2

@@ -1,0 +1,182 @@
+"""Outcomes, on every database: what is written down, under which claim, and what a repetition does."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from tests.contract.database_suite import ALL, completed, failed, postponed, texts
+from text2img.errors import ErrorCode
+from text2img.prompts import Failed
+
+_CLAIM = {"claimed_by", "claim_token", "lease_expires_at", "started_claim"}
+
+
+def _moment(value):
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def test_a_completed_prompt_says_what_was_made(stand):
+    """Where the picture is, what it was made with and by which run; nothing of the claim is left."""
+    stand.put({"_id": 1, "seed": 7, "mine": "kept", "negative_prompt": "$blurry"})
+    prompt = stand.claim_one()
+    done = completed(prompt, image_url="gs://b/1.png")
+    assert stand.record(done) == [done]
+    found = stand.get(1)
+    assert (found["status"], found["image_url"], found["run_id"]) == ("completed", "gs://b/1.png", "run-1")
+    assert (found["sha256"], found["mine"], found["seed"]) == ("ab" * 32, "kept", 7)
+    assert _moment(found["completed_at"]).tzinfo
+    assert found["used"] == {
+        "seed": 7,
+        "num_inference_steps": 20,
+        "guidance_scale": 7.5,
+        "width": 512,
+        "height": 512,
+        "scheduler": "euler",
+        "negative_prompt": "$blurry",
+        "model": "m",
+    }
+    assert not (_CLAIM | {"untold", "error", "not_before"}) & set(found)
+    assert stand.claim() == []
+
+
+def test_a_result_says_the_same_flat(stand):
+    """One result for the prompt, by its id, with the parameters used beside the rest."""
+    stand.put({"_id": "p", "text": "$5 boats"})
+    stand.record(completed(stand.claim_one(), image_url="gs://b/p.png", truncated=True))
+    found = stand.result("p")
+    assert (found["prompt"], found["image_url"], found["gcs_url"]) == ("$5 boats", *["gs://b/p.png"] * 2)
+    assert (found["status"], found["model"], found["run_id"]) == ("completed", "m", "run-1")
+    assert (found["width"], found["height"], found["num_inference_steps"]) == (512, 512, 20)
+    assert (found["guidance_scale"], found["scheduler"], found["negative_prompt"]) == (7.5, "euler", "")
+    assert (bool(found["prompt_truncated"]), found["claim_number"]) == (True, 1)
+    assert isinstance(found["seed"], int)
+    assert _moment(found["created_at"]).tzinfo
+
+
+def test_a_picture_elsewhere_has_no_gcs_url(stand):
+    """Only a gs:// URL stands as gcs_url."""
+    stand.put({"_id": 1})
+    stand.record(completed(stand.claim_one(), image_url="/pictures/1.png"))
+    assert stand.result(1).get("gcs_url") is None
+
+
+def test_a_failed_prompt_says_why(stand):
+    """Code, sentence, time and attempts stand in the document; no result is written."""
+    stand.put({"_id": 1})
+    prompt = stand.claim_one()
+    assert len(stand.record(failed(prompt))) == 1
+    found = stand.get(1)
+    assert (found["status"], found["error"], found["error_code"]) == ("error", "$it was flagged", "safety")
+    assert (found["attempts"], found["run_id"]) == (1, "run-1")
+    assert _moment(found["error_at"]).tzinfo
+    assert not _CLAIM & set(found)
+    assert stand.backend.count("dataset_records") == 0
+
+
+def test_a_postponed_prompt_comes_back_with_its_attempts(stand):
+    """Pending again once its wait is over, with one more attempt and the reason kept."""
+    stand.put({"_id": 1}, {"_id": 2})
+    first, second = stand.claim()
+    assert len(stand.record(postponed(first, 0), postponed(second, 3600))) == 2
+    assert stand.get(1)["status"] == "pending"
+    assert not _CLAIM & set(stand.get(1))
+    assert stand.database.postponed(ALL) == 1
+    again = stand.claim()
+    assert texts(again) == ["1"]
+    assert again[0].attempts == 1
+    stand.record(completed(again[0]))
+    assert not {"attempts", "error", "error_code", "error_at"} & set(stand.get(1))
+
+
+def test_mixed_outcomes_are_all_written(stand):
+    """A batch's outcomes of every kind go in together, in the order they came."""
+    stand.put(*({"_id": n} for n in range(3)))
+    one, two, three = stand.claim()
+    outcomes = [completed(one), failed(two), postponed(three, 60)]
+    assert stand.record(*outcomes) == outcomes
+    assert [stand.get(n)["status"] for n in range(3)] == ["completed", "error", "pending"]
+
+
+def test_recording_again_is_harmless(stand):
+    """A repetition counts as written and changes nothing; there is one result still."""
+    stand.put(*({"_id": n} for n in range(3)))
+    one, two, three = stand.claim()
+    outcomes = [completed(one), failed(two), postponed(three, 60)]
+    stand.record(*outcomes)
+    before = [stand.get(n) for n in range(3)]
+    assert stand.record(*outcomes) == outcomes
+    assert [stand.get(n) for n in range(3)] == before
+    assert stand.backend.count("dataset_records") == 1
+
+
+def test_only_lost_claims_are_dropped(stand):
+    """Of a batch of which one claim was lost, the rest is written."""
+    stand.put({"_id": 1}, {"_id": 2})
+    mine, lost = stand.claim("a", lease=0)
+    stand.database.extend([mine.claim], 60)
+    stand.claim_one("b")
+    kept = completed(mine)
+    assert stand.record(kept, completed(lost)) == [kept]
+    assert (stand.get(1)["status"], stand.get(2)["status"]) == ("completed", "processing")
+
+
+def test_a_result_of_a_greater_claim_stays(stand):
+    """A late worker never overwrites what a later claim has made."""
+    stand.put({"_id": 1})
+    late, holder = stand.claim_one("a", lease=0), stand.claim_one("b")
+    assert len(stand.record(completed(holder, model="new"))) == 1
+    assert stand.record(completed(late, model="old")) == []
+    assert stand.record(failed(late)) == []
+    assert (stand.result(1)["model"], stand.result(1)["claim_number"]) == ("new", 2)
+    assert stand.get(1)["used"]["model"] == "new"
+
+
+def test_a_later_claim_replaces_the_result(stand):
+    """A prompt that is put back and done again has one result: the new one."""
+    stand.put({"_id": 1})
+    stand.record(completed(stand.claim_one(), model="old"))
+    stand.backend.change(1, {"status": "pending"})
+    assert len(stand.record(completed(stand.claim_one(), model="new"))) == 1
+    assert stand.result(1)["model"] == "new"
+    assert stand.backend.count("dataset_records") == 1
+
+
+def test_a_result_older_than_claims_is_replaced(stand):
+    """A result that another program left, without a claim number, does not stand in the way."""
+    stand.put({"dataset_id": 1, "prompt": "old"}, table="dataset_records")
+    stand.put({"_id": 1})
+    assert len(stand.record(completed(stand.claim_one()))) == 1
+    assert stand.result(1)["prompt"] == "a boat"
+
+
+def test_a_prompt_put_back_without_its_number_is_done_in_the_end(stand):
+    """An owner who removed the job's fields meets a result with a greater number once, not for ever."""
+    stand.put({"_id": 1}, {"_id": 2})
+    stand.put({"dataset_id": 1, "claim_number": 8}, table="dataset_records")
+    first, other = stand.claim()
+    beside = completed(other)
+    assert stand.record(completed(first), beside) == [beside]
+    again = stand.claim_one()
+    assert again.claim.number == 9
+    assert len(stand.record(completed(again))) == 1
+    assert stand.result(1)["claim_number"] == 9
+
+
+def test_failing_after_a_success_leaves_no_stale_picture(stand):
+    """A prompt done once, put back and failed says nothing of the earlier picture any more."""
+    stand.put({"_id": 1})
+    stand.record(completed(stand.claim_one()))
+    stand.backend.change(1, {"status": "pending"})
+    stand.record(failed(stand.claim_one()))
+    assert not {"image_url", "completed_at", "sha256", "used"} & set(stand.get(1))
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_error_code_is_kept(stand, code):
+    """Each code stands as its own word."""
+    stand.put({"_id": 1})
+    stand.record(Failed(prompt=stand.claim_one(), code=code, sentence="no", attempts=2))
+    assert stand.get(1)["error_code"] == code.value
+    assert dict(stand.database.counts(ALL).errors) == {code.value: 1}

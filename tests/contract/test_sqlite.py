@@ -1,0 +1,182 @@
+"""What holds for SQLite alone: files, tables filled by hand, indexes that serve, errors in one line."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import pytest
+
+from tests.contract.database_suite import ALL, completed, opened, texts
+from text2img.databases import Collections, NewPrompt, open_database
+from text2img.databases.sqlite.queue import EXPIRED, ORDER, PENDING
+from text2img.errors import ConfigurationError, DatabaseFailed
+from text2img.prompts import PromptId, Wishes
+
+
+def _execute(file, *statements):
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_prompts_can_be_inserted_in_the_shell(sqlite_stand):
+    """An id and a text are enough; the other documented columns are there to be filled."""
+    _execute(
+        sqlite_stand.backend.file,
+        "INSERT INTO datasets (_id, text) VALUES (1, 'a boat')",
+        "INSERT INTO datasets (_id, text, status, width, priority) VALUES ('x', 'a ship', NULL, '512', 2)",
+        "INSERT INTO datasets (_id, text, not_before) VALUES (2, 'later', datetime('now', '+1 hour'))",
+        "INSERT INTO datasets (_id, text, not_before) VALUES (3, 'now', datetime('now', '-1 second'))",
+        "INSERT INTO datasets (_id, text, not_before) VALUES (4, 'now', 'soon')",
+    )
+    prompts = sqlite_stand.claim()
+    assert texts(prompts) == ["x", "1", "3", "4"]
+    assert prompts[0].wishes.width == "512"
+
+
+def test_a_table_of_the_owners_gets_the_missing_columns(tmp_path):
+    """A table with but an id and a text is taken as it is and completed."""
+    file = tmp_path / "p.db"
+    _execute(
+        file,
+        "CREATE TABLE datasets (_id INTEGER PRIMARY KEY, text TEXT, mine TEXT)",
+        "INSERT INTO datasets VALUES (1, 'a boat', 'kept')",
+    )
+    database = opened(f"sqlite:///{file}")
+    (prompt,) = database.claim("w", 5, 60, ALL)
+    assert database.record([completed(prompt)], "r", tell=False)
+    database.close()
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT mine, status FROM datasets").fetchall() == [("kept", "completed")]
+
+
+def test_the_claim_uses_its_index(sqlite_stand):
+    """Neither pending prompts nor expired leases are found by looking at every row, or by sorting."""
+    with closing(sqlite3.connect(sqlite_stand.backend.file)) as connection:
+        for condition in (PENDING, EXPIRED):
+            query = f"EXPLAIN QUERY PLAN SELECT _id FROM datasets WHERE {condition} {ORDER}"  # noqa: S608
+            plan = str(connection.execute(query, {"now": "x", "limit": 1}).fetchall())
+            assert "USING INDEX datasets_claim" in plan
+            assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.parametrize("name", ["relative.db", "sub/relative.db", "with space.db", "ünï.db"])
+def test_a_url_names_a_file_from_here(tmp_path, monkeypatch, name):
+    """Three slashes: a path from the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    opened(f"sqlite:///{name}").close()
+    assert (tmp_path / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:////", "sqlite://host/p.db", "sqlite:p.db"]
+)
+def test_a_url_without_a_file_is_a_configuration_error(url):
+    """The sentence shows how the URL is written."""
+    with pytest.raises(ConfigurationError, match=r"sqlite:///prompts\.db"):
+        opened(url)
+
+
+def test_memory_is_no_database_for_a_job():
+    """What is in memory would end with the run."""
+    with pytest.raises(ConfigurationError, match="in memory ends with the run"):
+        opened("sqlite:///:memory:")
+
+
+def test_an_unknown_scheme_is_a_configuration_error():
+    """The schemes that are known are named."""
+    with pytest.raises(ConfigurationError, match="mongodb://"):
+        opened("postgres://h/db")
+
+
+def test_files_that_cannot_serve_are_said_in_one_line(tmp_path):
+    """A missing folder, a folder, a text file and a read-only database each have a clear sentence."""
+    text, folder = tmp_path / "notes.txt", tmp_path / "folder"
+    text.write_text("these are notes, and long enough to be read as a header of a database\n" * 20)
+    folder.mkdir()
+    for path, said in [
+        (tmp_path / "absent" / "p.db", "absent is no folder; make it"),
+        (text, "notes.txt is no SQLite database"),
+        (folder, "folder cannot be opened for writing"),
+    ]:
+        with pytest.raises(DatabaseFailed, match=said) as caught:
+            opened(f"sqlite:///{path}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_none_of_ours_is_said(tmp_path):
+    """A table without an id cannot hold prompts."""
+    file = tmp_path / "p.db"
+    _execute(file, "CREATE TABLE datasets (text TEXT)")
+    with pytest.raises(DatabaseFailed, match="table datasets has no column _id; rename it"):
+        opened(f"sqlite:///{file}")
+
+
+def test_tables_can_be_named(tmp_path):
+    """Any name that SQLite takes, also one that needs quoting; what SQLite keeps to itself is refused."""
+    names = Collections(datasets='my "prompts" {1}', runs="select")
+    database = opened(f"sqlite:///{tmp_path}/p.db", names)
+    assert database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", wishes=Wishes())]) == 1
+    assert texts(database.claim("w", 1, 60, ALL)) == ["1"]
+    database.close()
+    with pytest.raises(ConfigurationError, match="cannot name a table"):
+        opened(f"sqlite:///{tmp_path}/p.db", Collections(datasets="sqlite_master"))
+
+
+def test_closed_it_opens_again_when_used(sqlite_stand):
+    """Closing lets go of every thread's connection, and a later call makes its own."""
+    sqlite_stand.put({"_id": 1})
+    thread = threading.Thread(target=sqlite_stand.database.pending, args=(ALL,))
+    thread.start()
+    thread.join()
+    sqlite_stand.database.close()
+    sqlite_stand.database.close()
+    assert sqlite_stand.database.pending(ALL) == 1
+
+
+def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
+    """The first to come makes the tables; none of the others finds the file locked or half made."""
+    program = (
+        "import sys; from text2img.databases import Collections, Selection, open_database; "
+        "sys.stdin.readline(); "
+        f"open_database('sqlite:///{tmp_path}/p.db', Collections()).pending(Selection())"
+    )
+    starters = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for starter in starters:
+        starter.stdin.write(b"go\n")
+        starter.stdin.flush()
+    assert [(starter.communicate(timeout=60)[1], starter.returncode) for starter in starters] == [
+        (b"", 0)
+    ] * 4
+
+
+def test_a_whole_number_beyond_64_bits_is_an_id(sqlite_stand):
+    """What SQLite's integers cannot hold is kept all the same."""
+    new = NewPrompt(id=PromptId("int", str(2**70)), text="x", wishes=Wishes())
+    assert sqlite_stand.database.enqueue([new, new]) == 1
+    assert sqlite_stand.claim_one().id == new.id
+
+
+def test_without_create_a_bare_table_is_read_as_it_is(tmp_path):
+    """A look at a table with but an id and a text finds its prompts and adds no column, table or file."""
+    file = tmp_path / "p.db"
+    _execute(file, "CREATE TABLE datasets (_id, text)", "INSERT INTO datasets VALUES (1, 'a boat')")
+    before = file.read_bytes()
+    database = open_database(f"sqlite:///{file}", Collections(), create=False)
+    assert texts(database.peek(5, ALL)) == ["1"]
+    assert database.model_configuration(None) is None
+    with pytest.raises(DatabaseFailed):
+        database.claim("w", 1, 60, ALL)
+    database.close()
+    assert file.read_bytes() == before
+    with pytest.raises(DatabaseFailed, match=r"absent\.db; enqueue makes it"):
+        open_database(f"sqlite:///{tmp_path}/absent.db", Collections(), create=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["p.db"]

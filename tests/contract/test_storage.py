@@ -1,0 +1,177 @@
+"""What every ImageStorage promises, asked of each implementation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from text2img.errors import ClaimLost
+from text2img.prompts import PromptId
+from text2img.storage import open_storage
+
+NASTY = [
+    PromptId("int", "7"),
+    PromptId("str", "7"),
+    PromptId("objectid", "5f43a2b1c0ffee0123456789"),
+    PromptId("str", "../../etc/passwd"),
+    PromptId("str", "a/b\\c?d#e%2Ff*[g]"),
+    PromptId("str", ".hidden"),
+    PromptId("str", ""),
+    PromptId("str", "日の出 🌅 \u0000\n\ud800"),
+    PromptId("str", "x" * 5000),
+    PromptId("binary", '{"$binary": {"base64": "AAE=", "subType": "00"}}'),
+]
+
+
+class Place:
+    """A storage and a way to see what is really in it, past the adapter."""
+
+    def __init__(self, url, read):
+        self.url, self.read = url, read
+        self.storage = open_storage(url)
+
+    def put(self, name, data, may_replace=lambda: False, content_type="image/png"):
+        return self.storage.put(name, data, content_type, may_replace)
+
+
+@pytest.fixture(params=["folder", "gcs"])
+def place(request, tmp_path):
+    if request.param == "folder":
+        folder = tmp_path / "made" / "when needed"
+        return Place(str(folder), lambda: {path.name: path.read_bytes() for path in folder.glob("*")})
+    server = request.getfixturevalue("gcs")
+    return Place(f"gs://{server.bucket}/{tmp_path.name}/generated", lambda: _objects(server, tmp_path.name))
+
+
+def _objects(server, prefix):
+    from google.cloud import storage
+
+    bucket = storage.Client().bucket(server.bucket)
+    return {
+        blob.name.removeprefix(f"{prefix}/generated/"): blob.download_as_bytes()
+        for blob in bucket.list_blobs(prefix=f"{prefix}/")
+    }
+
+
+def test_stored_object_is_there_under_its_url(place):
+    """What was put can be read back whole, and the URL says where it is."""
+    url = place.put("7.png", b"picture" * 1000)
+    assert place.read() == {"7.png": b"picture" * 1000}
+    expected = place.url if place.url.startswith("gs://") else str(Path(place.url).absolute())
+    assert url == f"{expected}/7.png"
+
+
+def test_empty_and_large_objects_pass(place):
+    """Nothing at all and more than one upload's part (8 MiB at Cloud Storage) arrive as they are."""
+    large = os.urandom(1 << 20) * 9
+    place.put("empty.png", b"")
+    place.put("large.png", large)
+    assert place.read() == {"empty.png": b"", "large.png": large}
+
+
+def test_no_id_leaves_the_prefix_or_meets_another(place):
+    """Names made from nasty ids are stored side by side, each with its own content."""
+    for number, identity in enumerate(NASTY):
+        place.put(f"{identity.name}.png", bytes([number]))
+    assert place.read() == {f"{each.name}.png": bytes([number]) for number, each in enumerate(NASTY)}
+
+
+def test_same_content_is_left_alone(place):
+    """Putting the same again returns the same URL and never asks whether it may replace."""
+    asked = []
+    urls = {place.put("7.png", b"same", lambda: asked.append(1) or True) for _ in range(3)}
+    assert len(urls) == 1
+    assert not asked
+    assert place.read() == {"7.png": b"same"}
+
+
+def test_other_content_is_replaced_by_who_holds_the_claim(place):
+    """A different object gives way to a worker that still holds its claim, and it is asked just once."""
+    asked = []
+    place.put("7.png", b"old one")
+    place.put("7.png", b"new one", lambda: asked.append(1) or True)
+    assert place.read() == {"7.png": b"new one"}
+    assert len(asked) == 1
+
+
+def test_other_content_stays_when_the_claim_is_lost(place):
+    """A worker whose claim is lost gets ClaimLost and changes nothing."""
+    place.put("7.png", b"the other's")
+    with pytest.raises(ClaimLost):
+        place.put("7.png", b"too late", lambda: False)
+    assert place.read() == {"7.png": b"the other's"}
+
+
+def test_of_many_writers_at_once_one_wins(place):
+    """Sixteen threads with different content and no claim: one object, its writer told so, the rest lost."""
+    start = threading.Barrier(16)
+
+    def write(number):
+        start.wait(30)
+        try:
+            place.put("7.png", b"%02d" % number)
+        except ClaimLost:
+            return None
+        return b"%02d" % number
+
+    with ThreadPoolExecutor(16) as pool:
+        won = [content for content in pool.map(write, range(16)) if content]
+    assert len(won) == 1
+    assert place.read() == {"7.png": won[0]}
+
+
+def test_many_threads_store_many_objects(place):
+    """One storage serves 24 threads at once without a warning or a loss."""
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda number: place.put(f"{number}.png", b"%d" % number), range(96)))
+    assert place.read() == {f"{number}.png": b"%d" % number for number in range(96)}
+
+
+def test_check_passes_and_changes_nothing(place):
+    """A storage that could be written to passes, and nothing is there afterwards that was not before."""
+    place.storage.check()
+    place.storage.check()
+    assert place.read() == {}
+
+
+def test_try_write_leaves_nothing(place):
+    """The object that doctor stores is gone again, and pictures are untouched."""
+    place.put("7.png", b"picture")
+    place.storage.try_write()
+    assert place.read() == {"7.png": b"picture"}
+
+
+@pytest.mark.parametrize("name", ["", "a/b.png", "../x.png", ".x.png", "x\0.png"])
+def test_impossible_names_are_bugs(place, name):
+    """A name that no PromptId makes is refused before anything is touched."""
+    with pytest.raises(ValueError, match="no object name"):
+        place.put(name, b"x")
+    assert place.read() == {}
+
+
+def test_killed_writer_leaves_whole_objects_only(place):
+    """A process killed in the middle of its writes leaves objects that are whole or absent."""
+    program = textwrap.dedent("""
+        import sys
+        from text2img.storage import open_storage
+        storage, number = open_storage(sys.argv[1]), 0
+        while True:
+            storage.put(f"{number}.png", bytes([number % 256]) * 300_000, "image/png", lambda: False)
+            print(number, flush=True)
+            number += 1
+    """)
+    writer = subprocess.Popen([sys.executable, "-c", program, place.url], stdout=subprocess.PIPE)
+    with writer.stdout:
+        stored = [int(writer.stdout.readline()) for _ in range(5)][-1]
+        writer.kill()
+        writer.wait()
+    found = {name: data for name, data in place.read().items() if not name.startswith(".")}
+    assert {f"{number}.png" for number in range(stored + 1)} <= found.keys()
+    assert all(data == bytes([int(name[:-4]) % 256]) * 300_000 for name, data in found.items())

@@ -1,0 +1,303 @@
+"""One POST to a receiver that behaves or does not."""
+
+from __future__ import annotations
+
+import email.utils
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+from werkzeug import Response
+
+from tests.servers import free_port
+from text2img import __version__
+from text2img.callbacks import Receiver, Result, compose, webhook_id
+from text2img.databases import Notice, Untold
+from text2img.errors import ConfigurationError
+from text2img.prompts import PromptId
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)
+
+
+def notice(body="{}", tries=1):
+    return Notice(id=webhook_id(), run_id="r", body=body, tries=tries)
+
+
+def receiver(httpserver, path="/hook", **options):
+    return Receiver(httpserver.url_for(path), **options)
+
+
+def answers(httpserver, *responses, path="/hook"):
+    for response in responses:
+        httpserver.expect_ordered_request(path, method="POST").respond_with_response(response)
+
+
+@contextmanager
+def rude_server(behave):
+    """A server on a loopback port that does to each connection what ``behave`` says."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        over = threading.Event()
+
+        def serve():
+            while not over.is_set():
+                try:
+                    connection = listener.accept()[0]
+                except TimeoutError:
+                    continue
+                with connection:
+                    behave(connection, over)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+        finally:
+            over.set()
+            thread.join()
+
+
+# One try
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_2xx_is_told(httpserver, status):
+    """Any 2xx means that the receiver has it."""
+    answers(httpserver, Response(status=status))
+    assert receiver(httpserver).send(notice()).result is Result.TOLD
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422])
+def test_other_4xx_is_refused(httpserver, status):
+    """410 and its like close the entry, and the detail says what was answered."""
+    answers(httpserver, Response(status=status))
+    verdict = receiver(httpserver).send(notice())
+    assert verdict.result is Result.REFUSED
+    assert str(status) in verdict.detail
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(httpserver, status):
+    """A redirect is a refusal: neither body nor token goes to another address."""
+    httpserver.expect_request("/elsewhere").respond_with_data("")
+    answers(httpserver, Response(status=status, headers={"Location": httpserver.url_for("/elsewhere")}))
+    assert receiver(httpserver, token="t").send(notice()).result is Result.REFUSED
+    assert [request.path for request, _ in httpserver.log] == ["/hook"]
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_passing_trouble_is_for_later(httpserver, status):
+    """408, 429 and 5xx are tried again, after waits that double up to a minute."""
+    answers(httpserver, *[Response(status=status)] * 3)
+    waits = [receiver(httpserver).send(notice(tries=tries)).wait for tries in (1, 4, 1000)]
+    assert 0.75 <= waits[0] <= 1
+    assert 6 <= waits[1] <= 8
+    assert 45 <= waits[2] <= 60
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [
+        ("7", 7, 7),
+        ("86400", 3600, 3600),
+        ("99999999999999999999999", 0, 0),
+        ("-3", 0, 0),
+        ("soon", 0, 0),
+        (email.utils.format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True), 540, 600),
+        (email.utils.format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0, 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600, 3600),
+        ("Fri, 99 Dec 99999 23:59:59 GMT", 0, 0),
+    ],
+)
+def test_retry_after_is_honoured(httpserver, header, low, high):
+    """Seconds and dates are read, an hour is the most, and nonsense asks for nothing."""
+    answers(httpserver, Response(status=429, headers={"Retry-After": header}))
+    verdict = receiver(httpserver).send(notice())
+    assert verdict.result is Result.LATER
+    assert low <= verdict.asked <= high
+
+
+def test_request_is_what_the_contract_says(httpserver):
+    """Body, content type, id, timestamp, token and the sender's name arrive; unsigned without a secret."""
+    answers(httpserver, Response(status=200))
+    sent = notice('{"run_id": "r"}')
+    receiver(httpserver, token="sesame").send(sent)
+    [(request, _)] = httpserver.log
+    assert request.get_data() == b'{"run_id": "r"}'
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["webhook-id"] == sent.id
+    assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 10
+    assert request.headers["authorization"] == "Bearer sesame"
+    assert request.headers["user-agent"] == f"text2img/{__version__}"
+    assert "webhook-signature" not in request.headers
+
+
+def test_signature_verifies(httpserver):
+    """Standard Webhooks' own library accepts it, and refuses it once tampered with or stale."""
+    answers(httpserver, Response(status=200))
+    sent = notice(compose("r", "completed", [DONE], final=True))
+    receiver(httpserver, secret=SECRET).send(sent)
+    [(request, _)] = httpserver.log
+    headers, body = dict(request.headers), request.get_data()
+    assert Webhook(SECRET).verify(body, headers)["run_id"] == "r"
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body.replace(b"sunset", b"sunrise"), headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body, headers | {"Webhook-Timestamp": str(int(time.time()) - 600)})
+    with pytest.raises(WebhookVerificationError):
+        Webhook("whsec_" + "A" * 32).verify(body, headers)
+
+
+def test_netrc_does_not_meddle(httpserver, monkeypatch, tmp_path):
+    """Neither the token nor its absence gives way to a password that a netrc file has for that host."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login a password b\nmachine localhost login a password b\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    answers(httpserver, Response(status=200), Response(status=200))
+    receiver(httpserver, token="sesame").send(notice())
+    receiver(httpserver).send(notice())
+    assert [request.headers.get("authorization") for request, _ in httpserver.log] == ["Bearer sesame", None]
+
+
+def test_password_in_the_url_is_used_and_never_shown(httpserver):
+    """http://user:password@host signs in by Basic; details show scheme, host and port alone."""
+    answers(httpserver, Response(status=403))
+    url = httpserver.url_for("/hook?key=planted").replace("://", "://me:planted@")
+    verdict = Receiver(url).send(notice())
+    [(request, _)] = httpserver.log
+    assert request.authorization.password == "planted"
+    assert request.args["key"] == "planted"
+    assert "planted" not in verdict.detail
+
+
+def test_nobody_there_is_for_later():
+    """A refused connection and an unknown name say so, without path, query or password."""
+    for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
+        verdict = Receiver(f"http://me:planted@{host}/planted?planted").send(notice())
+        assert verdict.result is Result.LATER
+        assert "planted" not in verdict.detail
+        assert host.split(":")[0] in verdict.detail
+
+
+def test_connection_cut_is_for_later():
+    """A receiver that hangs up without an answer is tried again."""
+    with rude_server(lambda connection, over: None) as url:
+        assert Receiver(url).send(notice()).result is Result.LATER
+
+
+def test_silent_receiver_ends_at_the_timeout():
+    """A receiver that never answers costs the timeout and not more."""
+    with rude_server(lambda connection, over: over.wait(10)) as url:
+        started = time.monotonic()
+        verdict = Receiver(url, timeout=0.5).send(notice())
+        assert time.monotonic() - started < 3
+    assert verdict.result is Result.LATER
+    assert "0.5 s" in verdict.detail
+
+
+def test_trickling_receiver_ends_at_the_timeout():
+    """A receiver that sends its headers byte by byte cannot hold us beyond the timeout either."""
+
+    def trickle(connection, over):
+        for byte in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1000:
+            if over.wait(0.1):
+                return
+            try:
+                connection.sendall(bytes([byte]))
+            except OSError:
+                return
+
+    with rude_server(trickle) as url:
+        started = time.monotonic()
+        assert Receiver(url, timeout=0.5).send(notice()).result is Result.LATER
+        assert time.monotonic() - started < 3
+
+
+def test_endless_answer_is_not_read():
+    """A receiver that answers 200 and then sends for ever has been told; its body stays unread."""
+
+    def flood(connection, over):
+        connection.settimeout(1)
+        try:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while not over.is_set():
+                connection.sendall(b"x" * 65536)
+        except OSError:
+            return
+
+    with rude_server(flood) as url:
+        assert Receiver(url, timeout=5).send(notice()).result is Result.TOLD
+
+
+# What cannot be used
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "example.com",
+        "ftp://example.com",
+        "file:///etc/passwd",
+        "http://",
+        "http://a b/",
+        "http://x:port/",
+        "http://[::1/",
+        "http://example.com/\nx",
+        "http://" + "a" * 300 + ".com:99999/",
+        "//example.com",
+    ],
+)
+def test_url_that_is_none(url):
+    """Anything but a http or https address is a configuration error from the start."""
+    with pytest.raises(ConfigurationError, match="--callback-url"):
+        Receiver(url)
+
+
+@pytest.mark.parametrize(
+    "secret", ["", "planted", "whsec_", "whsec_planted!", "whsec_pl_anted-", "MfKQ9r8GKYqrTw=="]
+)
+def test_secret_that_is_none(secret):
+    """A secret that is not whsec_ and base64 is found at once, and not shown."""
+    with pytest.raises(ConfigurationError, match="--callback-secret") as caught:
+        Receiver("http://example.com", secret=secret)
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "pla nted", "planted\nX-Evil: 1", "plänted"])
+def test_token_that_no_header_can_carry(token):
+    """A token with a space, a line's end or beyond ASCII is found at once, and not shown."""
+    with pytest.raises(ConfigurationError, match="--callback-token") as caught:
+        Receiver("http://example.com", token=token)
+    assert "nted" not in str(caught.value)
+
+
+def test_nothing_secret_is_shown_by_repr():
+    """Neither the receiver's nor a verdict's repr holds secret or token."""
+    shown = repr(vars(Receiver("http://example.com")))
+    assert "example.com" in shown
+    assert SECRET not in repr(Receiver("http://example.com", secret=SECRET, token="planted"))
+
+
+# For doctor
+
+
+def test_ping_takes_any_answer_for_life(httpserver):
+    """HEAD with the token, no results sent; even 405 says that somebody is there."""
+    httpserver.expect_request("/hook", method="HEAD").respond_with_data("", status=405)
+    verdict = receiver(httpserver, token="t", secret=SECRET).ping()
+    assert verdict.result is Result.TOLD
+    assert "405" in verdict.detail
+    assert [request.method for request, _ in httpserver.log] == ["HEAD"]
+
+
+def test_ping_finds_nobody():
+    """Where nobody listens the reason is given."""
+    verdict = Receiver(f"http://127.0.0.1:{free_port()}/hook").ping()
+    assert verdict.result is Result.LATER
+    assert "refuses connections" in verdict.detail

@@ -1,0 +1,75 @@
+"""An entry's body and id."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from text2img.callbacks import compose, webhook_id
+from text2img.databases import Untold
+from text2img.prompts import PromptId
+
+DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)
+FAILED = Untold(id=PromptId("int", "124"), text=None, code="invalid_prompt", sentence="text is missing")
+
+
+def test_body_is_what_the_contract_says():
+    """A completed and a failed prompt make the documented fields and nothing else."""
+    assert json.loads(compose("run-1", "completed", [DONE, FAILED], final=True)) == {
+        "run_id": "run-1",
+        "status": "completed",
+        "final": True,
+        "results": [
+            {
+                "prompt_id": "123",
+                "record_id": "123",
+                "prompt": "a sunset",
+                "image_url": "gs://b/generated/123.png",
+                "gcs_url": "gs://b/generated/123.png",
+                "seed": 7,
+            }
+        ],
+        "errors": [
+            {"prompt_id": "124", "prompt": None, "error_code": "invalid_prompt", "error": "text is missing"}
+        ],
+        "counts": {"completed": 1, "error": 1},
+    }
+
+
+def test_picture_in_a_folder_has_no_gcs_url():
+    """Outside of Cloud Storage gcs_url is null, while image_url says where the picture is."""
+    local = Untold(id=PromptId("int", "1"), text="x", image_url="/pictures/1.png", seed=0)
+    [result] = json.loads(compose("r", "running", [local], final=False))["results"]
+    assert (result["image_url"], result["gcs_url"]) == ("/pictures/1.png", None)
+
+
+@pytest.mark.parametrize(
+    "text", ["half a pair \ud800", "日の出 🌅", 'quote " \\ \0 \n', float("nan"), 7, ["x"]]
+)
+def test_any_text_makes_plain_json(text):
+    """Whatever stands in a prompt, the body is ASCII JSON that gives texts back and null for all else."""
+    body = compose("r", "running", [Untold(id=PromptId("str", "\ud800"), text=text, code="c")], final=False)
+    assert body.isascii()
+    assert "NaN" not in body
+    [error] = json.loads(body)["errors"]
+    assert error["prompt"] == (text if isinstance(text, str) else None)
+
+
+def test_body_fits_one_document():
+    """A thousand prompts of the greatest length are cut evenly, so that a MongoDB document holds the body."""
+    outcomes = [
+        Untold(id=PromptId("int", str(n)), text="🌅" * 20_000, image_url="gs://b/x") for n in range(1000)
+    ]
+    body = compose("r", "completed", outcomes, final=True)
+    assert len(body) < 12_000_000
+    texts = {result["prompt"] for result in json.loads(body)["results"]}
+    assert len(texts) == 1
+    assert texts.pop().endswith("🌅…")
+
+
+def test_ids_are_random():
+    """No two ids agree, and each has the prefix that Standard Webhooks suggests."""
+    ids = {webhook_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(each.startswith("msg_") and each[4:].isalnum() for each in ids)

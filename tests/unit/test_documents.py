@@ -1,0 +1,201 @@
+"""What documents mean: fields become prompts and configurations, outcomes become fields."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import mongomock
+import pytest
+
+from text2img.databases import NewPrompt, Run
+from text2img.databases.documents import (
+    change_of,
+    configuration_of,
+    count_of,
+    deaths_at_claim,
+    new_fields,
+    prompt_of,
+    readings,
+    result_of,
+    run_fields,
+    run_of,
+    untold_of,
+    written_already,
+)
+from text2img.errors import ConfigurationError, ErrorCode
+from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
+
+_CLAIM = Claim(PromptId("int", "1"), "w", 3)
+_WISHES = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512, seed=7)
+_PROMPT = Prompt(claim=_CLAIM, text="a boat", wishes=_WISHES)
+
+
+def _completed(url="gs://b/1.png"):
+    drawn = request(_PROMPT, [])
+    return Completed(request=drawn, image_url=url, sha256="ab", scheduler="euler", model="m", truncated=True)
+
+
+def _failed(sentence="no"):
+    return Failed(prompt=_PROMPT, code=ErrorCode.SAFETY, sentence=sentence, attempts=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [(2, 2), (2.0, 2), (None, 0), ("2", 0), (True, 0), (float("nan"), 0), (float("inf"), 0)],
+)
+def test_a_counter_is_a_finite_number_or_none(value, count):
+    """Whatever an owner left in a counter's place counts as none."""
+    assert count_of(value) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("spring", ["spring"]),
+        ("7", ["7", 7]),
+        ("-7", ["-7", -7]),
+        ("07", ["07", 7]),
+        ("2.5", ["2.5", 2.5]),
+        ("1e5", ["1e5"]),
+        ("nan", ["nan"]),
+        ("٧", ["٧"]),
+        (str(2**63), [str(2**63)]),
+        ("", [""]),
+    ],
+)
+def test_an_id_in_text_reads_as_what_it_may_be(text, values):
+    """As itself, and as a plain decimal number where it is one that a database can hold."""
+    assert readings(text) == values
+
+
+@pytest.mark.parametrize(
+    ("fields", "deaths"),
+    [
+        ({}, 0),
+        ({"status": "pending", "deaths": 2}, 2),
+        ({"status": "processing", "claim_number": 3, "deaths": 2}, 2),
+        ({"status": "processing", "claim_number": 3, "started_claim": 2}, 0),
+        ({"status": "processing", "claim_number": 3, "started_claim": 3}, 1),
+        ({"status": "processing", "claim_number": 3, "started_claim": 3, "deaths": 4}, 5),
+        ({"status": "pending", "claim_number": 3, "started_claim": 3}, 0),
+    ],
+)
+def test_a_death_is_a_lease_that_ran_out_on_the_device(fields, deaths):
+    """It counts when the last claim had started, and not otherwise."""
+    assert deaths_at_claim(fields) == deaths
+
+
+def test_a_prompts_fields_stay_unchecked():
+    """Text and wishes are taken as they stand; a priority that is no number counts as 0."""
+    fields = {"text": 7, "width": "wide", "priority": "high", "attempts": 2.0, "other": 1}
+    expected = Prompt(claim=_CLAIM, text=7, wishes=Wishes(width="wide"), attempts=2, deaths=1)
+    assert prompt_of(_CLAIM, fields, 1) == expected
+    assert prompt_of(_CLAIM, {"priority": 2}, 0).priority == 2
+    assert prompt_of(_CLAIM, {"priority": True}, 0).priority == 0
+
+
+def test_a_new_prompt_has_only_what_was_given():
+    """What nobody wished is no field; a wish of 0 is one."""
+    new = NewPrompt(id=PromptId("str", "a"), text="a boat", wishes=Wishes(seed=0), priority=0.0)
+    assert new_fields(new) == {"text": "a boat", "seed": 0, "priority": 0.0, "status": "pending"}
+
+
+def test_a_result_is_as_documented():
+    """Field by field, as the contract has it."""
+    assert result_of(_completed(), "r") == {
+        "prompt": "a boat",
+        "image_url": "gs://b/1.png",
+        "gcs_url": "gs://b/1.png",
+        "status": "completed",
+        "negative_prompt": "",
+        "seed": 7,
+        "num_inference_steps": 20,
+        "guidance_scale": 7.5,
+        "width": 512,
+        "height": 512,
+        "scheduler": "euler",
+        "model": "m",
+        "run_id": "r",
+        "prompt_truncated": True,
+        "claim_number": 3,
+    }
+    assert result_of(_completed("s3://b/1.png"), "r")["gcs_url"] is None
+
+
+def test_each_outcome_changes_the_document_as_documented():
+    """What is set, what goes, which moment is noted, and how long a postponed prompt waits."""
+    done = change_of(_completed(), "r", tell=True)
+    assert (done.fields["status"], done.fields["untold"], done.moment, done.wait) == (
+        "completed",
+        True,
+        "completed_at",
+        None,
+    )
+    assert {"claimed_by", "lease_expires_at", "error", "not_before"} <= set(done.gone)
+    quiet = change_of(_failed(), "r", tell=False)
+    assert (quiet.fields["error_code"], quiet.fields["attempts"], quiet.moment) == ("safety", 2, "error_at")
+    assert {"untold", "image_url", "claimed_by"} <= set(quiet.gone)
+    code = ErrorCode.GENERATION_FAILED
+    late = change_of(Postponed(prompt=_PROMPT, code=code, sentence="no", attempts=1, wait=8), "r", tell=True)
+    assert (late.fields["status"], late.wait) == ("pending", 8)
+    assert "untold" in late.gone
+
+
+def test_a_repetition_is_recognised():
+    """The same outcome under the same claim was written before; another, or another claim's, was not."""
+    document = {**change_of(_completed(), "r", tell=True).fields, "claim_number": 3}
+    assert written_already(_completed(), "r", document)
+    assert not written_already(_completed(), "another run", document)
+    assert not written_already(_completed(), "r", {**document, "claim_number": 4})
+    assert not written_already(_failed(), "r", document)
+    assert not written_already(_completed(), "r", {})
+
+
+def test_the_changes_mean_the_same_to_mongodb():
+    """Set and unset on a stored document, the outcome leaves the owner's fields and nothing of the claim."""
+    collection = mongomock.MongoClient().db.datasets
+    collection.insert_one({"_id": 1, "text": "a boat", "claimed_by": "w", "claim_token": "t", "mine": [1]})
+    change = change_of(_failed("$no"), "r", tell=False)
+    collection.update_one({"_id": 1}, {"$set": change.fields, "$unset": dict.fromkeys(change.gone, "")})
+    assert collection.find_one() == {
+        "_id": 1,
+        "text": "a boat",
+        "mine": [1],
+        "status": "error",
+        "error": "$no",
+        "error_code": "safety",
+        "attempts": 2,
+        "run_id": "r",
+    }
+
+
+def test_what_is_told_depends_on_the_status():
+    """A failed prompt's earlier picture, or a completed one's earlier error, is not told."""
+    fields = {"text": "a", "image_url": "u", "used": {"seed": 1}, "error_code": "c", "error": "s"}
+    told = untold_of(_CLAIM.id, {**fields, "status": "completed"})
+    assert (told.image_url, told.seed, told.code, told.sentence) == ("u", 1, None, None)
+    told = untold_of(_CLAIM.id, {**fields, "status": "error"})
+    assert (told.image_url, told.seed, told.code, told.sentence) == (None, None, "c", "s")
+
+
+def test_a_long_wrong_value_is_shortened():
+    """An error's sentence stays one line of bearable length."""
+    with pytest.raises(ConfigurationError) as caught:
+        configuration_of(_CLAIM.id, {"model_type": "x\n" * 500})
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
+
+
+def test_nulls_in_a_configuration_ask_for_nothing():
+    """A null is as good as an absent field."""
+    configuration = configuration_of(_CLAIM.id, {"_id": 1, "model_path": None, "safety_checker": None})
+    assert (configuration.model_path, configuration.safety_checker) == (None, True)
+
+
+def test_a_run_survives_its_document():
+    """Out of its fields the same run comes again; a document without a start is none."""
+    run = Run(id="r", started_at=datetime(2026, 1, 1, tzinfo=UTC), host="h", seconds={"claim": 1.5})
+    assert run_of("r", run_fields(run)) == run
+    assert run_of("r", {"host": "h"}) is None
+    odd = {"started_at": run.started_at, "images_per_second": "fast", "completed": "x", "seconds": 3}
+    assert run_of("r", odd) == Run(id="r", started_at=run.started_at, host="", status="")

@@ -1,0 +1,114 @@
+"""Files of prompts: every format, and every mistake by its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from text2img.errors import ConfigurationError
+from text2img.intake import read_prompts
+from text2img.prompts import PromptId
+
+FORMATS = {
+    "a.json": '[{"id": 7, "text": "a cat", "seed": 3, "priority": 2}, {"_id": "b", "text": "a dog"}]',
+    "b.json": '{"prompts":[{"id":7,"text":"a cat","seed":3,"priority":2},{"id":"b","text":"a dog"}]}',
+    "a.jsonl": '{"id": 7, "text": "a cat", "seed": 3, "priority": 2}\n\n{"id": "b", "text": "a dog"}\n',
+    "a.yaml": "- {id: 7, text: a cat, seed: 3, priority: 2}\n- id: b\n  text: a dog\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(tmp_path, name) -> None:
+    """JSON, JSON lines and YAML give the same prompts, ids of their own kind and all."""
+    (tmp_path / name).write_text(FORMATS[name])
+    cat, dog = read_prompts(str(tmp_path / name))
+    assert (cat.id, cat.text, cat.wishes.seed, cat.priority) == (PromptId("int", "7"), "a cat", 3, 2.0)
+    assert (dog.id, dog.text, dog.wishes.seed, dog.priority) == (PromptId("str", "b"), "a dog", None, None)
+
+
+def test_csv_reads_numbers_where_they_belong(tmp_path) -> None:
+    """In CSV an id is text, a parameter is a number, and an empty cell asks for nothing."""
+    (tmp_path / "a.csv").write_text('id,text,width,guidance_scale,seed\n7,"a cat, sleeping",640,4.5,\n')
+    (cat,) = read_prompts(str(tmp_path / "a.csv"))
+    assert (cat.id, cat.text) == (PromptId("str", "7"), "a cat, sleeping")
+    assert (cat.wishes.width, cat.wishes.guidance_scale, cat.wishes.seed) == (640, 4.5, None)
+
+
+def test_text_is_a_prompt_a_line(tmp_path) -> None:
+    """Plain text holds a prompt a line; empty lines and comments are none, repeated lines are one."""
+    (tmp_path / "a.txt").write_text("\ufeffa cat\r\n\n# a comment\na dog\na cat\n")
+    assert [prompt.text for prompt in read_prompts(str(tmp_path / "a.txt"))] == ["a cat", "a dog"]
+
+
+def test_an_id_is_made_from_the_content(tmp_path) -> None:
+    """Without an id the same content gets the same one in whatever order its fields stand."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a cat", "seed": 1}\n{"text": "a cat", "seed": 2}\n')
+    (tmp_path / "b.jsonl").write_text('{"seed": 2, "text": "a cat"}\n{"seed": 1, "text": "a cat"}\n')
+    one, other = (read_prompts(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl"))
+    assert {prompt.id for prompt in one} == {prompt.id for prompt in other}
+    assert len({prompt.id for prompt in one}) == 2
+
+
+def test_typed_ids(tmp_path) -> None:
+    """An ObjectId or UUID is written as MongoDB's extended JSON has it."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": {"$oid": "507F1F77BCF86CD799439011"}, "text": "a"}\n'
+        '{"id": {"$uuid": "12345678-1234-5678-9234-567812345678"}, "text": "b"}\n'
+    )
+    one, other = read_prompts(str(tmp_path / "a.jsonl"))
+    assert one.id == PromptId("objectid", "507f1f77bcf86cd799439011")
+    assert other.id == PromptId("uuid", "12345678-1234-5678-9234-567812345678")
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path) -> None:
+    """Each bad entry is named by file, line and field, with a hint where a word was misspelt."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "fine"}\n'
+        '{"text": ""}\n'
+        '{"text": "a", "num_inference_step": 20}\n'
+        '{"text": "a", "guidance_scale": NaN}\n'
+        '{"text": "a", "width": "512"}\n'
+        '{"id": [1], "text": "a"}\n'
+        '{"id": "x", "text": "a"}\n'
+        '{"id": "x", "text": "b"}\n'
+        "[]\n"
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        read_prompts(str(tmp_path / "a.jsonl"))
+    lines = str(refused.value).splitlines()
+    expected = [
+        ("line 2", "text is empty"),
+        ("line 3", "did you mean num_inference_steps?"),
+        ("line 4", "guidance_scale must be a finite number"),
+        ("line 5", "width must be a whole number"),
+        ("line 6", "id must be"),
+        ("line 8", "id x stands above already"),
+        ("line 9", "must be a mapping"),
+    ]
+    assert len(lines) == len(expected)
+    for line, (place, words) in zip(lines, expected, strict=True):
+        assert f"a.jsonl, {place}: " in line
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b"[1, 2", "a.json: "),
+        ("a.json", b'{"text": "a"}', "must hold a list"),
+        ("a.jsonl", b'{"text": "a"}\n{"text\n', "line 2 is no JSON"),
+        ("a.yaml", b"- {text: a\n- b", "a.yaml, line 2"),
+        ("a.yaml", b"!!python/object/apply:os.system ['true']", "a.yaml, line 1"),
+        ("a.csv", b"id,text\n1,a,surplus\n", "line 2 has another number of cells"),
+        ("a.txt", b"caf\xe9\n", "is no UTF-8 text (byte 3)"),
+        ("a.xlsx", b"", "must end in one of"),
+        ("missing.txt", None, "No such file"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, words) -> None:
+    """A file that cannot be read or parsed is one line with its name and, where there is one, its line."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigurationError) as refused:
+        read_prompts(str(tmp_path / name))
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)

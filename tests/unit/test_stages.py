@@ -1,0 +1,115 @@
+"""The hand-over between threads: bounded, in order, and no failure lost."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from text2img.errors import Stopped, StorageFailed
+from text2img.stages import Ahead, Stage, Stop, Stopwatch
+
+PATIENCE = 10  # seconds until a test gives up
+
+
+def test_a_stage_works_on_everything_before_it_is_left() -> None:
+    """Leaving the block waits for all that was put."""
+    done: list[int] = []
+    with Stage("test", done.append, threads=2, room=1) as stage:
+        for number in range(100):
+            stage.put(number)
+    assert sorted(done) == list(range(100))
+
+
+def test_a_stage_is_bounded() -> None:
+    """With one thread at work and room for one, a third item has to wait."""
+    may_end, third_is_in = threading.Event(), threading.Event()
+
+    def put(stage: Stage[int]) -> None:
+        for number in range(3):
+            stage.put(number)
+        third_is_in.set()
+
+    with Stage("test", lambda _: may_end.wait(PATIENCE), threads=1, room=1) as stage:
+        threading.Thread(target=put, args=(stage,)).start()
+        assert not third_is_in.wait(0.2)
+        may_end.set()
+        assert third_is_in.wait(PATIENCE)
+
+
+def test_a_stages_failure_reaches_who_puts_next() -> None:
+    """The first failure is raised by a later put or on leaving; what waits then is not worked on."""
+    failure, done = StorageFailed("no bucket"), []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise failure
+        done.append(number)
+
+    with pytest.raises(StorageFailed) as raised, Stage("test", work, threads=1, room=1) as stage:
+        for number in range(1000):
+            stage.put(number)
+    assert raised.value is failure
+    assert done == []
+
+
+def test_a_stage_finishes_what_it_has_when_the_flow_fails() -> None:
+    """An exception in the block does not throw away what was handed over before it."""
+    done: list[int] = []
+    with pytest.raises(Stopped), Stage("test", done.append, threads=1, room=5) as stage:
+        stage.put(1)
+        stage.put(2)
+        raise Stopped(15)
+    assert done == [1, 2]
+
+
+def test_ahead_makes_no_more_than_there_is_room_for() -> None:
+    """While one item is being used, at most ``room`` others are made."""
+    made: list[int] = []
+    second = threading.Event()
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            if number == 1:
+                second.set()
+            yield number
+
+    with Ahead(items(), room=1) as ahead:
+        taken = next(iter(ahead))
+        assert second.wait(PATIENCE)
+        assert (taken, len(made)) == (0, 2)
+    assert len(made) <= 3
+
+
+def test_ahead_raises_what_its_items_raise() -> None:
+    """A failure while working ahead comes out where the items are taken, after those made before it."""
+
+    def items():
+        yield 1
+        raise StorageFailed("gone")
+
+    taken = []
+    with pytest.raises(StorageFailed), Ahead(items(), room=3) as ahead:
+        taken.extend(ahead)
+    assert taken == [1]
+
+
+def test_a_stop_wakes_who_waits() -> None:
+    """A wait ends as soon as a signal asks the run to end."""
+    stop = Stop()
+    threading.Timer(0.05, stop.set, (15,)).start()
+    with pytest.raises(Stopped) as stopped:
+        stop.wait(PATIENCE)
+    assert stopped.value.exit_status == 143
+
+
+def test_the_stopwatch_adds_up_by_stage() -> None:
+    """Time is added to its stage, also when the stage fails."""
+    watch = Stopwatch()
+    with pytest.raises(StorageFailed), watch("upload"):
+        raise StorageFailed("gone")
+    with watch("upload"), watch("encode"):
+        pass
+    assert set(watch.seconds()) == {"upload", "encode"}
+    assert watch.seconds()["upload"] >= watch.seconds()["encode"] >= 0

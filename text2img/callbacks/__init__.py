@@ -1,0 +1,25 @@
+"""Telling the receiver what became of prompts: by HTTP, signed by Standard Webhooks 1.0, at least once.
+
+Knows HTTP and the Telling half of the database; knows neither prompts' texts nor pictures.
+
+    entry     outcomes → an entry's body and id
+    receiver  one POST, and what its answer means
+    telling   gather outcomes into entries, deliver the entries that are due
+    teller    does the telling beside a run's work
+"""
+
+from text2img.callbacks.entry import compose, webhook_id
+from text2img.callbacks.receiver import Receiver, Result, Verdict
+from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
+
+__all__ = [
+    "ENTRY_SIZE",
+    "Receiver",
+    "Result",
+    "Verdict",
+    "compose",
+    "deliver",
+    "gather",
+    "gather_left_over",
+    "webhook_id",
+]

@@ -1,0 +1,78 @@
+"""The body of one entry, which never changes once it is made, and its id. Knows neither HTTP nor database."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from text2img.databases import Untold
+
+_LONGEST_BODY = 8_000_000
+"""Bytes: half of what one MongoDB document holds, and more than most receivers take."""
+
+
+def webhook_id() -> str:
+    """A new id, ``msg_`` and 128 random bits: the same over all tries of an entry, so receivers know it."""
+    return f"msg_{secrets.token_hex(16)}"
+
+
+def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool) -> str:
+    """The entry's body: JSON, in ASCII only (all else is escaped, lone surrogates too), without NaN.
+
+    Should very long texts make it larger than 8 MB, every prompt and error is cut to an equal length and
+    ends in ``…``.
+    """
+    body = _body(run_id, status, outcomes, final=final)
+    if len(body) > _LONGEST_BODY and outcomes:
+        # A character takes at most 12 bytes (two escaped surrogates), and an outcome has two texts.
+        longest = _LONGEST_BODY // (len(outcomes) * 24)
+        body = _body(run_id, status, outcomes, final=final, longest=longest)
+    return body
+
+
+def _body(
+    run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool, longest: int | None = None
+) -> str:
+    results = [_result(outcome, longest) for outcome in outcomes if outcome.code is None]
+    errors = [_error(outcome, longest) for outcome in outcomes if outcome.code is not None]
+    document = {
+        "run_id": run_id,
+        "status": status,
+        "final": final,
+        "results": results,
+        "errors": errors,
+        "counts": {"completed": len(results), "error": len(errors)},
+    }
+    return json.dumps(document, ensure_ascii=True, allow_nan=False)
+
+
+def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
+    url = outcome.image_url
+    return {
+        "prompt_id": str(outcome.id),
+        "record_id": str(outcome.id),  # a result is known by its prompt's id
+        "prompt": _text(outcome.text, longest),
+        "image_url": url,
+        "gcs_url": url if url is not None and url.startswith("gs://") else None,
+        "seed": outcome.seed,
+    }
+
+
+def _error(outcome: Untold, longest: int | None) -> dict[str, object]:
+    return {
+        "prompt_id": str(outcome.id),
+        "prompt": _text(outcome.text, longest),
+        "error_code": outcome.code,
+        "error": _text(outcome.sentence, longest),
+    }
+
+
+def _text(text: object, longest: int | None) -> str | None:
+    """The text, cut where it must be; None for what is no text, which a failed prompt's may be."""
+    if not isinstance(text, str) or longest is None or len(text) <= longest:
+        return text if isinstance(text, str) else None
+    return f"{text[:longest]}…"

@@ -1,0 +1,85 @@
+"""Tells the callback's receiver beside the work, so that a slow or dead one never holds up a picture."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
+from text2img.errors import DatabaseFailed
+
+if TYPE_CHECKING:
+    from text2img.callbacks.receiver import Receiver
+    from text2img.databases import Database
+
+log = logging.getLogger(__name__)
+
+
+class Teller:
+    """One run's teller; without a receiver it does nothing.
+
+    Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run whenever
+    enough outcomes for an entry have gathered. ``close`` and ``finish`` tell the rest.
+    """
+
+    def __init__(self, database: Database, receiver: Receiver | None, run_id: str, worker: str) -> None:
+        self._database, self._receiver, self._run_id, self._worker = database, receiver, run_id, worker
+        self._untold = 0
+        self._lock = threading.Lock()
+        self._enough = threading.Event()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="teller", daemon=True)
+
+    def start(self) -> None:
+        """Begin to tell."""
+        if self._receiver is not None:
+            self._thread.start()
+
+    def recorded(self, outcomes: int) -> None:
+        """So many outcomes have become final."""
+        with self._lock:
+            self._untold += outcomes
+            if (
+                self._untold > ENTRY_SIZE
+            ):  # something is left for the last entry, which says that it is the last
+                self._enough.set()
+
+    def close(self, status: str, patience: float) -> None:
+        """Put what is left into notices; call it while the run still counts as alive, lest another tell it.
+
+        ``patience``: seconds that a try in the middle of which the thread is may still take.
+        """
+        if self._receiver is None:
+            return
+        self._over.set()
+        self._enough.set()
+        self._thread.join(patience)
+        gather(self._database, self._run_id, status, final=True)
+
+    def finish(self, patience: float) -> None:
+        """Tell what is left, for at most ``patience`` seconds; what remains is the next run's to tell."""
+        if self._receiver is not None:
+            deliver(self._database, self._receiver, self._worker, patience, threading.Event())
+
+    def _gather_some(self) -> None:
+        gathered = gather(self._database, self._run_id, "running", final=False)
+        with self._lock:
+            self._untold -= gathered
+            if self._untold <= ENTRY_SIZE:
+                self._enough.clear()
+
+    def _tell(self) -> None:
+        receiver = self._receiver
+        if receiver is None:
+            return
+        try:
+            gather_left_over(self._database)
+            while not self._over.is_set():
+                deliver(self._database, receiver, self._worker, float("inf"), self._over)
+                self._enough.wait()
+                if not self._over.is_set():
+                    self._gather_some()
+        except DatabaseFailed as exc:
+            # The flow meets the same failure and reports it; what is untold stays so for the next run.
+            log.warning("telling the receiver has to wait: %s", exc)

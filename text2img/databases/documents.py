@@ -1,0 +1,293 @@
+"""What a document means, for every adapter: its fields become a prompt or a configuration, an outcome
+becomes fields.
+
+Knows the documents of CONTRACT.md and no database: ids and moments in time are written by the adapters,
+each in its own database's way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.databases import Run, Untold
+from text2img.errors import ConfigurationError, PromptFailed
+from text2img.prompts import Completed, Failed, ModelConfiguration, Prompt, Status, Wishes
+from text2img.prompts.parameters import (
+    PARAMETER_NAMES,
+    check_integer,
+    check_number,
+    check_pixels,
+    check_scheduler,
+    check_text,
+    nearest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from text2img.databases import NewPrompt
+    from text2img.prompts import Claim, Outcome, PromptId
+
+MODEL_TYPE: Final = "stable_diffusion"
+CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
+"""What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
+FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
+SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used")
+PROMPT_FIELDS: Final = (
+    "text",
+    *PARAMETER_NAMES,
+    "priority",
+    "attempts",
+    "deaths",
+    "claim_number",
+    "started_claim",
+    "status",
+)
+"""Whatever a claim reads of a prompt's document."""
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+_CONFIGURATION_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
+    "model_path": check_text,
+    "revision": check_text,
+    "variant": check_text,
+    "negative_prompt": check_text,
+    "scheduler": lambda _, value: check_scheduler(value),
+    "num_inference_steps": lambda name, value: check_integer(name, value, 1, 1000),
+    "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
+    "width": check_pixels,
+    "height": check_pixels,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an outcome does to its prompt's document.
+
+    ``moment`` is the field that receives the present time, ``wait`` (seconds) makes ``not_before``.
+    """
+
+    fields: Mapping[str, object]
+    gone: tuple[str, ...]
+    moment: str
+    wait: float | None = None
+
+
+def count_of(value: object) -> int:
+    """A counter's value; whatever is no finite number counts as none."""
+    return int(number_of(value))
+
+
+def number_of(value: object) -> float:
+    """A number's value; whatever is no finite number counts as 0."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if numeric and math.isfinite(value) else 0  # type: ignore[arg-type,return-value]
+
+
+def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt:
+    """The claimed prompt; its text and its wishes are taken as they stand."""
+    return Prompt(
+        claim=claim,
+        text=fields.get("text"),
+        wishes=Wishes.of(fields),
+        priority=number_of(fields.get("priority")),
+        attempts=count_of(fields.get("attempts")),
+        deaths=deaths,
+    )
+
+
+def deaths_at_claim(fields: Mapping[str, object]) -> int:
+    """The deaths of a candidate once it is claimed: one more if its last claim died on the device."""
+    started = fields.get("started_claim")
+    died = fields.get("status") == Status.PROCESSING and started is not None
+    fell = died and started == fields.get("claim_number")
+    return count_of(fields.get("deaths")) + (1 if fell else 0)
+
+
+def readings(text: str) -> list[object]:
+    """The values an id given as text may stand for: the text, and the number it reads as."""
+    if not _NUMBER.fullmatch(text):
+        return [text]
+    number = float(text) if "." in text else int(text)
+    fits = not isinstance(number, int) or -(2**63) <= number < 2**63
+    return [text, number] if fits else [text]
+
+
+def new_fields(prompt: NewPrompt) -> dict[str, object]:
+    """The fields of a prompt that is added, without its id and ``created_at``."""
+    wished = {name: getattr(prompt.wishes, name) for name in PARAMETER_NAMES}
+    fields: dict[str, object] = {
+        "text": prompt.text,
+        "dataset_id": prompt.dataset_id,
+        "priority": prompt.priority,
+        **wished,
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {**given, "status": Status.PENDING.value}
+
+
+def result_of(done: Completed, run_id: str) -> dict[str, object]:
+    """A completed prompt's result, without ``dataset_id`` and ``created_at``."""
+    on_gcs = done.image_url.startswith("gs://")
+    return {
+        "prompt": done.request.text,
+        "image_url": done.image_url,
+        "gcs_url": done.image_url if on_gcs else None,
+        "status": Status.COMPLETED.value,
+        **_used(done),
+        "run_id": run_id,
+        "prompt_truncated": done.truncated,
+        "claim_number": done.claim.number,
+    }
+
+
+def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
+    """What the outcome does to its prompt's document; a final one is marked untold if ``tell``."""
+    if isinstance(outcome, Completed):
+        return _completed(outcome, run_id, tell=tell)
+    failure: dict[str, object] = {
+        "error": outcome.sentence,
+        "error_code": outcome.code.value,
+        "attempts": outcome.attempts,
+    }
+    if isinstance(outcome, Failed):
+        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **_untold(tell=tell)}
+        gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS)
+        return Change(fields=final, gone=_gone(gone, tell=tell), moment="error_at")
+    again = {"status": Status.PENDING.value, **failure}
+    return Change(fields=again, gone=_gone(CLAIM_FIELDS, tell=False), moment="error_at", wait=outcome.wait)
+
+
+def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:
+    """Whether the document shows that this outcome was written down before."""
+    change = change_of(outcome, run_id, tell=False)
+    marks = ("status", "run_id", "attempts", "sha256", "error_code")
+    wanted = {name: value for name, value in change.fields.items() if name in marks}
+    same = all(fields.get(name) == value for name, value in wanted.items())
+    return same and fields.get("claim_number") == outcome.claim.number
+
+
+def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
+    """The model configuration; raises ConfigurationError that names the first field that is wrong."""
+    given = {name: value for name, value in fields.items() if value is not None and name != "_id"}
+    where = f"model configuration {config_id}"
+    kind = given.pop("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE:
+        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(kind)}")
+    safety = given.pop("safety_checker", True)
+    if not isinstance(safety, bool):
+        raise ConfigurationError(f"{where}: safety_checker must be true or false; it is {_short(safety)}")
+    checked = {name: _checked(where, name, value) for name, value in given.items()}
+    return ModelConfiguration(
+        model_path=_text(checked, "model_path"),
+        revision=_text(checked, "revision"),
+        variant=_text(checked, "variant"),
+        safety_checker=safety,
+        wishes=Wishes.of(checked),
+        id=config_id,
+    )
+
+
+def missing_configuration(config_id: str, collection: str) -> ConfigurationError:
+    """What to say of a configuration that somebody asked for and that is not there."""
+    return ConfigurationError(
+        f"{collection} holds no model configuration with the _id {_short(config_id)}; check --model-config-id"
+    )
+
+
+def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
+    """What the callback's receiver is to be told of a completed or failed prompt's document."""
+    if fields.get("status") == Status.COMPLETED:
+        used = _object(fields.get("used"))
+        return Untold(
+            id=prompt_id, text=fields.get("text"), image_url=fields.get("image_url"), seed=used.get("seed")
+        )
+    return Untold(
+        id=prompt_id, text=fields.get("text"), code=fields.get("error_code"), sentence=fields.get("error")
+    )
+
+
+def run_fields(run: Run) -> dict[str, object]:
+    """A run's document without its ``_id``; moments in time are datetimes."""
+    names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "postponed")
+    measured = ("images_per_second", "device_busy", "peak_memory")
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *measured)}
+    return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
+
+
+def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
+    """The run of a document, or None where the document is no run of this job."""
+    started, finished = fields.get("started_at"), fields.get("finished_at")
+    if not isinstance(started, datetime):
+        return None
+    return Run(
+        id=run_id,
+        started_at=started,
+        host=str(fields.get("host") or ""),
+        status=str(fields.get("status") or ""),
+        finished_at=finished if isinstance(finished, datetime) else None,
+        model=fields.get("model"),
+        completed=count_of(fields.get("completed")),
+        failed=count_of(fields.get("failed")),
+        postponed=count_of(fields.get("postponed")),
+        images_per_second=number_of(fields.get("images_per_second")),
+        device_busy=number_of(fields.get("device_busy")),
+        peak_memory=count_of(fields.get("peak_memory")),
+        seconds=_object(fields.get("seconds")),
+        versions=_object(fields.get("versions")),
+    )
+
+
+def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
+    fields = {
+        "status": Status.COMPLETED.value,
+        "image_url": done.image_url,
+        "sha256": done.sha256,
+        "run_id": run_id,
+        "used": _used(done),
+        **_untold(tell=tell),
+    }
+    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS)
+    return Change(fields=fields, gone=_gone(gone, tell=tell), moment="completed_at")
+
+
+def _used(done: Completed) -> dict[str, object]:
+    wanted = done.request.parameters
+    used: dict[str, object] = {name: getattr(wanted, name) for name in PARAMETER_NAMES}
+    return {**used, "scheduler": done.scheduler, "model": done.model}
+
+
+def _untold(*, tell: bool) -> dict[str, object]:
+    return {"untold": True} if tell else {}
+
+
+def _gone(names: tuple[str, ...], *, tell: bool) -> tuple[str, ...]:
+    return names if tell else (*names, "untold")
+
+
+def _checked(where: str, name: str, value: object) -> object:
+    check = _CONFIGURATION_CHECKS.get(name)
+    if check is None:
+        hint = nearest(name, (*_CONFIGURATION_CHECKS, "safety_checker", "model_type"))
+        raise ConfigurationError(f"{where}: {_short(name)} is no field of a model configuration{hint}")
+    try:
+        return check(name, value)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"{where}: {exc}") from None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(checked: Mapping[str, object], name: str) -> str | None:
+    value = checked.get(name)
+    return None if value is None else str(value)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"

@@ -1,0 +1,146 @@
+"""The queue in MongoDB: prompts claimed, held, written down and given back. The contract is Queue's.
+
+Every write is fenced by worker and claim number and costs one command for any number of prompts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError
+
+from text2img.databases.documents import CLAIM_FIELDS, change_of, result_of, written_already
+from text2img.databases.mongo.claiming import claim_prompts, peek_prompts
+from text2img.databases.mongo.connection import reported
+from text2img.databases.mongo.ids import id_of, value_of
+from text2img.databases.mongo.session import Session
+from text2img.databases.mongo.updates import (
+    CLAIMABLE,
+    NOW,
+    PENDING,
+    POSTPONED,
+    all_held,
+    changed,
+    held,
+    ids,
+    literals,
+    selected,
+    within,
+)
+from text2img.prompts import Completed, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from text2img.databases import Selection
+    from text2img.prompts import Claim, Outcome, Prompt
+
+_DUPLICATE_KEY: Final = 11000
+_WHAT_IS_WRITTEN: Final = ("status", "claim_number", "run_id", "attempts", "sha256", "error_code")
+_LETTING_GO: Final = dict.fromkeys(CLAIM_FIELDS, "")
+
+
+class MongoQueue(Session):
+    """The Queue part of the database; the docstrings of the Protocol hold."""
+
+    @reported
+    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+        """See Queue.claim. Two commands; one more for every time that others were quicker."""
+        return claim_prompts(self.datasets, worker, limit, lease_seconds, selection)
+
+    @reported
+    def peek(self, limit: int, selection: Selection) -> list[Prompt]:
+        """See Queue.peek. One command."""
+        return peek_prompts(self.datasets, limit, selection)
+
+    @reported
+    def start(self, claims: Sequence[Claim]) -> None:
+        """See Queue.start. One command."""
+        if claims:
+            self.datasets.update_many(all_held(claims), [{"$set": {"started_claim": "$claim_number"}}])
+
+    @reported
+    def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
+        """See Queue.extend. One command, and one more where a claim is lost."""
+        if not claims:
+            return []
+        update = [{"$set": {"lease_expires_at": within(lease_seconds)}}]
+        if self.datasets.update_many(all_held(claims), update).matched_count == len(claims):
+            return []
+        kept = {id_of(found["_id"]) for found in self.datasets.find(all_held(claims), {"_id": 1})}
+        return [claim for claim in claims if claim.id not in kept]
+
+    @reported
+    def holds(self, claim: Claim) -> bool:
+        """See Queue.holds."""
+        return self.datasets.find_one(held(claim), {"_id": 1}) is not None
+
+    @reported
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
+        """See Queue.record. Two commands, and one more where a claim is lost or was written down before."""
+        completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+        outdone = self._record_results(completed, run_id)
+        writable = [outcome for outcome in outcomes if outcome.claim not in outdone]
+        if not writable:
+            return []
+        updates = [UpdateOne(held(one.claim), changed(change_of(one, run_id, tell=tell))) for one in writable]
+        if self.datasets.bulk_write(updates, ordered=False).matched_count == len(writable):
+            return writable
+        found = self.datasets.find(ids([one.claim for one in writable]), dict.fromkeys(_WHAT_IS_WRITTEN, 1))
+        documents = {id_of(document["_id"]): document for document in found}
+        return [one for one in writable if written_already(one, run_id, documents.get(one.claim.id, {}))]
+
+    @reported
+    def release(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release. One command."""
+        if claims:
+            pending = {"status": Status.PENDING.value}
+            self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _LETTING_GO})
+
+    @reported
+    def pending(self, selection: Selection) -> int:
+        """See Queue.pending."""
+        return self.datasets.count_documents({**selected(selection), **CLAIMABLE})
+
+    @reported
+    def postponed(self, selection: Selection) -> int:
+        """See Queue.postponed."""
+        return self.datasets.count_documents({**selected(selection), **PENDING, **POSTPONED})
+
+    def _record_results(self, completed: Sequence[Completed], run_id: str) -> set[Claim]:
+        """Upsert the results; returns the claims that a result with a greater number outdoes."""
+        if not completed:
+            return set()
+        upserts = [
+            UpdateOne(
+                # A result without a claim number is older than the job's claims: it may be replaced.
+                {
+                    "dataset_id": {"$eq": value_of(done.claim.id)},
+                    "claim_number": {"$not": {"$gt": done.claim.number}},
+                },
+                [{"$set": {**literals(result_of(done, run_id)), "created_at": NOW}}],
+                upsert=True,
+            )
+            for done in completed
+        ]
+        try:
+            self.records.bulk_write(upserts, ordered=False)
+        except BulkWriteError as exc:
+            errors = exc.details["writeErrors"]
+            if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
+                raise
+            outdone = {completed[error["index"]].claim for error in errors}
+            self._make_way(outdone)
+            return outdone
+        return set()
+
+    def _make_way(self, outdone: set[Claim]) -> None:
+        """Give back what is held although a result has a greater number: its prompt was put back without
+        its claim number, by its owner. The next claim starts above the result's, or it would never end.
+        """
+        for claim in outdone:
+            result = self.records.find_one({"dataset_id": {"$eq": value_of(claim.id)}}, {"claim_number": 1})
+            number = (result or {}).get("claim_number", claim.number)
+            back = {"status": Status.PENDING.value, "claim_number": number}
+            self.datasets.update_one(held(claim), {"$set": back, "$unset": _LETTING_GO})

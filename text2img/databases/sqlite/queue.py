@@ -1,0 +1,201 @@
+"""The queue in SQLite: prompts claimed, held, written down and given back. The contract is Queue's.
+
+A claim reads pending prompts first and expired leases only if those were too few: one statement for both
+is many times slower. Each method is one transaction, so that all of it happens or nothing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.databases.documents import (
+    CLAIM_FIELDS,
+    PROMPT_FIELDS,
+    change_of,
+    count_of,
+    deaths_at_claim,
+    prompt_of,
+    readings,
+    result_of,
+    written_already,
+)
+from text2img.databases.sqlite.schema import STATUS, URGENCY
+from text2img.databases.sqlite.session import Session
+from text2img.databases.sqlite.values import columns_of, id_of, moment, value_of
+from text2img.prompts import Claim, Completed
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+
+    from text2img.databases import Selection
+    from text2img.prompts import Outcome, Prompt
+
+POSTPONED: Final = "COALESCE(julianday(not_before) > julianday(:now), FALSE)"
+"""Compared as days, since an owner may write the moment in any form that SQLite reads."""
+PENDING: Final = f"{STATUS} = 'pending' AND NOT {POSTPONED}"
+EXPIRED: Final = f"{STATUS} = 'processing' AND (lease_expires_at IS NULL OR lease_expires_at <= :now)"
+ORDER: Final = f"ORDER BY {URGENCY} DESC, _id LIMIT :limit"
+HELD: Final = "_id = :id AND status = 'processing' AND claimed_by = :worker AND claim_number = :number"
+LETTING_GO: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
+
+_READ: Final = "SELECT _id, {fields} FROM {datasets} WHERE {condition} AND {where} {order}"
+_UPDATE: Final = "UPDATE {datasets} SET {assignments} WHERE {held}"
+_CLAIM: Final = (
+    "UPDATE {datasets} SET status = 'processing', claimed_by = :worker, claim_number = :number, "
+    "claim_token = :token, lease_expires_at = :until, deaths = :deaths, started_claim = NULL, "
+    "not_before = NULL WHERE _id = :id"
+)
+_GREATER: Final = (
+    "SELECT claim_number FROM {dataset_records} WHERE dataset_id = :id AND claim_number > :number"
+)
+_UPSERT: Final = (
+    "INSERT INTO {dataset_records} ({columns}) VALUES ({places}) "
+    "ON CONFLICT (dataset_id) DO UPDATE SET {updates}"
+)
+_HOW_MANY: Final = "SELECT count(*) FROM {datasets} WHERE {condition} AND {where}"
+
+
+class SqliteQueue(Session):
+    """The Queue part of the database; the docstrings of the Protocol hold."""
+
+    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+        """See Queue.claim. One transaction: workers that meet wait for one another."""
+        with self._writing() as connection:
+            prompts = [_prompt(row, worker) for row in self._next(connection, limit, selection)]
+            marks = {"token": uuid.uuid4().hex, "until": moment(lease_seconds)}
+            connection.executemany(
+                self._sql(_CLAIM),
+                [{**marks, **_names(each.claim), "deaths": each.deaths} for each in prompts],
+            )
+        return prompts
+
+    def peek(self, limit: int, selection: Selection) -> list[Prompt]:
+        """See Queue.peek."""
+        with self._reading() as connection:
+            return [_prompt(row, "nobody") for row in self._next(connection, limit, selection)]
+
+    def start(self, claims: Sequence[Claim]) -> None:
+        """See Queue.start."""
+        self._update_held("started_claim = claim_number", claims)
+
+    def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
+        """See Queue.extend."""
+        return self._update_held("lease_expires_at = :until", claims, {"until": moment(lease_seconds)})
+
+    def holds(self, claim: Claim) -> bool:
+        """See Queue.holds."""
+        statement = self._sql("SELECT 1 FROM {datasets} WHERE {held}", held=HELD)
+        with self._reading() as connection:
+            found = connection.execute(statement, _names(claim))
+            return found.fetchone() is not None
+
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
+        """See Queue.record. Results and prompts change together, in one transaction."""
+        with self._writing() as connection:
+            return [one for one in outcomes if self._record(connection, one, run_id, tell=tell)]
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release."""
+        self._update_held(f"status = 'pending', {LETTING_GO}", claims)
+
+    def pending(self, selection: Selection) -> int:
+        """See Queue.pending."""
+        return self._how_many(f"(({PENDING}) OR ({EXPIRED}))", selection)
+
+    def postponed(self, selection: Selection) -> int:
+        """See Queue.postponed."""
+        return self._how_many(f"{STATUS} = 'pending' AND {POSTPONED}", selection)
+
+    def _next(self, connection: sqlite3.Connection, limit: int, selection: Selection) -> list[sqlite3.Row]:
+        rows = self._claimable(connection, PENDING, limit, selection)
+        if len(rows) < limit:
+            rows += self._claimable(connection, EXPIRED, limit - len(rows), selection)
+        return rows
+
+    def _claimable(
+        self, connection: sqlite3.Connection, condition: str, limit: int, selection: Selection
+    ) -> list[sqlite3.Row]:
+        where, values = selected(selection)
+        values |= {"now": moment(), "limit": max(limit, 0)}
+        fields = ", ".join(PROMPT_FIELDS)
+        statement = self._sql(_READ, fields=fields, condition=condition, where=where, order=ORDER)
+        return connection.execute(statement, values).fetchall()
+
+    def _update_held(
+        self, assignments: str, claims: Sequence[Claim], values: Mapping[str, object] | None = None
+    ) -> list[Claim]:
+        """Change what the claims hold; returns the claims that are lost."""
+        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
+        with self._writing() as connection:
+            return [
+                claim
+                for claim in claims
+                if not connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
+            ]
+
+    def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, tell: bool) -> bool:
+        names = _names(outcome.claim)
+        row = connection.execute(self._sql("SELECT * FROM {datasets} WHERE _id = :id"), names).fetchone()
+        if row is None or row["status"] != "processing":
+            return row is not None and written_already(outcome, run_id, dict(row))
+        if (row["claimed_by"], row["claim_number"]) != (names["worker"], names["number"]):
+            return False
+        if isinstance(outcome, Completed) and not self._record_result(connection, outcome, run_id):
+            return False
+        change = change_of(outcome, run_id, tell=tell)
+        fields = {**change.fields, **dict.fromkeys(change.gone), change.moment: moment()}
+        if change.wait is not None:
+            fields["not_before"] = moment(change.wait)
+        self._set(connection, columns_of(fields), names)
+        return True
+
+    def _record_result(self, connection: sqlite3.Connection, done: Completed, run_id: str) -> bool:
+        """Upsert the result; False where one with a greater claim number stands, which can only be when
+        the prompt was put back without its claim number: its next claim starts above the result's.
+        """
+        names = _names(done.claim)
+        greater = connection.execute(self._sql(_GREATER), names).fetchone()
+        if greater is not None:
+            fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": greater[0]}
+            self._set(connection, fields, names)
+            return False
+        result = columns_of({"dataset_id": names["id"], **result_of(done, run_id), "created_at": moment()})
+        columns, places = ", ".join(result), ", ".join(f":{name}" for name in result)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in result)
+        statement = self._sql(_UPSERT, columns=columns, places=places, updates=updates)
+        connection.execute(statement, result)
+        return True
+
+    def _set(
+        self, connection: sqlite3.Connection, columns: Mapping[str, object], names: Mapping[str, object]
+    ) -> None:
+        assignments = ", ".join(f"{name} = :new_{name}" for name in columns)
+        values = {f"new_{name}": value for name, value in columns.items()}
+        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
+        connection.execute(statement, {**values, **names})
+
+    def _how_many(self, condition: str, selection: Selection) -> int:
+        where, values = selected(selection)
+        statement = self._sql(_HOW_MANY, condition=condition, where=where)
+        with self._reading() as connection:
+            return int(connection.execute(statement, {**values, "now": moment()}).fetchone()[0])
+
+
+def selected(selection: Selection) -> tuple[str, dict[str, Any]]:
+    """The condition of a selection, and the values it names."""
+    if selection.dataset_id is None:
+        return "TRUE", {}
+    values = {f"dataset_{place}": value for place, value in enumerate(readings(selection.dataset_id))}
+    return f"dataset_id IN ({', '.join(f':{name}' for name in values)})", values
+
+
+def _names(claim: Claim) -> dict[str, object]:
+    return {"id": value_of(claim.id), "worker": claim.worker, "number": claim.number}
+
+
+def _prompt(row: sqlite3.Row, worker: str) -> Prompt:
+    fields = dict(row)
+    number = count_of(fields["claim_number"]) + 1
+    return prompt_of(Claim(id_of(fields["_id"]), worker, number), fields, deaths_at_claim(fields))

@@ -1,0 +1,116 @@
+"""The tables and indexes, and how a file that lacks some of them gets them.
+
+No column that an owner writes has a type, so that SQLite converts nothing: the prompts 7 and '7' are two,
+and a text where a number belongs is told to its owner.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from text2img.errors import DatabaseFailed
+from text2img.prompts.parameters import PARAMETER_NAMES
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Container, Mapping
+
+_ID: Final = "_id NOT NULL PRIMARY KEY"
+TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "datasets": (
+        _ID,
+        "text",
+        "status DEFAULT 'pending'",
+        "dataset_id",
+        *PARAMETER_NAMES,
+        "priority",
+        "created_at",
+        # From here on the job's own.
+        *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
+        *("attempts", "deaths", "image_url", "completed_at", "sha256", "run_id", "used"),
+        *("error", "error_code", "error_at", "untold"),
+    ),
+    "model_configs": (
+        _ID,
+        "model_type DEFAULT 'stable_diffusion'",
+        *("model_path", "revision", "variant", "scheduler", "num_inference_steps", "guidance_scale"),
+        *("width", "height", "negative_prompt", "safety_checker"),
+    ),
+    "dataset_records": (
+        "dataset_id NOT NULL PRIMARY KEY",
+        *("prompt", "image_url", "gcs_url", "status"),
+        *PARAMETER_NAMES,
+        *("model", "run_id", "created_at", "prompt_truncated", "claim_number"),
+    ),
+    "runs": (
+        _ID,
+        *("started_at", "finished_at", "status", "host", "model", "completed", "failed", "postponed"),
+        *("images_per_second", "device_busy", "peak_memory", "seconds", "versions", "lease_expires_at"),
+    ),
+    "callbacks": (
+        _ID,
+        *("run_id", "body", "state", "tries", "not_before", "claimed_by", "lease_expires_at"),
+        *("detail", "created_at", "closed_at"),
+    ),
+}
+STATUS: Final = "COALESCE(status, 'pending')"
+URGENCY: Final = "CASE WHEN typeof(priority) IN ('integer', 'real') THEN priority ELSE 0 END"
+_INDEXES: Final = {
+    "datasets": {
+        "claim": f"({STATUS}, {URGENCY} DESC, _id)",
+        "untold": "(untold, run_id) WHERE untold IS NOT NULL",
+    },
+    "callbacks": {"due": "(state, created_at)"},
+    "runs": {"latest": "(started_at DESC)"},
+}
+
+
+def build(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
+    """Make what is missing: tables, columns (an owner's table may have but ``_id`` and ``text``), indexes.
+
+    ``names`` are the tables' names by what Collections calls them. May be repeated. Raises DatabaseFailed for
+    a table that is something else.
+    """
+    for table, columns in TABLES.items():
+        name = quoted(names[table])
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(columns)})")
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+        _check_identity(names[table], columns[0], present)
+        for column in columns[1:]:
+            if column.split()[0] not in present:
+                connection.execute(f"ALTER TABLE {name} ADD COLUMN {column}")
+        for purpose, on in _INDEXES.get(table, {}).items():
+            index = quoted(f"{names[table]}_{purpose}")
+            connection.execute(f"CREATE INDEX IF NOT EXISTS {index} ON {name} {on}")
+
+
+def overlay(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
+    """Let what is missing seem to be there and empty, for this connection alone: the file stays as it is.
+
+    What is temporary goes before what is in the file under the same name.
+    """
+    for table, columns in TABLES.items():
+        name = quoted(names[table])
+        present = [row[1] for row in connection.execute(f"PRAGMA main.table_info({name})")]
+        if not present:
+            connection.execute(f"CREATE TEMP TABLE {name} ({', '.join(columns)})")
+            continue
+        _check_identity(names[table], columns[0], present)
+        missing = [column.split()[0] for column in columns if column.split()[0] not in present]
+        if missing:
+            empty = ", ".join(f"NULL AS {column}" for column in missing)
+            view = "CREATE TEMP VIEW {name} AS SELECT *, {empty} FROM main.{name}"
+            connection.execute(view.format(name=name, empty=empty))
+
+
+def quoted(name: str) -> str:
+    """The name as SQL writes an identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _check_identity(name: str, column: str, present: Container[str]) -> None:
+    identity = column.partition(" ")[0]
+    if identity not in present:
+        raise DatabaseFailed(
+            f"table {name} has no column {identity}; rename it, or choose another table name"
+        )

@@ -1,0 +1,172 @@
+"""An open SQLite file: a connection for each thread, transactions, and errors in one line each.
+
+Knows nothing of what is done with it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
+
+from text2img.databases.sqlite.schema import build, overlay, quoted
+from text2img.errors import ConfigurationError, DatabaseFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from text2img.databases import Collections
+
+_PATIENCE: Final = 15
+"""Seconds to wait for other writers; each holds the file for milliseconds."""
+
+
+class Session:
+    """The tables of one file, by a URL: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
+
+    Raises ConfigurationError for a URL that names no file, and for a table name that SQLite keeps to itself.
+    """
+
+    def __init__(self, url: str, collections: Collections) -> None:
+        self.path = path_of(url)
+        self._names: dict[str, str] = asdict(collections)
+        for name in self._names.values():
+            _check_name(name)
+        self._quoted = {known: quoted(name) for known, name in self._names.items()}
+        self._own = threading.local()
+        self._all: set[sqlite3.Connection] = set()
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._reads_only = False
+
+    def open(self, *, create: bool = True) -> None:
+        """Make the file, the tables and the indexes that are missing; raises DatabaseFailed.
+
+        Without ``create`` the file is opened for reading only, and what it lacks seems to be there, empty.
+        """
+        if not self.path.parent.is_dir():
+            raise DatabaseFailed(f"{self.path.parent} is no folder; make it, or check the path in --database")
+        if not create and not self.path.exists():
+            raise DatabaseFailed(
+                f"there is no {self.path}; enqueue makes it, or check the path in --database"
+            )
+        self.close()
+        self._reads_only = not create
+        if create:
+            with self._writing() as connection:
+                build(connection, self._names)
+        else:
+            with self._reading():
+                pass
+
+    def close(self) -> None:
+        """Close all connections, those of other threads as well; a later call opens its own again."""
+        with self._lock:
+            self._generation += 1
+            connections, self._all = self._all, set()
+        for connection in connections:
+            connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the file's only write lock from its start; undone when the body raises.
+
+        Taken at the start, since a transaction that first reads and then writes fails where another wrote
+        in between.
+        """
+        with self._reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, with SQLite's errors as DatabaseFailed."""
+        try:
+            yield self._connection()
+        except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
+            raise DatabaseFailed(_sentence(exc, self.path)) from exc
+
+    def _sql(self, template: str, **pieces: str) -> str:
+        """The statement: in braces stand tables, by what Collections calls them, and the pieces given."""
+        return template.format_map({**self._quoted, **pieces})
+
+    def _connection(self) -> sqlite3.Connection:
+        kept: sqlite3.Connection | None = getattr(self._own, "connection", None)
+        if kept is not None and self._own.generation == self._generation:
+            return kept
+        fresh = _connect_to_read(self.path, self._names) if self._reads_only else _connect(self.path)
+        with self._lock:
+            self._all.add(fresh)
+            self._own.connection, self._own.generation = fresh, self._generation
+        return fresh
+
+
+def path_of(url: str) -> Path:
+    """The file that a URL names; raises ConfigurationError where it names none."""
+    _, _, rest = url.partition(":")
+    location = unquote(rest.partition("?")[0])
+    if not location.startswith("///") or location in {"///", "////"}:
+        raise ConfigurationError(
+            "write the SQLite file as sqlite:///prompts.db, or sqlite:////data/prompts.db from the root"
+        )
+    name = location[3:]
+    if name == ":memory:":
+        raise ConfigurationError("a SQLite database in memory ends with the run; name a file in --database")
+    return Path(name)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # In WAL mode readers and the writer do not wait for one another.
+    return _prepared(str(path), lambda connection: connection.execute("PRAGMA journal_mode = WAL"))
+
+
+def _connect_to_read(path: Path, names: Mapping[str, str]) -> sqlite3.Connection:
+    return _prepared(f"{path.absolute().as_uri()}?mode=ro", lambda connection: overlay(connection, names))
+
+
+def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
+    """A connection, whose transactions begin only when they are told to, prepared."""
+    connection = sqlite3.connect(
+        name,
+        timeout=_PATIENCE,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=name.startswith("file:"),
+    )
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_name(name: str) -> None:
+    if not name or "\0" in name or name.lower().startswith("sqlite_"):
+        raise ConfigurationError(f"{name!r} cannot name a table in SQLite; choose another collection name")
+
+
+def _sentence(exc: Exception, path: Path) -> str:
+    said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+    code = getattr(exc, "sqlite_errorname", "")
+    if code.startswith("SQLITE_NOTADB"):
+        return f"{path} is no SQLite database; check the path in --database"
+    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+        return f"{path} cannot be opened for writing ({said}); check its permissions and those of its folder"
+    if code.startswith("SQLITE_FULL"):
+        return f"{path} cannot grow: the disk is full; make room and run it again"
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return f"{path} was locked by another program for {_PATIENCE} seconds; close it and run it again"
+    return f"SQLite file {path}: {said}"

@@ -1,0 +1,105 @@
+"""SQLite's values as prompt ids, moments and flags, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from text2img.prompts import PromptId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Value = int | float | str | bytes | None
+
+_INT64: Final = range(-(2**63), 2**63)
+_TAGGED: Final = re.compile(rb"([a-z]+):(.*)", re.DOTALL)
+_OWN_TYPES: Final = {"str", "blob"}
+
+
+def id_of(value: Value) -> PromptId:
+    """The prompt id of an ``_id`` as it stands in its column, whatever its type."""
+    if isinstance(value, int):
+        return PromptId("int", str(value))
+    if isinstance(value, float):
+        return PromptId("double", repr(value))
+    if isinstance(value, bytes):
+        return _id_of_bytes(value)
+    return PromptId("str", value or "")
+
+
+def value_of(prompt_id: PromptId) -> Value:
+    """What stands for the id in a column: 7 and "7" stay two ids, and so does every kind SQLite lacks.
+
+    INTEGER, REAL and TEXT for what fits them, else a BLOB of ``kind:text``.
+    """
+    kind, text = prompt_id.kind, prompt_id.text
+    if kind == "int" and int(text) in _INT64:
+        return int(text)
+    if kind == "double" and math.isfinite(float(text)):
+        return float(text)
+    if kind == "blob":
+        return bytes.fromhex(text)
+    if kind == "str" and not any("\ud800" <= char <= "\udfff" for char in text):
+        return text
+    return f"{kind}:{text}".encode("utf-8", "surrogatepass")
+
+
+def moment(seconds: float = 0) -> str:
+    """The moment ``seconds`` from now, in UTC, as text that sorts by time and that sqlite3's shell shows.
+
+    It is the worker's clock: whoever shares the file shares the machine, and so the clock.
+    """
+    return text_of(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def text_of(at: datetime) -> str:
+    """A moment as it is kept: ISO 8601 in UTC, to the millisecond."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
+
+
+def datetime_of(value: object) -> datetime | None:
+    """The moment that a column holds, or None where it holds none."""
+    if not isinstance(value, str):
+        return None
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def columns_of(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields as columns hold them: objects as JSON, moments as text."""
+    return {name: _column(value) for name, value in fields.items()}
+
+
+def object_of(value: object) -> dict[str, object]:
+    """The object that a column holds as JSON; empty where it holds none."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _column(value: object) -> object:
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return text_of(value) if isinstance(value, datetime) else value
+
+
+def _id_of_bytes(value: bytes) -> PromptId:
+    """Bytes that this module wrote are an id of their kind; any others are an id that is bytes."""
+    parts = _TAGGED.fullmatch(value)
+    if parts:
+        try:
+            read = PromptId(parts[1].decode(), parts[2].decode("utf-8", "surrogatepass"))
+            if value_of(read) == value and read.kind != "blob":
+                return read
+        except ValueError:  # not UTF-8, or no number: somebody else's bytes
+            pass
+    return PromptId("blob", value.hex())

@@ -1,0 +1,1 @@
+"""The demo: its vocabulary, its prompts and its small trained model."""

@@ -1,0 +1,109 @@
+"""The demo model's whole world: one coloured shape on a background of another colour.
+
+Names every scene the model was taught, writes and reads its caption, and draws it. Knows nothing of
+models; Pillow is imported only where something is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from PIL.Image import Image
+
+RGB = tuple[int, int, int]
+Point = tuple[float, float]
+
+# Near the eight corners of the RGB cube, for nothing lies further apart: guidance pushes a colour towards
+# its corner and so away from the others, where an orange would be pushed into red or yellow.
+COLOURS: dict[str, RGB] = {
+    "red": (225, 35, 40),
+    "yellow": (250, 220, 40),
+    "green": (25, 165, 60),
+    "cyan": (60, 210, 240),
+    "blue": (30, 60, 215),
+    "purple": (185, 45, 205),
+    "black": (18, 18, 22),
+    "white": (248, 248, 246),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+
+# A shape's radius as a fraction of the picture's width: the least and the greatest of each size.
+SIZES: dict[str, tuple[float, float]] = {"small": (0.155, 0.185), "large": (0.30, 0.34)}
+
+MAX_OFFSET = 0.035  # of the width, either way: the picture's middle always lies within the shape
+MAX_TILT = math.radians(10)
+OVERSAMPLING = 4
+
+# From the middle to a corner, in radii: chosen so that all shapes of one size look equally large.
+_CORNER_DISTANCE = {"square": 1.22, "triangle": 1.36, "star": 1.36}
+_STAR_WAIST = 0.5  # the inner corners' distance, as a part of the outer ones'
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What one caption says: size, colour and shape, and the background's colour."""
+
+    size: str
+    colour: str
+    shape: str
+    background: str
+
+    @property
+    def caption(self) -> str:
+        """The one sentence that the model was taught for this scene."""
+        return f"a {self.size} {self.colour} {self.shape} on a {self.background} background"
+
+    @classmethod
+    def parse(cls, caption: str) -> Scene:
+        """The scene of a caption in the taught form; ValueError for any other text."""
+        match caption.lower().split():
+            case ["a", size, colour, shape, "on", "a", background, "background"] if (
+                size in SIZES and colour in COLOURS and shape in SHAPES and background in COLOURS
+            ):
+                return cls(size, colour, shape, background)
+        raise ValueError(f"Not a caption of the demo's world: {caption!r}")
+
+
+def all_scenes() -> Iterator[Scene]:
+    """Every scene of the demo's world, 448, always in the same order."""
+    for size, colour, shape, background in product(SIZES, COLOURS, SHAPES, COLOURS):
+        if colour != background:
+            yield Scene(size, colour, shape, background)
+
+
+def outline(shape: str, radius: float, tilt: float, centre: Point) -> list[Point]:
+    """The corners of a shape; `tilt` in radians, clockwise; a circle has so many that none shows."""
+    corners, waist = {
+        "circle": (90, 1.0),
+        "square": (4, 1.0),
+        "triangle": (3, 1.0),
+        "star": (10, _STAR_WAIST),
+    }[shape]
+    reach = radius * _CORNER_DISTANCE.get(shape, 1.0)
+    first = tilt + (math.pi / 4 if shape == "square" else -math.pi / 2)  # a triangle and a star point upwards
+    points = []
+    for corner in range(corners):
+        angle = first + math.tau * corner / corners
+        distance = reach * (waist if corner % 2 else 1.0)
+        points.append((centre[0] + distance * math.cos(angle), centre[1] + distance * math.sin(angle)))
+    return points
+
+
+def draw(scene: Scene, chance: Random, width: int = 128) -> Image:
+    """A picture of the scene, `width` × `width`; chance gives the exact size, place and tilt."""
+    from PIL import Image, ImageDraw
+
+    full = width * OVERSAMPLING
+    radius = full * chance.uniform(*SIZES[scene.size])
+    x, y = (full * (0.5 + chance.uniform(-MAX_OFFSET, MAX_OFFSET)) for _ in range(2))
+    tilt = chance.uniform(-MAX_TILT, MAX_TILT)
+    picture = Image.new("RGB", (full, full), COLOURS[scene.background])
+    ImageDraw.Draw(picture).polygon(outline(scene.shape, radius, tilt, (x, y)), fill=COLOURS[scene.colour])
+    return picture.reduce(OVERSAMPLING)

@@ -1,0 +1,163 @@
+"""Pictures in a folder, each written whole or not at all. Knows files and bytes, no images."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
+from text2img.storage import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TEMPORARY = ".text2img-"  # the dot keeps it out of listings and galleries; no picture's name starts with one
+_ABANDONED = 3600  # seconds after which a temporary file's writer is surely dead
+_THIS_FILE = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.EFBIG})
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+
+
+class LocalStorage:
+    """An ImageStorage that keeps its objects as files of one folder, which is made when the first one comes.
+
+    ``folder`` may start with ``~``. A file appears under its name only when its bytes are on the disk
+    (written aside, synced, then linked), so neither a crash nor a full disk leaves half a picture.
+    """
+
+    def __init__(self, folder: str) -> None:
+        if not folder.strip() or "\0" in folder:
+            raise ConfigurationError("the output folder's name is empty or holds a NUL; check --output")
+        # Not Path.resolve: a folder behind a symbolic link keeps the name that its owner gave it.
+        self._folder = Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111
+        self._sweep = threading.Lock()
+        self._swept = False
+
+    def check(self) -> None:
+        """As ImageStorage.check: the folder can be written to, or could be made."""
+        place = self._folder
+        while not os.path.lexists(place):  # Path.exists raises where it may not look
+            place = place.parent
+        if not os.path.isdir(place):  # noqa: PTH112 - the same
+            raise StorageFailed(f"{place} is no folder; choose another --output")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise StorageFailed(f"the folder {place} cannot be written to; check its permissions")
+
+    def try_write(self) -> None:
+        """As ImageStorage.try_write. The folder stays, should it have been made for this."""
+        name = f"doctor-{secrets.token_hex(8)}.txt"
+        path = self.put(name, b"text2img doctor", "text/plain", lambda: True)
+        try:
+            Path(path).unlink()
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:  # noqa: ARG002 - a file has no content type
+        """As ImageStorage.put. Atomic by link(2), which never replaces; a different file that is looked at
+        and replaced by somebody else in the same instant is the one gap a folder leaves.
+        """
+        target = self._folder / check_name(name)
+        self._prepare()
+        try:
+            if not self._same(target, data):
+                with self._temporary(data) as temporary:
+                    self._publish(temporary, target, data, may_replace)
+        except OSError as exc:
+            if exc.errno in _THIS_FILE:
+                raise self._rejected(name, exc.strerror) from exc
+            raise self._failed(exc) from exc
+        return str(target)
+
+    def _prepare(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise self._failed(exc) from exc
+        with self._sweep:
+            if not self._swept:
+                self._swept = True
+                self._remove_abandoned()
+
+    def _remove_abandoned(self) -> None:
+        """Remove what killed writers left behind. Best effort: what stays does no harm."""
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(_TEMPORARY):
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED:
+                            os.unlink(entry)  # noqa: PTH108
+
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """The path of a synced file of its own with that content, gone afterwards."""
+        path = self._folder / f"{_TEMPORARY}{secrets.token_hex(12)}"
+        # 0o666 less the umask: pictures are for whoever may read the folder (mkstemp's are for one user).
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _publish(self, temporary: Path, target: Path, data: bytes, may_replace: Callable[[], bool]) -> None:
+        """Give the temporary file its name: create-only first, over another content only if allowed."""
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            if self._same(target, data):
+                return
+            self._replace(temporary, target, may_replace)
+        except OSError as exc:
+            if exc.errno not in _NO_HARD_LINKS:
+                raise
+            # Some file systems (exFAT, network shares) know no links: whoever holds the claim may rename.
+            self._replace(temporary, target, may_replace)
+        self._sync_folder()
+
+    def _replace(self, temporary: Path, target: Path, may_replace: Callable[[], bool]) -> None:
+        if not may_replace():
+            raise ClaimLost(f"{target.name} is there already and the claim is lost")
+        temporary.replace(target)
+
+    def _same(self, target: Path, data: bytes) -> bool:
+        """Whether the file is there with that content; PromptFailed where something else has its name."""
+        try:
+            found = target.stat()
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode):
+            raise self._rejected(target.name, "something that is no file has this name")
+        if found.st_size != len(data):
+            return False
+        try:
+            with target.open("rb") as file:
+                return file.read(len(data) + 1) == data
+        except (FileNotFoundError, PermissionError):
+            return False
+
+    def _sync_folder(self) -> None:
+        """Let the new name outlive a power cut. Some file systems cannot sync a folder; they need not."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _failed(self, exc: OSError) -> StorageFailed:
+        reason = exc.strerror or type(exc).__name__
+        return StorageFailed(f"cannot write to the folder {self._folder}: {reason}; check --output")
+
+    def _rejected(self, name: str, reason: str | None) -> PromptFailed:
+        sentence = f"{name} cannot be written to {self._folder}: {reason}"
+        return PromptFailed(ErrorCode.STORAGE_REJECTED, sentence)
