@@ -61,7 +61,7 @@ GOOD = [
         (15, "15", "large", "red", "triangle", "cyan", {"scheduler": "ddim"}),
         (16, "16", "large", "white", "star", "red", {"width": 128, "height": 128.0}),
         (17, "17", "large", "yellow", "square", "purple", {"priority": 5}),
-        (18.5, "18.5~float", "large", "blue", "triangle", "white", {}),
+        (18.5, "18.5~double", "large", "blue", "triangle", "white", {}),
         (
             datetime(2026, 11, 20, tzinfo=UTC),
             None,

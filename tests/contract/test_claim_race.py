@@ -12,8 +12,6 @@ import pytest
 
 from tests.contract.database_suite import ALL, completed, texts
 
-_PROMPTS = 200
-
 
 def _race(url, workers, limit):
     """What each of the processes has claimed, in its helpings."""
@@ -37,15 +35,15 @@ def _race(url, workers, limit):
             racer.communicate()
 
 
-@pytest.mark.parametrize("limit", [1, 10])
-def test_racing_processes_never_share_a_prompt(stand, limit):
-    """Four processes (two against a server) take 200 prompts: each once, and together all of them."""
-    for n in range(_PROMPTS):
+@pytest.mark.parametrize(("prompts", "limit"), [(200, 10), (50, 1)])
+def test_racing_processes_never_share_a_prompt(stand, prompts, limit):
+    """Four processes (two against a server) take all prompts, and each of them once."""
+    for n in range(prompts):
         stand.put({"_id": n})
     got = _race(stand.backend.url, 4 if stand.backend.kind == "sqlite" else 2, limit)
     claimed = list(chain.from_iterable(chain.from_iterable(got)))
-    assert sorted(map(int, claimed)) == list(range(_PROMPTS))
-    assert {stand.get(n)["claim_number"] for n in range(0, _PROMPTS, 20)} == {1}
+    assert sorted(map(int, claimed)) == list(range(prompts))
+    assert {stand.get(n)["claim_number"] for n in range(0, prompts, 20)} == {1}
     if stand.backend.kind != "sqlite":  # whose lock goes to whoever asks first: one may take all at once
         assert all(got)  # nobody starved
 

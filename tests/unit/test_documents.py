@@ -10,7 +10,6 @@ import pytest
 from text2img.databases import NewPrompt, Run
 from text2img.databases.documents import (
     change_of,
-    configuration_of,
     count_of,
     deaths_at_claim,
     new_fields,
@@ -22,7 +21,7 @@ from text2img.databases.documents import (
     untold_of,
     written_already,
 )
-from text2img.errors import ConfigurationError, ErrorCode
+from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
 
 _CLAIM = Claim(PromptId("int", "1"), "w", 3)
@@ -176,20 +175,6 @@ def test_what_is_told_depends_on_the_status():
     assert (told.image_url, told.seed, told.code, told.sentence) == ("u", 1, None, None)
     told = untold_of(_CLAIM.id, {**fields, "status": "error"})
     assert (told.image_url, told.seed, told.code, told.sentence) == (None, None, "c", "s")
-
-
-def test_a_long_wrong_value_is_shortened():
-    """An error's sentence stays one line of bearable length."""
-    with pytest.raises(ConfigurationError) as caught:
-        configuration_of(_CLAIM.id, {"model_type": "x\n" * 500})
-    assert len(str(caught.value)) < 200
-    assert "\n" not in str(caught.value)
-
-
-def test_nulls_in_a_configuration_ask_for_nothing():
-    """A null is as good as an absent field."""
-    configuration = configuration_of(_CLAIM.id, {"_id": 1, "model_path": None, "safety_checker": None})
-    assert (configuration.model_path, configuration.safety_checker) == (None, True)
 
 
 def test_a_run_survives_its_document():

@@ -1,5 +1,4 @@
-"""What a document means, for every adapter: its fields become a prompt or a configuration, an outcome
-becomes fields.
+"""What a document means, for every adapter: its fields become a prompt or a run, an outcome becomes fields.
 
 Knows the documents of CONTRACT.md and no database: ids and moments in time are written by the adapters,
 each in its own database's way.
@@ -14,25 +13,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Run, Untold
-from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts import Completed, Failed, ModelConfiguration, Prompt, Status, Wishes
-from text2img.prompts.parameters import (
-    PARAMETER_NAMES,
-    check_integer,
-    check_number,
-    check_pixels,
-    check_scheduler,
-    check_text,
-    nearest,
-)
+from text2img.prompts import Completed, Failed, Prompt, Status, Wishes
+from text2img.prompts.parameters import PARAMETER_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from text2img.databases import NewPrompt
     from text2img.prompts import Claim, Outcome, PromptId
 
-MODEL_TYPE: Final = "stable_diffusion"
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
@@ -50,17 +39,6 @@ PROMPT_FIELDS: Final = (
 """Whatever a claim reads of a prompt's document."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-_CONFIGURATION_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
-    "model_path": check_text,
-    "revision": check_text,
-    "variant": check_text,
-    "negative_prompt": check_text,
-    "scheduler": lambda _, value: check_scheduler(value),
-    "num_inference_steps": lambda name, value: check_integer(name, value, 1, 1000),
-    "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
-    "width": check_pixels,
-    "height": check_pixels,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,34 +148,6 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
     return same and fields.get("claim_number") == outcome.claim.number
 
 
-def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
-    """The model configuration; raises ConfigurationError that names the first field that is wrong."""
-    given = {name: value for name, value in fields.items() if value is not None and name != "_id"}
-    where = f"model configuration {config_id}"
-    kind = given.pop("model_type", MODEL_TYPE)
-    if kind != MODEL_TYPE:
-        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(kind)}")
-    safety = given.pop("safety_checker", True)
-    if not isinstance(safety, bool):
-        raise ConfigurationError(f"{where}: safety_checker must be true or false; it is {_short(safety)}")
-    checked = {name: _checked(where, name, value) for name, value in given.items()}
-    return ModelConfiguration(
-        model_path=_text(checked, "model_path"),
-        revision=_text(checked, "revision"),
-        variant=_text(checked, "variant"),
-        safety_checker=safety,
-        wishes=Wishes.of(checked),
-        id=config_id,
-    )
-
-
-def missing_configuration(config_id: str, collection: str) -> ConfigurationError:
-    """What to say of a configuration that somebody asked for and that is not there."""
-    return ConfigurationError(
-        f"{collection} holds no model configuration with the _id {_short(config_id)}; check --model-config-id"
-    )
-
-
 def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
     """What the callback's receiver is to be told of a completed or failed prompt's document."""
     if fields.get("status") == Status.COMPLETED:
@@ -268,26 +218,5 @@ def _gone(names: tuple[str, ...], *, tell: bool) -> tuple[str, ...]:
     return names if tell else (*names, "untold")
 
 
-def _checked(where: str, name: str, value: object) -> object:
-    check = _CONFIGURATION_CHECKS.get(name)
-    if check is None:
-        hint = nearest(name, (*_CONFIGURATION_CHECKS, "safety_checker", "model_type"))
-        raise ConfigurationError(f"{where}: {_short(name)} is no field of a model configuration{hint}")
-    try:
-        return check(name, value)
-    except PromptFailed as exc:
-        raise ConfigurationError(f"{where}: {exc}") from None
-
-
 def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _text(checked: Mapping[str, object], name: str) -> str | None:
-    value = checked.get(name)
-    return None if value is None else str(value)
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"

@@ -194,7 +194,9 @@ def _check_key(path: str) -> None:
     except IsADirectoryError as exc:  # what Docker makes of a mount whose source is missing
         raise StorageFailed(f"{named} is a folder; was the key there when it was mounted?") from exc
     except OSError as exc:
-        raise StorageFailed(f"{named} user {os.geteuid()} cannot read: {exc.strerror}") from exc
+        raise StorageFailed(
+            f"{named} user {os.geteuid()} cannot read ({exc.strerror}); make it readable, or run as its owner"
+        ) from exc
     except ValueError as exc:
         raise StorageFailed(f"{named} is not JSON; mount the key file as Google made it") from exc
     if not isinstance(key, dict) or "type" not in key:

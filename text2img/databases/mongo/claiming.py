@@ -78,11 +78,9 @@ def claim_prompts(
 
 def peek_prompts(datasets: Collection[Document], limit: int, selection: Selection) -> list[Prompt]:
     """The first ``limit`` candidates as prompts, left as they are; see Queue.peek."""
-    return (
-        [_prompt(document, "nobody") for document in _candidates(datasets, limit, selection)]
-        if limit > 0
-        else []
-    )
+    if limit < 1:
+        return []
+    return [_prompt(document, "nobody") for document in _candidates(datasets, limit, selection)]
 
 
 def candidates_pipeline(collection: str, limit: int, selection: Selection) -> list[Document]:

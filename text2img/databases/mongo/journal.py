@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo.errors import BulkWriteError
 
 from text2img.databases import Counts
+from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
-    MODEL_TYPE,
-    configuration_of,
-    missing_configuration,
     new_fields,
     run_fields,
     run_of,

@@ -6,11 +6,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Counts
+from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
-    MODEL_TYPE,
-    configuration_of,
-    missing_configuration,
     new_fields,
     readings,
     run_fields,

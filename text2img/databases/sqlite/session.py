@@ -54,7 +54,8 @@ class Session:
             raise DatabaseFailed(
                 f"there is no {self.path}; enqueue makes it, or check the path in --database"
             )
-        self.close()
+        if self._reads_only is create:
+            self.close()
         self._reads_only = not create
         if create:
             with self._writing() as connection:
@@ -131,7 +132,12 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _connect_to_read(path: Path, names: Mapping[str, str]) -> sqlite3.Connection:
-    return _prepared(f"{path.absolute().as_uri()}?mode=ro", lambda connection: overlay(connection, names))
+    def prepare(connection: sqlite3.Connection) -> None:
+        overlay(connection, names)
+        connection.execute("PRAGMA query_only = ON")
+
+    # Not mode=ro: whoever cannot write cannot take away the files that WAL mode needs beside it either.
+    return _prepared(f"{path.absolute().as_uri()}?mode=rw", prepare)
 
 
 def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:

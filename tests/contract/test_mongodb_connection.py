@@ -1,0 +1,95 @@
+"""Connecting to MongoDB: what a URI means, and errors in one line that keep the password to themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from pymongo.errors import OperationFailure
+
+from tests.contract.database_suite import opened
+from tests.servers import free_port
+from text2img.databases import Collections
+from text2img.databases.mongo import connection
+from text2img.databases.mongo.connection import address_of, sentence
+from text2img.errors import ConfigurationError, DatabaseFailed
+
+
+def test_without_a_path_the_database_is_text2img(mongodb_server):
+    """The URI's path names the database; where it has none the job's name does."""
+    from text2img.databases.mongo import MongoDatabase
+
+    database = MongoDatabase(mongodb_server, Collections())
+    assert database.name == "text2img"
+    database.close()
+
+
+def test_a_wrong_password_is_said(mongo_stand):
+    """The server's refusal at the door becomes a sentence without the password."""
+    uri = mongo_stand.backend.url.replace("mongodb://", "mongodb://me:hunter2@")
+    with pytest.raises(DatabaseFailed, match="refuses the user or the password") as caught:
+        opened(uri)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_absent_server_is_said_in_time(monkeypatch):
+    """Within the patience, in one line with the address and without the password."""
+    assert connection.PATIENCE <= 15  # of the 20 seconds that the contract allows
+    monkeypatch.setattr(connection, "PATIENCE", 1)
+    port, began = free_port(), time.monotonic()
+    with pytest.raises(DatabaseFailed) as caught:
+        opened(f"mongodb://me:hunter2@127.0.0.1:{port}/db")
+    assert time.monotonic() - began < 5
+    assert f"no MongoDB answers at 127.0.0.1:{port}" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://",
+        "mongodb://me:hunter2@",
+        "mongodb://me:hunter2/more@host/db",
+        "mongodb://me:hunter2:x@host:port/db",
+        "mongodb://me:hunter2@host/db?tls=maybe",
+        "mongodb://me:hunter2@host/a b",
+        "mongodb://me:hunter2@host:99999/db",
+        "mongodb+srv://me:hunter2@localhost/db",
+        "mongodb://me:hunter2@host/db?authMechanism=nonsense",
+    ],
+)
+def test_a_uri_that_cannot_be_read_is_a_configuration_error(uri):
+    """Whatever is wrong with it, no piece of the password is shown."""
+    with pytest.raises(ConfigurationError) as caught:
+        opened(uri)
+    assert "hunter2" not in str(caught.value)
+    assert "MongoDB URI" in str(caught.value)
+
+
+def test_refusals_say_what_to_do():
+    """A wrong password and a missing right each have their own sentence."""
+    wrong = OperationFailure("Authentication failed.", code=18)
+    assert "refuses the user or the password" in sentence(wrong, "h", "db")
+    assert "grant it readWrite" in sentence(OperationFailure("not authorized", code=13), "h", "db")
+    other = OperationFailure("bad\nthing", code=1, details={"errmsg": "bad\nthing"})
+    assert sentence(other, "h", "db") == "MongoDB at h, database db: bad"
+
+
+def test_the_address_shows_hosts_alone():
+    """Of a URI, only the hosts are shown."""
+    assert address_of("mongodb://u:p@a:1,b:2/db?x=y@z") == "a:1,b:2"
+    assert address_of("mongodb+srv://cluster.example.net") == "cluster.example.net"
+    assert address_of("mongodb://a?tls=true") == "a"
+
+
+def test_pymongo_is_imported_only_for_mongodb(tmp_path):
+    """A run on SQLite never pays for pymongo."""
+    program = (
+        "import sys; from text2img.databases import Collections, open_database; "
+        f"open_database('sqlite:///{tmp_path}/p.db', Collections()).close(); "
+        "sys.exit('pymongo' in sys.modules or 'bson' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,82 @@
+"""Which devices there are, and what exceptions say about them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.engine.conftest import look
+from text2img.engine.devices import Trouble, check_device, choose_device, choose_dtype, trouble
+from text2img.engine.options import EngineOptions
+from text2img.errors import DeviceFailed
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_always_there(device):
+    """The CPU is always there, and auto finds something."""
+    check_device(device)
+    assert choose_device(device) in {"cuda", "mps", "cpu"}
+
+
+@no_gpu
+def test_no_gpu(tiny):
+    """Asking for cuda without a GPU is an error at once, which says what to do."""
+    with pytest.raises(DeviceFailed, match=r"--gpus all.*--device cpu"):
+        check_device("cuda")
+    with pytest.raises(DeviceFailed, match="--gpus all"):
+        look(tiny("sd1"), device="cuda")
+    with pytest.raises(DeviceFailed, match="build of PyTorch"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this may be Apple silicon")
+def test_no_mps():
+    """Mps elsewhere than on Apple silicon is an error."""
+    with pytest.raises(DeviceFailed, match="mps"):
+        check_device("mps")
+
+
+def test_check_needs_no_torch():
+    """The check imports no torch."""
+    code = (
+        "import sys; from text2img.engine.devices import check_device; check_device('cpu');"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "expected"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda", torch.float16),
+        ("auto", "mps", torch.float16),
+        ("bf16", "cuda", torch.bfloat16),
+        ("fp32", "cuda", torch.float32),
+        ("fp16", "cpu", torch.float16),
+    ],
+)
+def test_dtype(dtype, device, expected):
+    """Auto is fp16 on a GPU and fp32 on the CPU."""
+    assert choose_dtype(EngineOptions(model="m", dtype=dtype), device) is expected
+
+
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), Trouble.MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), Trouble.MEMORY),
+        (RuntimeError("CUDA error: unspecified launch failure"), Trouble.DEVICE),
+        (RuntimeError("HIP error: invalid device function"), Trouble.DEVICE),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Trouble.OTHER),
+        (ValueError("out of memory"), Trouble.OTHER),
+    ],
+)
+def test_trouble(exc, expected):
+    """Exceptions are told apart by class and message."""
+    assert trouble(exc) is expected

@@ -1,0 +1,291 @@
+"""What is found wrong with a model's folder before its weights are read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.engine.conftest import edit, look, split_vocabulary
+from text2img.errors import ConfigurationError, ModelFailed
+
+SD1_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("sd1", ("sd", 64, 64, 8, "pndm", 8)),
+        ("sdxl", ("sdxl", 64, 64, 8, "euler", 8)),
+        ("sd3", ("sd3", 64, 64, 16, "euler", 2)),
+        ("flux", ("flux", 1024, 1024, 16, "euler", 1)),
+    ],
+)
+def test_card(tiny, family, expected):
+    """The card tells family, size, multiple and schedulers of each family's model."""
+    card = look(tiny(family))
+    told = (card.family, card.width, card.height, card.multiple, card.scheduler, len(card.schedulers))
+    assert told == expected
+    assert card.revision is None
+
+
+def test_inspection_needs_no_torch(tiny):
+    """Inspecting a local folder imports neither torch nor diffusers nor transformers."""
+    code = (
+        "import sys; from text2img.engine.diffusers import DiffusersEngine as E;"
+        "from text2img.engine.options import EngineOptions as O;"
+        f"E(O(model={str(tiny('sd1'))!r}, device='cpu')).inspect();"
+        "sys.exit(','.join({'torch', 'diffusers', 'transformers'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stderr.strip(), done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("name", ["{tmp}/none", "./none", "none", "a/b/c", "~/none-such", "x\ny/z"])
+def test_missing_folder(tmp_path, name):
+    """A name that can only be a folder, and is none, is said to be no model folder."""
+    with pytest.raises(ModelFailed, match="no model folder at"):
+        look(name.format(tmp=tmp_path))
+
+
+def test_relative_folder(copy, monkeypatch):
+    """A name that looks like a hub id but is a folder here is that folder."""
+    folder = copy("sd1")
+    monkeypatch.chdir(folder.parent.parent)
+    assert look(f"{folder.parent.name}/sd1").family == "sd"
+
+
+def test_gs_model():
+    """Models in buckets are refused as a configuration that cannot work yet."""
+    with pytest.raises(ConfigurationError, match="yet"):
+        look("gs://bucket/model")
+
+
+def test_single_file(tmp_path):
+    """A single checkpoint file is told to be no folder."""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelFailed, match="is a file"):
+        look(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"unet": 1}', '{"_class_name": ["mine", "Pipe"]}'])
+def test_bad_index(copy, content):
+    """A model_index.json that is missing, broken, empty, or names code of the model's own is an error."""
+    index = copy("sd1") / "model_index.json"
+    index.unlink() if content is None else index.write_text(content)
+    with pytest.raises(ModelFailed, match=r"model_index\.json"):
+        look(index.parent)
+
+
+@pytest.mark.parametrize("name", ["NoSuchPipeline", "StableDiffusionImg2ImgPipeline", "FluxControlPipeline"])
+def test_not_text_to_image(copy, name):
+    """A pipeline that is unknown, or wants more than a text, is refused."""
+    folder = copy("sd1")
+    edit(folder / "model_index.json", _class_name=name)
+    with pytest.raises(ModelFailed, match=f"{name} draws no pictures from text alone"):
+        look(folder)
+
+
+@pytest.mark.parametrize("library", ["my_code", "os", "stable_diffusion/../..", None])
+def test_remote_code(copy, library):
+    """A component from another library than diffusers and transformers is never imported."""
+    folder = copy("sd1")
+    (folder / "unet" / "my_code.py").write_text("raise SystemExit('ran')")
+    edit(folder / "model_index.json", unet=[library, "UNet2DConditionModel"])
+    with pytest.raises(ModelFailed, match="never run"):
+        look(folder)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_component_folder_missing(copy, name):
+    """A component that is listed must have its folder."""
+    folder = copy("sd1")
+    shutil.rmtree(folder / name)
+    with pytest.raises(ModelFailed, match=f"lists {name}"):
+        look(folder)
+
+
+def test_component_not_listed(copy):
+    """A component that the pipeline needs must be listed."""
+    folder = copy("sd1")
+    edit(folder / "model_index.json", unet=[None, None])
+    with pytest.raises(ModelFailed, match="lists no unet"):
+        look(folder)
+
+
+@pytest.mark.parametrize("name", ["unet", "scheduler", "text_encoder"])
+@pytest.mark.parametrize("content", [None, "{"])
+def test_component_config(copy, name, content):
+    """A component whose configuration is missing or broken is an error."""
+    (config,) = (copy("sd1") / name).glob("*config.json")
+    config.unlink() if content is None else config.write_text(content)
+    with pytest.raises(ModelFailed, match="config"):
+        look(config.parent.parent)
+
+
+@pytest.mark.parametrize(("component", "file"), SD1_WEIGHTS.items())
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_truncated_weights(copy, component, file, keep):
+    """A weight file that is cut anywhere is found by its length, in any component."""
+    weights = copy("sd1") / component / file
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ModelFailed, match=f"{component}/{file} is truncated"):
+        look(weights.parent.parent)
+
+
+def test_html_instead_of_weights(copy):
+    """A web page saved as weights is no safetensors file."""
+    weights = copy("sd1") / "unet" / SD1_WEIGHTS["unet"]
+    weights.write_text("<!doctype html><title>Sign in</title>" * 99)
+    with pytest.raises(ModelFailed, match="no safetensors file"):
+        look(weights.parent.parent)
+
+
+def test_pickles_only(copy):
+    """A folder with .bin weights alone is refused, since reading them can run code."""
+    weights = copy("sd1") / "unet" / SD1_WEIGHTS["unet"]
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelFailed, match="pickled"):
+        look(weights.parent.parent)
+
+
+def test_no_weights(copy):
+    """A folder without weights is told to be fetched again."""
+    folder = copy("sd1")
+    (folder / "vae" / SD1_WEIGHTS["vae"]).unlink()
+    with pytest.raises(ModelFailed, match="no weights"):
+        look(folder)
+
+
+def test_shards(tiny, tmp_path):
+    """Sharded weights are read by their index; a shard that is missing is named."""
+    from diffusers import UNet2DConditionModel
+
+    folder = shutil.copytree(tiny("sd1"), tmp_path / "sd1")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / "unet" / SD1_WEIGHTS["unet"]).unlink()
+    unet.save_pretrained(folder / "unet", max_shard_size="100KB")
+    shards = sorted((folder / "unet").glob("*-of-*"))
+    assert len(shards) > 1
+    assert look(folder).family == "sd"
+    shards[1].unlink()
+    with pytest.raises(ModelFailed, match=f"{shards[1].name}, which is not there"):
+        look(folder)
+
+
+def test_variant_missing(copy, caplog):
+    """A variant that is not there gives way to the plain files, with a warning."""
+    assert look(copy("sd1"), variant="fp16").family == "sd"
+    assert "no variant fp16" in caplog.text
+
+
+def test_only_variants(copy):
+    """With two variants and no plain files, one must be asked for; the only variant is taken unasked."""
+    folder = copy("sd1")
+    for name, weights in SD1_WEIGHTS.items():
+        file = folder / name / weights
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert look(folder).family == "sd"
+    assert look(folder, variant="fp16").family == "sd"
+    with pytest.raises(ModelFailed, match="no variant bf16 and no plain weights"):
+        look(folder, variant="bf16")
+    file = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(file, file.with_name("diffusion_pytorch_model.bf16.safetensors"))
+    with pytest.raises(ModelFailed, match="only the variants bf16, fp16"):
+        look(folder)
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_tokenizer_without_vocabulary(copy, family):
+    """A tokenizer folder without its vocabulary, which would load and read nothing, is an error."""
+    name = "tokenizer_2" if family == "flux" else "tokenizer"
+    folder = copy(family)
+    (folder / name / "tokenizer.json").unlink()
+    with pytest.raises(ModelFailed, match="no vocabulary"):
+        look(folder)
+
+
+@pytest.mark.parametrize("change", [-20, 1])
+def test_clip_vocabulary_size(copy, change):
+    """CLIP's tokenizer and text encoder must know the same number of tokens."""
+    folder = copy("sd1")
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    edit(folder / "text_encoder/config.json", vocab_size=config["vocab_size"] - change)
+    with pytest.raises(ModelFailed, match="do not belong together"):
+        look(folder)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(49, True), (58, True), (40, False), (4000, False)])
+def test_t5_vocabulary_size(copy, rows, fits):
+    """T5's embedding may be padded by some rows, not smaller than the vocabulary nor of another."""
+    folder = copy("flux")
+    edit(folder / "text_encoder_2/config.json", vocab_size=rows)
+    if fits:
+        assert look(folder).family == "flux"
+    else:
+        with pytest.raises(ModelFailed, match="tokenizer_2"):
+            look(folder)
+
+
+def test_vocab_with_merges(copy):
+    """vocab.json counts as a vocabulary beside its merges.txt, and not without."""
+    folder = copy("sd1")
+    split_vocabulary(folder / "tokenizer")
+    assert look(folder).family == "sd"
+    (folder / "tokenizer/merges.txt").unlink()
+    with pytest.raises(ModelFailed, match="no vocabulary"):
+        look(folder)
+
+
+def test_checker_folder_missing(tiny, tmp_path):
+    """A safety checker that is listed must be there, unless it is switched off."""
+    folder = shutil.copytree(tiny("sd1"), tmp_path / "sd1")
+    edit(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    with pytest.raises(ModelFailed, match="safety_checker: false"):
+        look(folder)
+    assert look(folder, safety_checker=False).family == "sd"
+
+
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        ("sd1", "FlowMatchEulerDiscreteScheduler"),
+        ("sd3", "DDIMScheduler"),
+        ("flux", "PNDMScheduler"),
+        ("sd1", "NoScheduler"),
+    ],
+)
+def test_scheduler_of_another_family(copy, family, scheduler):
+    """A scheduler of another family, which would draw noise without a word, is an error."""
+    folder = copy(family)
+    edit(folder / "model_index.json", scheduler=["diffusers", scheduler])
+    with pytest.raises(ModelFailed, match=scheduler):
+        look(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "change"),
+    [
+        ("sd1", "unet", {"cross_attention_dim": 48}),
+        ("sd1", "unet", {"in_channels": 9}),
+        ("sdxl", "unet", {"cross_attention_dim": 32}),
+        ("sdxl", "text_encoder_2", {"projection_dim": 48}),
+        ("sd3", "transformer", {"joint_attention_dim": 48}),
+        ("sd3", "text_encoder_2", {"projection_dim": 48}),
+        ("flux", "transformer", {"pooled_projection_dim": 48}),
+        ("flux", "text_encoder_2", {"d_model": 48}),
+    ],
+)
+def test_parts_of_different_models(copy, family, file, change):
+    """Components whose widths disagree are of different models."""
+    folder = copy(family)
+    edit(folder / file / "config.json", **change)
+    with pytest.raises(ModelFailed, match="of different models"):
+        look(folder)

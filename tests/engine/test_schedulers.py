@@ -1,0 +1,90 @@
+"""Schedulers by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of
+from text2img.engine.families import FAMILIES, SHORT_NAMES
+from text2img.engine.quiet import quiet
+from text2img.engine.schedulers import Schedulers
+from text2img.prompts import SCHEDULERS
+
+
+def test_every_name_has_a_class():
+    """The names that requests may use are those that the engine can make."""
+    assert set(SHORT_NAMES.values()) == set(SCHEDULERS)
+    assert all(set(family.names) <= set(SCHEDULERS) for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_each_draws_and_is_recorded(loaded, family):
+    """Each scheduler the card names draws its own picture, twice the same, and is recorded by its name."""
+    engine = loaded(family)
+    seen = {}
+    for name in engine.inspect().schedulers:
+        request = ask(scheduler=name, num_inference_steps=4)
+        (once,), (again,) = draw(engine, request), draw(engine, request)
+        assert (once.pixels == again.pixels).all()
+        assert once.scheduler == name
+        seen[name] = once.pixels.tobytes()
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_own(loaded):
+    """None is the model's own, recorded by its name; asking for it by name is the same."""
+    engine = loaded("sd1")
+    (own,) = draw(engine, ask())
+    draw(engine, ask(scheduler="euler"))
+    (named,) = draw(engine, ask(scheduler="pndm"))
+    (later,) = draw(engine, ask())
+    assert own.scheduler == named.scheduler == later.scheduler == "pndm"
+    assert (own.pixels == named.pixels).all()
+    assert (own.pixels == later.pixels).all()
+
+
+def test_own_without_a_name(copy):
+    """A model's own scheduler that no request can name is recorded by its class."""
+    folder = copy("sd1")
+    edit(folder / "model_index.json", scheduler=["diffusers", "DEISMultistepScheduler"])
+    engine = open_engine(folder)
+    (picture,) = draw(engine, ask())
+    assert picture.scheduler == engine.inspect().scheduler == "DEISMultistepScheduler"
+    (named,) = draw(engine, ask(scheduler="ddim"))
+    assert (picture.scheduler, named.scheduler) == ("DEISMultistepScheduler", "ddim")
+
+
+def test_configuration_is_kept(loaded):
+    """Every scheduler keeps the model's noise schedule; the own one's configuration never changes."""
+    from diffusers import PNDMScheduler
+
+    own = PNDMScheduler.from_config(pipe_of(loaded("sd1")).scheduler.config)
+    before = dict(own.config)
+    schedulers = Schedulers(own, flow=False)
+    with quiet():
+        for name in SCHEDULERS:
+            made = schedulers.get(name)
+            assert SHORT_NAMES[type(made).__name__] == name
+            assert made is schedulers.get(name)
+            assert (made.config.beta_start, made.config.beta_schedule) == (0.00085, "scaled_linear")
+    assert dict(own.config) == before
+
+
+def test_defaults_do_not_clip():
+    """DDIM made from a configuration that is silent on clipping does not clip latents, its own default."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    own = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    made = Schedulers(own, flow=False)
+    assert made.get("ddim").config.clip_sample is False
+    assert made.get("pndm").config.skip_prk_steps is True
+    assert made.get("dpm++") is own
+
+
+def test_v_prediction_is_kept():
+    """A model that predicts velocity is drawn so by every scheduler."""
+    from diffusers import DDIMScheduler
+
+    made = Schedulers(DDIMScheduler(prediction_type="v_prediction"), flow=False)
+    with quiet():
+        assert {made.get(name).config.prediction_type for name in SCHEDULERS} == {"v_prediction"}

@@ -1,0 +1,131 @@
+"""Devices: which there are, what they hold, and what an exception says about them.
+
+``check_device`` needs no torch; the other functions import it when they are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import platform
+import sys
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.errors import DeviceFailed
+
+if TYPE_CHECKING:
+    from text2img.engine.options import EngineOptions
+
+_NO_GPU: Final = (
+    "device cuda was asked for, but there is no GPU: start the container with --gpus all, or use --device cpu"
+)
+_NO_MPS: Final = "device mps was asked for, but it exists on Apple silicon only: use --device auto"
+_MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
+_DEVICE_SIGNS: Final = ("CUDA error", "device-side assert", "HIP error", "CUDA driver error")
+
+
+class Trouble(Enum):
+    """What an exception from the libraries is about."""
+
+    MEMORY = auto()  # too much at once; less may fit
+    DEVICE = auto()  # the device has stopped working; nothing will run on it any more
+    OTHER = auto()  # anything else: presumably the prompt
+
+
+def check_device(device: str) -> None:
+    """Raise DeviceFailed where the device that was asked for cannot be there; takes milliseconds, no torch.
+
+    ``auto`` and ``cpu`` are always there. A GPU that is seen here may still fail to work with the torch
+    that is installed: ``choose_device`` finds that out.
+    """
+    if device == "cuda" and not _gpu_is_there():
+        raise DeviceFailed(_NO_GPU)
+    if device == "mps" and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        raise DeviceFailed(_NO_MPS)
+
+
+def choose_device(device: str) -> str:
+    """``cuda``, ``mps`` or ``cpu``: what was asked for, or with ``auto`` the fastest that torch can use."""
+    import torch
+
+    usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in usable.items() if there)
+    if not usable[device]:
+        raise DeviceFailed(
+            f"device {device} was asked for, but this PyTorch ({torch.__version__}) cannot use it: install a"
+            f" build of PyTorch for it, or use --device cpu"
+        )
+    return device
+
+
+def choose_dtype(options: EngineOptions, device: str) -> Any:
+    """The torch.dtype to compute in. It is never a string: diffusers reads an unknown string as fp32."""
+    import torch
+
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if options.dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.float16
+    return dtypes[options.dtype]
+
+
+def trouble(exc: BaseException) -> Trouble:
+    """What the exception is about. Not every allocator raises torch.OutOfMemoryError: messages count too."""
+    import torch
+
+    message = str(exc)
+    if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+        return Trouble.MEMORY
+    if not isinstance(exc, RuntimeError):
+        return Trouble.OTHER
+    if any(sign in message for sign in _MEMORY_SIGNS):
+        return Trouble.MEMORY
+    accelerator = isinstance(exc, getattr(torch, "AcceleratorError", ()))
+    if accelerator or any(sign in message for sign in _DEVICE_SIGNS):
+        return Trouble.DEVICE
+    return Trouble.OTHER
+
+
+def one_line(exc: BaseException) -> str:
+    """The exception's kind and message on one line, not endless."""
+    message = " ".join(str(exc).split())
+    return f"{type(exc).__name__}: {message[:300]}" if message else type(exc).__name__
+
+
+def free_caches() -> None:
+    """Give back what the allocators keep for later."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def peak_memory() -> int:
+    """The most bytes held so far: on CUDA those of tensors, elsewhere the process's resident set.
+
+    Apple's allocator counts no peak, so that the process's is told there as well.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _gpu_is_there() -> bool:
+    """Whether NVIDIA's driver counts a device (cuInit, cuDeviceGetCount) or ROCm's node exists."""
+    if Path("/dev/kfd").exists():
+        return True
+    count = ctypes.c_int(0)
+    with contextlib.suppress(OSError, AttributeError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False

@@ -1,0 +1,182 @@
+"""From a checked folder to a diffusers pipeline on the device, with nothing left to chance.
+
+The libraries fill weights that a file lacks with random numbers, leave out those they do not know, and take
+another dtype than was asked for, with a log line at the most. Each component is therefore loaded on its own
+and its report read.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.engine.devices import Trouble, one_line, trouble
+from text2img.engine.folder import CHECKER, Component, Kind, ModelFolder
+from text2img.engine.vocabulary import check_size
+from text2img.errors import DeviceFailed, ModelFailed, Text2ImgError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_BUFFERS: Final = re.compile(r"(^|\.)position_ids$")
+"""Not weights but counted positions, which checkpoints from before 2023 still hold."""
+_RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Classes that transformers 5 knows by another name; SD 1.4's index still has the old one."""
+
+
+def load_pipeline(model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any) -> Any:
+    """The pipeline on ``device`` in ``dtype`` (a torch.dtype), complete and checked.
+
+    Raises ModelFailed for a model that does not load as it is written, or not into this device's memory;
+    DeviceFailed when the device stops working.
+    """
+    try:
+        parts = _components(model, variants, dtype)
+        pipe = _assemble(model, parts, dtype)
+        check_dtypes(pipe.components, dtype)
+        check_tokenizers(pipe.components)
+        _place(pipe, device)
+    except Text2ImgError:
+        raise
+    except Exception as exc:
+        raise _failed(model, device, exc) from exc
+    return pipe
+
+
+def check_report(name: str, report: Mapping[str, Any]) -> None:
+    """Raise ModelFailed where a component's loading report tells of missing, unknown or misshapen weights."""
+    complaints = {
+        "missing": list(report.get("missing_keys") or ()),
+        "unknown": [key for key in report.get("unexpected_keys") or () if not _BUFFERS.search(key)],
+        "misshapen": list(report.get("mismatched_keys") or ()),
+        "unreadable": list(report.get("error_msgs") or ()),
+    }
+    for what, keys in complaints.items():
+        if keys:
+            first = min(map(str, keys))
+            raise ModelFailed(
+                f"the weights of the model's {name} are not those of its configuration: {len(keys)} {what},"
+                f" such as {first}; fetch the model again"
+            )
+
+
+def check_dtypes(components: Mapping[str, Any], dtype: Any) -> None:
+    """Raise ModelFailed where a component's weights are not in the dtype that was asked for.
+
+    Layers that a class keeps in fp32 by its own declaration (T5's ``wo``) are as they should be.
+    """
+    import torch
+
+    for name, module in components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for key, weight in module.named_parameters():
+            kept = weight.dtype == torch.float32 and _keeps_fp32(module, key)
+            if weight.is_floating_point() and weight.dtype != dtype and not kept:
+                raise ModelFailed(f"the model's {name} was loaded in {weight.dtype} instead of {dtype}")
+
+
+def check_tokenizers(components: Mapping[str, Any]) -> None:
+    """Raise ModelFailed where a tokenizer, as loaded, does not fit its text encoder."""
+    for name, tokenizer in components.items():
+        encoder = components.get(name.replace("tokenizer", "text_encoder"))
+        embedded = getattr(getattr(encoder, "config", None), "vocab_size", None)
+        if name.startswith("tokenizer") and tokenizer is not None and isinstance(embedded, int):
+            check_size(name, len(tokenizer), embedded, exact=type(tokenizer).__name__.startswith("CLIP"))
+
+
+def _components(model: ModelFolder, variants: Mapping[str, str | None], dtype: Any) -> dict[str, Any]:
+    """Every component that holds weights, and those whose class has another name by now."""
+    loaded: dict[str, Any] = {}
+    for name, component in model.components.items():
+        if component.kind is Kind.MODEL:
+            loaded[name] = _weights(component, variants[name], dtype)
+        elif component.class_name in _RENAMED:
+            loaded[name] = _class_of(component).from_pretrained(component.folder)
+    return loaded
+
+
+def _weights(component: Component, variant: str | None, dtype: Any) -> Any:
+    module, report = _class_of(component).from_pretrained(
+        component.folder,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    check_report(component.name, report)
+    return module.eval()
+
+
+def _class_of(component: Component) -> Any:
+    import diffusers
+    import transformers
+
+    class_name = _RENAMED.get(component.class_name, component.class_name)
+    if component.library == "transformers":
+        home: Any = transformers
+    elif component.library == "diffusers":
+        home = diffusers
+    else:
+        home = getattr(diffusers.pipelines, component.library)
+    try:
+        return getattr(home, class_name)
+    except (AttributeError, ImportError) as exc:
+        raise ModelFailed(
+            f"the model's {component.name} is a {class_name}, which the installed {component.library} lacks:"
+            " a newer version may have it"
+        ) from exc
+
+
+def _assemble(model: ModelFolder, parts: Mapping[str, Any], dtype: Any) -> Any:
+    """The text-to-image pipeline of these parts; tokenizers and the scheduler it reads from the folder."""
+    from diffusers import AutoPipelineForText2Image
+
+    checker: dict[str, Any] = {name: None for name in CHECKER if name not in model.components}
+    if "safety_checker" in checker:
+        checker["requires_safety_checker"] = False
+    if not _takes(model.pipeline, "safety_checker"):
+        checker = {}
+    pipe = AutoPipelineForText2Image.from_pretrained(
+        model.path, dtype=dtype, use_safetensors=True, local_files_only=True, **{**checker, **parts}
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _takes(pipeline: str, parameter: str) -> bool:
+    import inspect
+
+    import diffusers
+
+    return parameter in inspect.signature(getattr(diffusers, pipeline).__init__).parameters
+
+
+def _place(pipe: Any, device: str) -> None:
+    """Move to the device; convolutions there run faster on channels-last weights."""
+    import torch
+
+    pipe.to(device)
+    if device == "cuda":
+        for name in ("unet", "vae"):
+            if isinstance(getattr(pipe, name, None), torch.nn.Module):
+                getattr(pipe, name).to(memory_format=torch.channels_last)
+
+
+def _keeps_fp32(module: Any, key: str) -> bool:
+    """Whether the class declares that the weight named ``key`` stays in fp32, by a part of its name."""
+    kept: Iterable[str] = [
+        *(getattr(module, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(module, "_keep_in_fp32_modules_strict", None) or ()),
+    ]
+    return any(name in key.split(".") for name in kept)
+
+
+def _failed(model: ModelFolder, device: str, exc: Exception) -> Text2ImgError:
+    kind = trouble(exc)
+    if kind is Trouble.MEMORY:
+        return ModelFailed(f"{model.path} does not fit into {device}'s memory; use a smaller model or fp16")
+    if kind is Trouble.DEVICE:
+        return DeviceFailed(f"{device} failed while the model was loaded: {one_line(exc)}")
+    return ModelFailed(f"{model.path} cannot be loaded: {one_line(exc)}")

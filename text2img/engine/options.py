@@ -1,0 +1,26 @@
+"""Which model runs on which device, and how. Imports no torch: whoever reads settings can build it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What the diffusers engine needs to know before it looks at a model.
+
+    ``model`` is a folder or a hub id; ``revision`` pins a hub id; ``variant`` names a set of weight files,
+    such as ``fp16``. ``dtype`` ``auto`` is fp16 on a GPU and fp32 on the CPU. ``safety_checker`` False
+    leaves the model's own checker unloaded.
+    """
+
+    model: str
+    revision: str | None = None
+    variant: str | None = None
+    device: Device = "auto"
+    dtype: Precision = "auto"
+    safety_checker: bool = True
