@@ -117,7 +117,7 @@ class Progress(Protocol):
     """Told of what happens, from several threads."""
 
     def begin(self, total: int) -> None:
-        """The work begins; about ``total`` prompts wait."""
+        """A run begins, the model first; about ``total`` prompts wait."""
         ...
 
     def step(self, done: int, of: int) -> None:
@@ -164,30 +164,30 @@ class Bar:
             TextColumn("{task.fields[failures]}{task.fields[steps]}"),
             console=console,
         )
-        self._task = self._progress.add_task("images", pace="", failures="", steps="")
-        self._begun = time.monotonic()
+        self._task = self._progress.add_task("images", pace="", failures="", steps="loading the model")
+        self._begun: float | None = None
         self._completed = 0
         self._failed = 0
 
     def begin(self, total: int) -> None:
         """Show the bar."""
-        self._begun = time.monotonic()
         self._progress.update(self._task, total=total)
         self._progress.start()
 
     def step(self, done: int, of: int) -> None:
-        """Show the steps of the batch that is on the device."""
+        """Show the steps of the batch that is on the device; the first one starts the clock."""
+        self._begun = self._begun or time.monotonic()
         self._progress.update(self._task, steps=f"step {done}/{of}")
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
         """Move the bar on by what is final."""
         self._completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
         self._failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
-        pace = self._completed / max(time.monotonic() - self._begun, 1e-9)
+        pace = self._completed / (time.monotonic() - self._begun) if self._begun else 0.0
         self._progress.update(
             self._task,
             completed=self._completed + self._failed,
-            pace=f"{pace:.2f} images/s",
+            pace=f"{pace:.2f} images/s" if pace else "",
             failures=f"[red]{self._failed} failed[/] " if self._failed else "",
         )
 

@@ -140,7 +140,9 @@ def test_a_closed_notice_is_never_sent_again(stand, told, state):
     """Told, or refused for good: it stays, says so, and is not due any more."""
     stand.database.save_notice(_notice())
     notice = stand.database.claim_notice("w", 0)
+    assert stand.database.notices() == (1, 0)
     stand.database.close_notice(notice, told=told, detail="HTTP 204")
+    assert stand.database.notices() == (0, int(not told))
     stand.database.postpone_notice(notice, 0, "late")
     stand.database.save_notice(_notice())
     assert stand.database.claim_notice("w", 60) is None

@@ -73,6 +73,10 @@ def test_what_fits_is_remembered(engine):
         del sizes[:]
         draw(engine, *(ask(seed) for seed in range(4)))
         assert set(sizes) == {2}
+        draw(engine, *(ask(seed, height=128) for seed in range(4)))
+        del sizes[:]
+        draw(engine, *(ask(seed) for seed in range(4)))
+        assert set(sizes) == {2}
     with planted(engine, lambda _size: None) as sizes:
         draw(engine, *(ask(seed, height=96) for seed in range(4)))
         assert set(sizes) == {4}

@@ -123,6 +123,7 @@ class Job:
 
     def _work(self, waiting: int, progress: Progress) -> None:
         self._save("running")
+        progress.begin(min(waiting, self._settings.limit or waiting))
         self._storage.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
         engine = self._engine = parts.engine(self._settings, configuration)
@@ -132,7 +133,6 @@ class Job:
         self._run = replace(self._run, model=card.name)
         wishes = self._wishes(card, configuration.wishes if configuration else Wishes())
         _check_wishes(engine, wishes)
-        progress.begin(min(waiting, self._settings.limit or waiting))
         Worker(self._parts(engine, card, progress), self._plan(wishes), self._stop, self.tally).run()
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:

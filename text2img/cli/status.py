@@ -23,8 +23,11 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     del arguments, progress
     with closing(parts.database(settings)) as database:
         counts = database.counts(parts.selection(settings))
+        due, refused = database.notices()
         runs = database.last_runs(_RUNS_SHOWN)
-    print("\n".join([*_prompts(counts), *_runs(runs)]))
+    callbacks = f"(callbacks: {due:,} still to be told, {refused:,} refused for good)"
+    untold = f"untold      {counts.untold:>8,}  {callbacks}"
+    print("\n".join([*_prompts(counts), untold, *_runs(runs)]))
     return 0
 
 
@@ -37,7 +40,6 @@ def _prompts(counts: Counts) -> list[str]:
         f"processing  {counts.processing:>8,}  (leases: {live:,} live, {expired:,} expired)",
         f"completed   {counts.completed:>8,}",
         f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
-        f"untold      {counts.untold:>8,}",
     ]
 
 

@@ -101,6 +101,13 @@ class SqliteTelling(Session):
         with self._writing() as connection:
             connection.execute(statement, (moment(wait), detail, notice.id, notice.tries))
 
+    def notices(self) -> tuple[int, int]:
+        """See Telling.notices."""
+        statement = self._sql("SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' GROUP BY state")
+        with self._reading() as connection:
+            standing = dict(tuple(row) for row in connection.execute(statement))
+        return standing.get("due", 0), standing.get("refused", 0)
+
 
 def _untold(row: sqlite3.Row) -> Untold:
     fields = {**dict(row), "used": object_of(row["used"])}

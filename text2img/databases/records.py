@@ -1,0 +1,103 @@
+"""What goes in and out of a database besides prompts, claims and outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from text2img.prompts import PromptId, Wishes
+
+
+@dataclass(frozen=True, slots=True)
+class Collections:
+    """What the collections (or tables) are called."""
+
+    datasets: str = "datasets"
+    model_configs: str = "model_configs"
+    dataset_records: str = "dataset_records"
+    runs: str = "runs"
+    callbacks: str = "callbacks"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which prompts a run is about: all, or those of one data set.
+
+    ``dataset_id`` matches as text, and as an ObjectId or a number where it reads as one.
+    """
+
+    dataset_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPrompt:
+    """A prompt to be added, already checked."""
+
+    id: PromptId
+    text: str
+    wishes: Wishes
+    dataset_id: str | int | None = None
+    priority: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many prompts stand where. Leases are those of prompts in processing; ``untold`` outcomes are final
+    and in no notice yet.
+    """
+
+    pending: int
+    processing: int
+    completed: int
+    error: int
+    live_leases: int
+    expired_leases: int
+    oldest_pending: datetime | None
+    untold: int
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of the job. ``seconds`` by stage; ``device_busy`` in [0, 1]; ``peak_memory`` in bytes."""
+
+    id: str
+    started_at: datetime
+    host: str
+    status: str = "running"
+    finished_at: datetime | None = None
+    model: str | None = None
+    completed: int = 0
+    failed: int = 0
+    postponed: int = 0
+    images_per_second: float = 0.0
+    device_busy: float = 0.0
+    peak_memory: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untold:
+    """A final outcome that the callback's receiver has not been told of. Either completed or failed."""
+
+    id: PromptId
+    text: object
+    image_url: str | None = None
+    seed: int | None = None
+    code: str | None = None
+    sentence: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes."""
+
+    id: str
+    run_id: str
+    body: str
+    tries: int = 0
