@@ -84,6 +84,8 @@ class Leases:
                 # The flow itself meets the same failure and decides; here the next turn tries again.
                 log.warning("the leases could not be extended: %s", exc)
                 continue
+            with self._lock:
+                lost = [claim for claim in lost if claim in self._held]  # the rest was done with meanwhile
             if lost:
                 self.drop(lost)
                 log.warning("%d claims were lost to other workers", len(lost), extra={"lost": len(lost)})

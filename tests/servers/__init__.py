@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from typing import NoReturn
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_UP_IN = 20  # seconds
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -21,3 +32,28 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(name: str, arguments: Sequence[str], folder: Path, answers: Callable[[], bool]) -> Iterator[None]:
+    """A server's process, found beside this Python, from when it answers until the block is left."""
+    program = Path(sys.executable).with_name(name)
+    found = str(program) if program.exists() else shutil.which(name)
+    if not found:
+        unavailable(f"{name} is not installed; pip install -e '.[test]'")
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen([found, *arguments], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            until = time.monotonic() + _UP_IN
+            while process.poll() is None and time.monotonic() < until and not answers():
+                time.sleep(0.05)
+            if process.poll() is not None or time.monotonic() >= until:
+                unavailable(f"{name} did not come up (exit status {process.poll()})")
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

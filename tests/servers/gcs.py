@@ -5,23 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-from tests.servers import free_port, unavailable
+from tests.servers import free_port, running
 
 _NAME = re.compile(rb'"name": *"((?:[^"\\]|\\.)*)"')
 _OBJECT = re.compile(r"/o/([^/?]+)$")
-_UP_IN = 20  # seconds
 
 
 @dataclass(frozen=True)
@@ -35,27 +29,11 @@ class GcsServer:
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory):
     """A Cloud Storage server of this test session, in a throwaway folder."""
-    program = Path(sys.executable).with_name("gcp-storage-emulator")
-    found = str(program) if program.exists() else shutil.which("gcp-storage-emulator")
-    if not found:
-        unavailable("gcp-storage-emulator is not installed; pip install -e '.[test]'")
     folder, port = tmp_path_factory.mktemp("gcs"), free_port()
     listen = ["-H", "127.0.0.1", "--port", str(port), "--default-bucket", GcsServer.bucket, "-q"]
-    with (folder / "emulator.log").open("wb") as log:
-        process = subprocess.Popen(
-            [found, "-d", str(folder / "data"), "start", *listen], stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            _wait_until_up(process, port)
-            with _gate(port) as host:
-                yield GcsServer(host)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    arguments = ["-d", str(folder / "data"), "start", *listen]
+    with running("gcp-storage-emulator", arguments, folder, lambda: _answers(port)), _gate(port) as host:
+        yield GcsServer(host)
 
 
 @pytest.fixture
@@ -65,15 +43,11 @@ def gcs(gcs_server, monkeypatch):
     return gcs_server
 
 
-def _wait_until_up(process, port):
-    until = time.monotonic() + _UP_IN
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            if _ask(port, "GET", "/")[0] == 200:
-                return
-        except OSError:
-            time.sleep(0.05)
-    unavailable(f"gcp-storage-emulator did not come up (exit status {process.poll()})")
+def _answers(port):
+    try:
+        return _ask(port, "GET", "/")[0] == 200
+    except OSError:
+        return False
 
 
 def _ask(port, method, target, body=None, headers=None):

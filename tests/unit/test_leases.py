@@ -1,0 +1,84 @@
+"""Claims are kept alive while they are held, and given back as soon as they are not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from text2img.databases import Collections, NewPrompt, Selection, open_database
+from text2img.errors import DatabaseFailed
+from text2img.leases import Leases
+from text2img.prompts import Claim, PromptId, Wishes
+
+LEASE = 0.6
+PATIENCE = 20  # seconds until a test gives up
+
+
+@pytest.fixture
+def database(tmp_path):
+    """A real database with two prompts."""
+    made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
+    made.enqueue(NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes()) for n in (1, 2))
+    yield made
+    made.close()
+
+
+class Beats:
+    """Counts beats, and lets somebody wait for so many more."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count = 0
+
+    def __call__(self):
+        with self._condition:
+            self._count += 1
+            self._condition.notify_all()
+
+    def wait_for(self, more):
+        with self._condition:
+            until = self._count + more
+            assert self._condition.wait_for(lambda: self._count >= until, PATIENCE)
+
+
+def test_a_held_claim_outlives_its_lease(database):
+    """Twice the lease later nobody else gets the prompts; once they are given back, anybody does."""
+    beats = Beats()
+    with Leases(database, LEASE, beats) as leases:
+        leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
+        beats.wait_for(7)  # of a third of a lease each
+        assert database.claim("w2", 2, 60, Selection()) == []
+    assert len(database.claim("w2", 2, 60, Selection())) == 2
+
+
+def test_what_was_dropped_is_not_given_back(database):
+    """Leaving gives back only what is still held: what is done with stays as it was recorded."""
+    prompts = database.claim("w1", 2, 60, Selection())
+    with Leases(database, 60, lambda: None) as leases:
+        leases.hold(prompt.claim for prompt in prompts)
+        leases.drop([prompts[0].claim])
+    assert database.holds(prompts[0].claim)
+    assert not database.holds(prompts[1].claim)
+
+
+def test_a_database_that_is_away_for_a_moment_is_asked_again():
+    """A failed extension does not end the keeping; the next turn extends."""
+    extended = threading.Event()
+
+    class Flaky:
+        turns = 0
+
+        def extend(self, claims, seconds):
+            self.turns += 1
+            if self.turns == 1:
+                raise DatabaseFailed("away")
+            extended.set()
+            return []
+
+        def release(self, claims):
+            raise DatabaseFailed("away again")
+
+    with Leases(Flaky(), 0.05, lambda: None) as leases:
+        leases.hold([Claim(PromptId("int", "1"), "w1", 1)])
+        assert extended.wait(PATIENCE)
