@@ -160,11 +160,11 @@ class Worker:
         """Encode, store and record a batch; what could be stored is recorded even if the rest could not."""
         stored = [self._uploads.submit(self._outcome, *each) for each in zip(*made, strict=True)]
         wait(stored)
-        failures = [failure for future in stored if (failure := future.exception())]
+        faults = [fault for future in stored if (fault := future.exception())]
         outcomes = [outcome for future in stored if not future.exception() and (outcome := future.result())]
         self._settle(outcomes)
-        if failures:
-            raise failures[0]
+        if faults:
+            raise faults[0]
 
     def _outcome(self, request: Request, result: Picture | PromptFailed) -> Outcome | None:
         """What becomes of one request; None where its claim was lost."""
