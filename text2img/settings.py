@@ -138,6 +138,13 @@ class Settings:
         60, "run", "how long a silent worker keeps its prompts"
     )
 
+    database_patience: Annotated[float, Ge(0), Le(86_400)] = _option(
+        60, "run", "seconds that a run goes on asking a database that has gone away"
+    )
+    stall_timeout: Annotated[float, Gt(0), Le(86_400)] = _option(
+        300, "run", "seconds without a step after which the device counts as hung and the run ends"
+    )
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _option(
         "INFO", "logging", "DEBUG, INFO, WARNING or ERROR"
     )

@@ -45,6 +45,11 @@ class Stop:
         self.check()
 
     @property
+    def status(self) -> int:
+        """The exit status of a run that the signal ended."""
+        return 128 + self._number
+
+    @property
     def event(self) -> threading.Event:
         """Set once the run was asked to end."""
         return self._event

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from text2img.errors import ClaimLost, PromptFailed
 from text2img.images import CONTENT_TYPE, ENDING, encode_png, parameters
-from text2img.leases import Leases
 from text2img.prompts import Completed, Failed, Postponed, failure, request
 from text2img.prompts.batches import Batcher
 from text2img.stages import Ahead, Stage
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
     from text2img.databases import Database, Selection
     from text2img.engine import Engine, ModelCard, Picture
+    from text2img.guard import Guard
+    from text2img.leases import Leases
     from text2img.progress import Progress
     from text2img.prompts import Claim, Outcome, Prompt, Request, Wishes
     from text2img.stages import Stop, Stopwatch
@@ -52,7 +53,6 @@ class Plan:
     wishes: Sequence[Wishes]
     batch_size: int = 10
     limit: int | None = None
-    lease_seconds: float = 60
     max_attempts: int = 3
     upload_workers: int = 16
     tell: bool = False
@@ -62,17 +62,17 @@ class Plan:
 class Parts:
     """What a worker works with, all of it ready to use.
 
-    ``seconds`` adds up the stages' time; ``beat`` is called while the run lives, and ``recorded`` with how
-    many outcomes became final.
+    ``seconds`` adds up the stages' time; ``recorded`` is called with how many outcomes became final.
     """
 
     database: Database
     storage: ImageStorage
     engine: Engine
     card: ModelCard
+    leases: Leases
+    guard: Guard
     progress: Progress
     seconds: Stopwatch
-    beat: Callable[[], None]
     recorded: Callable[[int], None]
 
 
@@ -82,7 +82,7 @@ class Worker:
     def __init__(self, parts: Parts, plan: Plan, stop: Stop, tally: Tally) -> None:
         self._parts, self._plan, self._stop, self._tally = parts, plan, stop, tally
         self._database, self._engine = parts.database, parts.engine
-        self._leases = Leases(parts.database, plan.lease_seconds, parts.beat)
+        self._leases = parts.leases
         self._left = plan.limit if plan.limit is not None else 2**63
         self._retries: list[float] = []
         self._lock = threading.Lock()
@@ -121,7 +121,7 @@ class Worker:
             return []
         with self._parts.seconds("claim"):
             prompts = self._database.claim(
-                self._plan.worker, limit, self._plan.lease_seconds, self._plan.selection
+                self._plan.worker, limit, self._leases.seconds, self._plan.selection
             )
         self._leases.hold(prompt.claim for prompt in prompts)
         with self._lock:
@@ -144,7 +144,7 @@ class Worker:
         """The batch's pictures; that it is on the device is written down while the device works."""
         self._stop.check()
         started = time.monotonic()
-        with ThreadPoolExecutor(1, "mark") as aside:
+        with ThreadPoolExecutor(1, "mark") as aside, self._parts.guard.watching():
             marked = aside.submit(self._database.start, [request.prompt.claim for request in batch])
             results = self._engine.generate(batch, self._step)
         self._tally.batch(started, time.monotonic())
@@ -153,6 +153,7 @@ class Worker:
         return results
 
     def _step(self, done: int, of: int) -> None:
+        self._parts.guard.pulse()
         self._stop.check()
         self._parts.progress.step(done, of)
 

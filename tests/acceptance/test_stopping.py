@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
+from werkzeug import Response
 
 from tests.acceptance import product
 
@@ -42,3 +45,51 @@ def test_a_signal_releases_what_is_claimed(tmp_path, number, status):
     standing = {line.split()[0]: int(line.split()[1]) for line in status_lines[:4]}
     assert standing == {"pending": 40 - pictures, "processing": 0, "completed": pictures, "error": 0}
     assert 0 < pictures < 40
+
+
+def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, httpserver):
+    """With an upload that never ends, a stopped run gives up within 8 s, and its prompt is pending again."""
+    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
+    assert product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path).returncode == 0
+    uploading, end = threading.Event(), threading.Event()
+
+    def hang(request):
+        uploading.set()
+        end.wait(60)
+        return Response(status=503)
+
+    httpserver.expect_request("/storage/v1/b/hanging").respond_with_json({"name": "hanging"})
+    httpserver.expect_request(re.compile("/upload/.*"), method="POST").respond_with_handler(hang)
+    process = subprocess.Popen(
+        product.command(*JOB[:2], *JOB[4:], "--gcs-bucket", "hanging", "--num-inference-steps", "2"),
+        cwd=tmp_path,
+        env=product.environment(tmp_path, STORAGE_EMULATOR_HOST=httpserver.url_for("")),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert uploading.wait(60)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, time.monotonic() - started < 8) == (143, True), errors
+    finally:
+        end.set()
+        process.kill()
+        process.communicate()
+    status = product.run("status", *JOB[:2], folder=tmp_path).stdout
+    assert "pending            1" in status
+
+
+@pytest.mark.slow
+def test_a_device_that_hangs_ends_the_run(tmp_path):
+    """With no step for the stall timeout a run ends with status 1, stacks in the log, prompts released."""
+    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
+    assert product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path).returncode == 0
+    # No device hangs to order: a timeout far below what a step takes looks the same from the outside.
+    finished = product.run(*JOB, "--num-inference-steps", "50", "--stall-timeout", "0.001", folder=tmp_path)
+    assert finished.returncode == 1
+    message = json.loads(product.errors(finished)[-2])["message"]
+    assert message.startswith("no step for 0.001 s")
+    assert "Thread 0x" in message
+    assert "pending            1" in product.run("status", *JOB[:2], folder=tmp_path).stdout

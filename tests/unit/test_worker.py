@@ -12,6 +12,8 @@ from PIL import Image
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.engine import ModelCard, Picture
 from text2img.errors import ErrorCode, PromptFailed, Stopped, StorageFailed
+from text2img.guard import Guard
+from text2img.leases import Leases
 from text2img.progress import Silent
 from text2img.prompts import PromptId, Wishes
 from text2img.stages import Stop, Stopwatch
@@ -72,9 +74,10 @@ class Bench:
             storage=self.storage,
             engine=engine,
             card=CARD,
+            leases=Leases(self.database, 60, lambda: None),
+            guard=Guard(self.stop, 300, lambda status: None),
             progress=Silent(),
             seconds=Stopwatch(),
-            beat=lambda: None,
             recorded=lambda outcomes: None,
         )
         Worker(parts, replace(self.plan, **changes), self.stop, self.tally).run()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
 import socket
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,24 +15,28 @@ from typing import TYPE_CHECKING
 from text2img import __version__
 from text2img.cli import parts
 from text2img.databases import Run
+from text2img.databases.patient import patient
+from text2img.deadline import within
 from text2img.engine.devices import check_device
 from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, Stopped
+from text2img.guard import Guard, stopping
+from text2img.leases import Leases
 from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
 from text2img.settings import DEFAULTS
-from text2img.stages import Stop, Stopwatch
+from text2img.stages import Stopwatch
 from text2img.storage import open_storage
 from text2img.tally import Tally
 from text2img.worker import Parts, Plan, Worker
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
-    from types import FrameType
+    from collections.abc import Sequence
 
     from text2img.databases import Database
     from text2img.engine import Engine, ModelCard
     from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.stages import Stop
     from text2img.storage import ImageStorage
 
 log = logging.getLogger("text2img.run")
@@ -56,28 +59,10 @@ def work(settings: Settings, storage: ImageStorage, progress: Progress) -> int:
     """Run the job on these parts and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
         job = Job(settings, database, storage, stop)
-        job.run(progress)
+        with Guard(stop, settings.stall_timeout, job.give_up) as guard:
+            job.run(progress, guard)
         print(job.summary())
     return 3 if job.tally.failed else 0
-
-
-@contextmanager
-def stopping() -> Iterator[Stop]:
-    """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
-    stop = Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stop.event.is_set():
-            os._exit(128 + number)
-        stop.set(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Job:
@@ -91,11 +76,12 @@ class Job:
             id=settings.run_id or parts.run_id(), started_at=datetime.now(UTC), host=socket.gethostname()
         )
         self._teller = parts.teller(settings, database, self._run.id, self._name)
+        self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self._seconds = Stopwatch()
         self._engine: Engine | None = None
         self.tally = Tally()
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, guard: Guard) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
         waiting = self._database.pending(self._selection)
         log.info("%d prompts wait", waiting, extra={"event": "start", "run_id": self._run.id})
@@ -103,7 +89,7 @@ class Job:
         self._teller.start()
         try:
             if waiting:
-                self._work(waiting, progress)
+                self._work(waiting, progress, guard)
             status = "completed"
         except Stopped:
             status = "stopped"
@@ -121,7 +107,15 @@ class Job:
         done = f"completed {tally.completed}, failed {tally.failed}, remaining {left.pending}{waits}{others}"
         return f"{done}; {tally.images_per_second:.2f} images/s; {self._settings.output_url}"
 
-    def _work(self, waiting: int, progress: Progress) -> None:
+    def give_up(self, status: int) -> None:
+        """The last resort: give back what is claimed, if that takes no time, and leave at once."""
+        with suppress(Exception):
+            within(1, self._leases.release)
+            within(0.5, lambda: self._save("failed" if status == 1 else "stopped"))
+        logging.shutdown()
+        os._exit(status)
+
+    def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
         self._save("running")
         progress.begin(min(waiting, self._settings.limit or waiting))
         self._storage.check()
@@ -133,7 +127,18 @@ class Job:
         self._run = replace(self._run, model=card.name)
         wishes = self._wishes(card, configuration.wishes if configuration else Wishes())
         _check_wishes(engine, wishes)
-        Worker(self._parts(engine, card, progress), self._plan(wishes), self._stop, self.tally).run()
+        worker_parts = Parts(
+            database=patient(self._database, self._settings.database_patience, self._stop.wait),
+            storage=self._storage,
+            engine=engine,
+            card=card,
+            leases=self._leases,
+            guard=guard,
+            progress=progress,
+            seconds=self._seconds,
+            recorded=self._teller.recorded,
+        )
+        Worker(worker_parts, self._plan(wishes), self._stop, self.tally).run()
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""
@@ -148,22 +153,9 @@ class Job:
             wishes=wishes,
             batch_size=settings.batch_size,
             limit=settings.limit,
-            lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             upload_workers=settings.upload_workers,
             tell=settings.callback_url is not None,
-        )
-
-    def _parts(self, engine: Engine, card: ModelCard, progress: Progress) -> Parts:
-        return Parts(
-            database=self._database,
-            storage=self._storage,
-            engine=engine,
-            card=card,
-            progress=progress,
-            seconds=self._seconds,
-            beat=lambda: self._save("running"),
-            recorded=self._teller.recorded,
         )
 
     def _save(self, status: str) -> None:

@@ -1,0 +1,102 @@
+"""How a run ends before its time: asked by a signal, or because the device has gone quiet.
+
+Knows signals, threads and time; what is given up when a run does not end by itself, its owner says.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from text2img.stages import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+log = logging.getLogger(__name__)
+
+GRACE = 6.0
+"""Seconds from a signal to giving up. Cloud Run grants 10 before it kills, Kubernetes 30."""
+_LOOK = 0.5  # seconds between looks at the device at the most
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stop.event.is_set():
+            os._exit(128 + number)
+        stop.set(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Guard:
+    """A thread that calls ``give_up(status)`` when the run has to end and does not.
+
+    That is GRACE seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse`` came
+    for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard.
+    """
+
+    def __init__(self, stop: Stop, stall_timeout: float, give_up: Callable[[int], None]) -> None:
+        self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, give_up
+        self._over = threading.Event()
+        self._last: float | None = None
+        self._thread = threading.Thread(target=self._guard, name="guard", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The device works inside this block, and is expected to show it."""
+        self.pulse()
+        try:
+            yield
+        finally:
+            self._last = None
+
+    def pulse(self) -> None:
+        """The device has made a step."""
+        self._last = time.monotonic()
+
+    def _guard(self) -> None:
+        while not self._over.wait(min(_LOOK, self._stall_timeout / 4)):
+            if self._stop.event.is_set():
+                if not self._over.wait(GRACE):
+                    log.warning("what is still under way after %g s is left behind", GRACE)
+                    self._give_up(self._stop.status)
+                return
+            last = self._last
+            if last is not None and time.monotonic() - last > self._stall_timeout:
+                log.error("no step for %g s: the device hangs; ending\n%s", self._stall_timeout, stacks())
+                self._give_up(1)
+                return
+
+
+def stacks() -> str:
+    """Where every thread of this process is at the moment."""
+    with tempfile.TemporaryFile("w+") as file:  # faulthandler writes to a descriptor, not to an object
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
