@@ -217,7 +217,8 @@ def _explained(exc: Exception) -> Refused | StorageFailed:
     if isinstance(exc, GoogleAPICallError):
         if 400 <= int(exc.code or 0) < 500 and not _may_pass(exc):
             return Refused(int(exc.code), _reason(exc))
-        return StorageFailed(f"Cloud Storage keeps answering {int(exc.code or 0)}: {_reason(exc)}")
+        answer = f"{int(exc.code or 0)}: {_reason(exc)}"
+        return StorageFailed(f"Cloud Storage keeps answering {answer}; run it again later")
     if isinstance(exc, GoogleAuthError) and not isinstance(exc, TransportError):
         return StorageFailed(f"Google does not accept the credentials ({_one_line(exc)}); {_HOW_TO_LOG_IN}")
     return StorageFailed(f"Cloud Storage cannot be reached ({type(exc).__name__}); check the network")
