@@ -15,7 +15,7 @@ from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
-QUICK = ("--num-inference-steps", "10", "--batch-size", "4")
+QUICK = ("--num-inference-steps", "10", "--guidance-scale", "3", "--batch-size", "4")
 
 
 def _entry(good):
