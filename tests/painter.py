@@ -1,0 +1,92 @@
+"""An engine that paints its seed, and a bench to try the worker on with it: no model, no GPU, no wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from text2img.databases import Collections, NewPrompt, Selection, open_database
+from text2img.engine import ModelCard, Picture
+from text2img.guard import Guard
+from text2img.leases import Leases
+from text2img.progress import Silent
+from text2img.prompts import PromptId, Wishes
+from text2img.stages import Stop, Stopwatch
+from text2img.storage import open_storage
+from text2img.tally import Tally
+from text2img.worker import Parts, Plan, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CARD = ModelCard(
+    name="painter", revision=None, family="test", width=64, height=64, multiple=8,
+    scheduler="none", schedulers=(),
+)  # fmt: skip
+WISHES = (Wishes(num_inference_steps=3, guidance_scale=1, width=64, height=64),)
+
+
+@dataclass
+class Painter:
+    """An engine whose pictures show their seed; ``fault`` may raise, or return what a prompt becomes."""
+
+    fault: Callable = lambda request: None
+    batches: list = field(default_factory=list)
+    seconds: dict = field(default_factory=dict)
+
+    def prepare(self, request):
+        return request
+
+    def generate(self, batch, on_step):
+        self.batches.append([str(request.prompt.id) for request in batch])
+        for step in range(3):
+            on_step(step + 1, 3)
+        return [self.fault(request) or self._paint(request) for request in batch]
+
+    def _paint(self, request):
+        shade = request.parameters.seed % 251
+        return Picture(pixels=np.full((64, 64, 3), shade, np.uint8), scheduler="none")
+
+
+class Bench:
+    """A database (a SQLite file, unless ``url`` names another) with prompts 0 … n−1 (seed = id), a folder,
+    and workers for them.
+    """
+
+    def __init__(self, folder: Path, prompts: int, url: str | None = None) -> None:
+        self.database = open_database(url or f"sqlite:///{folder}/prompts.db", Collections())
+        self.database.enqueue(
+            NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes(seed=n)) for n in range(prompts)
+        )
+        self.storage = open_storage(str(folder / "pictures"))
+        self.folder, self.stop, self.tally = folder / "pictures", Stop(), Tally()
+        self.plan = Plan(
+            run_id="night", worker="w1", selection=Selection(), wishes=WISHES, batch_size=4, max_attempts=2
+        )
+
+    def work(self, engine: Painter, **changes: object) -> None:
+        parts = Parts(
+            database=self.database,
+            storage=self.storage,
+            engine=engine,
+            card=CARD,
+            leases=Leases(self.database, 60, lambda: None),
+            guard=Guard(self.stop, 300, lambda status: None),
+            progress=Silent(),
+            seconds=Stopwatch(),
+            recorded=lambda outcomes: None,
+        )
+        Worker(parts, replace(self.plan, **changes), self.stop, self.tally).run()
+
+    def shade(self, name: str) -> int:
+        with Image.open(self.folder / f"{name}.png") as picture:
+            return picture.getpixel((0, 0))[0]
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        counts = self.database.counts(Selection())
+        return counts.pending, counts.processing, counts.completed, counts.error
