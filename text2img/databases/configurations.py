@@ -40,7 +40,8 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
     """The model configuration; raises ConfigurationError that names the first field that is wrong."""
     given = {name: value for name, value in fields.items() if value is not None and name != "_id"}
-    where = f"model configuration {config_id}"
+    text = str(config_id)
+    where = f"model configuration {text if text.isprintable() and len(text) <= 60 else _short(text)}"
     kind = given.pop("model_type", MODEL_TYPE)
     if kind != MODEL_TYPE:
         raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(kind)}")

@@ -54,9 +54,14 @@ class Change:
     wait: float | None = None
 
 
+COUNTABLE: Final = 2**53
+"""Counters stay below it: there every whole number is exact in each of the databases' types."""
+
+
 def count_of(value: object) -> int:
-    """A counter's value; whatever is no finite number counts as none."""
-    return int(number_of(value))
+    """A counter's value; whatever can be no count (as another program may have left it) counts as none."""
+    number = number_of(value)
+    return int(number) if 0 <= number < COUNTABLE else 0
 
 
 def number_of(value: object) -> float:
@@ -150,14 +155,13 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
 
 def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
     """What the callback's receiver is to be told of a completed or failed prompt's document."""
+    text = fields.get("text")
     if fields.get("status") == Status.COMPLETED:
-        used = _object(fields.get("used"))
-        return Untold(
-            id=prompt_id, text=fields.get("text"), image_url=fields.get("image_url"), seed=used.get("seed")
-        )
-    return Untold(
-        id=prompt_id, text=fields.get("text"), code=fields.get("error_code"), sentence=fields.get("error")
-    )
+        seed = _object(fields.get("used")).get("seed")
+        url = _text(fields.get("image_url")) or None
+        return Untold(id=prompt_id, text=text, image_url=url, seed=seed if isinstance(seed, int) else None)
+    code, sentence = _text(fields.get("error_code")), _text(fields.get("error"))
+    return Untold(id=prompt_id, text=text, code=code, sentence=sentence)
 
 
 def run_fields(run: Run) -> dict[str, object]:
@@ -216,6 +220,10 @@ def _untold(*, tell: bool) -> dict[str, object]:
 
 def _gone(names: tuple[str, ...], *, tell: bool) -> tuple[str, ...]:
     return names if tell else (*names, "untold")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -39,6 +39,8 @@ DEATHS_BEFORE_ALONE = 2
 """After so many workers died with it on the device, a prompt gets a batch of its own."""
 DEATHS_BEFORE_ABANDONED = 5
 """After so many it is tried no more."""
+LONGEST_WAIT = 86_400.0
+"""Seconds between two tries at the most."""
 
 
 class Status(StrEnum):
@@ -170,11 +172,11 @@ Outcome = Completed | Failed | Postponed
 
 
 def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:
-    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds."""
+    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds, at most a day."""
     # Who is abandoned did not fail by itself this time: nobody tried.
     attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
     if exc.code.worth_another_try and attempts < max_attempts:
-        wait = 2.0 * 4 ** (attempts - 1)
+        wait = min(2.0 * 4 ** min(attempts - 1, 20), LONGEST_WAIT)
         return Postponed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts, wait=wait)
     return Failed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts)
 

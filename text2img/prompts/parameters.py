@@ -96,7 +96,7 @@ def check_prompt_text(text: object) -> str:
 
 def check_text(name: str, value: object) -> str:
     """A string that a tokenizer can read: no NUL, no lone surrogate, not endless."""
-    if not isinstance(value, str):
+    if type(value) is not str:  # BSON's JavaScript is a kind of str, and no text
         raise _wrong(name, value, "must be text")
     if len(value) > LONGEST_TEXT:
         raise _wrong(name, f"{len(value):,} characters", f"must not be longer than {LONGEST_TEXT:,}")

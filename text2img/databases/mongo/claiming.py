@@ -112,7 +112,7 @@ def _take(
 ) -> list[Prompt]:
     token = uuid.uuid4().hex
     unclaimed_since = [
-        {"_id": {"$eq": document["_id"]}, "claim_number": document.get("claim_number")}
+        {"_id": {"$eq": document["_id"]}, "claim_number": {"$eq": document.get("claim_number")}}
         for document in candidates
     ]
     # By _id first, so that its index serves; then each by the number it had.

@@ -119,17 +119,18 @@ class MongoJournal(Session):
 
 
 def _counts(groups: list[Mapping[str, Any]]) -> Counts:
-    by_status: dict[object, int] = {}
-    for group in groups:
-        status = group["_id"]["status"]
-        by_status[status] = by_status.get(status, 0) + int(group["n"])
+    # By comparison, since an owner's status may be of a type that cannot be a key.
+    by_status = {
+        status.value: sum(int(group["n"]) for group in groups if group["_id"]["status"] == status)
+        for status in Status
+    }
     live = sum(int(group["live"]) for group in groups if group["_id"]["status"] == Status.PROCESSING)
     born = [group["oldest"] for group in groups if group["_id"]["status"] == Status.PENDING]
     failed = [group for group in groups if group["_id"]["status"] == Status.ERROR]
     return Counts(
-        **{status.value: by_status.get(status.value, 0) for status in Status},
+        **by_status,
         live_leases=live,
-        expired_leases=by_status.get(Status.PROCESSING.value, 0) - live,
+        expired_leases=by_status[Status.PROCESSING.value] - live,
         oldest_pending=min((moment for moment in born if isinstance(moment, datetime)), default=None),
         untold=sum(int(group["untold"]) for group in groups),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},

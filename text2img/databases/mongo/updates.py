@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from text2img.databases.documents import COUNTABLE
 from text2img.databases.mongo.ids import value_of, values_for
 from text2img.prompts import Status
 
@@ -27,11 +28,12 @@ NOW: Final = "$$NOW"
 def is_ahead(name: str) -> Expression:
     """Whether the field holds a moment that is still to come.
 
-    Compared as milliseconds, since dates sort above numbers and texts: whatever is no moment is then not
-    ahead, and holds nothing up.
+    Compared as milliseconds, which numbers and texts could be read as, too: but whatever is no moment is
+    not ahead, and holds nothing up.
     """
+    moment = {"$eq": [{"$type": f"${name}"}, "date"]}
     milliseconds = {"$convert": {"input": f"${name}", "to": "long", "onError": None, "onNull": None}}
-    return {"$gt": [milliseconds, {"$toLong": NOW}]}
+    return {"$and": [moment, {"$gt": [milliseconds, {"$toLong": NOW}]}]}
 
 
 DUE: Final = {"$expr": {"$not": [is_ahead("not_before")]}}
@@ -50,8 +52,11 @@ def within(seconds: float) -> Expression:
 
 
 def count(name: str) -> Expression:
-    """A counter's value; whatever is no number counts as none."""
-    return {"$cond": [{"$isNumber": f"${name}"}, f"${name}", 0]}
+    """A counter's value, as ``count_of`` reads it: whatever can be no count counts as none."""
+    value = f"${name}"
+    number = {"$in": [{"$type": value}, ["int", "long", "double"]]}
+    countable = {"$and": [number, {"$gte": [value, 0]}, {"$lt": [value, COUNTABLE]}]}
+    return {"$cond": [countable, {"$toLong": value}, 0]}
 
 
 def literals(fields: Mapping[str, object]) -> Expression:

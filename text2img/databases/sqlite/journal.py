@@ -14,7 +14,7 @@ from text2img.databases.documents import (
     run_fields,
     run_of,
 )
-from text2img.databases.sqlite.queue import selected
+from text2img.databases.sqlite.queue import LEASED, selected
 from text2img.databases.sqlite.schema import STATUS
 from text2img.databases.sqlite.session import Session
 from text2img.databases.sqlite.values import columns_of, datetime_of, id_of, moment, object_of, value_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 1000
 _COUNTS: Final = (
     "SELECT {status} AS state, error_code, count(*) AS n, "
-    "sum(COALESCE(lease_expires_at > :now, FALSE)) AS live, sum(untold IS NOT NULL) AS untold, "
+    "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
     "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
 )
 _RETRY: Final = (
@@ -74,7 +74,7 @@ class SqliteJournal(Session):
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. A snapshot."""
         where, values = selected(selection)
-        statement = self._sql(_COUNTS, status=STATUS, where=where)
+        statement = self._sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
         with self._reading() as connection:
             return _counts(connection.execute(statement, {**values, "now": moment()}).fetchall())
 

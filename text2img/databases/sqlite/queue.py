@@ -20,9 +20,9 @@ from text2img.databases.documents import (
     result_of,
     written_already,
 )
-from text2img.databases.sqlite.schema import STATUS, URGENCY
+from text2img.databases.sqlite.schema import AHEAD, STATUS, URGENCY
 from text2img.databases.sqlite.session import Session
-from text2img.databases.sqlite.values import columns_of, id_of, moment, value_of
+from text2img.databases.sqlite.values import ID, columns_of, id_of, moment, names_of
 from text2img.prompts import Claim, Completed
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from text2img.databases import Selection
     from text2img.prompts import Outcome, Prompt
 
-POSTPONED: Final = "COALESCE(julianday(not_before) > julianday(:now), FALSE)"
-"""Compared as days, since an owner may write the moment in any form that SQLite reads."""
+LEASED: Final = AHEAD.format("lease_expires_at")
+POSTPONED: Final = AHEAD.format("not_before")
 PENDING: Final = f"{STATUS} = 'pending' AND NOT {POSTPONED}"
-EXPIRED: Final = f"{STATUS} = 'processing' AND (lease_expires_at IS NULL OR lease_expires_at <= :now)"
+EXPIRED: Final = f"{STATUS} = 'processing' AND NOT {LEASED}"
 ORDER: Final = f"ORDER BY {URGENCY} DESC, _id LIMIT :limit"
-HELD: Final = "_id = :id AND status = 'processing' AND claimed_by = :worker AND claim_number = :number"
+HELD: Final = f"_id = {ID} AND status = 'processing' AND claimed_by = :worker AND claim_number = :number"
 LETTING_GO: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
 
 _READ: Final = "SELECT _id, {fields} FROM {datasets} WHERE {condition} AND {where} {order}"
@@ -45,10 +45,11 @@ _UPDATE: Final = "UPDATE {datasets} SET {assignments} WHERE {held}"
 _CLAIM: Final = (
     "UPDATE {datasets} SET status = 'processing', claimed_by = :worker, claim_number = :number, "
     "claim_token = :token, lease_expires_at = :until, deaths = :deaths, started_claim = NULL, "
-    "not_before = NULL WHERE _id = :id"
+    "not_before = NULL WHERE _id = {id}"
 )
+_ROW: Final = "SELECT * FROM {datasets} WHERE _id = {id}"
 _GREATER: Final = (
-    "SELECT claim_number FROM {dataset_records} WHERE dataset_id = :id AND claim_number > :number"
+    "SELECT claim_number FROM {dataset_records} WHERE dataset_id = {id} AND claim_number > :number"
 )
 _UPSERT: Final = (
     "INSERT INTO {dataset_records} ({columns}) VALUES ({places}) "
@@ -137,7 +138,7 @@ class SqliteQueue(Session):
 
     def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, tell: bool) -> bool:
         names = _names(outcome.claim)
-        row = connection.execute(self._sql("SELECT * FROM {datasets} WHERE _id = :id"), names).fetchone()
+        row = connection.execute(self._sql(_ROW), names).fetchone()
         if row is None or row["status"] != "processing":
             return row is not None and written_already(outcome, run_id, dict(row))
         if (row["claimed_by"], row["claim_number"]) != (names["worker"], names["number"]):
@@ -161,11 +162,12 @@ class SqliteQueue(Session):
             fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": greater[0]}
             self._set(connection, fields, names)
             return False
-        result = columns_of({"dataset_id": names["id"], **result_of(done, run_id), "created_at": moment()})
-        columns, places = ", ".join(result), ", ".join(f":{name}" for name in result)
+        result = columns_of({**result_of(done, run_id), "created_at": moment()})
+        columns = ", ".join(["dataset_id", *result])
+        places = ", ".join([ID, *(f":{name}" for name in result)])
         updates = ", ".join(f"{name} = excluded.{name}" for name in result)
         statement = self._sql(_UPSERT, columns=columns, places=places, updates=updates)
-        connection.execute(statement, result)
+        connection.execute(statement, {**result, **names_of(done.claim.id)})
         return True
 
     def _set(
@@ -192,7 +194,7 @@ def selected(selection: Selection) -> tuple[str, dict[str, Any]]:
 
 
 def _names(claim: Claim) -> dict[str, object]:
-    return {"id": value_of(claim.id), "worker": claim.worker, "number": claim.number}
+    return {**names_of(claim.id), "worker": claim.worker, "number": claim.number}
 
 
 def _prompt(row: sqlite3.Row, worker: str) -> Prompt:

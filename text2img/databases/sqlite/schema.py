@@ -55,6 +55,9 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
 }
 STATUS: Final = "COALESCE(status, 'pending')"
 URGENCY: Final = "CASE WHEN typeof(priority) IN ('integer', 'real') THEN priority ELSE 0 END"
+AHEAD: Final = "COALESCE(typeof({0}) = 'text' AND julianday({0}) > julianday(:now), FALSE)"
+"""Whether a column holds a moment that is still to come. Compared as days, since an owner may write it in any
+form that SQLite reads; whatever is no moment holds nothing up."""
 _INDEXES: Final = {
     "datasets": {
         "claim": f"({STATUS}, {URGENCY} DESC, _id)",

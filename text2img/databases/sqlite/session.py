@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from text2img.databases.sqlite.schema import build, overlay, quoted
+from text2img.databases.sqlite.values import ID
 from text2img.errors import ConfigurationError, DatabaseFailed
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class Session:
             raise DatabaseFailed(_sentence(exc, self.path)) from exc
 
     def _sql(self, template: str, **pieces: str) -> str:
-        """The statement: in braces stand tables, by what Collections calls them, and the pieces given."""
-        return template.format_map({**self._quoted, **pieces})
+        """The statement: in braces stand tables, by Collections' names, an id, and the pieces given."""
+        return template.format_map({**self._quoted, "id": ID, **pieces})
 
     def _connection(self) -> sqlite3.Connection:
         kept: sqlite3.Connection | None = getattr(self._own, "connection", None)
@@ -151,7 +152,7 @@ def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sql
     )
     try:
         connection.row_factory = sqlite3.Row
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         prepare(connection)
     except BaseException:
         connection.close()

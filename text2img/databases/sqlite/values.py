@@ -17,7 +17,11 @@ Value = int | float | str | bytes | None
 
 _INT64: Final = range(-(2**63), 2**63)
 _TAGGED: Final = re.compile(rb"([a-z]+):(.*)", re.DOTALL)
-_OWN_TYPES: Final = {"str", "blob"}
+_TEXT: Final = "text"
+"""The kind of an id that is TEXT and yet no UTF-8, as an import in another encoding leaves it: its bytes."""
+
+ID: Final = "COALESCE(CAST(:raw AS TEXT), :id)"
+"""A prompt's id in a statement. Python's sqlite3 passes text as UTF-8 alone, so other text goes as bytes."""
 
 
 def id_of(value: Value) -> PromptId:
@@ -28,6 +32,8 @@ def id_of(value: Value) -> PromptId:
         return PromptId("double", repr(value))
     if isinstance(value, bytes):
         return _id_of_bytes(value)
+    if value and _is_half(value):
+        return PromptId(_TEXT, value.encode("utf-8", "surrogateescape").hex())
     return PromptId("str", value or "")
 
 
@@ -43,9 +49,15 @@ def value_of(prompt_id: PromptId) -> Value:
         return float(text)
     if kind == "blob":
         return bytes.fromhex(text)
-    if kind == "str" and not any("\ud800" <= char <= "\udfff" for char in text):
+    if kind == "str" and not _is_half(text):
         return text
     return f"{kind}:{text}".encode("utf-8", "surrogatepass")
+
+
+def names_of(prompt_id: PromptId) -> dict[str, Value]:
+    """The values that ID names."""
+    raw = bytes.fromhex(prompt_id.text) if prompt_id.kind == _TEXT else None
+    return {"id": value_of(prompt_id), "raw": raw}
 
 
 def moment(seconds: float = 0) -> str:
@@ -90,6 +102,11 @@ def _column(value: object) -> object:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return text_of(value) if isinstance(value, datetime) else value
+
+
+def _is_half(text: str) -> bool:
+    """Whether it holds a surrogate: half of a pair, or the stand-in of a byte that is no UTF-8."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _id_of_bytes(value: bytes) -> PromptId:
