@@ -238,9 +238,23 @@ def report_failure(exc: Exception) -> int:
     return getattr(exc, "exit_status", 1)
 
 
+class _File(logging.FileHandler):
+    """A log file that is given up, with a word to the other handlers, once it takes no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """As Handler.handleError, without its traces: a full disk must cost the run no more than its log."""
+        del record
+        reason = sys.exc_info()[1]
+        logging.getLogger().removeHandler(self)
+        why = reason.strerror if isinstance(reason, OSError) else reason
+        logging.getLogger("text2img").warning(
+            "--log-file %s cannot be written any more: %s", self.baseFilename, why
+        )
+
+
 def _file(path: str, mask: Mask) -> logging.Handler:
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _File(path, encoding="utf-8")
     except OSError as exc:
         raise ConfigurationError(f"--log-file {path} cannot be written: {exc.strerror}") from exc
     handler.setFormatter(JsonLines(mask, traces=True))

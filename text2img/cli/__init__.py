@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (by default the process's arguments) asks for; the exit status."""
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
-        return _run(arguments)
+        status = _run(arguments)
+        sys.stdout.flush()  # else what cannot be written is found out when nobody can say so any more
     except Text2ImgError as exc:
         print(f"text2img: {exc}", file=sys.stderr)
         return exc.exit_status
@@ -66,8 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 141
+    except OSError as exc:
+        _silence()
+        print(f"text2img: standard output cannot be written: {exc.strerror}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _silence() -> None:
+    """What is left of our output goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,149 @@
+"""Full disks and folders that may not be written: one clear line, the right status, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance import product
+
+DATABASE = ("--database", "sqlite:///prompts.db")
+JOB = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL), "--num-inference-steps", "2")
+
+
+@contextmanager
+def _disk(folder, size):
+    """A disk of that size at the folder; yields how to make it read-only."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=False)  # noqa: S607
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,ro", folder], check=True)  # noqa: S607
+    finally:
+        subprocess.run(["umount", folder], check=True)  # noqa: S607
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a pending prompt."""
+    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
+    assert product.run("enqueue", *DATABASE, "prompts.txt", folder=tmp_path).returncode == 0
+    return tmp_path
+
+
+def _line(finished, status=1):
+    """The one line of a command that could not go on."""
+    assert finished.returncode == status, finished.stderr
+    assert "Traceback" not in finished.stderr
+    (line,) = [line for line in product.errors(finished) if '"severity": "ERROR"' in line]
+    return json.loads(line)["message"]
+
+
+def _waits(folder):
+    assert "pending            1" in product.run("status", *DATABASE, folder=folder).stdout
+
+
+needs_mount = pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="only root may mount")
+
+
+@needs_mount
+@pytest.mark.slow
+def test_a_full_disk_under_the_pictures(folder):
+    """No room for a picture: one line that says so, status 1, the prompt waits, and no file is left."""
+    with _disk(folder / "pictures", "4k"):
+        message = _line(product.run(*JOB, folder=folder))
+        assert "No space left on device" in message
+        assert os.listdir(folder / "pictures") == []  # noqa: PTH208 - dotfiles too
+    _waits(folder)
+
+
+@needs_mount
+def test_a_read_only_disk_under_the_pictures(folder):
+    """A folder that cannot be written is found before the model is loaded: one line, and the prompt waits."""
+    with _disk(folder / "pictures", "1m") as seal:
+        seal()
+        assert "pictures" in _line(product.run(*JOB, folder=folder))
+    _waits(folder)
+
+
+@needs_mount
+def test_a_full_disk_under_the_database(folder):
+    """A SQLite file that cannot grow: one line that says so, and the file is sound afterwards."""
+    (folder / "many.txt").write_text("\n".join(f"a boat {n} {'x' * 200}" for n in range(3_000)))
+    with _disk(folder / "small", "300k"):
+        arguments = ("--database", "sqlite:///small/prompts.db")
+        message = _line(product.run("enqueue", *arguments, "many.txt", folder=folder))
+        assert "the disk is full" in message
+        database = sqlite3.connect(folder / "small" / "prompts.db")
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM datasets").fetchone() == (0,)
+        database.close()
+
+
+@needs_mount
+def test_a_read_only_disk_under_the_database(folder):
+    """A SQLite file that may not be written is one line with its name."""
+    with _disk(folder / "small", "1m") as seal:
+        shutil.copy(folder / "prompts.db", folder / "small")
+        seal()
+        arguments = ("--database", "sqlite:///small/prompts.db", *JOB[2:])
+        message = _line(product.run(*arguments, folder=folder))
+        assert "small/prompts.db" in message
+        assert "permissions" in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.slow
+def test_a_full_disk_under_the_log(folder):
+    """A log file that cannot grow is told of once; the run goes on, and its pictures are there."""
+    finished = product.run(*JOB, "--log-file", "/dev/full", folder=folder)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("completed 1")
+    assert "Traceback" not in finished.stderr
+    assert sum("/dev/full" in line for line in product.errors(finished)) == 1
+
+
+def test_a_log_file_that_cannot_be_made(folder):
+    """A log file in a folder that is not there is wrong usage: one line, status 2, nothing claimed."""
+    finished = product.run(*JOB, "--log-file", "nowhere/run.log", folder=folder)
+    assert (finished.returncode, len(product.errors(finished))) == (2, 1)
+    assert "nowhere/run.log" in finished.stderr
+    _waits(folder)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_under_the_output(folder):
+    """Standard output that takes nothing is one line and status 1, also for a command's last words."""
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            product.command("status", *DATABASE), cwd=folder, env=product.environment(folder),
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert finished.returncode == 1
+    assert len(product.errors(finished)) == 1
+    assert "standard output" in finished.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
+def test_a_folder_of_somebody_else(folder):
+    """Whoever may not write to the folder is told so in one line, and nothing is claimed."""
+    (folder / "pictures").mkdir(mode=0o555)
+    for path in (folder, *folder.glob("prompts.db*")):
+        path.chmod(0o777)
+    for parent in folder.parents[:-2]:
+        if not parent.stat().st_mode & 0o001:
+            pytest.skip("the tests' folder is closed to others")
+    finished = subprocess.run(
+        product.command(*JOB), cwd=folder, env=product.environment(folder), user=65534, group=65534,
+        extra_groups=[], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "permissions" in _line(finished)
+    _waits(folder)
