@@ -1,0 +1,226 @@
+"""Workers in any order of steps, on each database, beside a model that is simple enough to believe."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.contract.database_suite import (
+    ALL,
+    MINUTE,
+    MongoBackend,
+    SqliteBackend,
+    completed,
+    failed,
+    opened,
+    postponed,
+)
+from text2img.callbacks.entry import compose
+from text2img.databases import Collections, NewPrompt, Notice
+from text2img.prompts import Completed, Failed, PromptId, Wishes
+
+WORKERS = st.sampled_from(["ann", "bob", "cy"])
+RUN = "run-1"
+IDS = range(5)
+
+
+class Believed:
+    """What the model knows of one prompt."""
+
+    def __init__(self):
+        self.status, self.number, self.deaths, self.attempts = "pending", 0, 0, 0
+        self.holder, self.expired, self.started = None, False, False
+        self.untold, self.noticed = False, 0
+
+
+class Machine(RuleBasedStateMachine):
+    """Every rule is one call of the contract; stale claims are kept, and used as readily as live ones."""
+
+    backend = None
+
+    def __init__(self):
+        super().__init__()
+        # Tables of its own for every example: a fresh database would take longer than the example.
+        mark = uuid.uuid4().hex[:8]
+        self.names = Collections(
+            *(f"{name}_{mark}" for name in ("prompts", "configs", "results", "runs", "notices"))
+        )
+        self.database = opened(self.backend.url, self.names)
+        self.known, self.claims, self.gathered, self.outcomes = {}, [], {}, []
+        self.numbers = itertools.count()
+
+    def teardown(self):
+        self.database.close()
+
+    @rule(id_=st.sampled_from(IDS))
+    def enqueue(self, id_):
+        new = NewPrompt(
+            id=PromptId("int", str(id_)), text=f"boat {id_}", wishes=Wishes(seed=id_), priority=id_ % 2
+        )
+        assert self.database.enqueue([new]) == (id_ not in self.known)
+        self.known.setdefault(id_, Believed())
+
+    @rule(worker=WORKERS, limit=st.integers(1, 3), lease=st.sampled_from([0.0, MINUTE, MINUTE]))
+    def claim(self, worker, limit, lease):
+        free = {id_ for id_, one in self.known.items() if one.status == "pending" or one.expired}
+        prompts = self.database.claim(worker, limit, lease, ALL)
+        got = [int(prompt.id.text) for prompt in prompts]
+        assert len(set(got)) == len(got) == min(limit, len(free))
+        assert set(got) <= free
+        for prompt, one in zip(prompts, map(self.known.get, got), strict=True):
+            one.deaths += one.expired and one.started
+            assert (prompt.claim.number, prompt.deaths) == (one.number + 1, one.deaths)
+            assert prompt.attempts == one.attempts
+            one.status, one.number, one.holder = "processing", prompt.claim.number, prompt.claim
+            one.expired, one.started = lease == 0, False
+            self.claims.append(prompt)
+
+    def _live(self, prompt):
+        one = self.known[int(prompt.id.text)]
+        return one if one.status == "processing" and one.holder == prompt.claim else None
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), lease=st.sampled_from([0.0, MINUTE]))
+    def extend(self, data, lease):
+        prompt = data.draw(st.sampled_from(self.claims))
+        one = self._live(prompt)
+        assert self.database.extend([prompt.claim], lease) == ([] if one else [prompt.claim])
+        if one:
+            one.expired = lease == 0
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def start(self, data):
+        prompt = data.draw(st.sampled_from(self.claims))
+        self.database.start([prompt.claim])
+        if one := self._live(prompt):
+            one.started = True
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def release(self, data):
+        prompt = data.draw(st.sampled_from(self.claims))
+        self.database.release([prompt.claim])
+        if one := self._live(prompt):
+            one.status, one.holder, one.expired, one.started = "pending", None, False, False
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), become=st.sampled_from([completed, failed, postponed]))
+    def record(self, data, become):
+        prompt = data.draw(st.sampled_from(self.claims))
+        outcome = become(prompt)
+        one = self._live(prompt)
+        written = self.database.record([outcome], RUN, tell=True)
+        if one is None:
+            # Repeating what was written may say so, and changes nothing: the invariants look.
+            assert written in ([], [outcome])
+            return
+        assert written == [outcome]
+        one.holder, one.expired, one.started = None, False, False
+        one.attempts = 0 if isinstance(outcome, Completed) else outcome.attempts
+        one.deaths = 0 if isinstance(outcome, Completed) else one.deaths
+        one.status = (
+            "completed"
+            if isinstance(outcome, Completed)
+            else "error"
+            if isinstance(outcome, Failed)
+            else "pending"
+        )
+        one.untold = one.status != "pending"
+
+    @rule()
+    def retry(self):
+        wrong = [one for one in self.known.values() if one.status == "error"]
+        assert self.database.retry(None, ALL) == len(wrong)
+        for one in wrong:
+            one.status, one.deaths, one.attempts, one.untold = "pending", 0, 0, False
+
+    @rule(limit=st.integers(1, 3))
+    def gather(self, limit):
+        name = f"msg_{next(self.numbers)}"
+        before = sum(one.untold for one in self.known.values())
+        told, more = self.database.gather(RUN, name, limit)
+        assert len(told) == min(limit, before)
+        assert more == (before > limit)
+        if told:
+            notice = Notice(id=name, run_id=RUN, body=compose(RUN, "running", told, final=False))
+            self.database.save_notice(notice)
+            self.database.save_notice(notice)
+            self.gathered[name] = notice.body
+        for one in (self.known[int(each.id.text)] for each in told):
+            assert one.untold
+            one.untold, one.noticed = False, one.noticed + 1
+
+    @rule(worker=WORKERS, told=st.booleans())
+    def send(self, worker, told):
+        due, refused = self.database.notices()
+        notice = self.database.claim_notice(worker, MINUTE)
+        assert (notice is None) == (due == 0)
+        if notice:
+            assert notice.body == self.gathered[notice.id]
+            self.database.close_notice(notice, told=told, detail="said")
+            assert self.database.notices() == (due - 1, refused + (not told))
+
+    @invariant()
+    def nothing_is_lost_and_nobody_shares(self):
+        counts = self.database.counts(ALL)
+        believed = [one.status for one in self.known.values()]
+        seen = {status: getattr(counts, status) for status in ("pending", "processing", "completed", "error")}
+        assert seen == {status: believed.count(status) for status in seen}
+        for prompt in self.claims:
+            assert self.database.holds(prompt.claim) == (self._live(prompt) is not None)
+
+    @invariant()
+    def what_is_told_is_told_once(self):
+        bodies = [json.loads(body) for body in self.gathered.values()]
+        named = [each["prompt_id"] for body in bodies for each in (*body["results"], *body["errors"])]
+        assert self.database.counts(ALL).untold == sum(one.untold for one in self.known.values())
+        for id_, one in self.known.items():
+            assert named.count(str(id_)) == one.noticed
+
+    @invariant()
+    def results_and_owners_fields(self):
+        for id_, one in self.known.items():
+            found = self.backend.get(id_, self.names.datasets)
+            assert (found["text"], found["seed"], found["priority"]) == (f"boat {id_}", id_, id_ % 2)
+            assert (found.get("claim_number") or 0) == one.number
+            result = self.backend.get(id_, self.names.dataset_records, "dataset_id")
+            assert (result is not None) == (one.status == "completed")
+        done = sum(one.status == "completed" for one in self.known.values())
+        assert done == self.backend.count(self.names.dataset_records)
+
+
+def _run(backend, examples, steps):
+    machine = type("BoundMachine", (Machine,), {"backend": backend})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, database=None,
+            suppress_health_check=[*HealthCheck],
+        ),
+    )  # fmt: skip
+
+
+def test_any_order_of_steps_on_sqlite(tmp_path):
+    """Whatever workers do in whatever order, no prompt is lost, shared, done twice or told twice (SQLite)."""
+    _run(SqliteBackend(tmp_path), 60, 25)
+
+
+@pytest.mark.slow
+def test_any_order_of_steps_on_mongodb(mongodb_server):
+    """Whatever workers do in whatever order, no prompt is lost, shared, made twice or told twice (Mongo)."""
+    backend = MongoBackend("secantusdb", mongodb_server)
+    _run(backend, 20, 20)
+    backend.remove()
