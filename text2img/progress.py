@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+_STANDS_IN_URLS = "!#$%&'()*+,/:;=?@[]~"
+
+
 class Mask:
     """Replaces secrets, and the passwords inside URLs, wherever they turn up in a text."""
 
@@ -56,7 +59,9 @@ def _parts(url: str) -> set[str]:
     password = authority.rpartition("@")[0].partition(":")[2]
     # A webhook's path may be its password; a database's is its name, which may be shown.
     own = path if scheme in {"http", "https"} and len(path) > 8 else ""
-    return {url, query, own, password, unquote(password), quote(unquote(password), safe="")}
+    # HTTP libraries escape what a URL should not hold, and speak of it in that form.
+    sent = {quote(part, safe=_STANDS_IN_URLS) for part in (url, query, own)}
+    return {url, query, own, *sent, password, unquote(password), quote(unquote(password), safe="")}
 
 
 class _Masked(logging.Formatter):

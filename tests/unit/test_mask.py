@@ -17,6 +17,7 @@ from text2img.progress import JsonLines, Mask, TextLines
         ("mongodb://me:pa%40ss@host/db", "authentication failed for pa@ss"),
         ("mongodb+srv://me:plain-word@host/db?replicaSet=x&tls=true", "got plain-word"),
         ("https://hooks.example/told?key=abc123", "POST /told?key=abc123 failed"),
+        ("https://hooks.example/told?key=abc123|ü", "POST /told?key=abc123%7C%C3%BC failed"),
         ("whsec_c2VjcmV0", "c2VjcmV0"),
         ('quo"ted', 'token quo"ted refused'),
     ],
