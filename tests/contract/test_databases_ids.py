@@ -71,7 +71,7 @@ def test_any_bson_id_works_in_mongodb(mongo_stand, value):
 
 
 @pytest.mark.parametrize(
-    "value", [*_PLAIN, b"bytes", b"", b"uuid:x", b"blob:00", b"int:7", b"\xff:\xff"], ids=repr
+    "value", [*_PLAIN, float("inf"), b"bytes", b"", b"uuid:x", b"blob:00", b"int:7", b"\xff:\xff"], ids=repr
 )
 def test_any_id_works_in_sqlite(sqlite_stand, value):
     """Whatever type the owner's _id has, the prompt is claimed and completed under it."""

@@ -45,7 +45,7 @@ def value_of(prompt_id: PromptId) -> Value:
     kind, text = prompt_id.kind, prompt_id.text
     if kind == "int" and int(text) in _INT64:
         return int(text)
-    if kind == "double" and math.isfinite(float(text)):
+    if kind == "double" and not math.isnan(float(text)):  # SQLite keeps infinity, and NaN as NULL
         return float(text)
     if kind == "blob":
         return bytes.fromhex(text)
