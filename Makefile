@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test gpu check dev format coverage clean
+.PHONY: help demo test chaos gpu check dev format coverage clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -14,6 +14,9 @@ demo: $(VENV)/run.stamp  ## make the demo's pictures; again: nothing to do (FRES
 
 test: $(VENV)/dev.stamp  ## run every test that this machine can
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
+	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
 gpu: $(VENV)/dev.stamp   ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
@@ -35,7 +38,7 @@ format: $(VENV)/dev.stamp ## put the code in its usual shape
 	$(BIN)/ruff format .
 
 clean:           ## remove what these targets made
-	rm -rf $(VENV) text2img-demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) text2img-demo .pytest_cache .ruff_cache .mypy_cache .chaos
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -29,7 +30,15 @@ class GcsServer:
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory):
     """A Cloud Storage server of this test session, in a throwaway folder."""
-    folder, port = tmp_path_factory.mktemp("gcs"), free_port()
+    with gcs_in(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@contextmanager
+def gcs_in(folder):
+    """A server that keeps its data in that folder, for as long as the block lasts."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
     listen = ["-H", "127.0.0.1", "--port", str(port), "--default-bucket", GcsServer.bucket, "-q"]
     arguments = ["-d", str(folder / "data"), "start", *listen]
     with running("gcp-storage-emulator", arguments, folder, lambda: _answers(port)), _gate(port) as host:

@@ -1,0 +1,119 @@
+"""The long form: as many kills at each point as asked for, and a table of what they came to.
+
+``python -m tests.chaos --kills 20``. Every try is kept as a line in .chaos/tries.jsonl as soon as it is
+over, and one that stands there is not made again: what was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+
+from tests.chaos.counts import count
+from tests.chaos.crowd import crowd
+from tests.chaos.faults import FAULTS, die, finish, sleep_through_the_lease
+from tests.chaos.rehearsal import rehearse
+from tests.chaos.sites import file_site, wire_site, wired
+from tests.chaos.table import table
+from tests.chaos.workers import BATCH, pictures_made
+from tests.servers.gcs import gcs_in
+from tests.servers.mongodb import mongodb_in
+
+KEPT = Path(__file__).parents[2] / ".chaos" / "tries.jsonl"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--kills", type=int, default=20, help="at each point")
+    parser.add_argument("--crowd", type=int, nargs=2, default=(1000, 300), help="prompts: SQLite, MongoDB")
+    arguments = parser.parse_args()
+    KEPT.parent.mkdir(exist_ok=True)
+    with _servers() as site_in:
+        for fault, number, attempt in _tries(arguments.kills, *arguments.crowd):
+            if (fault, number) not in {(each["fault"], each["number"]) for each in _kept()}:
+                with site_in(fault) as (site, book):
+                    kills = attempt(site, book, number)
+                    counts = asdict(count(site, book, pictures_made(site)))
+                _keep({"fault": fault, "number": number, "kills": kills, **counts})
+    sys.stdout.write(table(_kept()))
+    return int(
+        any(sum(each[name] for name in ("lost", "twice", "stuck", "wrong", "untold")) for each in _kept())
+    )
+
+
+def _tries(kills, in_sqlite, in_mongodb):
+    """Every try: its fault, its number, and what does it on a site and says how many were killed."""
+    for number in range(kills):
+        for fault in FAULTS:
+            yield fault.name, number, _one_dies(fault)
+        yield "frozen beyond its lease", number, _one_sleeps
+    yield f"4 workers, {in_sqlite} prompts, SQLite", kills, _crowded(in_sqlite, kills)
+    yield f"4 workers, {in_mongodb} prompts, MongoDB", kills, _crowded(in_mongodb, kills)
+
+
+def _one_dies(fault):
+    def attempt(site, book, number):
+        chance = Random(number)
+        site.add(book.prompts(range(3 * BATCH)))
+        die(site, fault, "killed", 1 + number % fault.times, chance.uniform(0, 0.4) * fault.lingers)
+        finish(site)
+        return 1
+
+    return attempt
+
+
+def _one_sleeps(site, book, number):
+    site.add(book.prompts(range(3 * BATCH)))
+    sleep_through_the_lease(site)
+    return 1
+
+
+def _crowded(prompts, kills):
+    def attempt(site, book, number):
+        site.add(book.prompts(range(prompts)))
+        crowd(site, kills=kills, chance=Random(number), seconds=3600)
+        return kills
+
+    return attempt
+
+
+@contextmanager
+def _servers():
+    """What makes a new site for a fault, in a folder that is gone afterwards, with the servers running."""
+    with tempfile.TemporaryDirectory(prefix="text2img-chaos-") as root, _wired(Path(root)) as wire:
+        book = rehearse(Path(root) / "rehearsal")
+
+        @contextmanager
+        def site_in(fault):
+            with tempfile.TemporaryDirectory(dir=root) as folder:
+                place = Path(folder)
+                with file_site(place) if "SQLite" in fault else wire_site(place, wire) as site:
+                    yield site, book
+
+        yield site_in
+
+
+@contextmanager
+def _wired(root):
+    with mongodb_in(root / "mongodb") as uri, gcs_in(root / "gcs") as gcs, wired(uri, gcs) as wire:
+        yield wire
+
+
+def _kept():
+    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+
+
+def _keep(attempt):
+    sys.stderr.write(json.dumps(attempt) + "\n")
+    with KEPT.open("a") as file:
+        file.write(json.dumps(attempt) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

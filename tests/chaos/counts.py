@@ -1,0 +1,105 @@
+"""What a job came to: nothing lost, nothing twice, nothing stuck, every picture its own, everybody told."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from tests.chaos.table import PROMISED
+from text2img.demo.judge import judge
+from text2img.demo.scenes import Scene
+
+_ROUNDING = 4
+"""Levels of 255: what a batch of another size may change in a pixel."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """All but ``prompts`` must be 0, and ``again`` (pictures made once more) small."""
+
+    prompts: int
+    lost: int
+    twice: int
+    stuck: int
+    wrong: int
+    untold: int
+    again: int
+
+    @property
+    def faults(self):
+        """What is not as it must be."""
+        return {name: number for name, number in asdict(self).items() if name in PROMISED and number}
+
+
+def count(site, book, made):
+    """The counts of a site whose prompts are from this book, ``made`` pictures having been made there."""
+    prompts = {each["_id"]: each for each in site.documents("datasets")}
+    done = {key: each for key, each in prompts.items() if each["status"] == "completed"}
+    results = defaultdict(list)
+    for result in site.documents("dataset_records"):
+        results[result["dataset_id"]].append(result)
+    notices = _notices(site.listener.told)
+    return Counts(
+        prompts=len(prompts),
+        lost=sum(not (key in done and _agree(done[key], results[key])) for key in prompts),
+        twice=sum(len(each) > 1 for each in (*results.values(), *notices.values())),
+        stuck=sum(each["status"] == "processing" for each in prompts.values()),
+        wrong=sum(not book.shows(key, site.picture(key)) for key in done),
+        untold=sum(not notices[str(key)] for key in done),
+        again=made - len(done),
+    )
+
+
+def _agree(prompt, results):
+    """Whether prompt and result are of the same claim and the same run."""
+    said = [(each["claim_number"], each["run_id"], each["image_url"]) for each in results]
+    return (prompt["claim_number"], prompt["run_id"], prompt["image_url"]) in said
+
+
+def _notices(told):
+    """By prompt the webhook ids under which the listener took it; an id has one body for ever."""
+    bodies, taken = {}, defaultdict(set)
+    for each in told:
+        assert bodies.setdefault(each.id, each.body) == each.body
+        for result in each.says["results"] if each.answered else ():
+            taken[result["prompt_id"]].add(each.id)
+    return taken
+
+
+class Book:
+    """Prompts whose pictures the model gets right, with the pictures of an undisturbed run."""
+
+    def __init__(self, pages):
+        self._pages = pages  # (caption, seed, pixels)
+
+    def __len__(self):
+        return len(self._pages)
+
+    def prompts(self, ids):
+        """A prompt for each id."""
+        return [{"_id": key, "text": self._page(key)[0], "seed": self._page(key)[1]} for key in ids]
+
+    def shows(self, key, png):
+        """Whether this is that prompt's picture: by its colours, and by the undisturbed run's pixels."""
+        caption, _, pixels = self._page(key)
+        seen, drawn = look(png)
+        return is_right(seen, caption) and np.abs(drawn.astype(int) - pixels.astype(int)).max() <= _ROUNDING
+
+    def _page(self, key):
+        return self._pages[key % len(self._pages)]
+
+
+def look(png):
+    """What the judge makes out in a picture, and its pixels."""
+    with Image.open(io.BytesIO(png)) as picture:
+        return judge(picture), np.asarray(picture.convert("RGB"))
+
+
+def is_right(seen, caption):
+    """Whether the two colours are the caption's."""
+    scene = Scene.parse(caption)
+    return (seen.colour, seen.background) == (scene.colour, scene.background)

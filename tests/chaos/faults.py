@@ -1,0 +1,120 @@
+"""The named points at which a worker is killed, and how each is recognised from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from tests.chaos.gates import command_of
+from tests.chaos.waiting import until
+from tests.chaos.workers import BATCH, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``catch(site, nth, run_id)`` sets the catch. A run over three batches passes the point ``times``.
+
+    ``lingers``: the worker has something to do there for a while, in the midst of which it may die.
+    """
+
+    name: str
+    catch: Callable
+    times: int
+    lingers: bool = False
+
+
+def _in_database(recognises, *, reply):
+    """A catch at the gate before MongoDB, of a command of that run's worker."""
+
+    def catch(site, nth, run_id):
+        def is_it(message):
+            return recognises(command_of(message), run_id)
+
+        return site.mongodb.catching(is_it, reply=reply, nth=nth)
+
+    return catch
+
+
+def _in_bucket(site, nth, run_id):
+    return site.bucket.catching(lambda message: message.startswith(b"POST /upload/"), reply=True, nth=nth)
+
+
+def _at_listener(site, nth, run_id):
+    return site.listener.catching(run_id)
+
+
+def _sets(field):
+    """Recognises the update of prompts that sets this field."""
+
+    def recognises(command, run_id):
+        updates = command["updates"] if command.get("update") == "datasets" else []
+        stages = [each["u"] if isinstance(each["u"], list) else [each["u"]] for each in updates]
+        return any(field in stage.get("$set", {}) for stage in chain(*stages))
+
+    return recognises
+
+
+def _upserts_results(command, run_id):
+    return command.get("update") == "dataset_records"
+
+
+def _gathers(command, run_id):
+    """Recognises what marks this run's outcomes for its notice: other runs' were gathered at its start."""
+    return _sets("untold")(command, run_id) and command["updates"][0]["q"].get("run_id") == run_id
+
+
+BEFORE_THE_RESULT = Fault("before the result", _in_database(_upserts_results, reply=False), 3)
+FAULTS = [
+    Fault("after the claim", _in_database(_sets("claim_token"), reply=True), 3),
+    Fault("in the middle of denoising", _in_database(_sets("started_claim"), reply=True), 3, lingers=True),
+    Fault("after the upload, before the record", _in_bucket, 3 * BATCH),
+    BEFORE_THE_RESULT,
+    Fault(
+        "after the result, before the prompt is completed",
+        _in_database(_sets("completed_at"), reply=False),
+        3,
+    ),
+    Fault("after the record, before the notice", _in_database(_gathers, reply=False), 1),
+    Fault("after the notice, before the callback's answer", _at_listener, 1),
+]
+
+
+def die(site, fault, run_id, nth=1, pause=0.0):
+    """Start a worker and kill it at the ``nth`` time that it gets to the point, ``pause`` seconds later."""
+    with fault.catch(site, nth, run_id) as catch, Worker(site, run_id) as worker:
+        worker.reaches(catch.reached.is_set)
+        worker.lives_on(pause)
+        worker.kill()
+
+
+def finish(site, run_id="last", status=0):
+    """One more run, once the dead ones' leases are over; it must end with this status.
+
+    A notice whose sender died is leased for 30 seconds more, which are not waited for.
+    """
+    until(site.leases_over, 60, "all leases run out")
+    site.end_leases("callbacks")
+    with Worker(site, run_id) as worker:
+        assert worker.wait() == status, worker.text[-3000:]
+
+
+def sleep_through_the_lease(site):
+    """Freeze a worker with a batch on the device and another's results on their way to the database, let
+    another run make all its prompts, let the results arrive, wake it; what the other had written, and the
+    log of the one that woke.
+    """
+    with BEFORE_THE_RESULT.catch(site, 1, "sleeper") as catch, Worker(site, "sleeper") as sleeper:
+        sleeper.reaches(catch.reached.is_set)
+        sleeper.reaches(lambda: len(site.on_device()) == 2 * BATCH)
+        sleeper.freeze()
+        finish(site, "other")
+        written = {table: site.documents(table) for table in ("datasets", "dataset_records")}
+        catch.let_go(through=True)
+        until(catch.answered.is_set, 30, "the late results are answered")
+        sleeper.thaw()
+        assert sleeper.wait() == 0, sleeper.text[-3000:]
+        return written, sleeper.text

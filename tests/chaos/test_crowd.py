@@ -1,0 +1,22 @@
+"""Four workers at once on one database, some of them killed."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.chaos.counts import count
+from tests.chaos.crowd import crowd
+from tests.chaos.workers import BATCH, pictures_made
+
+
+@pytest.mark.slow
+def test_four_workers_share_the_work_and_two_die(in_files, book):
+    """Four workers at once, two of them killed and replaced: each prompt is made, recorded and told once."""
+    in_files.add(book.prompts(range(48)))
+    crowd(in_files, kills=2, chance=Random(11))
+    counts = count(in_files, book, pictures_made(in_files))
+    assert (counts.prompts, counts.faults) == (48, {})
+    assert counts.again <= 2 * BATCH
+    assert len({each["run_id"] for each in in_files.documents("datasets")}) >= 4  # nobody did it all alone
