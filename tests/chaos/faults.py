@@ -59,7 +59,9 @@ def _sets(field):
 
 
 def _upserts_results(command, run_id):
-    return command.get("update") == "dataset_records"
+    """Recognises the upsert of this run's results."""
+    results = command["updates"] if command.get("update") == "dataset_records" else []
+    return any(each["u"][0]["$set"]["run_id"] == {"$literal": run_id} for each in results)
 
 
 def _gathers(command, run_id):
@@ -103,18 +105,25 @@ def finish(site, run_id="last", status=0):
 
 
 def sleep_through_the_lease(site):
-    """Freeze a worker with a batch on the device and another's results on their way to the database, let
-    another run make all its prompts, let the results arrive, wake it; what the other had written, and the
-    log of the one that woke.
+    """Freeze a worker with one batch on the device and the results of another on their way to the database;
+    let another run claim and make all of it, all but one batch to the end; let the late results arrive and
+    the sleeper wake, and when it has ended the other go on. The sleeper's log.
     """
-    with BEFORE_THE_RESULT.catch(site, 1, "sleeper") as catch, Worker(site, "sleeper") as sleeper:
-        sleeper.reaches(catch.reached.is_set)
+    with (
+        BEFORE_THE_RESULT.catch(site, 1, "sleeper") as late,
+        BEFORE_THE_RESULT.catch(site, 1, "other") as unfinished,
+        Worker(site, "sleeper") as sleeper,
+    ):
+        sleeper.reaches(late.reached.is_set)
         sleeper.reaches(lambda: len(site.on_device()) == 2 * BATCH)
         sleeper.freeze()
-        finish(site, "other")
-        written = {table: site.documents(table) for table in ("datasets", "dataset_records")}
-        catch.let_go(through=True)
-        until(catch.answered.is_set, 30, "the late results are answered")
-        sleeper.thaw()
-        assert sleeper.wait() == 0, sleeper.text[-3000:]
-        return written, sleeper.text
+        until(site.leases_over, 60, "all leases run out")
+        with Worker(site, "other") as other:
+            other.reaches(lambda: unfinished.reached.is_set() and site.count("completed") == 2 * BATCH)
+            late.let_go(through=True)
+            until(late.answered.is_set, 30, "the late results are answered")
+            sleeper.thaw()
+            assert sleeper.wait() == 0, sleeper.text[-3000:]
+            unfinished.let_go(through=True)
+            assert other.wait() == 0, other.text[-3000:]
+        return sleeper.text

@@ -44,16 +44,17 @@ class Catch:
         return self._let_through
 
     def let_go(self, *, through):
-        """It is over: what was held goes through, or is dropped with its connection."""
-        self._let_through = through
-        self._over.set()
+        """It is over: what was held goes through, or is dropped with its connection. Said once for all."""
+        if not self._over.is_set():
+            self._let_through = through
+            self._over.set()
 
 
 class Gate:
     """A proxy on a free loopback port for a server at ``port``; ``read`` reads one message of a client."""
 
     def __init__(self, port, read):
-        self._target, self._read, self._catch = ("127.0.0.1", port), read, None
+        self._target, self._read, self._catches = ("127.0.0.1", port), read, []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self._sockets = []
@@ -69,11 +70,12 @@ class Gate:
     @contextmanager
     def catching(self, recognises, *, reply, nth=1):
         """A catch that is set for the time of the block; what it then still holds is dropped."""
-        self._catch = Catch(recognises, reply=reply, nth=nth)
+        catch = Catch(recognises, reply=reply, nth=nth)
+        self._catches = [*self._catches, catch]
         try:
-            yield self._catch
+            yield catch
         finally:
-            catch, self._catch = self._catch, None
+            self._catches = [each for each in self._catches if each is not catch]
             catch.let_go(through=False)
 
     def _accept(self):
@@ -87,9 +89,8 @@ class Gate:
                 _Connection(self, client, server, self._read).start()
 
     def catch_of(self, message):
-        """The catch, if this message is its own."""
-        catch = self._catch
-        return catch if catch and catch.takes(message) else None
+        """The catch that this message is for, if any."""
+        return next((catch for catch in self._catches if catch.takes(message)), None)
 
 
 class _Connection:
