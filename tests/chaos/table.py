@@ -9,17 +9,17 @@ PROMISED = ("lost", "twice", "stuck", "wrong", "untold")
 
 
 def table(tries):
-    """Markdown. ``made again`` is the most that one kill has cost, in batches and on average over kills."""
+    """Markdown. What was made again is in batches a kill: on average, and at worst where each stood alone."""
     faults = list(dict.fromkeys(each["fault"] for each in tries))
     lines = [_line([each for each in tries if each["fault"] == fault]) for fault in faults]
-    head = ["fault", "kills", "prompts", *PROMISED, "made again, batches a kill"]
+    head = ["fault", "times", "prompts", *PROMISED, "made again"]
     rule = ["---", *["--:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in [head, rule, *lines])
 
 
 def _line(tries):
     kills = sum(each["kills"] for each in tries)
-    again = [each["again"] / each["kills"] / BATCH for each in tries if each["kills"]]
-    sums = [sum(each[name] for each in tries) for name in PROMISED]
-    cost = f"{sum(again) / len(again):.2g}, at most {max(again):.2g}" if again else "–"
-    return [tries[0]["fault"], kills, sum(each["prompts"] for each in tries), *sums, cost]
+    batches = [each["again"] / BATCH for each in tries]
+    worst = f", at worst {max(batches):g}" if kills == len(tries) else ""
+    sums = [sum(each[name] for each in tries) for name in ("prompts", *PROMISED)]
+    return [tries[0]["fault"], kills, *sums, f"{sum(batches) / kills if kills else 0:.1f}{worst}"]
