@@ -77,8 +77,7 @@ def _one_sleeps(site, book, number):
 def _crowded(prompts, kills):
     def attempt(site, book, number):
         site.add(book.prompts(range(prompts)))
-        crowd(site, kills=kills, chance=Random(number), seconds=3600)
-        return kills
+        return crowd(site, kills=kills, chance=Random(number), seconds=3600)
 
     return attempt
 

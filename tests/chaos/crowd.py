@@ -14,20 +14,29 @@ def crowd(site, *, kills, chance, workers=4, seconds=600):
     """Work through the site's prompts; the kills are spread over the run's course.
 
     A worker is killed when so many prompts are completed, ``chance`` picks which, and another starts in its
-    place. One more run finishes what the last of the dead have left.
+    place; one that finds everything claimed ends, and when all have, nobody is left to kill. One more run
+    finishes what the last of the dead have left. Returns how many were killed.
     """
     waiting, names = site.count("pending"), count()
-    moments = sorted(chance.randint(waiting // 20, waiting * 4 // 5) for _ in range(kills))
+    moments = sorted(chance.randint(waiting // 20, waiting * 2 // 3) for _ in range(kills))
     with ExitStack() as alive:
 
         def start():
             return alive.enter_context(Worker(site, f"worker-{next(names)}"))
 
         crew = [start() for _ in range(workers)]
+        killed = 0
         for moment in moments:
-            until(lambda moment=moment: site.count("completed") >= moment, seconds, f"{moment} are completed")
-            victim = chance.choice([each for each in crew if each.busy])
-            victim.kill()
-            crew[crew.index(victim)] = start()
+            until(lambda moment=moment: _due(site, crew, moment), seconds, f"{moment} are completed")
+            if busy := [each for each in crew if each.busy]:
+                victim = chance.choice(busy)
+                victim.kill()
+                killed += 1
+                crew[crew.index(victim)] = start()
         assert [each.wait(seconds) for each in crew] == [0] * workers
     finish(site)
+    return killed
+
+
+def _due(site, crew, moment):
+    return site.count("completed") >= moment or not any(each.lives for each in crew)

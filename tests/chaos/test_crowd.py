@@ -15,8 +15,8 @@ from tests.chaos.workers import BATCH, pictures_made
 def test_four_workers_share_the_work_and_two_die(in_files, book):
     """Four workers at once, two of them killed and replaced: each prompt is made, recorded and told once."""
     in_files.add(book.prompts(range(48)))
-    crowd(in_files, kills=2, chance=Random(11))
+    assert crowd(in_files, kills=2, chance=Random(11)) == 2
     counts = count(in_files, book, pictures_made(in_files))
     assert (counts.prompts, counts.faults) == (48, {})
     assert counts.again <= 2 * BATCH
-    assert len({each["run_id"] for each in in_files.documents("datasets")}) >= 4  # nobody did it all alone
+    assert len({each["run_id"] for each in in_files.documents("datasets")}) >= 3  # nobody did it all alone
