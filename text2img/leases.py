@@ -50,6 +50,11 @@ class Leases:
         with self._lock:
             self._held.update(claims)
 
+    def holds(self, claim: Claim) -> bool:
+        """Whether the claim is held, as far as is known here: the database has the last word."""
+        with self._lock:
+            return claim in self._held
+
     def drop(self, claims: Iterable[Claim]) -> None:
         """These are done with, or lost."""
         with self._lock:

@@ -99,7 +99,7 @@ class Worker:
                     Stage("finish", self._finish, threads=2, room=1) as finish,
                     Ahead(self._batches(), room=1) as batches,
                 ):
-                    for batch in batches:
+                    for batch in map(self._ours, batches):
                         finish.put((batch, self._generate(batch)))
                 if not self._retry_comes_due():
                     return
@@ -116,13 +116,11 @@ class Worker:
 
     def _claim(self) -> list[Prompt]:
         self._stop.check()
-        limit = min(self._plan.batch_size, self._left)
+        plan, limit = self._plan, min(self._plan.batch_size, self._left)
         if limit == 0:
             return []
         with self._parts.seconds("claim"):
-            prompts = self._database.claim(
-                self._plan.worker, limit, self._leases.seconds, self._plan.selection
-            )
+            prompts = self._database.claim(plan.worker, limit, self._leases.seconds, plan.selection)
         self._leases.hold(prompt.claim for prompt in prompts)
         with self._lock:
             self._left -= len(prompts)
@@ -140,9 +138,15 @@ class Worker:
         self._settle(refused)
         return ready
 
+    def _ours(self, batch: list[Request]) -> list[Request]:
+        """What of the batch was not lost while it waited: whoever slept does not make what others have."""
+        return [request for request in batch if self._leases.holds(request.prompt.claim)]
+
     def _generate(self, batch: list[Request]) -> list[Picture | PromptFailed]:
         """The batch's pictures; that it is on the device is written down while the device works."""
         self._stop.check()
+        if not batch:
+            return []
         started = time.monotonic()
         with ThreadPoolExecutor(1, "mark") as aside, self._parts.guard.watching():
             marked = aside.submit(self._database.start, [request.prompt.claim for request in batch])
@@ -184,10 +188,9 @@ class Worker:
         facts = parameters(request, scheduler=picture.scheduler, model=card.name, revision=card.revision)
         with self._parts.seconds("encode"):
             data = encode_png(picture.pixels, facts)
+        name, still_ours = claim.id.name + ENDING, partial(self._database.holds, claim)
         with self._parts.seconds("upload"):
-            url = self._parts.storage.put(
-                claim.id.name + ENDING, data, CONTENT_TYPE, partial(self._database.holds, claim)
-            )
+            url = self._parts.storage.put(name, data, CONTENT_TYPE, still_ours)
         return Completed(
             request=request,
             image_url=url,

@@ -58,6 +58,7 @@ class Gate:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self._sockets = []
+        self._away = None
 
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
@@ -78,10 +79,28 @@ class Gate:
             self._catches = [each for each in self._catches if each is not catch]
             catch.let_go(through=False)
 
+    @contextmanager
+    def away(self, *, silent=False):
+        """The server is not there: connections break and new ones are refused, or get no answer."""
+        self._away = "silent" if silent else "refusing"
+        gone, self._sockets = self._sockets, []
+        for each in gone:
+            _close(each)
+        try:
+            yield
+        finally:
+            self._away = None
+
     def _accept(self):
         with suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                if self._away == "refusing":
+                    client.close()
+                    continue
+                if self._away == "silent":
+                    self._sockets.append(client)
+                    continue
                 server = socket.create_connection(self._target)
                 for each in (client, server):
                     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -84,7 +84,7 @@ def _silence() -> None:
 def _run(arguments: argparse.Namespace) -> int:
     """Read the settings, set up logging, and let the command work; its failures end in one masked line."""
     from text2img import settings as options
-    from text2img.progress import Mask, report_failure, set_up
+    from text2img.logs import Mask, report_failure, set_up
 
     command = COMMANDS[arguments.command]
     names = {option.name for option in options.options()}

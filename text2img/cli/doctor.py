@@ -73,7 +73,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
 
 
 def _try(trial: Callable[[], str], settings: Settings) -> int:
-    from text2img.progress import Mask
+    from text2img.logs import Mask
 
     mask = Mask(settings.secrets)
     name = trial.__name__
