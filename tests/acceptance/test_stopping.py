@@ -47,14 +47,15 @@ def test_a_signal_releases_what_is_claimed(tmp_path, number, status):
     assert 0 < pictures < 40
 
 
-def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, httpserver):
-    """With an upload that never ends, a stopped run gives up within 8 s, and its prompt is pending again."""
+@pytest.fixture
+def uploading(tmp_path, httpserver):
+    """A run in the middle of an upload that never ends."""
     (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
     assert product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path).returncode == 0
-    uploading, end = threading.Event(), threading.Event()
+    hangs, end = threading.Event(), threading.Event()
 
     def hang(request):
-        uploading.set()
+        hangs.set()
         end.wait(60)
         return Response(status=503)
 
@@ -68,17 +69,32 @@ def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, httpserver):
         stdout=subprocess.PIPE,
     )
     try:
-        assert uploading.wait(60)
-        started = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
-        assert (process.returncode, time.monotonic() - started < 8) == (143, True), errors
+        assert hangs.wait(60)
+        yield process
     finally:
         end.set()
         process.kill()
         process.communicate()
-    status = product.run("status", *JOB[:2], folder=tmp_path).stdout
-    assert "pending            1" in status
+
+
+@pytest.mark.slow
+def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, uploading):
+    """With an upload that never ends, a stopped run gives up within 8 s, and its prompt is pending again."""
+    started = time.monotonic()
+    uploading.send_signal(signal.SIGTERM)
+    _, errors = uploading.communicate(timeout=30)
+    assert (uploading.returncode, time.monotonic() - started < 8) == (143, True), errors
+    assert "pending            1" in product.run("status", *JOB[:2], folder=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once(uploading):
+    """Whoever asks twice does not wait: the process is gone within two seconds, by the signal's status."""
+    uploading.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        uploading.wait(1)  # once asked, it is still putting things in order
+    uploading.send_signal(signal.SIGINT)
+    assert uploading.wait(2) == 130
 
 
 @pytest.mark.slow
