@@ -39,7 +39,7 @@ def test_a_worker_that_dies_while_it_loads_counts_nobodys_death(site):
     """Killed before its model is loaded, a worker leaves all prompts as they were."""
     before = site.documents("datasets")
     with Worker(site, "loading") as worker:
-        worker.reaches(lambda: "prompts wait" in worker.text)
+        worker.reaches(lambda: "prompts waiting" in worker.text)
         worker.kill()
         assert '"event": "loaded"' not in worker.text
     assert site.documents("datasets") == before

@@ -29,7 +29,7 @@ class _Doctor:
         with closing(parts.database(self._settings)) as database:
             waiting = database.pending(parts.selection(self._settings))
             self._configuration = database.model_configuration(self._settings.model_config_id)
-        return f"{waiting} prompts wait"
+        return f"prompts waiting: {waiting}"
 
     def storage(self) -> str:
         """Write an object and delete it again."""

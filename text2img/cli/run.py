@@ -84,7 +84,7 @@ class Job:
     def run(self, progress: Progress, guard: Guard) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
         waiting = self._database.pending(self._selection)
-        log.info("%d prompts wait", waiting, extra={"event": "start", "run_id": self._run.id})
+        log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status = "failed"
         self._teller.start()
         try:
