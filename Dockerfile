@@ -5,6 +5,15 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE}
 
+# For signatures that are drawn right to left, joined or with combining marks: libfribidi. For --compile on a
+# GPU, whose small starting pieces are C: a compiler. A base without apt may do without both. The versions
+# are as wide as Debian's and Ubuntu's releases of these years.
+RUN if command -v apt-get >/dev/null; then \
+        apt-get update && apt-get install --yes --no-install-recommends \
+            "gcc=4:1*" "libc6-dev=2.*" "libfribidi0=1.*" \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+
 # A number, not a name, so that Kubernetes' runAsNonRoot can tell that it is not root. The two folders are
 # open to all, as /tmp is, so that `docker run --user "$(id -u)"` works as well.
 RUN groupadd --gid 10001 text2img \
@@ -48,6 +57,7 @@ RUN find /app -not -perm -o=r -exec chmod a+rX {} + \
 ENV DEVICE=cuda \
     MODEL_ID=${BAKE_MODEL:+/models/${BAKE_MODEL}} \
     HF_HOME=/cache/huggingface \
+    COMPILE_CACHE=/cache/compile \
     HOME=/cache \
     USER=text2img \
     PYTHONUNBUFFERED=1
@@ -57,7 +67,7 @@ ARG REVISION=""
 ARG CREATED=""
 ARG SOURCE=""
 LABEL org.opencontainers.image.title="text2img" \
-      org.opencontainers.image.description="Prompts from a database, pictures by diffusers, PNGs into a bucket" \
+      org.opencontainers.image.description="Prompts from a database, pictures by diffusers, into a bucket" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}" \

@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NAMES ?= coldstart memory overhead overlap
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test chaos gpu check dev format coverage clean
+.PHONY: help demo test chaos bench gpu check audit dev format coverage clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -18,6 +19,11 @@ test: $(VENV)/dev.stamp  ## run every test that this machine can
 chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
+bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into the README
+	@status=0; for name in $(NAMES); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || status=$$?; \
+	done; $(BIN)/python -m benchmarks.table --write && exit $$status
+
 gpu: $(VENV)/dev.stamp   ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
 
@@ -27,6 +33,10 @@ check: $(VENV)/dev.stamp ## lint, types, the imports' direction, the Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint Dockerfile
+
+audit: $(VENV)/dev.stamp ## look up known vulnerabilities of what a run needs; wants an open network
+	$(BIN)/python -m pip install --quiet -e '.[audit]'
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement requirements.txt
 
 coverage: $(VENV)/dev.stamp ## how much of the code the tests in this process reach
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

@@ -38,8 +38,14 @@ class Painter:
     batches: list = field(default_factory=list)
     seconds: dict = field(default_factory=dict)
 
+    def load(self):
+        pass
+
     def prepare(self, request):
         return request
+
+    def warm(self, batch, left):
+        pass
 
     def generate(self, batch, on_step):
         self.batches.append([str(request.prompt.id) for request in batch])
@@ -63,10 +69,13 @@ class Bench:
             NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes(seed=n)) for n in range(prompts)
         )
         self.storage = open_storage(str(folder / "pictures"))
-        self.folder, self.stop, self.tally = folder / "pictures", Stop(), Tally()
+        self.folder, self.file = folder / "pictures", folder / "prompts.db"
+        self.stop, self.tally = Stop(), Tally()
+        self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
-            run_id="night", worker="w1", selection=Selection(), wishes=WISHES, batch_size=4, max_attempts=2
-        )
+            run_id="night", worker="w1", selection=Selection(), wishes=WISHES, waiting=prompts,
+            batch_size=4, max_attempts=2,
+        )  # fmt: skip
 
     def work(self, engine: Painter, **changes: object) -> None:
         parts = Parts(
@@ -74,7 +83,7 @@ class Bench:
             storage=self.storage,
             engine=engine,
             card=CARD,
-            leases=Leases(self.database, 60, lambda: None),
+            leases=self.leases(),
             guard=Guard(self.stop, 300, lambda status: None),
             progress=Silent(),
             seconds=Stopwatch(),

@@ -1,4 +1,4 @@
-"""Reads options by pydantic-settings: flags, then the environment, then ``.env.local``, then ``.env``.
+"""Fills the settings, by pydantic-settings: flags, then the environment, then ``.env.local``, then ``.env``.
 
 A secret may also stand in a file that ``<NAME>_FILE`` names, as container platforms mount them; such a file
 counts as the place where its name was given. Apart from ``settings`` so that only real work imports pydantic.
@@ -7,12 +7,20 @@ counts as the place where its name was given. Apart from ``settings`` so that on
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from pydantic import create_model
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ValidationError, create_model
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-from text2img.errors import ConfigurationError
+from text2img.errors import ConfigurationError, PromptFailed
+from text2img.prompts.parameters import Wishes, settle
+from text2img.settings import DEFAULTS, Settings, options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +30,16 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Secrets from the files that another source's ``<NAME>_FILE`` variables name."""
+_SAME = (frozenset({"mongo_uri", "database_url"}), frozenset({"gcs_bucket", "s3_bucket", "output_url"}))
+"""Variables that say the same in several ways: only the highest level that has one of them is asked."""
 
-    def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+
+class _Level(PydanticBaseSettingsSource):
+    """A place for variables and the files its ``<NAME>_FILE`` name, less what a higher level has said."""
+
+    def __init__(self, settings_cls: type[BaseSettings], source: EnvSettingsSource) -> None:
         super().__init__(settings_cls)
-        self._variables = source.env_vars if isinstance(source, EnvSettingsSource) else {}
+        self._source = source
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Unused: ``__call__`` reads all fields at once."""
@@ -35,16 +47,20 @@ class _SecretFiles(PydanticBaseSettingsSource):
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
+        settled = set(self.current_state)
+        settled = settled.union(*(same for same in _SAME if same & settled))
+        said = {name: value for name, value in self._source().items() if name not in settled}
         secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else ()
-        named = {name: self._variables.get(f"{name}_file") for name in secrets}
-        return {name: _first_line(name, path) for name, path in named.items() if path}
+        for name in set(secrets) - settled - said.keys():
+            if path := self._source.env_vars.get(f"{name}_file"):
+                said[name] = _first_line(name, path)
+        return said
 
 
 class _Environment(BaseSettings):
     secrets: ClassVar[tuple[str, ...]] = ()
     flags_alone: ClassVar[bool] = False
     model_config = SettingsConfigDict(
-        env_file=(".env", ".env.local"),  # the later beats the earlier
         env_ignore_empty=True,  # compose files pass what is unset as empty
         extra="ignore",
     )
@@ -58,20 +74,55 @@ class _Environment(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the secrets' files behind the place that names them."""
-        del file_secret_settings
+        """The levels, the highest first."""
+        del env_settings, dotenv_settings, file_secret_settings
         if cls.flags_alone:
             return (init_settings,)
-        return (
-            init_settings,
-            env_settings,
-            _SecretFiles(settings_cls, env_settings),
-            dotenv_settings,
-            _SecretFiles(settings_cls, dotenv_settings),
+        files = (DotEnvSettingsSource(settings_cls, env_file=name) for name in (".env.local", ".env"))
+        levels = (EnvSettingsSource(settings_cls), *files)
+        return (init_settings, *(_Level(settings_cls, level) for level in levels))
+
+
+def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
+    """The settings from ``flags`` (option name → text), then the environment, ``.env.local``, ``.env``.
+
+    Without ``environment`` from the flags alone. Raises ConfigurationError with a line that names the option.
+    """
+    try:
+        values = _read(
+            tuple(options()), get_type_hints(Settings, include_extras=True), flags, environment=environment
         )
+    except ValidationError as exc:
+        raise ConfigurationError(_sentence(exc.errors()[0])) from None
+    settings = Settings(**values)
+    _check(settings)
+    return settings
 
 
-def read(
+def _check(settings: Settings) -> None:
+    _ = settings.batches
+    try:
+        settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
+    except PromptFailed as exc:
+        name, _, rest = str(exc).partition(" ")
+        raise ConfigurationError(f"--{name.replace('_', '-')} {rest}") from None
+    run_id = settings.run_id or "made"
+    if len(run_id) > 100 or not all(char.isalnum() or char in "._-" for char in run_id):
+        raise ConfigurationError("--run-id must be at most 100 letters, digits, dots, dashes and underscores")
+
+
+def _sentence(error: Any) -> str:
+    """One line for pydantic's first complaint; a secret's value is never part of it."""
+    where = str(error["loc"][0])
+    option = next((option for option in options() if option.variable.lower() == where), None)
+    name = f"{option.flag} ({option.variable})" if option else where
+    message = error["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}"
+    shown = "" if option is None or option.secret else f"; it is {str(error['input'])[:60]!r}"
+    return f"{name}: {message}{shown}"
+
+
+def _read(
     options: Sequence[Option], types: Mapping[str, Any], flags: Mapping[str, str], *, environment: bool
 ) -> dict[str, Any]:
     """Every option's value by its name, of its declared type; without ``environment`` from flags alone.

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 FIELDS = ("id", "_id", "text", "dataset_id", "priority", "status", *PARAMETER_NAMES)
 _DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
-_WHOLE, _REAL = ("seed", "num_inference_steps", "width", "height"), ("guidance_scale", "priority")
+_WHOLE = ("seed", "num_inference_steps", "width", "height", "signature_opacity", "image_quality")
+_REAL = ("guidance_scale", "priority")
 
 
 def read_prompts(path: str) -> list[NewPrompt]:

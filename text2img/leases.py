@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from text2img.deadline import within
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LAST_TURN = 2.0  # seconds that an extension which is under way may still take once the block is left
+_GIVING_BACK = 5.0  # seconds: a database that is away must not hold up the end of the run
+
 
 class Leases:
     """Extends the leases of all held claims every third of their length, also while the device is busy.
 
     ``beat`` is called just as often: it says that the run is alive. Leaving the ``with`` block releases
-    what is still held, at once.
+    what is still held, at once; should the database be away, that is given up after a few seconds.
     """
 
     def __init__(self, queue: Queue, seconds: float, beat: Callable[[], None]) -> None:
@@ -42,7 +47,7 @@ class Leases:
 
     def __exit__(self, *exc: object) -> None:
         self._leave.set()
-        self._thread.join()
+        self._thread.join(_LAST_TURN)
         self.release()
 
     def hold(self, claims: Iterable[Claim]) -> None:
@@ -68,9 +73,9 @@ class Leases:
         if not claims:
             return
         try:
-            self._queue.release(claims)
+            within(_GIVING_BACK, partial(self._queue.release, claims))
             log.info("released %d claimed prompts", len(claims), extra={"released": len(claims)})
-        except DatabaseFailed as exc:
+        except (DatabaseFailed, TimeoutError) as exc:
             log.warning(
                 "%d prompts could not be released; they are free again in %g s: %s",
                 len(claims),
@@ -84,10 +89,11 @@ class Leases:
                 claims = list(self._held)
             try:
                 lost = self._queue.extend(claims, self.seconds) if claims else []
-                self._beat()
-            except DatabaseFailed as exc:
-                # The flow itself meets the same failure and decides; here the next turn tries again.
-                log.warning("the leases could not be extended: %s", exc)
+                if not self._leave.is_set():  # the run's end may be written down by now
+                    self._beat()
+            except Exception as exc:
+                # Whatever it was, claims must be kept alive. Should it last, the flow meets it, and decides.
+                log.warning("the leases could not be extended: %s", exc, exc_info=exc)
                 continue
             with self._lock:
                 lost = [claim for claim in lost if claim in self._held]  # the rest was done with meanwhile

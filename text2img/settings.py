@@ -1,23 +1,23 @@
 """Every option, declared once: its flag, its variable, its default, what it means.
 
-The dataclass is what the program reads; the command line is made from it, and pydantic-settings fills it
-from flags, environment, ``.env.local`` and ``.env``. pydantic is imported only then, so that ``--help`` is
-quick. This module does not know what the options do.
+The dataclass is what the program reads; the command line is made from it, and ``environment`` fills it. This
+module does not know what the options do, and imports little, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.parameters import Wishes, settle
+from text2img.errors import ConfigurationError
+from text2img.prompts.parameters import Wishes
+from text2img.prompts.sizes import BatchSize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5)
@@ -36,6 +36,11 @@ class Option:
     default: object
     secret: bool
     shown: str | None
+
+    @property
+    def switch(self) -> bool:
+        """Whether the flag alone says yes."""
+        return isinstance(self.default, bool)
 
     @property
     def default_shown(self) -> str:
@@ -70,14 +75,36 @@ class Settings:
     callbacks_collection: str = _option("callbacks", "database", "where what is to be told is kept")
 
     gcs_bucket: str | None = _option(None, "output", "short for --output gs://BUCKET/generated")
+    s3_bucket: str | None = _option(None, "output", "short for --output s3://BUCKET/generated")
     output: str | None = _option(
         None,
         "output",
-        "where images go: gs://bucket/prefix or a folder; one of the two is required",
+        "where images go: gs://bucket/prefix, s3://bucket/prefix or a folder; one of the three is required",
         variable="OUTPUT_URL",
     )
+    s3_endpoint: str | None = _option(
+        None, "output", "the URL of an S3-compatible service; else what AWS_ENDPOINT_URL says, else Amazon's"
+    )
+    acl: (
+        Literal[
+            "private", "public-read", "authenticated-read", "bucket-owner-read", "bucket-owner-full-control"
+        ]
+        | None
+    ) = _option(
+        None,
+        "output",
+        "who may read the pictures in a bucket: private, public-read, authenticated-read, bucket-owner-read "
+        "or bucket-owner-full-control",
+        shown="the bucket's rules",
+    )
+    public_urls: bool = _option(
+        default=False,
+        group="output",
+        meaning="image_url is the https:// URL of the picture in its bucket",
+        shown="no",
+    )
     upload_workers: Annotated[int, Ge(1)] = _option(
-        16, "output", "pictures encoded and uploaded at once, at the most"
+        16, "output", "pictures encoded and uploaded at once, at the most (encoded: four)"
     )
 
     callback_url: str | None = _option(None, "callback", "told of results by POST", secret=True)
@@ -109,6 +136,25 @@ class Settings:
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = _option(
         "auto", "model", "auto (fp16 on a GPU, fp32 on the CPU), fp16, bf16 or fp32"
     )
+    compile: Literal["auto", "always", "never"] = _option(
+        "auto",
+        "model",
+        "compile the denoiser: auto (on a GPU, where the run is long enough), always or never",
+    )
+    compile_cache: str | None = _option(
+        None, "model", "folder that keeps what was compiled and measured for later runs; may be a volume"
+    )
+    feature_cache: Annotated[int, Ge(0), Le(1000)] | None = _option(
+        None,
+        "model",
+        "an approximation: compute the deep part of a UNet at every N-th step only (from 2 on)",
+        shown="0",
+    )
+    autoencoder: str | None = _option(
+        None,
+        "model",
+        "an approximation: folder or hub id of a tiny autoencoder that decodes instead of the model's own",
+    )
 
     num_inference_steps: int | None = _option(
         None, "generation", "denoising steps", shown=str(DEFAULTS.num_inference_steps)
@@ -131,7 +177,32 @@ class Settings:
         "for prompts without a seed of their own; else one derived from the prompt's _id, the same for ever",
     )
 
-    batch_size: Annotated[int, Ge(1)] = _option(10, "run", "prompts a batch at the most")
+    artist_name: str | None = _option(
+        None, "picture", "signs the pictures of prompts without an artist_name of their own"
+    )
+    signature_position: str | None = _option(
+        None, "picture", "bottom-right or bottom-left", shown="bottom-right"
+    )
+    signature_opacity: int | None = _option(
+        None, "picture", "0 (not to be seen) … 255 (hides what is below)", shown="128"
+    )
+    signature_font: str | None = _option(
+        None,
+        "picture",
+        "a TrueType or OpenType font's file, for names in other scripts",
+        shown="DejaVu Sans Bold",
+    )
+    image_format: str | None = _option(None, "picture", "png, jpeg or webp", shown="png")
+    image_quality: int | None = _option(
+        None,
+        "picture",
+        "1 … 100, of a JPEG; a WebP is lossless unless it is given; a PNG always is",
+        shown="95",
+    )
+
+    batch_size: str = _option(
+        "10", "run", "prompts a batch at the most; auto or auto:N: the fastest size, found up to N (64)"
+    )
     run_id: str | None = _option(None, "run", "names the run in documents, logs and callbacks", shown="made")
     max_attempts: Annotated[int, Ge(1)] = _option(3, "run", "tries a prompt gets when it fails itself")
     lease_seconds: Annotated[float, Gt(0), Le(86_400)] = _option(
@@ -171,15 +242,33 @@ class Settings:
         )
 
     @property
+    def batches(self) -> BatchSize:
+        """How many prompts share a batch; raises ConfigurationError for what is no batch size."""
+        try:
+            return BatchSize.parse(self.batch_size)
+        except ValueError:
+            raise ConfigurationError(
+                "--batch-size (BATCH_SIZE): it should be a whole number from 1 on, auto, or auto:N;"
+                f" it is {self.batch_size[:60]!r}"
+            ) from None
+
+    @property
     def database_url(self) -> str:
         """The database's URL; raises ConfigurationError unless exactly one was given."""
-        return _one_of(self.mongo_uri, self.database, "--mongo-uri (MONGO_URI)", "--database (DATABASE_URL)")
+        return _one_of(
+            {"--mongo-uri (MONGO_URI)": self.mongo_uri, "--database (DATABASE_URL)": self.database}
+        )
 
     @property
     def output_url(self) -> str:
         """The storage's URL; raises ConfigurationError unless exactly one was given."""
-        bucket = f"gs://{self.gcs_bucket}/generated" if self.gcs_bucket else None
-        return _one_of(bucket, self.output, "--gcs-bucket (GCS_BUCKET)", "--output (OUTPUT_URL)")
+        return _one_of(
+            {
+                "--gcs-bucket (GCS_BUCKET)": self.gcs_bucket and f"gs://{self.gcs_bucket}/generated",
+                "--s3-bucket (S3_BUCKET)": self.s3_bucket and f"s3://{self.s3_bucket}/generated",
+                "--output (OUTPUT_URL)": self.output,
+            }
+        )
 
 
 def options() -> Iterator[Option]:
@@ -198,59 +287,16 @@ def options() -> Iterator[Option]:
         )
 
 
-def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
-    """The settings from ``flags`` (option name → text), then the environment, ``.env.local``, ``.env``.
-
-    Without ``environment`` from the flags alone. Raises ConfigurationError with a line that names the option.
-    """
-    from pydantic import ValidationError
-
-    from text2img.environment import read
-
-    try:
-        values = read(
-            tuple(options()), get_type_hints(Settings, include_extras=True), flags, environment=environment
-        )
-    except ValidationError as exc:
-        raise ConfigurationError(_sentence(exc.errors()[0])) from None
-    settings = Settings(**_prefer_flags(values, flags))
-    _check(settings)
-    return settings
+def _one_of(values: Mapping[str, str | None]) -> str:
+    """The one value that is given, of options by their names; ConfigurationError for none or several."""
+    given = {name: value for name, value in values.items() if value}
+    if len(given) > 1:
+        raise ConfigurationError(f"{_listed(given, 'and')} are given; give only one of them")
+    if not given:
+        raise ConfigurationError(f"none of {_listed(values, 'or')} is given; give one of them")
+    return next(iter(given.values()))
 
 
-def _prefer_flags(values: dict[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
-    """A flag also beats the variable of the option that says the same in another way."""
-    for one, other in (("mongo_uri", "database"), ("gcs_bucket", "output")):
-        if (one in flags) != (other in flags):
-            values[other if one in flags else one] = None
-    return values
-
-
-def _check(settings: Settings) -> None:
-    try:
-        settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
-    except PromptFailed as exc:
-        name, _, rest = str(exc).partition(" ")
-        raise ConfigurationError(f"--{name.replace('_', '-')} {rest}") from None
-    run_id = settings.run_id or "made"
-    if len(run_id) > 100 or not all(char.isalnum() or char in "._-" for char in run_id):
-        raise ConfigurationError("--run-id must be at most 100 letters, digits, dots, dashes and underscores")
-
-
-def _sentence(error: Any) -> str:
-    """One line for pydantic's first complaint; a secret's value is never part of it."""
-    where = str(error["loc"][0])
-    option = next((option for option in options() if option.variable.lower() == where), None)
-    name = f"{option.flag} ({option.variable})" if option else where
-    message = error["msg"].removeprefix("Value error, ")
-    message = f"{message[:1].lower()}{message[1:]}"
-    shown = "" if option is None or option.secret else f"; it is {str(error['input'])[:60]!r}"
-    return f"{name}: {message}{shown}"
-
-
-def _one_of(one: str | None, other: str | None, one_name: str, other_name: str) -> str:
-    if one and other:
-        raise ConfigurationError(f"both {one_name} and {other_name} are given; give one of the two")
-    if not one and not other:
-        raise ConfigurationError(f"neither {one_name} nor {other_name} is given; give one of the two")
-    return one or other or ""
+def _listed(names: Iterable[str], word: str) -> str:
+    *first, last = names
+    return f"{', '.join(first)} {word} {last}"

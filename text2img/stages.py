@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 from text2img.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 T = TypeVar("T")
@@ -71,6 +71,16 @@ class Stopwatch:
         finally:
             with self._lock:
                 self._seconds[stage] += time.monotonic() - started
+
+    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, one after another; the time that each takes to come is added to ``stage``."""
+        coming = iter(items)
+        while True:
+            with self(stage):
+                item = next(coming, None)
+            if item is None:
+                return
+            yield item
 
     def seconds(self) -> Mapping[str, float]:
         """Seconds so far, by stage."""
@@ -132,10 +142,7 @@ class Stage(Generic[T]):
         self._work_on = work
         self._waiting: queue.Queue[tuple[T] | None] = queue.Queue(room)
         self._failure: BaseException | None = None
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-            for number in range(threads)
-        ]
+        self._threads = _threads(name, threads, self._work)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -166,3 +173,81 @@ class Stage(Generic[T]):
                 self._work_on(item[0])
             except BaseException as exc:  # noqa: BLE001 - it is raised again in the flow's own thread
                 self._failure = self._failure or exc
+
+
+class Gather(Generic[T]):
+    """``threads`` threads, each of which does ``work`` on what has gathered meanwhile, all of it at once.
+
+    That is when ``enough`` items wait, or ``patience`` seconds after the first of them came, or when the
+    block is left. Whoever puts more has to wait while ``enough`` do. The first failure of ``work`` is raised
+    by the next ``put`` and, at the latest, on leaving; after it nothing more is worked on.
+    """
+
+    def __init__(
+        self, work: Callable[[list[T]], None], *, threads: int, enough: Callable[[], int], patience: float
+    ) -> None:
+        self._work_on, self._enough, self._patience = work, enough, patience
+        self._waiting: list[T] = []
+        self._left = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._threads = _threads("gather", threads, self._work)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        if self._failure is not None and exc is not self._failure:
+            raise self._failure
+
+    def put(self, items: Sequence[T]) -> None:
+        """Hand items over; waits while enough wait. Raises the failure of the work."""
+        if not items:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or len(self._waiting) < self._enough())
+            if self._failure is not None:
+                raise self._failure
+            self._waiting.extend(items)
+            self._changed.notify_all()
+
+    def _gathered(self) -> list[T]:
+        """What is to be worked on next; nothing once the block was left, or after a failure."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or self._waiting)
+            # Another thread may take what both wait for: what comes then has a patience of its own.
+            self._changed.wait_for(
+                lambda: self._over or not self._waiting or len(self._waiting) >= self._enough(),
+                self._patience,
+            )
+            items, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        return items if self._failure is None else []
+
+    @property
+    def _over(self) -> bool:
+        return self._left or self._failure is not None
+
+    def _work(self) -> None:
+        # Another thread may have taken what both waited for: then there is nothing, and still more to come.
+        while (items := self._gathered()) or not self._over:
+            try:
+                if items:
+                    self._work_on(items)
+            except BaseException as exc:  # noqa: BLE001 - it is raised again where items are put
+                with self._changed:
+                    self._failure = self._failure or exc
+                    self._changed.notify_all()
+
+
+def _threads(name: str, number: int, work: Callable[[], None]) -> list[threading.Thread]:
+    return [threading.Thread(target=work, name=f"{name}-{each}", daemon=True) for each in range(number)]

@@ -1,34 +1,39 @@
-"""What a run has come to so far: outcomes, pace, and where the time went. Knows no database."""
+"""What a run has come to so far: outcomes, pace, and how busy the device was. Knows no database."""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from text2img.prompts import Completed, Failed, Postponed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from text2img.prompts import Outcome
 
 
 class Tally:
-    """Counts outcomes as they are recorded, from several threads.
+    """Counts outcomes as they are recorded and batches as they are made, from several threads.
 
     ``completed`` and ``failed`` are final; ``postponed`` counts prompts that were put back to be tried
-    again, once for each time.
+    again, once for each time. ``made`` counts what the device has worked on.
     """
 
     def __init__(self) -> None:
         self.completed = 0
         self.failed = 0
         self.postponed = 0
+        self.made = 0
         self._lock = threading.Lock()
-        self._first_batch: float | None = None
+        self._begun = time.monotonic()
+        self._first: tuple[int, float, float] | None = None  # the first batch: its size, start and end
+        self._last_end = 0.0
         self._last_record = 0.0
         self._busy = 0.0
+        self._warming = 0.0  # seconds since the first batch began
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count recorded outcomes."""
@@ -38,23 +43,55 @@ class Tally:
             self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
             self._last_record = time.monotonic()
 
-    def batch(self, started: float, ended: float) -> None:
-        """The device worked on a batch between these moments (``time.monotonic``)."""
+    def batch(self, size: int, started: float, ended: float) -> None:
+        """The device worked on so many prompts between these moments (``time.monotonic``)."""
         with self._lock:
-            if self._first_batch is None:
-                self._first_batch = started
+            self.made += size
+            self._first = self._first or (size, started, ended)
+            self._last_end = ended
             self._busy += ended - started
+
+    @contextmanager
+    def warming(self) -> Iterator[None]:
+        """Inside this block the engine makes itself faster, for what comes after."""
+        started = time.monotonic()
+        yield
+        with self._lock:
+            if self._first is not None:
+                self._warming += time.monotonic() - started
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._begun
 
     @property
     def images_per_second(self) -> float:
         """Completed pictures a second, from the first batch's start to the last record."""
-        return self.completed / self._span if self._span > 0 else 0.0
+        return 0.0 if self._first is None else _share(self.completed, self._last_record - self._first[1])
+
+    @property
+    def steady_images_per_second(self) -> float:
+        """Pictures a second from the first batch's end to the last one's, warming aside; 0 for one batch."""
+        if self._first is None:
+            return 0.0
+        size, _, ended = self._first
+        return _share(self.made - size, self._last_end - ended - self._warming)
 
     @property
     def device_busy(self) -> float:
-        """The share of that time in which a batch was on the device, in [0, 1]."""
-        return min(1.0, self._busy / self._span) if self._span > 0 else 0.0
+        """The share of the time from the first batch's start to the last one's end in which the device worked
+        on a batch, in [0, 1]. Time that was spent on warming does not count.
+        """
+        if self._first is None:
+            return 0.0
+        return min(1.0, _share(self._busy, self._last_end - self._first[1] - self._warming))
 
     @property
-    def _span(self) -> float:
-        return 0.0 if self._first_batch is None else self._last_record - self._first_batch
+    def device_busy_of_run(self) -> float:
+        """The share of the whole run, loading and all, in which the device worked on a batch, in [0, 1]."""
+        return min(1.0, _share(self._busy, self.seconds))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

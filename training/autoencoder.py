@@ -89,10 +89,10 @@ def sharpen(autoencoder: AutoencoderKL, steps: int, each: int, checkpoint: Path)
 
     for _ in learner.steps():
         picks = torch.randint(len(pictures), (SHARPENING_BATCH,), generator=chance)
-        learner.learn(loss, _disturb(latents[picks], centre, chance), to_floats(pictures[picks]))
+        learner.learn(loss, disturb(latents[picks], centre, chance), to_floats(pictures[picks]))
 
 
-def _disturb(latents: torch.Tensor, centre: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+def disturb(latents: torch.Tensor, centre: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     """Latents (n, 4, 16, 16) as a guided UNet might leave them, stretched and noisy by varying amounts."""
     stretch, amount = torch.rand(2, len(latents), 1, 1, 1, generator=chance)
     least, greatest = SHARPENING_STRETCH
@@ -113,8 +113,8 @@ def _choose(pictures: torch.Tensor, chance: torch.Generator, *, cropped: bool) -
     return torch.stack(windows)
 
 
-@torch.inference_mode()
 def encode(autoencoder: AutoencoderKL, pictures: torch.Tensor, batch: int = 32) -> torch.Tensor:
     """The unscaled latents (n, 4, 16, 16) of uint8 pictures: each posterior's mean."""
-    parts = [autoencoder.encode(to_floats(part)).latent_dist.mean for part in pictures.split(batch)]
-    return torch.cat(parts)
+    with torch.inference_mode():
+        parts = [autoencoder.encode(to_floats(part)).latent_dist.mean for part in pictures.split(batch)]
+        return torch.cat(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -23,7 +23,7 @@ SNR_CAP = 5.0  # the nearly clean steps are hard to get exactly right and decide
 # The end of the usual schedule (0.012) leaves 7 % of the picture at the noisiest step: enough for the
 # initial noise to whisper a background colour against the words. This end leaves 1.5 %. For so little signal
 # the velocity is the steadier thing to predict.
-NOISE = {
+NOISE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.02,
     "beta_schedule": "scaled_linear",

@@ -15,7 +15,7 @@ from training.diffusion import build_scheduler
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
@@ -44,7 +44,12 @@ def assemble(
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write the pipeline as half-precision safetensors, with no trace of where it was made."""
-    pipeline.to(torch.float16).save_pretrained(folder)
+    save_part(pipeline, folder)
+
+
+def save_part(part: StableDiffusionPipeline | AutoencoderTiny, folder: Path) -> None:
+    """The same for whatever has such a folder."""
+    part.to(torch.float16).save_pretrained(folder)
     for file in folder.rglob("*.*"):
         file.chmod(0o644)  # safetensors writes its files for the owner's eyes only
     for config in folder.rglob("*.json"):

@@ -82,10 +82,10 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     return tokens
 
 
-@torch.inference_mode()
 def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
     """What the UNet is given for each text: (n, 77, 64)."""
-    hidden: torch.Tensor = encoder(tokenize(tokenizer, texts))[0]
+    with torch.inference_mode():
+        hidden: torch.Tensor = encoder(tokenize(tokenizer, texts))[0]
     return hidden
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
+from werkzeug import Response
 
 from tests.acceptance import product
 from tests.servers import free_port
@@ -40,3 +43,93 @@ def test_what_a_run_could_not_tell_the_next_one_tells(tmp_path, httpserver):
     assert [result["prompt_id"] for result in second.get_json()["results"]]
     status = product.run("status", *JOB[:2], folder=tmp_path).stdout
     assert "0 still to be told, 0 refused" in status
+
+
+@pytest.fixture
+def over():
+    """Set when a test is over, so that no receiver's thread outlives it."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def _answers(status, headers=None, after=0):
+    """A receiver that answers so, after so many seconds."""
+
+    def install(httpserver, over):
+        def handle(request):
+            over.wait(after)
+            return Response(status=status, headers=headers)
+
+        httpserver.expect_request("/told", method="POST").respond_with_handler(handle)
+        return httpserver.url_for("/told")
+
+    return install
+
+
+def _is_down(httpserver, over):
+    return f"http://127.0.0.1:{free_port()}/told"
+
+
+RECEIVERS = {
+    "down": (_is_down, "1 still to be told, 0 refused"),
+    "slow": (_answers(200, after=3), "0 still to be told, 0 refused"),
+    "500": (_answers(500), "1 still to be told, 0 refused"),
+    "301": (_answers(301, {"Location": "/elsewhere"}), "0 still to be told, 1 refused"),
+    "410": (_answers(410), "0 still to be told, 1 refused"),
+    "429": (_answers(429, {"Retry-After": "3600"}), "1 still to be told, 0 refused"),
+    "hangs": (_answers(200, after=60), "1 still to be told, 0 refused"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RECEIVERS)
+def test_no_receiver_changes_the_exit_status(tmp_path, httpserver, over, kind):
+    """Down, slow, 500, 301, 410, 429 with Retry-After, hanging: the run completes with status 0 and ends, and
+    ``status`` shows what is untold or refused. A redirect is not followed, and 429 is obeyed.
+    """
+    install, shown = RECEIVERS[kind]
+    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
+    product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path)
+    job = (*JOB, "--num-inference-steps", "1", "--callback-patience", "2")
+    finished = product.run(*job, "--callback-url", install(httpserver, over), folder=tmp_path)
+    over.set()
+    assert (finished.returncode, finished.stdout.split(";")[0]) == (
+        0, "completed 1, failed 0, remaining 0",
+    ), finished.stderr  # fmt: skip
+    assert shown in product.run("status", *JOB[:2], folder=tmp_path).stdout
+    posts = [request.path for request, _ in httpserver.log]
+    assert set(posts) <= {"/told"}
+    assert kind not in {"slow", "301", "410", "429"} or len(posts) == 1
+
+
+@pytest.mark.slow
+def test_a_silent_receiver_does_not_block_generation(tmp_path, httpserver):
+    """While a receiver has been sent an earlier run's notice and is silent, pictures are made."""
+    pictures = tmp_path / "pictures"
+    grew, over = [], threading.Event()
+
+    def count():
+        return len(list(pictures.glob("*.png")))
+
+    def handle(request):  # shorter than the 10 s after which a try is given up
+        before, rounds = count(), 90
+        while count() == before < 7 and rounds and not over.wait(0.1):
+            rounds -= 1
+        grew.append(count() > before)
+        return Response(status=200 if grew[-1] or before == 7 else 503)
+
+    def run(*flags):
+        return product.run(*JOB, "--batch-size", "1", "--num-inference-steps", "30", *flags, folder=tmp_path)
+
+    (tmp_path / "first.txt").write_text("a large red circle on a blue background\n")
+    product.run("enqueue", *JOB[:2], "first.txt", folder=tmp_path)
+    down = f"http://127.0.0.1:{free_port()}/"
+    assert run("--callback-patience", "0", "--callback-url", down).returncode == 0
+    (tmp_path / "more.txt").write_text("".join(f"a small green square {n}\n" for n in range(6)))
+    product.run("enqueue", *JOB[:2], "more.txt", folder=tmp_path)
+    httpserver.expect_request("/told", method="POST").respond_with_handler(handle)
+    finished = run("--callback-url", httpserver.url_for("/told"), "--callback-patience", "1")
+    over.set()
+    assert (finished.returncode, count()) == (0, 7), finished.stderr
+    assert any(grew)

@@ -132,18 +132,48 @@ def test_a_full_disk_under_the_output(folder):
     assert "standard output" in finished.stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
-def test_a_folder_of_somebody_else(folder):
-    """Whoever may not write to the folder is told so in one line, and nothing is claimed."""
-    (folder / "pictures").mkdir(mode=0o555)
-    for path in (folder, *folder.glob("prompts.db*")):
-        path.chmod(0o777)
-    for parent in folder.parents[:-2]:
-        if not parent.stat().st_mode & 0o001:
-            pytest.skip("the tests' folder is closed to others")
-    finished = subprocess.run(
-        product.command(*JOB), cwd=folder, env=product.environment(folder), user=65534, group=65534,
-        extra_groups=[], capture_output=True, text=True, timeout=60, check=False,
+def _without_powers(folder, *flags):
+    """The job as a user whom permissions bind, as they bind everybody but root."""
+    powers = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    return subprocess.run(
+        [*powers, *product.command(*JOB, *flags)], cwd=folder, env=product.environment(folder),
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert "permissions" in _line(finished)
+
+
+needs_setpriv = pytest.mark.skipif(
+    os.getuid() == 0 and not shutil.which("setpriv"), reason="root cannot lay down its powers here"
+)
+
+
+@needs_setpriv
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_no_permission_for_the_pictures(folder, mode):
+    """Whoever may not write to the folder, or enter it, is told so in one line, and nothing is claimed."""
+    (folder / "pictures").mkdir(mode=mode)
+    message = _line(_without_powers(folder))
+    assert "pictures" in message
+    assert "permissions" in message
+    _waits(folder)
+
+
+@needs_setpriv
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_no_permission_for_the_database(folder, mode):
+    """A SQLite file that may only be read, or not even that, is one line with its name."""
+    (folder / "prompts.db").chmod(mode)
+    message = _line(_without_powers(folder))
+    (folder / "prompts.db").chmod(0o644)
+    assert "prompts.db" in message
+    assert "permissions" in message
+    _waits(folder)
+
+
+@needs_setpriv
+def test_no_permission_for_the_log(folder):
+    """A log file that may not be written is wrong usage: one line with its name, and nothing is claimed."""
+    (folder / "run.log").touch(0o444)
+    finished = _without_powers(folder, "--log-file", "run.log")
+    assert (finished.returncode, len(product.errors(finished))) == (2, 1), finished.stderr
+    assert "run.log" in finished.stderr
     _waits(folder)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
+import time
+from itertools import pairwise
 
 import pytest
 from werkzeug import Response
@@ -64,10 +68,50 @@ def test_one_object_that_is_refused_is_that_prompts_error(job, tmp_path, httpser
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [429, 503])
 def test_a_bucket_that_is_busy_is_asked_again(job, tmp_path, httpserver, code):
-    """429 and 503 are tried again until they pass; the run knows nothing but success."""
-    httpserver.expect_oneshot_request(UPLOAD, method="POST").respond_with_data("", status=code)
-    httpserver.expect_oneshot_request(UPLOAD, method="POST").respond_with_data("", status=code)
-    httpserver.expect_request(UPLOAD, method="POST").respond_with_handler(_stored)
+    """429 and 503 are tried again until they pass, each time after a longer wait; the run knows nothing but
+    success.
+    """
+    asked = []
+
+    def busy(request):
+        if b'"generated/1.png"' in request.get_data() and len(asked) < 5:
+            asked.append(time.monotonic())
+            return Response("", status=code)
+        return _stored(request)
+
+    httpserver.expect_request(UPLOAD, method="POST").respond_with_handler(busy)
     finished = job()
     assert finished.returncode == 0, finished.stderr
+    assert _status(tmp_path) == {"pending": 0, "processing": 0, "completed": 3, "error": 0}
+    waits = [later - sooner for sooner, later in pairwise(asked)]
+    assert waits[-1] > 2 * waits[0]  # 0.25 to 0.5 s, and after three doublings 2 to 4 s
+
+
+@pytest.mark.slow
+def test_an_object_that_is_there_already_is_replaced_by_who_holds_the_claim(job, tmp_path, httpserver):
+    """412 to a first upload: what is there is looked at, and another picture gives way at the generation that
+    was looked at; 412 to that as well, and by then the same picture is there: it is left alone.
+    """
+    stands = {"name": "generated/1.png", "generation": "7", "md5Hash": "", "crc32c": "", "size": "3"}
+    asked = []
+
+    def there_already(request):
+        data = request.get_data()
+        if b'"generated/1.png"' not in data:
+            return _stored(request)
+        asked.append(request.args.get("ifGenerationMatch"))
+        if len(asked) == 2:
+            png = data[data.index(b"\x89PNG") : data.rindex(b"\r\n--")]
+            digest = hashlib.md5(png, usedforsecurity=False).digest()
+            stands.update(generation="8", md5Hash=base64.b64encode(digest).decode(), size=str(len(png)))
+        return Response("{}", status=412, content_type="application/json")
+
+    httpserver.expect_request(UPLOAD, method="POST").respond_with_handler(there_already)
+    looks = re.compile("/storage/v1/b/stub/o/generated.*1.png")
+    httpserver.expect_request(looks, method="GET").respond_with_handler(
+        lambda request: Response(json.dumps(stands), content_type="application/json")
+    )
+    finished = job()
+    assert finished.returncode == 0, finished.stderr
+    assert asked == ["0", "7"]
     assert _status(tmp_path) == {"pending": 0, "processing": 0, "completed": 3, "error": 0}

@@ -50,6 +50,15 @@ def test_no_mongodb_server(tmp_path):
         assert "pass-word" not in text
 
 
+@pytest.mark.parametrize("command", ["status", "retry"])
+def test_no_file(tmp_path, command):
+    """A SQLite file that is not there is named, and not made by who only asks for what is in it."""
+    finished = product.run(command, "--database", "sqlite:///promts.db", folder=tmp_path)
+    assert finished.returncode == 1
+    assert "there is no promts.db" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_bucket(folder, gcs_server):
     """A bucket that does not exist is named."""
     arguments = (*DATABASE, "--gcs-bucket", "no-such-bucket", "--model-id", str(product.MODEL))
@@ -114,3 +123,22 @@ def test_doctor_is_content(folder):
     arguments = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
     finished = product.run("doctor", *arguments, folder=folder, timeout=60)
     assert finished.returncode == 0, finished.stdout
+
+
+def test_doctor_reads_the_font_that_signs(folder):
+    """Where pictures are to be signed, a line says of the font what it holds, or that it is none."""
+    arguments = ("doctor", *DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
+    signed = product.run(*arguments, "--artist-name", "Ana", folder=folder, timeout=60)
+    assert (signed.returncode, len(signed.stdout.splitlines())) == (0, 6)
+    assert "signature ok      DejaVuSans-Bold.ttf holds 5,898 characters" in signed.stdout
+    (folder / "no.ttf").write_text("no font")
+    wrong = product.run(*arguments, "--signature-font", "no.ttf", folder=folder, timeout=60)
+    assert wrong.returncode == 2
+    assert "signature FAILED  the font no.ttf cannot be read: " in wrong.stdout
+
+
+def test_a_run_that_fails_ends_with_its_line(folder):
+    """What was done and what remains stands on standard output also where a part has failed."""
+    finished = product.run(*DATABASE, "--output", "pictures", "--model-id", str(folder), folder=folder)
+    assert finished.returncode == 1
+    assert finished.stdout == "completed 0, failed 0, remaining 1; 0.00 images/s; pictures\n"

@@ -17,7 +17,18 @@ from random import Random
 
 from tests.chaos.counts import count
 from tests.chaos.crowd import crowd
-from tests.chaos.faults import FAULTS, die, finish, sleep_through_the_lease
+from tests.chaos.faults import (
+    DEADLY,
+    FAULTS,
+    FILE_FAULTS,
+    POISON,
+    die,
+    die_of_it,
+    die_with_pictures_waiting,
+    finish,
+    plant_poison,
+    sleep_through_the_lease,
+)
 from tests.chaos.rehearsal import rehearse
 from tests.chaos.sites import file_site, wire_site, wired
 from tests.chaos.table import table
@@ -25,6 +36,7 @@ from tests.chaos.workers import BATCH, pictures_made
 from tests.servers.gcs import gcs_in
 from tests.servers.mongodb import mongodb_in
 
+POISONED = "a prompt that kills its worker, SQLite"
 KEPT = Path(__file__).parents[2] / ".chaos" / "tries.jsonl"
 
 
@@ -39,7 +51,8 @@ def main():
             if (fault, number) not in {(each["fault"], each["number"]) for each in _kept()}:
                 with site_in(fault) as (site, book):
                     kills = attempt(site, book, number)
-                    counts = asdict(count(site, book, pictures_made(site)))
+                    poison = {POISON} if fault == POISONED else set()
+                    counts = asdict(count(site, book, pictures_made(site), poison))
                 _keep({"fault": fault, "number": number, "kills": kills, **counts})
     sys.stdout.write(table(_kept()))
     return int(
@@ -50,9 +63,12 @@ def main():
 def _tries(kills, in_sqlite, in_mongodb):
     """Every try: its fault, its number, and what does it on a site and says how many were killed."""
     for number in range(kills):
-        for fault in FAULTS:
+        for fault in (*FAULTS, *FILE_FAULTS):
             yield fault.name, number, _one_dies(fault)
+        yield "while the storage hangs", number, _one_dies_waiting
         yield "frozen beyond its lease", number, _one_sleeps
+        if number % DEADLY == 0:
+            yield POISONED, number, _poisoned
     yield f"4 workers, {in_sqlite} prompts, SQLite", kills, _crowded(in_sqlite, kills)
     yield f"4 workers, {in_mongodb} prompts, MongoDB", kills, _crowded(in_mongodb, kills)
 
@@ -72,6 +88,21 @@ def _one_sleeps(site, book, number):
     site.add(book.prompts(range(3 * BATCH)))
     sleep_through_the_lease(site)
     return 1
+
+
+def _one_dies_waiting(site, book, number):
+    site.add(book.prompts(range(6 * BATCH)))
+    die_with_pictures_waiting(site, "killed")
+    finish(site)
+    return 1
+
+
+def _poisoned(site, book, number):
+    plant_poison(site, book)
+    for death in range(DEADLY):
+        die_of_it(site, f"death-{death}")
+    finish(site, status=3)
+    return DEADLY
 
 
 def _crowded(prompts, kills):

@@ -35,21 +35,25 @@ class Counts:
         return {name: number for name, number in asdict(self).items() if name in PROMISED and number}
 
 
-def count(site, book, made):
-    """The counts of a site whose prompts are from this book, ``made`` pictures having been made there."""
+def count(site, book, made, poison=frozenset()):
+    """The counts of a site whose prompts are from this book, ``made`` pictures having been made there.
+
+    What is ``poison`` is lost unless it was abandoned, and untold unless that was told.
+    """
     prompts = {each["_id"]: each for each in site.documents("datasets")}
     done = {key: each for key, each in prompts.items() if each["status"] == "completed"}
+    given_up = {key for key in poison if prompts[key].get("error_code") == "abandoned"}
     results = defaultdict(list)
     for result in site.documents("dataset_records"):
         results[result["dataset_id"]].append(result)
     notices = _notices(site.listener.told)
     return Counts(
         prompts=len(prompts),
-        lost=sum(not (key in done and _agree(done[key], results[key])) for key in prompts),
+        lost=sum(not (key in done and _agree(done[key], results[key])) for key in prompts.keys() - given_up),
         twice=sum(len(each) > 1 for each in (*results.values(), *notices.values())),
         stuck=sum(each["status"] == "processing" for each in prompts.values()),
-        wrong=sum(not book.shows(key, site.picture(key)) for key in done),
-        untold=sum(not notices[str(key)] for key in done),
+        wrong=sum(not book.shows(each, site.picture(key)) for key, each in done.items()),
+        untold=sum(not notices[str(key)] for key in done.keys() | given_up),
         again=made - len(done),
     )
 
@@ -65,7 +69,8 @@ def _notices(told):
     bodies, taken = {}, defaultdict(set)
     for each in told:
         assert bodies.setdefault(each.id, each.body) == each.body
-        for result in each.says["results"] if each.answered else ():
+        outcomes = each.says["results"] + each.says["errors"]
+        for result in outcomes if each.answered else ():
             taken[result["prompt_id"]].add(each.id)
     return taken
 
@@ -83,11 +88,14 @@ class Book:
         """A prompt for each id."""
         return [{"_id": key, "text": self._page(key)[0], "seed": self._page(key)[1]} for key in ids]
 
-    def shows(self, key, png):
-        """Whether this is that prompt's picture: by its colours, and by the undisturbed run's pixels."""
-        caption, _, pixels = self._page(key)
+    def shows(self, prompt, png):
+        """Whether this is that prompt's picture: by its colours, and by the undisturbed run's pixels where
+        the prompt has no steps of its own.
+        """
+        caption, _, pixels = self._page(prompt["_id"])
         seen, drawn = look(png)
-        return is_right(seen, caption) and np.abs(drawn.astype(int) - pixels.astype(int)).max() <= _ROUNDING
+        alike = np.abs(drawn.astype(int) - pixels.astype(int)).max() <= _ROUNDING
+        return is_right(seen, caption) and (alike or "num_inference_steps" in prompt)
 
     def _page(self, key):
         return self._pages[key % len(self._pages)]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from tests.chaos.gates import command_of
+from tests.chaos.triggers import Sight, holding
 from tests.chaos.waiting import until
-from tests.chaos.workers import BATCH, Worker
+from tests.chaos.workers import BATCH, Worker, pictures_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_LONG_FOR_A_BATCH = 6  # seconds
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,28 @@ def _gathers(command, run_id):
     return _sets("untold")(command, run_id) and command["updates"][0]["q"].get("run_id") == run_id
 
 
+def _in_file(event, each=1):
+    """A catch within the transaction that brings the event about, a row for each prompt; of every ``each``
+    rows it takes the first.
+    """
+
+    def catch(site, nth, run_id):
+        return holding(site.file, event, (nth - 1) * each + 1)
+
+    return catch
+
+
+@contextmanager
+def _seen_on_device(site, nth, run_id):
+    seen = set()
+
+    def is_there():
+        seen.update(site.on_device())
+        return len(seen) >= nth * BATCH
+
+    yield Sight(is_there)
+
+
 BEFORE_THE_RESULT = Fault("before the result", _in_database(_upserts_results, reply=False), 3)
 FAULTS = [
     Fault("after the claim", _in_database(_sets("claim_token"), reply=True), 3),
@@ -83,6 +109,25 @@ FAULTS = [
     Fault("after the record, before the notice", _in_database(_gathers, reply=False), 1),
     Fault("after the notice, before the callback's answer", _at_listener, 1),
 ]
+_STARTED = "BEFORE UPDATE OF started_claim ON datasets WHEN NEW.started_claim IS NOT NULL"
+_GATHERED = "BEFORE UPDATE OF untold ON datasets WHEN typeof(NEW.untold) = 'text'"
+FILE_FAULTS = [
+    Fault("after the claim, SQLite", _in_file(_STARTED, BATCH), 3),
+    Fault("in the middle of denoising, SQLite", _seen_on_device, 3, lingers=True),
+    Fault(
+        "after the upload, before the record, SQLite", _in_file("BEFORE INSERT ON dataset_records", BATCH), 3
+    ),
+    Fault(
+        "after the result, before its transaction ends, SQLite",
+        _in_file("AFTER INSERT ON dataset_records"),
+        3 * BATCH,
+    ),
+    Fault("after the record, before the notice, SQLite", _in_file(_GATHERED), 1),
+    Fault("after the notice, before the callback's answer, SQLite", _at_listener, 1),
+]
+"""In SQLite a batch's results and prompts change in one transaction: nothing stands between the two but a
+kill in the midst of it, that must leave neither.
+"""
 
 
 def die(site, fault, run_id, nth=1, pause=0.0):
@@ -104,6 +149,40 @@ def finish(site, run_id="last", status=0):
         assert worker.wait() == status, worker.text[-3000:]
 
 
+POISON, NEIGHBOURS, AHEAD = 0, {1, 2, 3}, {4, 5, 6, 7}
+"""One batch, and another that is claimed ahead of it."""
+DEADLY = 5
+"""Deaths, after which a prompt is abandoned."""
+_SLOW = 60  # steps, so that nobody gets away alive
+
+
+def plant_poison(site, book):
+    """A poisonous prompt that shares its batch with three others, and a batch that is claimed ahead."""
+    site.add([each | {"num_inference_steps": _SLOW} for each in book.prompts([POISON, *NEIGHBOURS])])
+    site.add(book.prompts(AHEAD))
+
+
+def die_of_it(site, run_id):
+    """A worker dies with the poison on its device; what else was there. Its lease is not waited for."""
+    with Worker(site, run_id) as worker:
+        worker.reaches(lambda: POISON in site.on_device())
+        worker.kill()
+        beside_it = site.on_device() - {POISON}
+    site.end_leases("datasets")
+    return beside_it
+
+
+def die_with_pictures_waiting(site, run_id):
+    """A worker dies after the bucket has hung for so long that the device has nothing left to do."""
+    with Worker(site, run_id) as worker:
+        worker.reaches(lambda: worker.busy)
+        with site.bucket.away(silent=True):
+            made = -1
+            while made < (made := pictures_made(site)) or not made:
+                worker.lives_on(_LONG_FOR_A_BATCH)
+            worker.kill()
+
+
 def _successor(site, condition, tries=3):
     """Another run that has got there, once the leases are over.
 
@@ -123,8 +202,8 @@ def _successor(site, condition, tries=3):
 
 def sleep_through_the_lease(site):
     """Freeze a worker with one batch on the device and the results of another on their way to the database;
-    let another run claim and make all of it, all but one batch to the end; let the late results arrive and
-    the sleeper wake, and when it has ended the other go on. The sleeper's log.
+    let another run claim and make all of it, and the late results arrive before its own; let it end, and
+    the sleeper wake. The sleeper's log.
     """
     with (
         BEFORE_THE_RESULT.catch(site, 1, "sleeper") as late,
@@ -132,15 +211,13 @@ def sleep_through_the_lease(site):
         Worker(site, "sleeper") as sleeper,
     ):
         sleeper.reaches(late.reached.is_set)
-        sleeper.reaches(lambda: len(site.on_device()) == 2 * BATCH)
+        sleeper.reaches(lambda: site.on_device() == set(range(BATCH, 2 * BATCH)))
         sleeper.freeze()
-        with _successor(
-            site, lambda: unfinished.reached.is_set() and site.count("completed") == 2 * BATCH
-        ) as other:
+        with _successor(site, unfinished.reached.is_set) as other:
             late.let_go(through=True)
             until(late.answered.is_set, 30, "the late results are answered")
-            sleeper.thaw()
-            assert sleeper.wait() == 0, sleeper.text[-3000:]
             unfinished.let_go(through=True)
             assert other.wait() == 0, other.text[-3000:]
+        sleeper.thaw()
+        assert sleeper.wait() == 0, sleeper.text[-3000:]
         return sleeper.text

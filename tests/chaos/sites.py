@@ -48,29 +48,29 @@ class FileSite(Site):
     def __init__(self, folder, listener=None):
         super().__init__(folder, listener)
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "prompts.db"
-        url = f"sqlite:///{self._file}"
+        self.file = folder / "prompts.db"
+        url = f"sqlite:///{self.file}"
         self.arguments += ["--database", url, "--output", str(folder / "pictures")]
         open_database(url, Collections()).close()  # makes the tables
 
     def add(self, prompts):
         names = list(prompts[0])
         insert = f"INSERT INTO datasets ({', '.join(names)}) VALUES ({', '.join(['?'] * len(names))})"  # noqa: S608
-        with closing(sqlite3.connect(self._file)) as database, database:
+        with closing(sqlite3.connect(self.file)) as database, database:
             database.executemany(insert, [[each[name] for name in names] for each in prompts])
 
     def documents(self, table):
-        with closing(sqlite3.connect(self._file, timeout=15)) as database:
+        with closing(sqlite3.connect(self.file, timeout=15)) as database:
             database.row_factory = sqlite3.Row
             found = [dict(row) for row in database.execute(f"SELECT * FROM {table}")]  # noqa: S608
         return [{name: value for name, value in each.items() if value is not None} for each in found]
 
     def count(self, status):
-        with closing(sqlite3.connect(self._file, timeout=15)) as database:
+        with closing(sqlite3.connect(self.file, timeout=15)) as database:
             return database.execute("SELECT count(*) FROM datasets WHERE status = ?", [status]).fetchone()[0]
 
     def end_leases(self, table):
-        with closing(sqlite3.connect(self._file, timeout=15)) as database, database:
+        with closing(sqlite3.connect(self.file, timeout=15)) as database, database:
             database.execute(
                 f"UPDATE {table} SET lease_expires_at = ? WHERE lease_expires_at IS NOT NULL",  # noqa: S608
                 [_LONG_AGO.isoformat()],

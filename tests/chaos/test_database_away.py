@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -42,6 +45,27 @@ def test_a_database_that_stays_away_ends_the_run(over_the_wire, book):
         worker.reaches(lambda: site.count("completed") >= BATCH)
         with site.mongodb.away():
             assert worker.wait(90) == 1, worker.text[-3000:]
+    assert site.count("error") == 0
+    finish(site)
+    assert count(site, book, pictures_made(site)).faults == {}
+
+
+@pytest.mark.parametrize(
+    ("silent", "number", "status"), [(False, signal.SIGTERM, 143), (True, signal.SIGINT, 130)]
+)
+def test_a_stop_while_the_database_is_away(over_the_wire, book, silent, number, status):
+    """Asked to end while the database refuses or says nothing, a run ends within 8 s (where the cores are not
+    wanted by others); what it held is free when its leases are over, and the next run makes it.
+    """
+    site = over_the_wire
+    site.add(book.prompts(range(3 * BATCH)))
+    with Worker(site, "patient") as worker:
+        worker.reaches(lambda: site.count("completed") >= BATCH)
+        with site.mongodb.away(silent=silent):
+            worker.lives_on(1)
+            asked = time.monotonic()
+            assert worker.asked_to_end(number) == status, worker.text[-3000:]
+            assert time.monotonic() - asked < 8 * max(1, os.getloadavg()[0] / os.cpu_count())
     assert site.count("error") == 0
     finish(site)
     assert count(site, book, pictures_made(site)).faults == {}

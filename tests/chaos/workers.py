@@ -53,6 +53,11 @@ class Worker:
         self._process.kill()
         return self._process.wait()
 
+    def asked_to_end(self, number, seconds=120):
+        """Its exit status, once it has ended because of this signal."""
+        self._process.send_signal(number)
+        return self._process.wait(seconds)
+
     def freeze(self):
         """SIGSTOP: no thread of it does anything until it is thawed."""
         self._process.send_signal(signal.SIGSTOP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from pymongo import monitoring
 
 from tests.contract.database_suite import MongoBackend, SqliteBackend, Stand, opened
 
@@ -42,3 +43,28 @@ def sqlite_stand(request):
 def mongo_stand(request):
     """An opened, empty MongoDB database."""
     yield from _stand(request)
+
+
+class _Counter(monitoring.CommandListener):
+    """The names of the commands sent, by clients made while it is registered."""
+
+    def __init__(self):
+        self.names = []
+
+    def started(self, event):
+        self.names.append(event.command_name)
+
+    def succeeded(self, event):
+        pass
+
+    def failed(self, event):
+        pass
+
+
+@pytest.fixture
+def counter():
+    """Counts the commands of clients that are made from now on."""
+    listener, listeners = _Counter(), monitoring._LISTENERS.command_listeners
+    listeners.append(listener)
+    yield listener
+    listeners.remove(listener)

@@ -137,6 +137,20 @@ def test_a_death_counts_only_after_start(stand):
     assert stand.claim_one("e").deaths == 2
 
 
+def test_what_has_left_the_device_counts_no_death(stand):
+    """A worker that dies with its next batch on the device died neither of the one before, though that is
+    not recorded yet, nor of what another worker has on its own.
+    """
+    stand.put({"_id": 1}, {"_id": 2}, {"_id": 3})
+    before, poison = stand.claim_one("a", lease=0), stand.claim_one("a", lease=0)
+    others = stand.claim_one("b", lease=0)
+    stand.database.start([before.claim])
+    stand.database.start([others.claim])
+    stand.database.start([poison.claim], left=[before.claim])
+    again = {prompt.text: prompt.deaths for prompt in stand.claim("c", limit=3)}
+    assert again == {before.text: 0, poison.text: 1, others.text: 1}
+
+
 def test_a_release_counts_no_death(stand):
     """Given back after its start, the prompt is pending at once, unchanged but for its number."""
     stand.put({"_id": 1})

@@ -108,13 +108,17 @@ def test_a_run_is_kept_and_replaced(stand):
         failed=2,
         postponed=1,
         images_per_second=1.5,
+        steady_images_per_second=1.75,
         device_busy=0.9,
+        device_busy_of_run=0.8,
         peak_memory=2**33,
         seconds={"claim": 0.5},
         versions={"torch": "2"},
     )
     stand.database.save_run(over, 60)
     assert stand.database.last_runs(5) == [over]
+    assert stand.database.run("r") == over
+    assert stand.database.run("s") is None
     assert "lease_expires_at" not in stand.backend.get("r", "runs")
 
 

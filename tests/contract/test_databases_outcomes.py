@@ -133,6 +133,15 @@ def test_a_result_of_a_greater_claim_stays(stand):
     assert stand.get(1)["used"]["model"] == "new"
 
 
+def test_a_late_picture_of_a_prompt_that_failed_meanwhile_leaves_no_result(stand):
+    """A worker slept while another's try failed for good: what it made is dropped, its result as well."""
+    stand.put({"_id": 1})
+    late, holder = stand.claim_one("a", lease=0), stand.claim_one("b")
+    stand.record(failed(holder))
+    assert stand.record(completed(late)) == []
+    assert (stand.get(1)["status"], stand.backend.count("dataset_records")) == ("error", 0)
+
+
 def test_a_later_claim_replaces_the_result(stand):
     """A prompt that is put back and done again has one result: the new one."""
     stand.put({"_id": 1})
@@ -141,6 +150,45 @@ def test_a_later_claim_replaces_the_result(stand):
     assert len(stand.record(completed(stand.claim_one(), model="new"))) == 1
     assert stand.result(1)["model"] == "new"
     assert stand.backend.count("dataset_records") == 1
+
+
+def test_approximations_stand_where_they_were_on(stand):
+    """They are told of in the prompt and in the result, and gone from both when it is made again without."""
+    on = {"feature_cache": 3, "autoencoder": "./tiny"}
+    stand.put({"_id": 1})
+    stand.record(completed(stand.claim_one(), approximations=on))
+    assert on.items() <= stand.get(1)["used"].items()
+    assert on.items() <= stand.result(1).items()
+    stand.backend.change(1, {"status": "pending"})
+    stand.record(completed(stand.claim_one(), approximations={"feature_cache": 5}))
+    assert (stand.get(1)["used"]["feature_cache"], stand.result(1)["feature_cache"]) == (5, 5)
+    assert "autoencoder" not in {**stand.get(1)["used"], **stand.result(1)}
+    stand.backend.change(1, {"status": "pending"})
+    stand.record(completed(stand.claim_one()))
+    assert not on.keys() & {**stand.get(1)["used"], **stand.result(1)}.keys()
+
+
+def test_style_is_recorded_where_it_was_asked_for(stand):
+    """Signature and format stand in ``used`` and in the result, as used; the next picture's say its own."""
+    style = {
+        "artist_name": " Ana Díaz ",
+        "signature_opacity": 200.0,
+        "image_format": "webp",
+        "image_quality": 80,
+    }
+    stand.put({"_id": 1, **style})
+    stand.record(completed(stand.claim_one()))
+    expected = {**style, "artist_name": "Ana Díaz", "signature_opacity": 200}
+    used = stand.get(1)["used"]
+    assert {name: used.get(name) for name in style} == expected
+    assert {name: stand.result(1).get(name) for name in style} == expected
+    stand.backend.change(
+        1, {"status": "pending", "artist_name": "", "image_format": "png", "image_quality": 80}
+    )
+    stand.record(completed(stand.claim_one()))
+    assert not {"artist_name", "signature_opacity"} & set(stand.get(1)["used"])
+    assert not {"artist_name", "signature_opacity"} & set(stand.result(1))
+    assert stand.result(1)["image_format"] == "png"
 
 
 def test_a_result_older_than_claims_is_replaced(stand):

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from bson import DatetimeMS
-from pymongo import monitoring
 from pymongo.errors import AutoReconnect
 
 from tests.contract.database_suite import ALL, MINUTE, completed, opened, texts
@@ -15,31 +14,6 @@ from text2img.databases import Collections, NewPrompt, Selection
 from text2img.databases.mongo.claiming import candidates_pipeline
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.prompts import PromptId, Wishes
-
-
-class _Counter(monitoring.CommandListener):
-    """The names of the commands sent, by clients made while it is registered."""
-
-    def __init__(self):
-        self.names = []
-
-    def started(self, event):
-        self.names.append(event.command_name)
-
-    def succeeded(self, event):
-        pass
-
-    def failed(self, event):
-        pass
-
-
-@pytest.fixture
-def counter():
-    """Counts the commands of clients that are made from now on."""
-    listener, listeners = _Counter(), monitoring._LISTENERS.command_listeners
-    listeners.append(listener)
-    yield listener
-    listeners.remove(listener)
 
 
 def test_a_batch_costs_six_commands(mongo_stand, counter):

@@ -9,6 +9,7 @@ import time
 import pytest
 from pymongo.errors import OperationFailure
 
+from tests.chaos.gates import Gate, wire_message
 from tests.contract.database_suite import opened
 from tests.servers import free_port
 from text2img.databases import Collections
@@ -45,6 +46,18 @@ def test_an_absent_server_is_said_in_time(monkeypatch):
     assert f"no MongoDB answers at 127.0.0.1:{port}" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_that_is_gone_does_not_hold_up_the_end(mongodb_server, silent):
+    """Closing takes far less than the patience that an absent server is given; refused, or unanswered."""
+    port = int(mongodb_server.rpartition(":")[2])
+    with Gate(port, wire_message) as gate:
+        database = opened(f"mongodb://127.0.0.1:{gate.port}/closing?directConnection=true")
+        with gate.away(silent=silent):
+            began = time.monotonic()
+            database.close()
+            assert time.monotonic() - began < connection.PATIENCE / 2
 
 
 @pytest.mark.parametrize(

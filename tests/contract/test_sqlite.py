@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
 
+import psutil
 import pytest
 
 from tests.contract.database_suite import ALL, completed, opened, texts
-from text2img.databases import Collections, NewPrompt, open_database
+from text2img.databases import Collections, NewPrompt, Run, open_database
 from text2img.databases.sqlite.queue import EXPIRED, ORDER, PENDING
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.prompts import PromptId, Wishes
@@ -139,6 +141,17 @@ def test_closed_it_opens_again_when_used(sqlite_stand):
     assert sqlite_stand.database.pending(ALL) == 1
 
 
+def test_threads_that_come_and_go_leave_no_connection_open(tmp_path):
+    """However many threads have used a file and ended, it is open a few times at the most."""
+    with closing(open_database(f"sqlite:///{tmp_path}/p.db", Collections())) as database:
+        for _ in range(50):
+            thread = threading.Thread(target=database.pending, args=(ALL,))
+            thread.start()
+            thread.join()
+        held = [file for file in psutil.Process().open_files() if file.path.endswith("/p.db")]
+        assert 0 < len(held) < 5
+
+
 def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
     """The first to come makes the tables; none of the others finds the file locked or half made."""
     program = (
@@ -180,3 +193,25 @@ def test_without_create_a_bare_table_is_read_as_it_is(tmp_path):
     with pytest.raises(DatabaseFailed, match=r"absent\.db; enqueue makes it"):
         open_database(f"sqlite:///{tmp_path}/absent.db", Collections(), create=False)
     assert [each.name for each in tmp_path.iterdir()] == ["p.db"]
+
+
+def test_a_file_of_an_older_version_is_opened_as_it_is(tmp_path):
+    """Its runs lack what is kept of runs now: they are shown without, and new ones are kept whole."""
+    file = tmp_path / "p.db"
+    _execute(
+        file,
+        "CREATE TABLE runs (_id NOT NULL PRIMARY KEY, started_at, status, device_busy)",
+        "INSERT INTO runs VALUES ('old', '2026-11-20T10:00:00.000Z', 'completed', 0.5)",
+    )
+    reading = open_database(f"sqlite:///{file}", Collections(), create=False)
+    (old,) = reading.last_runs(5)
+    reading.close()
+    assert (old.device_busy, old.device_busy_of_run, old.steady_images_per_second) == (0.5, 0, 0)
+    database = opened(f"sqlite:///{file}")
+    new = Run(
+        id="new", started_at=datetime.now(UTC).replace(microsecond=0), host="h", device_busy_of_run=0.25
+    )
+    database.save_run(new, 60)
+    assert database.run("new") == new
+    assert database.run("old") == old
+    database.close()

@@ -104,7 +104,12 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def start(self, data):
         prompt = data.draw(st.sampled_from(self.claims))
-        self.database.start([prompt.claim])
+        others = [other for other in self.claims if other.claim.id != prompt.claim.id]
+        left = data.draw(st.lists(st.sampled_from(others), max_size=2)) if others else []
+        self.database.start([prompt.claim], left=[other.claim for other in left])
+        for other in left:
+            if one := self._live(other):
+                one.started = False
         if one := self._live(prompt):
             one.started = True
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from text2img.errors import ClaimLost
+from tests.servers.s3 import client
+from text2img.errors import ClaimLost, ConfigurationError
 from text2img.prompts import PromptId
-from text2img.storage import open_storage
+from text2img.storage import StorageOptions, open_storage
 
 NASTY = [
     PromptId("int", "7"),
@@ -41,16 +42,26 @@ class Place:
         return self.storage.put(name, data, content_type, may_replace)
 
 
-@pytest.fixture(params=["folder", "gcs"])
+@pytest.fixture(params=["folder", "gcs", "s3"])
 def place(request, tmp_path):
     if request.param == "folder":
         folder = tmp_path / "made" / "when needed"
         return Place(str(folder), lambda: {path.name: path.read_bytes() for path in folder.glob("*")})
-    server = request.getfixturevalue("gcs")
-    return Place(f"gs://{server.bucket}/{tmp_path.name}/generated", lambda: _objects(server, tmp_path.name))
+    server = request.getfixturevalue(request.param)
+    scheme, objects = {"gcs": ("gs", _gcs_objects), "s3": ("s3", _s3_objects)}[request.param]
+    return Place(
+        f"{scheme}://{server.bucket}/{tmp_path.name}/generated", lambda: objects(server, tmp_path.name)
+    )
 
 
-def _objects(server, prefix):
+def _s3_objects(server, prefix):
+    bucket = client(server)
+    found = bucket.list_objects_v2(Bucket=server.bucket, Prefix=f"{prefix}/").get("Contents", [])
+    read = {each["Key"]: bucket.get_object(Bucket=server.bucket, Key=each["Key"]) for each in found}
+    return {key.removeprefix(f"{prefix}/generated/"): each["Body"].read() for key, each in read.items()}
+
+
+def _gcs_objects(server, prefix):
     from google.cloud import storage
 
     bucket = storage.Client().bucket(server.bucket)
@@ -64,8 +75,21 @@ def test_stored_object_is_there_under_its_url(place):
     """What was put can be read back whole, and the URL says where it is."""
     url = place.put("7.png", b"picture" * 1000)
     assert place.read() == {"7.png": b"picture" * 1000}
-    expected = place.url if place.url.startswith("gs://") else str(Path(place.url).absolute())
+    expected = place.url if "://" in place.url else str(Path(place.url).absolute())
     assert url == f"{expected}/7.png"
+
+
+def test_public_pictures_say_where_anybody_finds_them(place):
+    """A bucket takes ``--acl public-read`` and says an https-like URL; a folder refuses what it cannot do."""
+    public = StorageOptions(acl="public-read", public_urls=True)
+    if "://" not in place.url:
+        with pytest.raises(ConfigurationError, match="--acl and --public-urls"):
+            open_storage(place.url, public)
+        return
+    url = open_storage(place.url, public).put("7.png", b"picture", "image/png", lambda: False)
+    assert url.startswith("http")
+    assert url.endswith(place.url.partition("://")[2] + "/7.png")
+    assert place.read() == {"7.png": b"picture"}
 
 
 def test_empty_and_large_objects_pass(place):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.decoding import Decoder, to_pixels
-from text2img.engine.families import OTHER
+from text2img.engine.families import FAMILIES, OTHER
 from text2img.engine.quiet import quiet
 from text2img.errors import ErrorCode
 
@@ -18,7 +19,7 @@ def test_rounding(loaded, dtype):
     """Every value is rounded as diffusers rounds it."""
     decoded = (torch.linspace(-1.2, 1.2, 3 * 64 * 64).view(1, 3, 64, 64)).to(dtype)
     theirs = pipe_of(loaded("sd1")).image_processor.postprocess(decoded, output_type="pil")[0]
-    assert np.array_equal(to_pixels(decoded), np.asarray(theirs))
+    assert np.array_equal(to_pixels(decoded[0]).numpy(), np.asarray(theirs))
 
 
 @pytest.fixture
@@ -99,6 +100,36 @@ def test_picture_by_picture(loaded, hooked):
     hooked(pipe_of(engine).vae.decoder, lambda output: seen.append(len(output)))
     draw(engine, *(ask(seed) for seed in range(3)))
     assert seen == [1, 1, 1]
+
+
+def test_decoded_alone_or_not(loaded):
+    """Latents become the same pixels, bit by bit, whatever is decoded beside them."""
+    pipe = pipe_of(loaded("sd1"))
+    decoder = Decoder(pipe, FAMILIES["StableDiffusionPipeline"])
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    together = decoder.pictures(latents, (64, 64))
+    for one, beside in zip(latents, together, strict=True):
+        (alone,) = decoder.pictures(one[None], (64, 64))
+        assert np.array_equal(alone, beside)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of single values, each of which would make the host wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+def test_waits_do_not_grow(loaded):
+    """Nothing is read from the device picture by picture: flags and pixels come in one copy each."""
+    decoder = Decoder(pipe_of(loaded("sd1")), FAMILIES["StableDiffusionPipeline"])
+    for pictures in (1, 5):
+        with Waits() as waits:
+            decoder.pictures(torch.zeros(pictures, 4, 8, 8), (64, 64))
+        assert waits.count == 0
 
 
 def test_normalised_latents(loaded, monkeypatch):

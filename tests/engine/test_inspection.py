@@ -208,3 +208,11 @@ def test_checker_folder_missing(tiny, tmp_path):
     with pytest.raises(ModelFailed, match="safety_checker: false"):
         look(folder)
     assert look(folder, safety_checker=False).family == "sd"
+
+
+def test_the_card_tells_how_many_steps(copy):
+    """As many as the scheduler was trained with, LCM's as it was distilled from; steps beyond are refused."""
+    folder = copy("sd1")
+    edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=40)
+    card = look(folder)
+    assert (card.longest[card.scheduler], card.longest["lcm"]) == (40, 50)

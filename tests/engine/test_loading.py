@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,7 +109,9 @@ def test_other_shapes(copy, family, file):
     key = max(weights)
     weights[key] = torch.zeros(*weights[key].shape, 2)
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ModelFailed) as caught:
+    with pytest.raises(
+        ModelFailed, match=f"^the weights of the model's {path.parent.name} are not"
+    ) as caught:
         open_engine(path.parent.parent)
     assert "\n" not in str(caught.value)
 
@@ -198,3 +203,61 @@ def test_does_not_fit(copy, monkeypatch):
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", full)
     with pytest.raises(ModelFailed, match="does not fit into cpu's memory"):
         open_engine(copy("sd1"))
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.engine.conftest import open_engine
+
+def pages(name):
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(name)[2].split()[0]) * 1024
+
+torch.set_num_threads(1)
+open_engine(Path(sys.argv[1]))  # what the libraries take for themselves is there
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+before = pages("VmRSS:")
+engine = open_engine(Path(sys.argv[2]))
+print(pages("VmHWM:") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts a process's peak")
+def test_no_second_copy(tiny, tmp_path):
+    """A model of 200 MB whose files are in the dtype that is asked for is mapped and not copied: loading it
+    never holds half of its size.
+    """
+    from diffusers import UNet2DConditionModel
+
+    from tests.engine import models
+
+    with quiet():
+        pipe = models.sd1()
+        pipe.register_modules(
+            unet=UNet2DConditionModel(
+                block_out_channels=(128, 256),
+                layers_per_block=2,
+                sample_size=8,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                norm_num_groups=4,
+                cross_attention_dim=models.HIDDEN,
+                attention_head_dim=4,
+                transformer_layers_per_block=6,
+            )
+        )
+        pipe.save_pretrained(tmp_path / "large")
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    measured = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tiny("sd1")), str(tmp_path / "large")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert size > 150e6
+    assert int(measured.stdout) < size / 2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from tests.engine.conftest import ask, draw, pipe_of
+from tests.engine.conftest import ask, draw, open_engine, pipe_of
+from text2img.engine.remembered import Remembered
 from text2img.engine.text import ChunkedText
 
 LONG = "the quick brown fox, " * 20  # 340 letters, each a token
@@ -104,3 +106,76 @@ def test_weighting_syntax_is_text(loaded):
     readers = ChunkedText(pipe_of(loaded("sd1")))._readers
     assert len(set(readers[0].windows("(cat)++"))) == 1
     assert readers[0].windows("(cat)++") != readers[0].windows("cat")
+
+
+@pytest.fixture
+def forwards(tiny):
+    """An engine of the family, and how often each of its text encoders has run."""
+    hooks = []
+
+    def counted(family):
+        engine, counts = open_engine(tiny(family)), {}
+        for name, module in pipe_of(engine).components.items():
+            if name.startswith("text_encoder") and module is not None:
+                counts[name] = 0
+
+                def count(*_, name=name):
+                    counts[name] += 1
+
+                hooks.append(module.register_forward_hook(count))
+        return engine, counts
+
+    yield counted
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_equal_texts_are_read_once(forwards, family):
+    """Over a run of batches each encoder reads each text once, the negative prompt above all; the pictures
+    are, bit by bit, those of an engine that reads them for the first time.
+    """
+    engine, counts = forwards(family)
+    first = [
+        ask(seed, text, negative_prompt="blurry") for seed, text in enumerate(["a cat", "dogs", "a cat"])
+    ]
+    draw(engine, *first)
+    assert set(counts.values()) == {3}  # two prompts and a negative one
+    again = [ask(7, "birds", negative_prompt="blurry"), ask(8, "dogs", negative_prompt="blurry")]
+    remembered = draw(engine, *again)
+    assert set(counts.values()) == {4}
+    fresh = draw(forwards(family)[0], *again)
+    for one, other in zip(remembered, fresh, strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+
+
+def test_flux_reads_once(forwards):
+    """Flux, which takes no negative prompts, reads equal prompts once."""
+    engine, counts = forwards("flux")
+    draw(engine, ask(0, "a cat"), ask(1, "a cat"))
+    draw(engine, ask(2, "a cat"))
+    assert set(counts.values()) == {1}
+
+
+def numbers(rows: int) -> tuple[torch.Tensor]:
+    return (torch.zeros(rows, dtype=torch.uint8),)
+
+
+def test_remembered_within_its_room():
+    """Beyond its bytes the least recently used goes, and only what is larger than all is made each time."""
+    made = []
+
+    def ask_for(key, rows=40):
+        def make():
+            made.append(key)
+            return numbers(rows)
+
+        return known.get(key, make)
+
+    known = Remembered(100)
+    for key in ("a", "b", "a", "c", "a", "b"):  # c drops b, which was not used for longest; b drops c
+        ask_for(key)
+    assert made == ["a", "b", "c", "b"]
+    assert ask_for("large", 101)[0].nbytes == 101
+    ask_for("large", 101)
+    assert made[4:] == ["large", "large"]

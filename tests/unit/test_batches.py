@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
 from text2img.prompts.batches import Batcher
+from text2img.prompts.sizes import FixedSize
 
 
 def a_request(number: int, *, width: int = 512, deaths: int = 0, chunks: int = 1) -> Request:
@@ -26,28 +27,28 @@ def a_request(number: int, *, width: int = 512, deaths: int = 0, chunks: int = 1
 
 def test_seeds_and_negative_prompts_may_differ_within_a_batch() -> None:
     """Prompts that differ in nothing but seed, text and negative prompt go together."""
-    batcher = Batcher(4)
+    batcher = Batcher(FixedSize(4))
     batcher.add(a_request(number) for number in range(4))
     assert len(batcher.take()) == 4
 
 
 def test_sizes_and_chunks_may_not() -> None:
     """Another size or another number of chunks needs a batch of its own."""
-    batcher = Batcher(4)
+    batcher = Batcher(FixedSize(4))
     batcher.add([a_request(1), a_request(2, width=640), a_request(3, chunks=2)])
     assert [len(batcher.take()) for _ in range(4)] == [1, 1, 1, 0]
 
 
 def test_full_batches_go_first() -> None:
     """An odd one out does not keep the device half empty while a full batch is there."""
-    batcher = Batcher(2)
+    batcher = Batcher(FixedSize(2))
     batcher.add([a_request(1, width=640), a_request(2), a_request(3)])
     assert [request.parameters.seed for request in batcher.take()] == [2, 3]
 
 
 def test_nobody_is_overtaken_for_ever() -> None:
     """An odd one out goes after a few batches, though full ones keep coming."""
-    batcher = Batcher(2, patience=4)
+    batcher = Batcher(FixedSize(2), patience=4)
     batcher.add([a_request(0, width=640)])
     for turn in range(1, 6):
         batcher.add([a_request(2 * turn), a_request(2 * turn + 1)])
@@ -59,7 +60,7 @@ def test_nobody_is_overtaken_for_ever() -> None:
 
 def test_who_killed_two_workers_goes_alone() -> None:
     """A prompt with two deaths takes no neighbour with it."""
-    batcher = Batcher(4)
+    batcher = Batcher(FixedSize(4))
     batcher.add([a_request(1), a_request(2, deaths=2), a_request(3), a_request(4, deaths=2)])
     sizes = sorted(len(batcher.take()) for _ in range(3))
     assert sizes == [1, 1, 2]
@@ -70,7 +71,7 @@ def test_who_killed_two_workers_goes_alone() -> None:
 )
 def test_every_request_goes_exactly_once(shapes: list[tuple[int, int]], size: int) -> None:
     """Whatever comes in whatever order: all leave once, in batches of one shape and no more than ``size``."""
-    batcher = Batcher(size)
+    batcher = Batcher(FixedSize(size))
     batcher.add(a_request(n, width=width, chunks=chunks) for n, (width, chunks) in enumerate(shapes))
     seen: list[int] = []
     while batch := batcher.take():

@@ -289,12 +289,15 @@ def test_nothing_secret_is_shown_by_repr():
 # For doctor
 
 
-def test_ping_takes_any_answer_for_life(httpserver):
-    """HEAD with the token, no results sent; even 405 says that somebody is there."""
-    httpserver.expect_request("/hook", method="HEAD").respond_with_data("", status=405)
+@pytest.mark.parametrize(
+    ("status", "result"), [(405, Result.TOLD), (501, Result.TOLD), (500, Result.LATER), (503, Result.LATER)]
+)
+def test_ping_takes_any_answer_for_life(httpserver, status, result):
+    """HEAD with the token, no results sent; 405 and 501, of who knows no HEAD, say somebody is there."""
+    httpserver.expect_request("/hook", method="HEAD").respond_with_data("", status=status)
     verdict = receiver(httpserver, token="t", secret=SECRET).ping()
-    assert verdict.result is Result.TOLD
-    assert "405" in verdict.detail
+    assert verdict.result is result
+    assert str(status) in verdict.detail
     assert [request.method for request, _ in httpserver.log] == ["HEAD"]
 
 

@@ -44,6 +44,14 @@ def test_picture_in_a_folder_has_no_gcs_url():
     assert (result["image_url"], result["gcs_url"]) == ("/pictures/1.png", None)
 
 
+def test_public_picture_has_both_urls():
+    """The receiver gets the URL that anybody may follow, and where the picture is on Cloud Storage."""
+    public = "https://storage.googleapis.com/b/a%20b.png"
+    open_to_all = Untold(id=PromptId("int", "1"), text="x", image_url=public, seed=0)
+    [result] = json.loads(compose("r", "running", [open_to_all], final=False))["results"]
+    assert (result["image_url"], result["gcs_url"]) == (public, "gs://b/a b.png")
+
+
 @pytest.mark.parametrize(
     "text", ["half a pair \ud800", "日の出 🌅", 'quote " \\ \0 \n', float("nan"), 7, ["x"]]
 )

@@ -19,10 +19,38 @@ def test_a_long_wrong_value_is_shortened():
     assert "\n" not in str(caught.value)
 
 
+def test_a_configuration_may_sign_and_choose_the_format():
+    """Signature and format are a configuration's to wish, and are checked as a prompt's are."""
+    style = {"artist_name": "Studio 9", "signature_opacity": 90, "image_format": "webp", "image_quality": 80}
+    wishes = configuration_of(_ID, style).wishes
+    assert {name: getattr(wishes, name) for name in style} == style
+    for wrong in (
+        {"image_format": "gif"},
+        {"image_quality": 0},
+        {"signature_position": "top"},
+        {"artist_name": "a\nb"},
+    ):
+        with pytest.raises(ConfigurationError, match=f": {next(iter(wrong))} "):
+            configuration_of(_ID, wrong)
+
+
 def test_nulls_in_a_configuration_ask_for_nothing():
     """A null is as good as an absent field."""
     configuration = configuration_of(_ID, {"_id": 1, "model_path": None, "safety_checker": None})
     assert (configuration.model_path, configuration.safety_checker) == (None, True)
+
+
+def test_approximations_of_a_configuration():
+    """Both are read, 0 stands for none, and a cache that is no whole number is refused by its name."""
+    configuration = configuration_of(_ID, {"feature_cache": 3.0, "autoencoder": "owner/tiny"})
+    assert (configuration.feature_cache, configuration.autoencoder) == (3, "owner/tiny")
+    assert configuration_of(_ID, {"feature_cache": 0}).feature_cache == 0
+    assert configuration_of(_ID, {}).feature_cache is None
+    for wrong in (-1, 2.5, "3", 1001, True):
+        with pytest.raises(ConfigurationError, match="feature_cache must be"):
+            configuration_of(_ID, {"feature_cache": wrong})
+    with pytest.raises(ConfigurationError, match="autoencoder must be text"):
+        configuration_of(_ID, {"autoencoder": 3})
 
 
 def test_a_missing_configuration_is_named():

@@ -119,6 +119,11 @@ def test_a_result_is_as_documented():
         "claim_number": 3,
     }
     assert result_of(_completed("s3://b/1.png"), "r")["gcs_url"] is None
+    public = "https://storage.googleapis.com/b/1.png"
+    assert [result_of(_completed(public), "r")[name] for name in ("image_url", "gcs_url")] == [
+        public,
+        "gs://b/1.png",
+    ]
 
 
 def test_each_outcome_changes_the_document_as_documented():

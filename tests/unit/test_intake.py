@@ -33,6 +33,16 @@ def test_csv_reads_numbers_where_they_belong(tmp_path) -> None:
     assert (cat.wishes.width, cat.wishes.guidance_scale, cat.wishes.seed) == (640, 4.5, None)
 
 
+def test_csv_leaves_a_name_a_name(tmp_path) -> None:
+    """An artist called 007 is no number; opacity and quality are."""
+    (tmp_path / "a.csv").write_text(
+        "text,artist_name,signature_opacity,image_format,image_quality\na cat,007,90,webp,80\n"
+    )
+    (cat,) = read_prompts(str(tmp_path / "a.csv"))
+    assert (cat.wishes.artist_name, cat.wishes.image_format) == ("007", "webp")
+    assert (cat.wishes.signature_opacity, cat.wishes.image_quality) == (90, 80)
+
+
 def test_text_is_a_prompt_a_line(tmp_path) -> None:
     """Plain text holds a prompt a line; empty lines and comments are none, repeated lines are one."""
     (tmp_path / "a.txt").write_text("\ufeffa cat\r\n\n# a comment\na dog\na cat\n")

@@ -82,3 +82,44 @@ def test_a_database_that_is_away_for_a_moment_is_asked_again():
     with Leases(Flaky(), 0.05, lambda: None) as leases:
         leases.hold([Claim(PromptId("int", "1"), "w1", 1)])
         assert extended.wait(PATIENCE)
+
+
+def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, caplog):
+    """Neither an extension nor a release that never comes back is waited for, and the log says so."""
+    monkeypatch.setattr("text2img.leases._LAST_TURN", 0.1)
+    monkeypatch.setattr("text2img.leases._GIVING_BACK", 0.1)
+    asked, end, left = threading.Event(), threading.Event(), threading.Event()
+
+    class Silent:
+        def extend(self, claims, seconds):
+            asked.set()
+            end.wait(PATIENCE)
+            return []
+
+        def release(self, claims):
+            end.wait(PATIENCE)
+
+    def work():
+        with Leases(Silent(), 0.05, lambda: None) as held:
+            held.hold([Claim(PromptId("int", "1"), "w1", 1)])
+            assert asked.wait(PATIENCE)
+        left.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert left.wait(PATIENCE / 2)
+    end.set()
+    assert "1 prompts could not be released" in caplog.text
+
+
+def test_a_beat_that_fails_costs_no_claim(database):
+    """Whatever goes wrong in saying that the run is alive: the leases are extended all the same."""
+    beats = Beats()
+
+    def beat():
+        beats()
+        raise RuntimeError("a library that is not all there yet")
+
+    with Leases(database, LEASE, beat) as leases:
+        leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
+        beats.wait_for(7)
+        assert database.claim("w2", 2, 60, Selection()) == []

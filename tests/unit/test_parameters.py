@@ -53,6 +53,21 @@ def test_a_zero_is_a_wish() -> None:
         ("scheduler", 3),
         ("negative_prompt", 5),
         ("negative_prompt", "a\0b"),
+        ("artist_name", 7),
+        ("artist_name", "Ana\nDíaz"),
+        ("artist_name", "Ana\u202eDíaz"),
+        ("artist_name", "half \ud800"),
+        ("artist_name", "x" * 201),
+        ("signature_position", "top-left"),
+        ("signature_position", 1),
+        ("signature_opacity", -1),
+        ("signature_opacity", 256),
+        ("signature_opacity", "128"),
+        ("image_format", "jpg"),
+        ("image_format", "PNG"),
+        ("image_quality", 0),
+        ("image_quality", 101),
+        ("image_quality", 94.5),
     ],
 )
 def test_a_bad_parameter_is_refused_by_name(field: str, value: object) -> None:
@@ -60,6 +75,31 @@ def test_a_bad_parameter_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(PromptFailed, match=f"^{field} ") as refused:
         settle((Wishes(**{field: value}), COMPLETE), seed=0)
     assert refused.value.code is ErrorCode.INVALID_PARAMETERS
+
+
+@pytest.mark.parametrize(("name", "most"), [("artist_name", "200"), ("negative_prompt", "20,000")])
+def test_a_text_that_is_too_long_says_both_lengths(name, most):
+    """The sentence has the length that is allowed and the one that came."""
+    length = int(most.replace(",", "")) + 1
+    with pytest.raises(PromptFailed) as caught:
+        settle((Wishes(**{name: "a" * length}), COMPLETE), seed=0)
+    assert str(caught.value) == f"{name} must not be longer than {most} characters; it has {length:,}"
+
+
+def test_a_blank_name_is_no_signature() -> None:
+    """A prompt's blank name beats the run's; without a name nothing is said of how it would be drawn."""
+    run = Wishes(artist_name="Studio", signature_opacity=200, signature_position="bottom-left")
+    signed = settle((Wishes(), run, COMPLETE), seed=0)
+    assert (signed.artist_name, signed.signature_opacity) == ("Studio", 200)
+    for blank in ("", "  "):
+        plain = settle((Wishes(artist_name=blank), run, COMPLETE), seed=0)
+        assert plain == settle((COMPLETE,), seed=0)
+
+
+def test_a_name_may_hold_what_scripts_need() -> None:
+    """Joiners and direction marks pass, blanks around the name do not count."""
+    settled = settle((Wishes(artist_name=" علی‌رضا\u200f "), COMPLETE), seed=0)
+    assert settled.artist_name == "علی‌رضا\u200f"
 
 
 def test_whole_doubles_are_whole_numbers() -> None:

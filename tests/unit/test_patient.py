@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from text2img.databases.patient import patient
@@ -35,6 +37,22 @@ def test_patience_ends() -> None:
     """A database that stays away fails the call, with its own sentence."""
     with pytest.raises(DatabaseFailed, match="nobody answers"):
         patient(Away(1), 0, lambda _: None).pending("spring")
+
+
+def test_patience_ends_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one call has given up, the next does not wait anew; should the database be back, it is asked."""
+    waits = [0.0]
+    monkeypatch.setattr("text2img.databases.patient.time", SimpleNamespace(monotonic=lambda: sum(waits)))
+    away = Away(100)
+    database = patient(away, 60, waits.append)
+    with pytest.raises(DatabaseFailed):
+        database.pending("spring")
+    waited = len(waits)
+    with pytest.raises(DatabaseFailed):
+        database.pending("spring")
+    assert waited == len(waits) > 10
+    away.left = 0
+    assert database.pending("spring") == ("spring", False)
 
 
 def test_a_stop_ends_the_waiting() -> None:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from text2img.errors import Stopped, StorageFailed
-from text2img.stages import Ahead, Stage, Stop, Stopwatch
+from text2img.stages import Ahead, Gather, Stage, Stop, Stopwatch
 
 PATIENCE = 10  # seconds until a test gives up
 
@@ -113,3 +113,106 @@ def test_the_stopwatch_adds_up_by_stage() -> None:
         pass
     assert set(watch.seconds()) == {"upload", "encode"}
     assert watch.seconds()["upload"] >= watch.seconds()["encode"] >= 0
+
+
+def test_what_gathers_is_worked_on_together() -> None:
+    """While the work goes on, more gathers, and is then taken all at once; nothing is left behind."""
+    first_is_in, may_end, done = threading.Event(), threading.Event(), []
+
+    def work(items: list[int]) -> None:
+        done.append(items)
+        first_is_in.set()
+        may_end.wait(PATIENCE)
+
+    with Gather(work, threads=1, enough=lambda: 3, patience=PATIENCE) as gather:
+        gather.put([1, 2, 3])
+        assert first_is_in.wait(PATIENCE)
+        gather.put([4])
+        gather.put([5, 6])
+        may_end.set()
+    assert done == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_too_few_are_worked_on_when_the_first_has_waited_long_enough() -> None:
+    """A single item does not wait for company for ever."""
+    worked = threading.Event()
+    with Gather(lambda _: worked.set(), threads=1, enough=lambda: 10, patience=0.05) as gather:
+        gather.put([1])
+        assert worked.wait(PATIENCE)
+
+
+def test_leaving_works_on_what_has_gathered() -> None:
+    """Also when the block failed, what is too few is worked on at once."""
+    done: list[int] = []
+    with (
+        pytest.raises(Stopped),
+        Gather(done.extend, threads=1, enough=lambda: 10, patience=10 * PATIENCE) as gather,
+    ):
+        gather.put([1, 2])
+        raise Stopped(15)
+    assert done == [1, 2]
+
+
+def test_gathering_is_bounded() -> None:
+    """With enough waiting already, whoever puts more waits until they are taken."""
+    taken, may_end, third_is_in = threading.Event(), threading.Event(), threading.Event()
+
+    def work(items: list[int]) -> None:
+        taken.set()
+        may_end.wait(PATIENCE)
+
+    def put(gather: Gather[int]) -> None:
+        gather.put([3])
+        third_is_in.set()
+
+    with Gather(work, threads=1, enough=lambda: 1, patience=0) as gather:
+        gather.put([1])
+        assert taken.wait(PATIENCE)
+        gather.put([2])
+        threading.Thread(target=put, args=(gather,)).start()
+        assert not third_is_in.wait(0.2)
+        may_end.set()
+        assert third_is_in.wait(PATIENCE)
+
+
+def test_one_that_hangs_does_not_hold_up_the_others() -> None:
+    """With two threads, what gathers while one of them is stuck is worked on by the other."""
+    may_end, both, done = threading.Event(), threading.Event(), []
+
+    def work(items: list[int]) -> None:
+        if items == [1]:
+            may_end.wait(PATIENCE)
+        done.extend(items)
+        if len(done) == 2:
+            both.set()
+
+    with Gather(work, threads=2, enough=lambda: 1, patience=0) as gather:
+        for number in (1, 2, 3):
+            gather.put([number])
+        assert both.wait(PATIENCE)
+        assert done == [2, 3]
+        may_end.set()
+    assert done == [2, 3, 1]
+
+
+def test_a_failure_of_what_gathers_reaches_who_puts_next() -> None:
+    """It is raised by a later put, or on leaving, as the exception that it was."""
+    failure = StorageFailed("no database")
+
+    def work(items: list[int]) -> None:
+        raise failure
+
+    with (
+        pytest.raises(StorageFailed) as raised,
+        Gather(work, threads=1, enough=lambda: 1, patience=0) as gather,
+    ):
+        for number in range(1000):
+            gather.put([number])
+    assert raised.value is failure
+
+
+def test_the_stopwatch_tells_how_long_items_take_to_come() -> None:
+    """All items come through, and the time that they took stands under the stage's name."""
+    watch = Stopwatch()
+    assert list(watch.each("wait", iter([1, 2, 3]))) == [1, 2, 3]
+    assert set(watch.seconds()) == {"wait"}

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from tests.painter import Bench, Painter
 from text2img.databases import Selection
-from text2img.errors import ErrorCode, PromptFailed, Stopped, StorageFailed
+from text2img.engine import Picture
+from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed
+from text2img.leases import Leases
+
+PATIENCE = 20  # seconds until a test gives up
 
 
 @pytest.fixture
@@ -122,6 +133,33 @@ def test_a_stop_keeps_what_is_finished_and_gives_back_the_rest(bench):
     assert {prompt.attempts for prompt in bench.database.peek(10, Selection())} == {0}
 
 
+def test_a_stop_ends_the_wait_for_a_retry(bench, caplog):
+    """Stopped while it waits to try a prompt again, a run ends at once; the prompt is pending, for later."""
+    failed = PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
+    painter = Painter(lambda request: failed if request.parameters.seed == 5 else None)
+    waits = threading.Event()
+
+    class Waiting(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("waiting"):
+                waits.set()
+
+    def ask():
+        assert waits.wait(60)
+        bench.stop.set(15)
+
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("text2img.worker").addHandler(handler := Waiting())
+        asker = threading.Thread(target=ask)
+        asker.start()
+        with pytest.raises(Stopped):
+            bench.work(painter, max_attempts=9)
+        asker.join()
+        logging.getLogger("text2img.worker").removeHandler(handler)
+    assert bench.counts == (1, 0, 9, 0)
+    assert sum("5" in batch for batch in painter.batches) == 1
+
+
 def test_a_worker_that_lost_its_claims_records_nothing(bench):
     """A prompt that another worker claimed meanwhile is left to that one."""
 
@@ -152,6 +190,24 @@ def test_a_limit_is_kept(bench):
     assert bench.counts == (4, 0, 6, 0)
 
 
+def test_a_limit_is_kept_though_prompts_are_tried_again(bench):
+    """The place of a prompt that was put back goes to no other while the run still claims: of ten prompts
+    eight are ever touched, and all eight complete.
+    """
+
+    def fault(request):
+        if request.parameters.seed == 1 and not request.prompt.attempts:
+            return PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
+        if request.parameters.seed == 3:  # others are still to be claimed
+            _until(lambda: bench.tally.postponed)
+        return None
+
+    painter = Painter(fault)
+    bench.work(painter, limit=8, batch_size=1)
+    assert bench.counts == (2, 0, 8, 0)
+    assert {prompt for batch in painter.batches for prompt in batch} == set("01234567")
+
+
 def test_a_prompt_that_kills_its_workers_is_abandoned(tmp_path):
     """A prompt that was on the device when five workers died is given up without another try."""
     bench, selection = Bench(tmp_path, 1), Selection()
@@ -164,3 +220,194 @@ def test_a_prompt_that_kills_its_workers_is_abandoned(tmp_path):
     assert bench.database.counts(selection).errors == {"abandoned": 1}
     assert painter.batches == []
     bench.database.close()
+
+
+@pytest.mark.parametrize("work", ["warm", "generate"])
+def test_a_prompt_that_kills_at_once_is_blamed_where_it_comes_first(bench, work):
+    """When a run's first batch reaches the device, or is compiled for, it is written down already."""
+    dead = []
+
+    def killed(batch, _):
+        claims = [request.prompt.claim for request in batch]
+        bench.database.extend(claims, 0)  # as if the worker had died and its lease had run out
+        again = bench.database.claim("next", 10, 60, Selection())
+        dead.extend(prompt for prompt in again if prompt.id in {claim.id for claim in claims})
+        raise DeviceFailed("killed")
+
+    painter = Painter()
+    setattr(painter, work, killed)
+    with pytest.raises(DeviceFailed):
+        bench.work(painter)
+    assert [prompt.deaths for prompt in dead] == [1] * 4
+
+
+def test_the_first_prompts_are_claimed_while_the_model_loads(bench):
+    """The model is ready only after a claim: had the claim waited for it, the run would never begin."""
+    painter = Painter()
+    painter.load = lambda: _until(lambda: bench.counts[1] > 0)
+    bench.work(painter)
+    assert bench.counts == (0, 0, 10, 0)
+
+
+def test_a_model_that_cannot_be_loaded_costs_the_claimed_nothing(bench):
+    """Should loading fail after the first claim, all is pending at once, with no attempt and no death."""
+
+    def load():
+        _until(lambda: bench.counts[1] > 0)
+        raise ModelFailed("the weights are torn")
+
+    painter = Painter()
+    painter.load = load
+    with pytest.raises(ModelFailed, match="torn"):
+        bench.work(painter)
+    assert (bench.counts, painter.batches) == ((10, 0, 0, 0), [])
+    assert {(prompt.attempts, prompt.deaths) for prompt in bench.database.peek(10, Selection())} == {(0, 0)}
+
+
+def test_a_stop_while_the_model_loads_gives_everything_back(bench):
+    """Asked to end meanwhile, the run makes nothing once the model is there, and releases what it claimed."""
+
+    def load():
+        _until(lambda: bench.counts[1] > 0)
+        bench.stop.set(15)
+
+    painter = Painter()
+    painter.load = load
+    with pytest.raises(Stopped):
+        bench.work(painter)
+    assert (bench.counts, painter.batches) == ((10, 0, 0, 0), [])
+
+
+def test_claims_are_kept_alive_while_the_model_loads(bench):
+    """A model that takes longer than the lease loses no prompt to another worker, and the run stays alive."""
+    beats = threading.Semaphore(0)
+
+    def load():
+        _until(lambda: bench.counts[1] > 0)
+        for _ in range(6):  # of a third of a lease each
+            assert beats.acquire(timeout=PATIENCE)
+        assert len(bench.database.claim("w2", 10, 60, Selection())) == 6
+
+    painter = Painter()
+    painter.load = load
+    bench.leases = lambda: Leases(bench.database, 0.6, beats.release)
+    bench.work(painter)
+    assert bench.counts == (0, 6, 4, 0)
+
+
+def test_the_engine_may_warm_up_before_each_batch(bench):
+    """It is told what comes next and how many prompts are left, outside the device's watch."""
+    asked: list[tuple[int, int]] = []
+    painter = Painter()
+    painter.warm = lambda batch, left: asked.append((len(batch), left))
+    bench.work(painter)
+    assert asked == [(4, 10), (4, 6), (2, 2)]
+
+
+def test_small_batches_are_written_down_together(bench):
+    """Batches of one are recorded several at a time, and every prompt still gets its outcome."""
+    kept, sizes = bench.database.record, []
+
+    def record(outcomes, run_id, *, tell):
+        sizes.append(len(outcomes))
+        return kept(outcomes, run_id, tell=tell)
+
+    bench.database.record = record
+    with sqlite3.connect(bench.file) as rows:
+        rows.execute("UPDATE datasets SET num_inference_steps = _id + 1")
+    bench.work(Painter())
+    assert bench.counts == (0, 0, 10, 0)
+    assert (sum(sizes), max(sizes) >= 4) == (10, True)
+    assert len(sizes) < 10
+
+
+def test_a_long_run_keeps_no_thread_and_no_connection_for_each_batch(tmp_path):
+    """After 200 batches there are about as many open files and threads as after 20."""
+    bench, painter, seen = Bench(tmp_path, 200), Painter(), []
+    painter.warm = lambda batch, left: seen.append(
+        (len(list(Path("/dev/fd").iterdir())), threading.active_count())
+    )
+    bench.work(painter, batch_size=1)
+    bench.database.close()
+    (files, threads), (later_files, later_threads) = seen[20], seen[-1]
+    assert later_files <= files + 20  # uploads open files as they come and go
+    assert later_threads <= threads + 20
+
+
+def test_all_goes_on_while_the_device_works(bench):
+    """While a batch is on the device, the one before is stored and recorded, the one after is claimed: each
+    batch here stays there until both have happened.
+    """
+
+    def fault(request):
+        made = sum(map(len, painter.batches)) - len(painter.batches[-1])
+        _until(lambda: bench.counts[2] >= made and bench.counts[1] >= min(8, 10 - made))
+
+    painter = Painter(fault)
+    bench.work(painter)
+    assert bench.counts == (0, 0, 10, 0)
+
+
+def test_a_storage_that_hangs_stops_the_device_in_the_end(tmp_path):
+    """With no upload coming to an end, four batches are made, six are claimed at the most, and no more."""
+    bench, end = Bench(tmp_path, 100), threading.Event()
+    kept = bench.storage
+
+    class Hanging:
+        def put(self, *arguments):
+            end.wait(PATIENCE)
+            return kept.put(*arguments)
+
+    bench.storage, painter = Hanging(), Painter()
+    work = threading.Thread(target=bench.work, args=(painter,), kwargs={"waiting": 0})
+    work.start()
+    _until(lambda: len(painter.batches) == 4)
+    _until(lambda: bench.counts[1] >= 20)
+    work.join(0.3)
+    assert (len(painter.batches), bench.counts[1] <= 24, bench.counts[2]) == (4, True, 0)
+    end.set()
+    work.join(PATIENCE)
+    assert bench.counts == (0, 0, 100, 0)
+    bench.database.close()
+
+
+def test_few_pictures_are_encoded_at_once(tmp_path):
+    """Of sixteen that could be uploaded at once four are encoded at a time: the device needs the cores."""
+    bench, pixels = Bench(tmp_path, 16), Watched.black()
+
+    class Watching(Painter):
+        def _paint(self, request):
+            return Picture(pixels=pixels, scheduler="none")
+
+    bench.work(Watching(), batch_size=16)
+    assert bench.counts == (0, 0, 16, 0)
+    assert 1 < pixels.most <= 4
+    bench.database.close()
+
+
+class Watched(np.ndarray):
+    """Pixels that know by how many threads they are read at once."""
+
+    @classmethod
+    def black(cls):
+        pixels = np.zeros((64, 64, 3), np.uint8).view(cls)
+        pixels.most, pixels.now, pixels.lock = 0, 0, threading.Lock()
+        return pixels
+
+    @property
+    def __array_interface__(self):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        threading.Event().wait(0.1)  # time for others to come in
+        with self.lock:
+            self.now -= 1
+        return super().__array_interface__
+
+
+def _until(condition):
+    """Wait until it holds."""
+    pause, until = threading.Event(), time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until
+        pause.wait(0.01)

@@ -6,6 +6,8 @@ import json
 import secrets
 from typing import TYPE_CHECKING
 
+from text2img.prompts.places import gcs_url
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -57,7 +59,7 @@ def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
         "record_id": str(outcome.id),  # a result is known by its prompt's id
         "prompt": _text(outcome.text, longest),
         "image_url": url,
-        "gcs_url": url if url is not None and url.startswith("gs://") else None,
+        "gcs_url": gcs_url(url),
         "seed": outcome.seed,
     }
 

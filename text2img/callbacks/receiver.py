@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -84,15 +85,16 @@ class Receiver:
         """Whether somebody answers there, for ``doctor``: TOLD, or LATER with the reason.
 
         Sends HEAD, which no receiver may take for a result (RFC 9110, 9.2.1), by the way that a POST takes:
-        the same name lookup, proxy, certificate check and token. Any answer below 500 will do, since few
-        receivers know HEAD; so a wrong token or path is not found out.
+        the same name lookup, proxy, certificate check and token. Any answer below 500 will do, and 501, since
+        few receivers know HEAD; so a wrong token or path is not found out.
         """
         try:
             status, _ = within(self.timeout + 1, lambda: self._request("HEAD", None))
         except Exception as exc:  # noqa: BLE001 - as above
             return Verdict(Result.LATER, self._fault(exc))
         detail = f"{self.shown} answers ({status} to HEAD)"
-        return Verdict(Result.TOLD if status < 500 else Result.LATER, detail)
+        answers = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
+        return Verdict(Result.TOLD if answers else Result.LATER, detail)
 
     def _request(self, method: str, notice: Notice | None) -> tuple[int, str | None]:
         """The answer's status and its Retry-After."""

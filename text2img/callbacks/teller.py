@@ -57,10 +57,12 @@ class Teller:
         self._thread.join(patience)
         gather(self._database, self._run_id, status, final=True)
 
-    def finish(self, patience: float) -> None:
-        """Tell what is left, for at most ``patience`` seconds; what remains is the next run's to tell."""
+    def finish(self, patience: float, stop: threading.Event) -> None:
+        """Tell what is left, for at most ``patience`` seconds or until ``stop`` is set; what remains is the
+        next run's to tell.
+        """
         if self._receiver is not None:
-            deliver(self._database, self._receiver, self._worker, patience, threading.Event())
+            deliver(self._database, self._receiver, self._worker, patience, stop)
 
     def _gather_some(self) -> None:
         gathered = gather(self._database, self._run_id, "running", final=False)

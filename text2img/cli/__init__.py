@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from text2img import __version__
 from text2img.errors import ConfigurationError, Text2ImgError
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from text2img.settings import Option
 
-_EVERYTHING = ("database", "output", "callback", "selection", "model", "generation", "run", "logging")
+_EVERYTHING = (
+    *("database", "output", "callback", "selection", "model", "generation", "picture", "run", "logging"),
+)
 _QUEUE = ("database", "logging")
 
 
@@ -81,20 +84,34 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _unread() -> bool:
+    """Whether our output has no reader any more; else a connection of the command's own broke."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Read the settings, set up logging, and let the command work; its failures end in one masked line."""
-    from text2img import settings as options
-    from text2img.logs import Mask, report_failure, set_up
+    from text2img.environment import load
 
     command = COMMANDS[arguments.command]
-    names = {option.name for option in options.options()}
+    names = {option.name for option in _options(command.groups)}
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    settings = options.load(flags, environment=command.environment)
+    settings = load(flags, environment=command.environment)
+    from text2img.guard import leaving
+    from text2img.logs import Mask, report_failure, set_up
+
     mask = Mask(settings.secrets)
     progress = set_up(settings, mask)
     try:
-        module = import_module(f"text2img.cli.{command.module}")
-        status: int = module.main(settings, arguments, progress)
+        with leaving():
+            module = import_module(f"text2img.cli.{command.module}")
+            status: int = module.main(settings, arguments, progress)
+    except BrokenPipeError as exc:
+        if _unread():
+            raise
+        return report_failure(exc)
     except Exception as exc:  # noqa: BLE001 - whatever it is ends in one line and the right status
         return report_failure(exc)
     return status
@@ -143,7 +160,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="text2img",
         usage="text2img [COMMAND] [flags]",
-        description="Prompts from a database → pictures by diffusers → PNGs in a bucket or a folder.",
+        description="Prompts from a database → pictures by diffusers → pictures in a bucket or a folder.",
         epilog="commands (run, where none is given):\n" + "\n".join(lines) + "\n\n"
         "text2img COMMAND --help lists a command's flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -171,13 +188,19 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--fresh", action="store_true", help="remove the last demo's folder first")
     if name == "enqueue":
         parser.add_argument("file", metavar="FILE", help="the prompts; - is standard input")
+    if name == "status":
+        parser.add_argument(
+            "--plot", metavar="RUN", help="plot where a run's time went; last: the latest one"
+        )
+        parser.add_argument("--plot-file", metavar="FILE", help="draw that plot into a PNG")
     if name == "retry":
         parser.add_argument("--error-code", help="only prompts that failed with this code")
     group = parser.add_argument_group
     sections = {section: group(section) for section in command.groups}
     for option in _options(command.groups):
         text = f"{option.meaning} [{option.variable}; default: {option.default_shown}]".replace("%", "%%")
-        sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text)
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if option.switch else {}
+        sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text, **alone)
     return parser
 
 

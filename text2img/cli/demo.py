@@ -57,7 +57,7 @@ def _settings(settings: Settings, folder: Path) -> Settings:
         model_id=settings.model_id or str(MODEL),
         num_inference_steps=20,
         guidance_scale=3,  # as its training was judged
-        batch_size=4,
+        batch_size="4",
     )
 
 

@@ -33,9 +33,7 @@ class _Doctor:
 
     def storage(self) -> str:
         """Write an object and delete it again."""
-        from text2img.storage import open_storage
-
-        open_storage(self._settings.output_url).try_write()
+        parts.storage(self._settings).try_write()
         return f"{self._settings.output_url} can be written"
 
     def device(self) -> str:
@@ -62,12 +60,22 @@ class _Doctor:
             raise RunFailed(verdict.detail)
         return verdict.detail
 
+    def signature(self) -> str:
+        """Read the font that signs, and look for what it takes to draw every name with it."""
+        from text2img.images.signature import Signer
+
+        font = Signer(self._settings.signature_font).font
+        lacks = "" if font.shaping else "; without libfribidi no name right to left, joined or with marks"
+        return f"{font.name} holds {font.size:,} characters{lacks}"
+
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print a line for each trial; the exit status is that of the first that failed."""
     del arguments, progress
     doctor = _Doctor(settings)
-    trials = (doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback)
+    trials = [doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback]
+    if settings.signature_font or settings.artist_name:
+        trials.append(doctor.signature)
     statuses = [_try(trial, settings) for trial in trials]
     return next((status for status in statuses if status), 0)
 

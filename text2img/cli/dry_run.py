@@ -9,6 +9,7 @@ from text2img.cli import parts
 from text2img.errors import PromptFailed
 from text2img.prompts import Wishes, request
 from text2img.prompts.batches import Batcher
+from text2img.prompts.sizes import FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
 
 _SHOWN = 1_000
-_OWN_SIZE = Wishes(width=64, height=64)  # a stand-in: which size it is, only the model knows
+_OWN_SIZE = Wishes(width=4096, height=4096)
+"""A stand-in: which size it is, only the model knows. On the largest no signature is too long."""
 
 
 def show(settings: Settings) -> int:
@@ -29,10 +31,12 @@ def show(settings: Settings) -> int:
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     total = min(waiting, settings.limit or waiting)
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
-    batcher = Batcher(settings.batch_size)
+    batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
     for prompt in prompts:
         try:
-            batcher.add([request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))])
+            asked = request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))
+            encoder.check(asked.parameters)
+            batcher.add([asked])
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")
     _print_batches(batcher)

@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
+from text2img.storage import ImageStorage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
     from text2img.callbacks import Receiver
     from text2img.callbacks.teller import Teller
     from text2img.engine import Engine
+    from text2img.images import Encoder
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
 
@@ -28,6 +30,14 @@ def database(settings: Settings, *, create: bool = True) -> Database:
         callbacks=settings.callbacks_collection,
     )
     return open_database(settings.database_url, collections, create=create)
+
+
+def storage(settings: Settings) -> ImageStorage:
+    """Where pictures go. Touches no network yet."""
+    options = StorageOptions(
+        acl=settings.acl, public_urls=settings.public_urls, s3_endpoint=settings.s3_endpoint
+    )
+    return open_storage(settings.output_url, options)
 
 
 def selection(settings: Settings) -> Selection:
@@ -59,19 +69,30 @@ def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engi
     from text2img.settings import DEFAULT_MODEL
 
     configuration = configuration or ModelConfiguration()
-    own = (
-        settings.model_id is None
-    )  # another model than the configuration's has neither its revision nor variant
+    # Another model than the configuration's has none of its revision, variant and approximations.
+    ours = configuration if settings.model_id is None else ModelConfiguration()
+    every = ours.feature_cache if settings.feature_cache is None else settings.feature_cache
     return DiffusersEngine(
         EngineOptions(
             model=settings.model_id or configuration.model_path or DEFAULT_MODEL,
-            revision=settings.model_revision or (configuration.revision if own else None),
-            variant=configuration.variant if own else None,
+            revision=settings.model_revision or ours.revision,
+            variant=ours.variant,
             device=settings.device,
             dtype=settings.dtype,
             safety_checker=configuration.safety_checker,
+            compile=settings.compile,
+            compile_cache=settings.compile_cache,
+            feature_cache=every or 0,
+            autoencoder=settings.autoencoder or ours.autoencoder,
         )
     )
+
+
+def encoder(settings: Settings) -> Encoder:
+    """What signs pictures and writes their files."""
+    from text2img.images import Encoder
+
+    return Encoder(settings.signature_font)
 
 
 def run_id() -> str:

@@ -19,7 +19,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     """Put them back; the exit status."""
     del progress
     code = _code(arguments.error_code)
-    with closing(parts.database(settings)) as database:
+    with closing(parts.database(settings, create=False)) as database:  # a file that is not there is a slip
+        database.open()
         again = database.retry(code, parts.selection(settings))
     print(f"put {again} failed prompts back to pending")
     return 0

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import socket
+import threading
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING
 
 from text2img import __version__
 from text2img.cli import parts
+from text2img.cli.last_line import last_line, remaining
 from text2img.databases import Run
 from text2img.databases.patient import patient
 from text2img.deadline import within
 from text2img.engine.devices import check_device
-from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, Stopped
+from text2img.engine.fitting import check_fits
+from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, RunFailed, Stopped
 from text2img.guard import Guard, stopping
 from text2img.leases import Leases
-from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
+from text2img.prompts import Wishes
+from text2img.prompts.parameters import settle
 from text2img.settings import DEFAULTS
 from text2img.stages import Stopwatch
-from text2img.storage import open_storage
 from text2img.tally import Tally
 from text2img.worker import Parts, Plan, Worker
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from text2img.databases import Database
     from text2img.engine import Engine, ModelCard
+    from text2img.images import Encoder
     from text2img.progress import Progress
     from text2img.settings import Settings
     from text2img.stages import Stop
@@ -41,12 +45,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("text2img.run")
 
+_LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write that down and tell of it
+
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Do the job; the exit status."""
     _ = settings.database_url
-    storage = open_storage(settings.output_url)
+    storage = parts.storage(settings)
     parts.receiver(settings)
+    parts.encoder(settings)
     if arguments.dry_run:
         from text2img.cli.dry_run import show
 
@@ -59,8 +66,12 @@ def work(settings: Settings, storage: ImageStorage, progress: Progress) -> int:
     """Run the job on these parts and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
         job = Job(settings, database, storage, stop)
-        with Guard(stop, settings.stall_timeout, job.give_up) as guard:
-            job.run(progress, guard)
+        try:
+            with Guard(stop, settings.stall_timeout, job.give_up) as guard:
+                job.run(progress, guard)
+        except (Stopped, RunFailed):
+            job.conclude(1)
+            raise
         print(job.summary())
     return 3 if job.tally.failed else 0
 
@@ -79,6 +90,7 @@ class Job:
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self._seconds = Stopwatch()
         self._engine: Engine | None = None
+        self._ended: str | None = None
         self.tally = Tally()
 
     def run(self, progress: Progress, guard: Guard) -> None:
@@ -91,42 +103,60 @@ class Job:
             if waiting:
                 self._work(waiting, progress, guard)
             status = "completed"
-        except Stopped:
-            status = "stopped"
+        except (Stopped, RunFailed):
+            status = "stopped" if self._stop.event.is_set() else "failed"
+            self._stop.check()  # what fails while a run is being stopped is not what it ends of
             raise
         finally:
             progress.end()
+            self._ended = status
             self._close(status, worked=waiting > 0)
+        self._stop.check()
 
     def summary(self) -> str:
         """The one line that a run ends with."""
-        tally, left = self.tally, self._database.counts(self._selection)
-        later = self._database.postponed(self._selection)
-        waits = f" ({later} to be tried again later)" if later else ""
-        others = f", {left.processing} with other workers" if left.processing else ""
-        done = f"completed {tally.completed}, failed {tally.failed}, remaining {left.pending}{waits}{others}"
-        return f"{done}; {tally.images_per_second:.2f} images/s; {self._settings.output_url}"
+        left, later = self._database.counts(self._selection), self._database.postponed(self._selection)
+        return self._line(remaining(left, later))
+
+    def conclude(self, seconds: float) -> None:
+        """Print the line of a run that ends early, with what the database says of it within ``seconds``.
+
+        Never raises: how the run ended must not be hidden by what comes after.
+        """
+        line = self._line("unknown")
+        with suppress(Exception):
+            line = within(seconds, self.summary)
+        with suppress(OSError):
+            print(line, flush=True)
+
+    def _line(self, left: str) -> str:
+        return last_line(self.tally, self._spent(), left, self._settings.output_url)
+
+    def _spent(self) -> dict[str, float]:
+        """Seconds so far, by stage."""
+        return {**self._seconds.seconds(), **(self._engine.seconds if self._engine else {})}
 
     def give_up(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
         with suppress(Exception):
             within(1, self._leases.release)
-            within(0.5, lambda: self._save("failed" if status == 1 else "stopped"))
+        with suppress(Exception):
+            within(0.5, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped")))
+        self.conclude(0)
         logging.shutdown()
         os._exit(status)
 
     def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
         self._save("running")
         progress.begin(min(waiting, self._settings.limit or waiting))
+        encoder = parts.encoder(self._settings)
         self._storage.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
         engine = self._engine = parts.engine(self._settings, configuration)
         card = engine.inspect()
-        engine.load()
-        log.info("loaded %s", card.name, extra={"event": "loaded", "model": card.name})
         self._run = replace(self._run, model=card.name)
         wishes = self._wishes(card, configuration.wishes if configuration else Wishes())
-        _check_wishes(engine, wishes)
+        _check_wishes(card, encoder, wishes)
         worker_parts = Parts(
             database=patient(self._database, self._settings.database_patience, self._stop.wait),
             storage=self._storage,
@@ -137,21 +167,24 @@ class Job:
             progress=progress,
             seconds=self._seconds,
             recorded=self._teller.recorded,
+            encoder=encoder,
         )
-        Worker(worker_parts, self._plan(wishes), self._stop, self.tally).run()
+        Worker(worker_parts, self._plan(wishes, waiting), self._stop, self.tally).run()
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""
         return (self._settings.wishes, configured, DEFAULTS, Wishes(width=card.width, height=card.height))
 
-    def _plan(self, wishes: Sequence[Wishes]) -> Plan:
+    def _plan(self, wishes: Sequence[Wishes], waiting: int) -> Plan:
         settings = self._settings
         return Plan(
             run_id=self._run.id,
             worker=self._name,
             selection=self._selection,
             wishes=wishes,
-            batch_size=settings.batch_size,
+            batch_size=settings.batches.most,
+            fastest_size=settings.batches.auto,
+            waiting=waiting,
             limit=settings.limit,
             max_attempts=settings.max_attempts,
             upload_workers=settings.upload_workers,
@@ -169,44 +202,54 @@ class Job:
             failed=tally.failed,
             postponed=tally.postponed,
             images_per_second=round(tally.images_per_second, 4),
+            steady_images_per_second=round(tally.steady_images_per_second, 4),
             device_busy=round(tally.device_busy, 4),
-            peak_memory=engine.peak_memory() if engine else 0,
-            seconds={
-                stage: round(spent, 3)
-                for stage, spent in {**self._seconds.seconds(), **(engine.seconds if engine else {})}.items()
-            },
+            device_busy_of_run=round(tally.device_busy_of_run, 4),
+            # Not before the first batch: while its libraries are being imported, an engine cannot say.
+            peak_memory=engine.peak_memory() if engine and tally.made else 0,
+            seconds={stage: round(spent, 3) for stage, spent in self._spent().items()},
             versions=_versions(),
         )
         self._database.save_run(run, self._settings.lease_seconds)
 
     def _close(self, status: str, *, worked: bool) -> None:
         """Keep the run's end and tell of it; a database that has failed has been reported already."""
-        patience = self._settings.callback_patience
-        patience = patience if status == "completed" else min(patience, 2)
         try:
-            self._teller.close(status, patience)
-            if worked:
-                self._save(status)
-            self._teller.finish(patience)
-        except DatabaseFailed as exc:
             if status == "completed":
+                self._end(status, self._settings.callback_patience, self._stop.event, worked=worked)
+            else:
+                patience = min(self._settings.callback_patience, 2)
+                within(_LAST_WORDS, lambda: self._end(status, patience, threading.Event(), worked=worked))
+        except (DatabaseFailed, TimeoutError) as exc:
+            if status == "completed":
+                self._stop.check()
                 raise
             log.warning("the run's end could not be written down: %s", exc)
 
+    def _end(self, status: str, patience: float, stop: threading.Event, *, worked: bool) -> None:
+        self._teller.close(status, patience)
+        if worked:
+            self._save(status)
+        self._teller.finish(patience, stop)
 
-def _check_wishes(engine: Engine, wishes: Sequence[Wishes]) -> None:
-    """What the run wishes for every picture must be something the model can do: else none would succeed."""
-    anybody = Prompt(claim=Claim(PromptId("str", "trial"), "trial", 0), text="a trial")
+
+def _check_wishes(card: ModelCard, encoder: Encoder, wishes: Sequence[Wishes]) -> None:
+    """What the run wishes for every picture must be something that can be done: else none would succeed."""
     try:
-        engine.prepare(request(anybody, wishes))
+        wanted = settle(wishes, seed=0)
+        check_fits(card, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
+    try:
+        encoder.check(wanted)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the run's own signature cannot be drawn: {exc}") from None
 
 
 def _versions() -> dict[str, str]:
     """What could matter for making the same pictures again."""
     known = {"python": platform.python_version(), "text2img": __version__}
-    for name in ("torch", "diffusers", "transformers", "pymongo", "google-cloud-storage", "pillow"):
+    for name in ("torch", "diffusers", "transformers", "pymongo", "google-cloud-storage", "boto3", "pillow"):
         with suppress(PackageNotFoundError):
             known[name] = version(name)
     return known

@@ -6,7 +6,8 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
+from text2img.cli import parts, plot
+from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import argparse
@@ -20,14 +21,35 @@ _RUNS_SHOWN = 5
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print it; the exit status."""
-    del arguments, progress
-    with closing(parts.database(settings)) as database:
+    del progress
+    if arguments.plot or arguments.plot_file:
+        return _plot(settings, arguments.plot, arguments.plot_file)
+    with closing(parts.database(settings, create=False)) as database:
         counts = database.counts(parts.selection(settings))
         due, refused = database.notices()
         runs = database.last_runs(_RUNS_SHOWN)
     callbacks = f"(callbacks: {due:,} still to be told, {refused:,} refused for good)"
     untold = f"untold      {counts.untold:>8,}  {callbacks}"
     print("\n".join([*_prompts(counts), untold, *_runs(runs)]))
+    return 0
+
+
+def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
+    """Show where the time of one run went, in the terminal or in a file; the exit status."""
+    if not run_id:
+        raise ConfigurationError("--plot-file needs --plot RUN, or --plot last, beside it")
+    with closing(parts.database(settings, create=False)) as database:
+        run = next(iter(database.last_runs(1)), None) if run_id == "last" else database.run(run_id)
+    if run is None:
+        raise ConfigurationError(f"there is no run {run_id!r}; status without --plot lists the last ones")
+    if not file:
+        print(plot.in_terminal(run))
+        return 0
+    try:
+        plot.as_picture(run).save(file, "PNG")
+    except OSError as exc:
+        raise ConfigurationError(f"--plot-file {file} cannot be written: {exc.strerror}") from exc
+    print(f"where the time of {run.id} went: {file}")
     return 0
 
 

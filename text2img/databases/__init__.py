@@ -53,10 +53,11 @@ class Queue(Protocol):
         """What ``claim`` would give at this moment, left as it is: the claims in it are nobody's."""
         ...
 
-    def start(self, claims: Sequence[Claim]) -> None:
+    def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """Mark that these are on the device now: should the worker die, it counts as their death.
 
-        May be repeated. A claim that is lost is passed over.
+        Those that have ``left`` it, though nothing is recorded of them yet, count none from now on. May be
+        repeated. A claim that is lost is passed over.
         """
         ...
 
@@ -160,6 +161,10 @@ class Journal(Protocol):
 
     def last_runs(self, limit: int) -> list[Run]:
         """The latest runs, the newest first."""
+        ...
+
+    def run(self, run_id: str) -> Run | None:
+        """The run of that id; None where there is none."""
         ...
 
     def counts(self, selection: Selection) -> Counts:

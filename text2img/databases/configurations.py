@@ -5,11 +5,12 @@ Knows no database: where the document stands, and how its id is kept, is the ada
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import ModelConfiguration, Wishes
 from text2img.prompts.parameters import (
+    STYLE_CHECKS,
     check_integer,
     check_number,
     check_pixels,
@@ -34,6 +35,9 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
     "width": check_pixels,
     "height": check_pixels,
+    "feature_cache": lambda name, value: check_integer(name, value, 0, 1000),
+    "autoencoder": check_text,
+    **STYLE_CHECKS,
 }
 
 
@@ -54,6 +58,8 @@ def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> Model
         revision=_text(checked, "revision"),
         variant=_text(checked, "variant"),
         safety_checker=safety,
+        feature_cache=cast("int | None", checked.get("feature_cache")),
+        autoencoder=_text(checked, "autoencoder"),
         wishes=Wishes.of(checked),
         id=config_id,
     )

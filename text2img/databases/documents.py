@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Run, Untold
-from text2img.prompts import Completed, Failed, Prompt, Status, Wishes
+from text2img.prompts import APPROXIMATIONS, Completed, Failed, Prompt, Status, Wishes
 from text2img.prompts.parameters import PARAMETER_NAMES
+from text2img.prompts.places import gcs_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,17 +115,22 @@ def new_fields(prompt: NewPrompt) -> dict[str, object]:
 
 def result_of(done: Completed, run_id: str) -> dict[str, object]:
     """A completed prompt's result, without ``dataset_id`` and ``created_at``."""
-    on_gcs = done.image_url.startswith("gs://")
     return {
         "prompt": done.request.text,
         "image_url": done.image_url,
-        "gcs_url": done.image_url if on_gcs else None,
+        "gcs_url": gcs_url(done.image_url),
         "status": Status.COMPLETED.value,
         **_used(done),
         "run_id": run_id,
         "prompt_truncated": done.truncated,
         "claim_number": done.claim.number,
     }
+
+
+def absent_from(done: Completed) -> tuple[str, ...]:
+    """Fields that a completed prompt's result lacks and an earlier one may have had."""
+    used = _used(done)
+    return tuple(name for name in (*PARAMETER_NAMES, *APPROXIMATIONS) if name not in used)
 
 
 def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
@@ -167,7 +173,8 @@ def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
 def run_fields(run: Run) -> dict[str, object]:
     """A run's document without its ``_id``; moments in time are datetimes."""
     names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "postponed")
-    measured = ("images_per_second", "device_busy", "peak_memory")
+    pace = ("images_per_second", "steady_images_per_second")
+    measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
     plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *measured)}
     return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
@@ -188,7 +195,9 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         failed=count_of(fields.get("failed")),
         postponed=count_of(fields.get("postponed")),
         images_per_second=number_of(fields.get("images_per_second")),
+        steady_images_per_second=number_of(fields.get("steady_images_per_second")),
         device_busy=number_of(fields.get("device_busy")),
+        device_busy_of_run=number_of(fields.get("device_busy_of_run")),
         peak_memory=count_of(fields.get("peak_memory")),
         seconds=_object(fields.get("seconds")),
         versions=_object(fields.get("versions")),
@@ -210,8 +219,9 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
 
 def _used(done: Completed) -> dict[str, object]:
     wanted = done.request.parameters
-    used: dict[str, object] = {name: getattr(wanted, name) for name in PARAMETER_NAMES}
-    return {**used, "scheduler": done.scheduler, "model": done.model}
+    settled = {name: getattr(wanted, name) for name in PARAMETER_NAMES}
+    used = {name: value for name, value in settled.items() if value is not None}
+    return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
 
 
 def _untold(*, tell: bool) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0  # seconds
 def patient(database: Database, patience: float, wait: Callable[[float], None]) -> Database:
     """The same database, each call of which fails only once it has failed for ``patience`` seconds.
 
+    Once one has, the database counts as gone: whatever fails from then on fails at once, in any thread.
+
     ``wait(seconds)`` sleeps between tries; what it raises (a stop) ends the call.
     """
     return cast("Database", _Patient(database, patience, wait))
@@ -36,6 +39,7 @@ class _Patient:
 
     def __init__(self, database: Database, patience: float, wait: Callable[[float], None]) -> None:
         self._database, self._patience, self._wait = database, patience, wait
+        self._gone = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
         asked = getattr(self._database, name)
@@ -48,7 +52,8 @@ class _Patient:
             try:
                 return method(*arguments, **named)
             except DatabaseFailed as exc:
-                if time.monotonic() + pause > until:
+                if self._gone.is_set() or time.monotonic() + pause > until:
+                    self._gone.set()
                     raise
                 log.warning("%s; asking again in %g s", exc, pause)
             self._wait(pause)

@@ -63,7 +63,12 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of the job. ``seconds`` by stage; ``device_busy`` in [0, 1]; ``peak_memory`` in bytes."""
+    """One run of the job.
+
+    ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
+    batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
+    ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
+    """
 
     id: str
     started_at: datetime
@@ -75,7 +80,9 @@ class Run:
     failed: int = 0
     postponed: int = 0
     images_per_second: float = 0.0
+    steady_images_per_second: float = 0.0
     device_busy: float = 0.0
+    device_busy_of_run: float = 0.0
     peak_memory: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

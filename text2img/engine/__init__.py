@@ -5,7 +5,7 @@ This module imports no torch, so that whoever only plans or builds an engine nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ class ModelCard:
     """What is known of a model without its weights.
 
     ``width`` and ``height`` (pixels) are its own size, ``multiple`` what a size must be a multiple of,
-    ``scheduler`` its own scheduler's name, ``schedulers`` the names a request may ask for.
+    ``scheduler`` its own scheduler's name, ``schedulers`` the names a request may ask for. ``largest`` is the
+    most pixels a side can have, where that has an end; ``longest`` the most steps by scheduler, else 1000.
+    ``approximations`` says, by name, in what its pictures differ from those that it would draw by itself.
     """
 
     name: str
@@ -34,6 +36,9 @@ class ModelCard:
     multiple: int
     scheduler: str
     schedulers: tuple[str, ...]
+    largest: int | None = None
+    longest: Mapping[str, int] = field(default_factory=dict)
+    approximations: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ class Picture:
 class Engine(Protocol):
     """One model on one device, used from one thread at a time (``prepare`` from any).
 
-    ``seconds`` adds up the time spent by stage: ``load``, ``denoise``, ``decode``.
+    ``seconds`` adds up the time spent by stage: ``load``, ``compile``, ``denoise``, ``decode``.
     """
 
     @property
@@ -72,6 +77,15 @@ class Engine(Protocol):
         """The request with its chunks counted.
 
         Raises PromptFailed (``invalid_parameters``) for what this model cannot draw.
+        """
+        ...
+
+    def warm(self, batch: Sequence[Request], left: int) -> None:
+        """Do what makes batches like this one faster (compile), once and only where it pays.
+
+        ``left``: prompts the run still has to make, this batch's counted in. Called before each ``generate``
+        with what is generated next; mostly does nothing, and may take minutes. Changes no picture by more
+        than rounding. Raises DeviceFailed when the device itself has failed.
         """
         ...
 

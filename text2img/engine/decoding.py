@@ -1,4 +1,4 @@
-"""Latents to pixels, one picture at a time, with nothing that is not finite passing for black.
+"""Latents to pixels, rounded on the device, with nothing that is not finite passing for black.
 
 diffusers turns NaN into black pictures with a warning at the most. Here the latents and the decoded values
 are looked at; what fp16 cannot hold is decoded again in fp32, and what is not finite then is the prompt's
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from text2img.engine.families import Family
 
+    Finished = tuple[Any, Any]
+    """uint8 (height, width, 3) and a bool of no dimensions: whether the values were finite."""
+
 
 class Decoder:
     """Decodes for one pipeline; pictures pass its safety checker where it has one."""
@@ -38,29 +41,69 @@ class Decoder:
         """Pixels, uint8 (height, width, 3), or the reason for none, for each of ``output``'s pictures.
 
         ``output``: latents as the family's pipeline leaves them; (n, 3, height, width) in [0, 1] with other
-        pipelines. ``size`` is (width, height) in pixels. Pictures are decoded one by one, so that memory
-        does not grow with the batch and none depends on its neighbours.
+        pipelines. ``size`` is (width, height) in pixels.
         """
         import torch
 
         with torch.no_grad():
             if self.wants == "pt":
-                return [self._finished(picture[None] * 2 - 1) for picture in output]
+                drawn = [_finished(picture * 2 - 1) for picture in output]
+                return self._fetched(drawn, torch.ones(len(output), dtype=torch.bool, device=output.device))
+            latents = self._unpacked(output, size)
+            sound = torch.isfinite(latents).flatten(1).all(dim=1)
             with self._upcast(self._overflows()):
-                return [self._picture(latents[None]) for latents in self._unpacked(output, size)]
+                drawn = self._drawn(latents)
+                return self._fetched(drawn, sound, again=latents)
 
-    def _picture(self, latents: Any) -> NDArray[np.uint8] | PromptFailed:
-        """One picture of latents (1, c, h, w)."""
-        if not _finite(latents):
+    def _drawn(self, latents: Any) -> list[Finished]:
+        """Each picture of latents (n, c, h, w), on the device; nothing here waits for it.
+
+        They are decoded one by one: memory does not grow with the batch, and no picture depends on its
+        neighbours or their number. One is work enough for a call: at 512², the VAE of Stable Diffusion 1
+        takes as much arithmetic for a picture as three forward passes of its UNet.
+        """
+        return [_finished(self._decode(one[None])[0]) for one in latents]
+
+    def _fetched(
+        self, drawn: list[Finished], sound: Any, again: Any = None
+    ) -> list[NDArray[np.uint8] | PromptFailed]:
+        """The pictures in the host's memory: one wait for the flags, then one copy of all pixels.
+
+        ``sound`` (n): whose latents are finite. ``again``: latents to decode once more, in fp32, where the
+        picture is not finite though its latents are.
+        """
+        import torch
+
+        flags = torch.stack([sound, torch.stack([whole for _, whole in drawn])]).cpu()
+        overflowed = (flags[0] & ~flags[1]).nonzero().flatten().tolist()
+        if again is not None and overflowed and self._pipe.vae.dtype != torch.float32:
+            with self._upcast(wanted=True):
+                mended = self._drawn(again[overflowed])
+            for index, picture in zip(overflowed, mended, strict=True):
+                drawn[index] = picture
+                flags[1, index] = picture[1].cpu()
+        pixels = torch.stack([picture for picture, _ in drawn]).cpu().numpy()
+        return [
+            self._result(one, sound=sound, whole=whole)
+            for one, sound, whole in zip(pixels, *flags.tolist(), strict=True)
+        ]
+
+    def _result(
+        self, pixels: NDArray[np.uint8], *, sound: bool, whole: bool
+    ) -> NDArray[np.uint8] | PromptFailed:
+        if not sound:
             return PromptFailed(
                 ErrorCode.NOT_FINITE,
                 "the model's result holds values that are not finite; another dtype (bf16, fp32) may help",
             )
-        decoded = self._decode(latents)
-        if not _finite(decoded):
-            with self._upcast(wanted=True):
-                decoded = self._decode(latents)
-        return self._finished(decoded)
+        if not whole:
+            return PromptFailed(
+                ErrorCode.NOT_FINITE,
+                "the picture holds values that are not finite, also when decoded in fp32",
+            )
+        if self._flagged(pixels):
+            return PromptFailed(ErrorCode.SAFETY, "the model's safety checker flagged the picture")
+        return pixels
 
     def _decode(self, latents: Any) -> Any:
         """(1, 3, 8h, 8w), around [-1, 1], of latents (1, c, h, w); the inverse of the VAE's scaling."""
@@ -79,21 +122,12 @@ class Decoder:
             latents = latents / config.scaling_factor + (shift or 0)
         return vae.decode(latents, return_dict=False)[0]
 
-    def _finished(self, decoded: Any) -> NDArray[np.uint8] | PromptFailed:
-        if not _finite(decoded):
-            return PromptFailed(
-                ErrorCode.NOT_FINITE,
-                "the picture holds values that are not finite, also when decoded in fp32",
-            )
-        if self._flagged(decoded):
-            return PromptFailed(ErrorCode.SAFETY, "the model's safety checker flagged the picture")
-        return to_pixels(decoded)
-
-    def _flagged(self, decoded: Any) -> bool:
-        """What the model's checker says of (1, 3, height, width)."""
+    def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
+        """What the model's checker says of a picture, which diffusers too shows it rounded to 8 bits."""
         if self._checker is None:
             return False
-        _, flags = self._pipe.run_safety_checker(decoded.clone(), decoded.device, self._checker.dtype)
+        unit = pixels[None].astype("float32") / 255
+        _, flags = self._pipe.run_safety_checker(unit, self._checker.device, self._checker.dtype)
         return bool(flags and flags[0])
 
     def _overflows(self) -> bool:
@@ -130,15 +164,19 @@ class Decoder:
         return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def to_pixels(decoded: Any) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3) of (1, 3, height, width) around [-1, 1]; rounds as diffusers does."""
-    unit = (decoded[0] * 0.5 + 0.5).clamp(0, 1)
-    values = unit.cpu().permute(1, 2, 0).float().numpy()
-    pixels: NDArray[np.uint8] = (values * 255).round().astype("uint8")
-    return pixels
+def to_pixels(decoded: Any) -> Any:
+    """A uint8 tensor (height, width, 3) of one (3, height, width) around [-1, 1], on its device.
 
-
-def _finite(values: Any) -> bool:
+    Rounds as diffusers does on the host: in the tensor's own dtype to [0, 1], in fp32 to whole levels.
+    """
     import torch
 
-    return bool(torch.isfinite(values).all())
+    unit = (decoded * 0.5 + 0.5).clamp(0, 1)
+    return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
+
+
+def _finished(decoded: Any) -> Finished:
+    """Of (3, height, width) the pixels, and whether all values were finite; both still on the device."""
+    import torch
+
+    return to_pixels(decoded), torch.isfinite(decoded).all()

@@ -12,17 +12,22 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelCard, Picture
+from text2img.engine.autoencoder import replace_autoencoder
+from text2img.engine.compile_cache import CompileCache
 from text2img.engine.devices import check_device, choose_device, choose_dtype, free_caches, peak_memory
+from text2img.engine.feature_cache import check_unet, install
+from text2img.engine.fitting import check_fits
 from text2img.engine.folder import ModelFolder, read_folder
 from text2img.engine.hub import find
-from text2img.engine.inspection import card, check_model, largest
+from text2img.engine.inspection import card, check_model
 from text2img.engine.parts import Parts, Steps
 from text2img.engine.quiet import hush, quiet
-from text2img.errors import ErrorCode, PromptFailed
+from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from text2img.engine.compiling import Compiling
     from text2img.engine.decoding import Decoder
     from text2img.engine.drawing import Draughtsman
     from text2img.engine.options import EngineOptions
@@ -34,12 +39,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-    """A model that passed inspection. ``largest``: the most pixels a side can have, where it has an end."""
+    """A model that passed inspection."""
 
     folder: ModelFolder
     variants: Mapping[str, str | None]
     card: ModelCard
-    largest: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class _Loaded:
     decoder: Decoder
     schedulers: Schedulers
     parts: Parts
+    compiling: Compiling
 
 
 class DiffusersEngine:
@@ -57,13 +62,14 @@ class DiffusersEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self._options = options
-        self._seconds = {"load": 0.0, "denoise": 0.0, "decode": 0.0}
+        self._seconds = {"load": 0.0, "compile": 0.0, "denoise": 0.0, "decode": 0.0}
+        self._cache = CompileCache(options.compile_cache)
         self._found: _Found | None = None
         self._loaded: _Loaded | None = None
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds spent so far, by stage: ``load``, ``denoise`` (with reading the prompts), ``decode``."""
+        """Seconds spent so far, by stage; ``denoise`` counts reading the prompts in."""
         return dict(self._seconds)
 
     def inspect(self) -> ModelCard:
@@ -81,19 +87,16 @@ class DiffusersEngine:
     def prepare(self, request: Request) -> Request:
         """The request with its chunks counted, or PromptFailed; see Engine."""
         found, loaded = self._inspected(), self._running()
-        wanted = request.parameters
-        for name, pixels in (("width", wanted.width), ("height", wanted.height)):
-            _check_side(name, pixels, found)
-        if wanted.scheduler is not None and wanted.scheduler not in found.card.schedulers:
-            raise _refused(f"scheduler {wanted.scheduler} does not fit this model; {_known(found.card)}")
-        with quiet():
-            longest = loaded.schedulers.longest_run(wanted.scheduler)
-        if wanted.num_inference_steps > longest:
-            raise _refused(
-                f"num_inference_steps must be at most {longest} with this scheduler; it is"
-                f" {wanted.num_inference_steps}"
-            )
+        check_fits(found.card, request.parameters)
         return dataclasses.replace(request, chunks=loaded.draughtsman.chunks(request))
+
+    def warm(self, batch: Sequence[Request], left: int) -> None:
+        """Compile for batches like this one where that pays; see Engine."""
+        if batch:
+            loaded = self._running()
+            part, most = batch[: loaded.parts.size(batch)], loaded.parts.most(batch[0])
+            with quiet():
+                loaded.compiling.warm(part, left, most, self._rehearse)
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
@@ -105,6 +108,11 @@ class DiffusersEngine:
         with quiet():
             return self._running().parts.draw(batch, steps)
 
+    @property
+    def recompilations(self) -> int:
+        """How often something was compiled while pictures were drawn; ``warm`` leaves nothing to."""
+        return self._running().compiling.recompilations
+
     def peak_memory(self) -> int:
         """The most bytes held so far; see Engine."""
         return peak_memory()
@@ -112,11 +120,24 @@ class DiffusersEngine:
     def _inspected(self) -> _Found:
         if self._found is None:
             check_device(self._options.device)
+            self._cache.check()
             path, revision = find(self._options)
             folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
+            folder, approximations = self._approximated(folder)
             variants = check_model(folder, self._options.variant)
-            self._found = _Found(folder, variants, card(folder, self._options.model), largest(folder))
+            known = dataclasses.replace(card(folder, self._options.model), approximations=approximations)
+            self._found = _Found(folder, variants, known)
         return self._found
+
+    def _approximated(self, folder: ModelFolder) -> tuple[ModelFolder, dict[str, object]]:
+        """The model with the approximations that were asked for, which must fit it, and what to record."""
+        record: dict[str, object] = {}
+        if self._options.feature_cache > 1:
+            check_unet(folder)
+            record["feature_cache"] = self._options.feature_cache
+        if self._options.autoencoder is not None:
+            folder, record["autoencoder"] = replace_autoencoder(folder, self._options.autoencoder)
+        return folder, record
 
     def _running(self) -> _Loaded:
         if self._loaded is None:
@@ -124,6 +145,7 @@ class DiffusersEngine:
         return self._loaded
 
     def _load(self, found: _Found) -> _Loaded:
+        from text2img.engine.compiling import Compiling
         from text2img.engine.decoding import Decoder
         from text2img.engine.drawing import Draughtsman
         from text2img.engine.loading import load_pipeline
@@ -135,26 +157,49 @@ class DiffusersEngine:
         logger.info("%s is on %s in %s", found.card.name, device, str(dtype).removeprefix("torch."))
         family = found.folder.family
         decoder = Decoder(pipe, family)
+        every = self._options.feature_cache
+        run = install(pipe.unet, every).run if every > 1 else contextlib.nullcontext
         return _Loaded(
-            draughtsman=Draughtsman(pipe, family, decoder.wants),
+            draughtsman=Draughtsman(pipe, family, decoder.wants, run),
             decoder=decoder,
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
             parts=Parts(self._draw, free_caches),
+            compiling=Compiling(
+                getattr(pipe, family.denoiser, None),
+                self._options.compile,
+                device,
+                self._cache,
+                f", feature cache {every}" if every > 1 else "",
+            ),
         )
+
+    def _rehearse(self, part: Sequence[Request]) -> None:
+        """Draw two steps of the part, of which nothing is kept."""
+        loaded, wanted = self._running(), part[0].parameters
+        few = min(2, wanted.num_inference_steps)
+        short = [
+            dataclasses.replace(one, parameters=dataclasses.replace(one.parameters, num_inference_steps=few))
+            for one in part
+        ]
+        with self._timed("compile"):
+            scheduler = loaded.schedulers.get(wanted.scheduler)
+            output = loaded.draughtsman.draw(short, scheduler, Steps(_unheard, len(part), few), len(part))
+            _wait_for(output)
 
     def _draw(self, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
         """One call of the pipeline, and its pictures."""
         loaded, wanted = self._running(), part[0].parameters
-        with self._timed("denoise"):
-            output = loaded.draughtsman.draw(part, loaded.schedulers.get(wanted.scheduler), steps)
+        scheduler = loaded.schedulers.get(wanted.scheduler)
+        with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
+            output = loaded.draughtsman.draw(part, scheduler, steps, rows)
             _wait_for(output)
         with self._timed("decode"):
             drawn = loaded.decoder.pictures(output, (wanted.width, wanted.height))
-        scheduler = wanted.scheduler or self._inspected().card.scheduler
+        used = wanted.scheduler or self._inspected().card.scheduler
         return [
             result
             if isinstance(result, PromptFailed)
-            else Picture(pixels=result, scheduler=scheduler, truncated=loaded.draughtsman.truncated(request))
+            else Picture(pixels=result, scheduler=used, truncated=loaded.draughtsman.truncated(request))
             for request, result in zip(part, drawn, strict=True)
         ]
 
@@ -167,24 +212,8 @@ class DiffusersEngine:
             self._seconds[stage] += time.perf_counter() - begun
 
 
-def _check_side(name: str, pixels: int, found: _Found) -> None:
-    multiple = found.card.multiple
-    if pixels % multiple:
-        near = pixels // multiple * multiple
-        raise _refused(
-            f"{name} must be a multiple of {multiple} with this model; it is {pixels}, and {near} or"
-            f" {near + multiple} would do"
-        )
-    if found.largest is not None and pixels > found.largest:
-        raise _refused(f"{name} must be at most {found.largest} with this model; it is {pixels}")
-
-
-def _known(model: ModelCard) -> str:
-    return f"it takes {', '.join(model.schedulers)}" if model.schedulers else "it takes only its own"
-
-
-def _refused(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
+def _unheard(_done: int, _of: int) -> None:
+    """Told of the steps that are drawn for nobody."""
 
 
 def _wait_for(output: Any) -> None:

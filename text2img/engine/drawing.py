@@ -9,14 +9,17 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.text import ChunkedText, WholeText
+from text2img.engine.text import ChunkedText, PipelineText, WholeText
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from text2img.engine.families import Family
     from text2img.engine.parts import Steps
     from text2img.prompts import Request
+
+    Run = Callable[[], AbstractContextManager[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +29,19 @@ _SCHNELL: Final = 256
 
 
 class Draughtsman:
-    """Calls one pipeline. ``output`` is the output type asked of it."""
+    """Calls one pipeline. ``output`` is the output type asked of it; each call stands within a ``run``."""
 
-    def __init__(self, pipe: Any, family: Family, output: str) -> None:
+    def __init__(self, pipe: Any, family: Family, output: str, run: Run) -> None:
         self._pipe = pipe
         self._family = family
         self._output = output
+        self._run = run
         self._takes = inspect.signature(pipe.__call__).parameters
         self._longest = self._reads()
         self._chunked = ChunkedText(pipe) if family.name in _CHUNKED else None
         self._whole = WholeText(pipe, self._longest or 512)
+        self._reader = self._chunked or self._pipelines()
+        self._negatives = "negative_prompt" in self._takes and "true_cfg_scale" not in self._takes
         self._told = False
 
     def chunks(self, request: Request) -> int:
@@ -48,13 +54,17 @@ class Draughtsman:
         """Whether the model reads only the beginning of the text."""
         return self._chunked is None and self._whole.truncated(request.text)
 
-    def draw(self, part: Sequence[Request], scheduler: Any, steps: Steps) -> Any:
+    def draw(self, part: Sequence[Request], scheduler: Any, steps: Steps, rows: int) -> Any:
         """The pipeline's output for the part. Every request has its own noise, made on the CPU from its
         seed, so that it is the same beside other neighbours, in another try, and on another device.
+
+        Drawn in ``rows`` rows: where there are more than requests, the last request fills them up, and what
+        comes of that is dropped.
         """
         import torch
 
         wanted = part[0].parameters
+        of, part = len(part), [*part, *[part[-1]] * (rows - len(part))]
         self._pipe.scheduler = scheduler
         arguments = {
             **self._text(part),
@@ -64,24 +74,24 @@ class Draughtsman:
             "guidance_scale": wanted.guidance_scale,
             "generator": [torch.Generator("cpu").manual_seed(one.parameters.seed) for one in part],
             "output_type": self._output,
-            "callback_on_step_end": self._callback(len(part), steps),
+            "callback_on_step_end": self._callback(of, steps),
         }
-        return self._pipe(**{name: value for name, value in arguments.items() if name in self._takes}).images
+        takes = {name: value for name, value in arguments.items() if name in self._takes}
+        with self._run():
+            return self._pipe(**takes).images[:of]
 
     def _text(self, part: Sequence[Request]) -> dict[str, Any]:
         texts = [one.text for one in part]
         negatives = [one.parameters.negative_prompt for one in part]
-        if self._chunked is not None:
-            guided = part[0].parameters.guidance_scale > 1
-            return self._chunked.encode(texts, negatives if guided else None, part[0].chunks)
+        if not self._negatives:
+            self._tell_unused(negatives)
+        if self._reader is not None:
+            guided = self._negatives and part[0].parameters.guidance_scale > 1
+            return self._reader.encode(texts, negatives if guided else None, part[0].chunks)
         arguments: dict[str, Any] = {"prompt": texts}
         if self._longest is not None:
             arguments["max_sequence_length"] = self._longest
-        if "true_cfg_scale" in self._takes or "negative_prompt" not in self._takes:
-            self._tell_unused(negatives)
-        else:
-            arguments["negative_prompt"] = negatives
-        return arguments
+        return arguments | ({"negative_prompt": negatives} if self._negatives else {})
 
     def _tell_unused(self, negatives: Sequence[str]) -> None:
         """Say once that negative prompts are not read by a model whose guidance is a number it is fed."""
@@ -95,6 +105,12 @@ class Draughtsman:
             return {}
 
         return step_ended
+
+    def _pipelines(self) -> PipelineText | None:
+        """What reads prompts by the pipeline's own encoders, where it is known what they return."""
+        if self._family.name not in PipelineText.FAMILIES or self._longest is None:
+            return None
+        return PipelineText(self._pipe, self._family, self._longest)
 
     def _reads(self) -> int | None:
         """Tokens that the pipeline reads of a prompt, where it is told how many."""

@@ -1,4 +1,4 @@
-"""From a model's name to a folder on this machine: a local folder, or a snapshot of the hub's.
+"""From a name to a folder on this machine: a local folder, or a snapshot of the hub's.
 
 Only the files that will be read are fetched: configurations, vocabularies, and one set of safetensors a
 component. No torch.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +19,7 @@ from text2img.engine.weights import choose_variant
 from text2img.errors import ConfigurationError, ModelFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from text2img.engine.options import EngineOptions
 
@@ -32,19 +34,43 @@ def find(options: EngineOptions) -> tuple[Path, str | None]:
 
     Raises ConfigurationError for a name that can never be read, ModelFailed for a model that is not there.
     """
-    name = options.model
+    files = partial(wanted_files, options=options)
+    return _find(_Sought(options.model, options.revision, "model", "model_index.json", files))
+
+
+def find_autoencoder(name: str) -> tuple[Path, str | None]:
+    """The same for an autoencoder's folder or hub id, the latter with a revision behind an @ if need be."""
+    hub_id, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
+    return _find(_Sought(hub_id, revision or None, "autoencoder", "config.json", _single_files))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """What is looked for. ``kind``: a word for it; ``index``: the file that each of its kind has; ``files``:
+    which of a repository's files a load will read, given their names and what the index holds.
+    """
+
+    name: str
+    revision: str | None
+    kind: str
+    index: str
+    files: Callable[[Sequence[str], Mapping[str, object]], list[str]]
+
+
+def _find(sought: _Sought) -> tuple[Path, str | None]:
+    name, kind = sought.name, sought.kind
     if "://" in name:
         raise ConfigurationError(
-            f"models at {name.split('://')[0]}:// cannot be read yet; copy the model into a folder"
+            f"{kind}s at {name.split('://')[0]}:// cannot be read yet; copy the {kind} into a folder"
         )
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve(), None
     if folder.is_file():
-        raise ModelFailed(f"{name} is a file; a model is a folder in diffusers' format")
+        raise ModelFailed(f"{name} is a file; name a folder in diffusers' format")
     if name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
-        raise ModelFailed(f"no model folder at {name}; name a folder, or a hub id such as owner/model")
-    return _from_hub(options)
+        raise ModelFailed(f"no {kind} folder at {name}; name a folder, or a hub id such as owner/{kind}")
+    return _from_hub(sought)
 
 
 def wanted_files(files: Sequence[str], index: Mapping[str, object], options: EngineOptions) -> list[str]:
@@ -68,7 +94,15 @@ def _is_of(file: str, stem: str, variant: str | None) -> bool:
     return bool(re.fullmatch(rf"{re.escape(stem)}{dot}(-\d+-of-\d+)?\.safetensors", file))
 
 
-def _from_hub(options: EngineOptions) -> tuple[Path, str | None]:
+def _single_files(files: Sequence[str], _: Mapping[str, object]) -> list[str]:
+    """What a load reads of a repository that is one component: its configuration and one set of weights."""
+    inside = [file for file in files if "/" not in file]
+    stem = stem_of("diffusers")
+    variant = choose_variant(inside, stem, None, "the autoencoder")
+    return ["config.json", *(file for file in inside if _is_of(file, stem, variant))]
+
+
+def _from_hub(sought: _Sought) -> tuple[Path, str | None]:
     """A snapshot with what is needed; the copy from an earlier run where the hub cannot be reached."""
     # The hub's client reads these when it is imported; what the user has set stands.
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(_PATIENCE)))
@@ -77,57 +111,53 @@ def _from_hub(options: EngineOptions) -> tuple[Path, str | None]:
     from huggingface_hub import errors, is_offline_mode
 
     if is_offline_mode():
-        return _cached(options, "HF_HUB_OFFLINE is set")
+        return _cached(sought, "HF_HUB_OFFLINE is set")
     try:
-        return _snapshot(options)
+        return _snapshot(sought)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as exc:
-        raise ModelFailed(_refused(options, exc)) from exc
+        raise ModelFailed(_refused(sought, exc)) from exc
     except ModelFailed:
         raise
     except Exception as exc:  # noqa: BLE001 - httpx's, urllib's and the hub's own errors share no other base
-        return _cached(options, f"the hub cannot be reached ({type(exc).__name__})")
+        return _cached(sought, f"the hub cannot be reached ({type(exc).__name__})")
 
 
-def _snapshot(options: EngineOptions) -> tuple[Path, str]:
+def _snapshot(sought: _Sought) -> tuple[Path, str]:
     """Fetch one commit's files; what the cache has already is not fetched again."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    info = HfApi().model_info(options.model, revision=options.revision, timeout=_PATIENCE)
+    info = HfApi().model_info(sought.name, revision=sought.revision, timeout=_PATIENCE)
     commit = str(info.sha)
     files = [str(sibling.rfilename) for sibling in info.siblings or ()]
-    if "model_index.json" not in files:
-        raise ModelFailed(f"{options.model} is no model in diffusers' format: it has no model_index.json")
+    if sought.index not in files:
+        raise ModelFailed(f"{sought.name} is no {sought.kind} in diffusers' format: it has no {sought.index}")
     # By its name, not its commit: so the cache learns which commit the name stands for, for a run offline.
-    index = hf_hub_download(
-        options.model, "model_index.json", revision=options.revision, etag_timeout=_PATIENCE
-    )
-    wanted = wanted_files(files, read_json(Path(index)), options)
-    path = snapshot_download(options.model, revision=commit, allow_patterns=wanted, etag_timeout=_PATIENCE)
+    index = hf_hub_download(sought.name, sought.index, revision=sought.revision, etag_timeout=_PATIENCE)
+    wanted = sought.files(files, read_json(Path(index)))
+    path = snapshot_download(sought.name, revision=commit, allow_patterns=wanted, etag_timeout=_PATIENCE)
     return Path(path), commit
 
 
-def _cached(options: EngineOptions, why: str) -> tuple[Path, str | None]:
+def _cached(sought: _Sought, why: str) -> tuple[Path, str | None]:
     """The copy that an earlier run fetched; whether it is whole is found out when it is inspected."""
     from huggingface_hub import hf_hub_download
 
     try:
-        index = hf_hub_download(
-            options.model, "model_index.json", revision=options.revision, local_files_only=True
-        )
+        index = hf_hub_download(sought.name, sought.index, revision=sought.revision, local_files_only=True)
     except Exception as exc:
         raise ModelFailed(
-            f"{why} and this machine has no copy of {options.model}: check the network and the name, or name"
+            f"{why} and this machine has no copy of {sought.name}: check the network and the name, or name"
             " a model folder"
         ) from exc
     path = Path(index).parent
     return path, path.name
 
 
-def _refused(options: EngineOptions, exc: Exception) -> str:
+def _refused(sought: _Sought, exc: Exception) -> str:
     from huggingface_hub import errors
 
     if isinstance(exc, errors.GatedRepoError):
-        return f"{options.model} is gated: accept its terms on the hub and set HF_TOKEN to your token"
+        return f"{sought.name} is gated: accept its terms on the hub and set HF_TOKEN to your token"
     if isinstance(exc, errors.RevisionNotFoundError):
-        return f"{options.model} has no revision {options.revision} on the hub"
-    return f"{options.model} is not on the hub, or is private: check the name, or set HF_TOKEN to your token"
+        return f"{sought.name} has no revision {sought.revision} on the hub"
+    return f"{sought.name} is not on the hub, or is private: check the name, or set HF_TOKEN to your token"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_LCM_STEPS = 50  # diffusers' LCMScheduler, where the model does not say
+
+
 def check_model(model: ModelFolder, variant: str | None) -> dict[str, str | None]:
     """Check all that can be known without the weights' values; the variant to load for each component.
 
@@ -44,6 +47,7 @@ def card(model: ModelFolder, name: str) -> ModelCard:
     """The model's card, from its configurations alone."""
     scheduler = model.components.get("scheduler")
     class_name = scheduler.class_name if scheduler else "none"
+    own = SHORT_NAMES.get(class_name, class_name)
     width, height = _own_size(model)
     return ModelCard(
         name=name,
@@ -52,12 +56,23 @@ def card(model: ModelFolder, name: str) -> ModelCard:
         width=width,
         height=height,
         multiple=_multiple(model),
-        scheduler=SHORT_NAMES.get(class_name, class_name),
+        scheduler=own,
         schedulers=model.family.names,
+        largest=_largest(model),
+        longest=_longest(model, own),
     )
 
 
-def largest(model: ModelFolder) -> int | None:
+def _longest(model: ModelFolder, own: str) -> dict[str, int]:
+    """The most steps by scheduler: as many as it was trained with, LCM's as it was distilled from."""
+    config = _config(model, "scheduler")
+    ends = dict.fromkeys((own, *model.family.names), config.get("num_train_timesteps"))
+    if not model.family.flow:
+        ends["lcm"] = config.get("original_inference_steps", _LCM_STEPS)
+    return {name: steps for name, steps in ends.items() if isinstance(steps, int)}
+
+
+def _largest(model: ModelFolder) -> int | None:
     """The most pixels a side can have, where the denoiser's positions end somewhere."""
     size = _config(model, model.family.denoiser).get("pos_embed_max_size")
     return size * model.family.patch * _vae_factor(model) if isinstance(size, int) else None

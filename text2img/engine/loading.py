@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _BUFFERS: Final = re.compile(r"(^|\.)position_ids$")
 """Not weights but counted positions, which checkpoints from before 2023 still hold."""
+_MISFIT: Final = re.compile("ignore_mismatched_sizes|Cannot copy out of meta tensor")
+"""What the libraries say, to programmers, of a weight of another shape and of one that no file holds."""
 _RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Classes that transformers 5 knows by another name; SD 1.4's index still has the old one."""
 
@@ -31,11 +33,11 @@ def load_pipeline(model: ModelFolder, variants: Mapping[str, str | None], device
     DeviceFailed when the device stops working.
     """
     try:
-        parts = _components(model, variants, dtype)
+        parts = _components(model, variants, device, dtype)
         pipe = _assemble(model, parts, dtype)
         check_dtypes(pipe.components, dtype)
         check_tokenizers(pipe.components)
-        _place(pipe, device)
+        _place(pipe, device, dtype)
     except Text2ImgError:
         raise
     except Exception as exc:
@@ -85,26 +87,37 @@ def check_tokenizers(components: Mapping[str, Any]) -> None:
             check_size(name, len(tokenizer), embedded, exact=type(tokenizer).__name__.startswith("CLIP"))
 
 
-def _components(model: ModelFolder, variants: Mapping[str, str | None], dtype: Any) -> dict[str, Any]:
+def _components(
+    model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any
+) -> dict[str, Any]:
     """Every component that holds weights, and those whose class has another name by now."""
     loaded: dict[str, Any] = {}
     for name, component in model.components.items():
         if component.kind is Kind.MODEL:
-            loaded[name] = _weights(component, variants[name], dtype)
+            loaded[name] = _weights(component, variants[name], device, dtype)
         elif component.class_name in _RENAMED:
             loaded[name] = _class_of(component).from_pretrained(component.folder)
     return loaded
 
 
-def _weights(component: Component, variant: str | None, dtype: Any) -> Any:
-    module, report = _class_of(component).from_pretrained(
-        component.folder,
-        dtype=dtype,
-        variant=variant,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+def _weights(component: Component, variant: str | None, device: str, dtype: Any) -> Any:
+    try:
+        module, report = _class_of(component).from_pretrained(
+            component.folder,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            device_map={"": device},  # tensor by tensor: the host holds no copy of the whole
+        )
+    except (RuntimeError, ValueError) as exc:
+        if not _MISFIT.search(str(exc)):
+            raise
+        raise ModelFailed(
+            f"the weights of the model's {component.name} are not those of its configuration: some have"
+            " another shape or are missing; fetch the model again"
+        ) from exc
     check_report(component.name, report)
     return module.eval()
 
@@ -153,12 +166,17 @@ def _takes(pipeline: str, parameter: str) -> bool:
     return parameter in inspect.signature(getattr(diffusers, pipeline).__init__).parameters
 
 
-def _place(pipe: Any, device: str) -> None:
-    """Move to the device; convolutions there run faster on channels-last weights."""
+def _place(pipe: Any, device: str, dtype: Any) -> None:
+    """See that all is on the device; convolutions there run faster on channels-last weights.
+
+    torch rounds what goes into fp32 convolutions to TF32's 11 bits. Where fp32 was asked for, it is computed.
+    With fp16 only a VAE that would overflow runs in fp32: for its range, and 11 bits are what fp16 has.
+    """
     import torch
 
     pipe.to(device)
     if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = dtype != torch.float32
         for name in ("unet", "vae"):
             if isinstance(getattr(pipe, name, None), torch.nn.Module):
                 getattr(pipe, name).to(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ from typing import Literal
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Compile = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,11 @@ class EngineOptions:
 
     ``model`` is a folder or a hub id; ``revision`` pins a hub id; ``variant`` names a set of weight files,
     such as ``fp16``. ``dtype`` ``auto`` is fp16 on a GPU and fp32 on the CPU. ``safety_checker`` False
-    leaves the model's own checker unloaded.
+    leaves the model's own checker unloaded. ``compile`` says when the denoiser is compiled: where it pays,
+    at the first batch of each shape, or not at all; ``compile_cache`` is the folder that keeps what was
+    compiled and measured for later runs. ``feature_cache`` n > 1 computes the deep part of a UNet at every
+    n-th call only; ``autoencoder`` names a tiny autoencoder (a folder or hub id) that decodes in place of the
+    model's own: both are approximations.
     """
 
     model: str
@@ -24,3 +29,7 @@ class EngineOptions:
     device: Device = "auto"
     dtype: Precision = "auto"
     safety_checker: bool = True
+    compile: Compile = "auto"
+    compile_cache: str | None = None
+    feature_cache: int = 0
+    autoencoder: str | None = None

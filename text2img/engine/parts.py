@@ -62,7 +62,7 @@ class Parts:
         results: Results = []
         suspects = 0  # so many results from the start on are drawn one by one
         while len(results) < len(batch):
-            size = 1 if len(results) < suspects else self._size(batch)
+            size = 1 if len(results) < suspects else self.size(batch)
             part = batch[len(results) : len(results) + size]
             outcome = self._attempt(part, steps)
             if isinstance(outcome, list):
@@ -78,8 +78,13 @@ class Parts:
             steps.finished = len(results)
         return results
 
-    def _size(self, batch: Sequence[Request]) -> int:
-        return min(self._fits.get(_room(batch[0]), len(batch)), len(batch))
+    def most(self, request: Request) -> int | None:
+        """How many such requests fit into memory at once; None where nothing is known."""
+        return self._fits.get(_room(request))
+
+    def size(self, batch: Sequence[Request]) -> int:
+        """How many of the batch are drawn at once."""
+        return min(self.most(batch[0]) or len(batch), len(batch))
 
     def _attempt(self, part: Sequence[Request], steps: Steps) -> Results | tuple[Trouble, str]:
         """The part's results, or what went wrong. Nothing of the failed try is kept: a traceback holds the

@@ -47,13 +47,6 @@ class Schedulers:
     def _config(self, own: Mapping[str, Any]) -> dict[str, Any]:
         return dict(own) if self._flow else {**_SD_VALUES, **own}
 
-    def longest_run(self, name: str | None) -> int:
-        """The most steps that scheduler can be asked for: LCM's are a part of those it was distilled from."""
-        scheduler = self.get(name)
-        config = scheduler.config
-        steps = config.get("original_inference_steps") if type(scheduler).__name__ == "LCMScheduler" else None
-        return int(steps or config.get("num_train_timesteps") or 1000)
-
 
 def _class_name(name: str, *, flow: bool) -> str:
     return next(

@@ -10,14 +10,23 @@ inversions and weights in prompts are not read.
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from text2img.engine.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from text2img.engine.families import Family
+
 Window = tuple[int, ...]
+
+ROOM: Final = 128 * 2**20
+"""Bytes of embeddings kept on the device: 500 texts of XL's in fp32, 15 of Flux's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class ChunkedText:
         self._pooled = second is not None
         self._zeros = bool(pipe.config.get("force_zeros_for_empty_prompt")) and self._pooled
         self._lock = threading.Lock()
+        self._known = Remembered(ROOM)
 
     def count(self, *texts: str) -> int:
         """The most windows that one of the texts fills."""
@@ -73,25 +83,23 @@ class ChunkedText:
         ``prompt_embeds`` is (n, length·chunks, d), XL's ``pooled_prompt_embeds`` (n, p) is that of the first
         window; ``negatives`` None leaves out the negative ones, for a call without guidance. Each window
         goes through the encoder alone, so that a text's embeddings do not depend on its neighbours and are,
-        bit by bit, those of the pipeline's own ``encode_prompt`` where the text fits into one window.
+        bit by bit, those of the pipeline's own ``encode_prompt`` where the text fits into one window. A
+        window that was read before, such as a negative prompt's, is not read again.
         """
         import torch
 
-        known: dict[tuple[int, Window], tuple[Any, Any]] = {}
         with torch.no_grad():
-            embeds, pooled = self._read(texts, chunks, known)
+            embeds, pooled = self._read(texts, chunks)
             arguments = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
             if negatives is not None:
-                embeds, pooled = self._read(negatives, chunks, known)
+                embeds, pooled = self._read(negatives, chunks)
                 if self._zeros:
                     empty = torch.tensor([not text for text in negatives], device=embeds.device)
                     embeds, pooled = _zeroed(embeds, empty), _zeroed(pooled, empty)
                 arguments |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
         return {key: value for key, value in arguments.items() if value is not None}
 
-    def _read(
-        self, texts: Sequence[str], chunks: int, known: dict[tuple[int, Window], tuple[Any, Any]]
-    ) -> tuple[Any, Any]:
+    def _read(self, texts: Sequence[str], chunks: int) -> tuple[Any, Any]:
         """Embeddings (n, length·chunks, d) and pooled ones (n, p) or None."""
         import torch
 
@@ -101,14 +109,17 @@ class ChunkedText:
             for number, windows in enumerate(self._windows(text)):
                 reader = self._readers[number]
                 padded = windows + [reader.window(())] * (chunks - len(windows))
-                for window in padded:
-                    if (number, window) not in known:
-                        known[number, window] = _encode(reader, window, penultimate=self._pooled)
-                columns.append(torch.cat([known[number, window][0] for window in padded], dim=1))
-                last = known[number, padded[0]][1]
+                states = [self._encoded(number, window) for window in padded]
+                columns.append(torch.cat([hidden for hidden, _ in states], dim=1))
+                last = states[0][1]
             rows.append(torch.cat(columns, dim=-1))
             pooled.append(last)
         return torch.cat(rows), torch.cat(pooled) if self._pooled else None
+
+    def _encoded(self, number: int, window: Window) -> tuple[Any, ...]:
+        """What the reader of that number makes of a window; see ``_encode``."""
+        reader = self._readers[number]
+        return self._known.get((number, window), lambda: _encode(reader, window, penultimate=self._pooled))
 
     def _windows(self, text: str) -> list[list[Window]]:
         with self._lock:
@@ -140,6 +151,52 @@ def _mask(reader: Reader, window: Window, device: Any) -> Any:
 def _zeroed(values: Any, empty: Any) -> Any:
     """The values, zero in the rows that ``empty`` (n) marks: what XL was trained to see for no prompt."""
     return values.masked_fill(empty.view(-1, *([1] * (values.ndim - 1))), 0)
+
+
+class PipelineText:
+    """Reads prompts by the pipeline's own ``encode_prompt``, text by text, for Stable Diffusion 3 and Flux.
+
+    ``longest``: the tokens that the encoder which reads the most is told to read.
+    """
+
+    FAMILIES: ClassVar = {"sd3": 2, "flux": 1}
+    """Where among what ``encode_prompt`` returns the pooled text is; the embeddings come first."""
+
+    def __init__(self, pipe: Any, family: Family, longest: int) -> None:
+        self._pipe = pipe
+        self._pooled = self.FAMILIES[family.name]
+        takes = inspect.signature(pipe.encode_prompt).parameters
+        fixed = {
+            "prompt_2": None,
+            "prompt_3": None,
+            "do_classifier_free_guidance": False,
+            "max_sequence_length": longest,
+        }
+        self._fixed = {name: value for name, value in fixed.items() if name in takes}
+        self._known = Remembered(ROOM)
+
+    def encode(self, texts: Sequence[str], negatives: Sequence[str] | None, _chunks: int) -> dict[str, Any]:
+        """As ``ChunkedText.encode``, whatever the chunks; a text that was read before is not read again."""
+        import torch
+
+        with torch.no_grad():
+            embeds, pooled = self._read(texts)
+            arguments = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+            if negatives is not None:
+                embeds, pooled = self._read(negatives)
+                arguments |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
+        return arguments
+
+    def _read(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """Embeddings (n, tokens, d) and pooled ones (n, p)."""
+        import torch
+
+        rows = [self._known.get(text, partial(self._encode, text)) for text in texts]
+        return torch.cat([row for row, _ in rows]), torch.cat([pooled for _, pooled in rows])
+
+    def _encode(self, text: str) -> tuple[Any, Any]:
+        read = self._pipe.encode_prompt(prompt=text, **self._fixed)
+        return read[0], read[self._pooled]
 
 
 class WholeText:

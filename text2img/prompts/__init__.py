@@ -14,9 +14,10 @@ from text2img.prompts.ids import PromptId
 from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, check_prompt_text, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "APPROXIMATIONS",
     "SCHEDULERS",
     "Claim",
     "Completed",
@@ -41,6 +42,8 @@ DEATHS_BEFORE_ABANDONED = 5
 """After so many it is tried no more."""
 LONGEST_WAIT = 86_400.0
 """Seconds between two tries at the most."""
+APPROXIMATIONS = ("feature_cache", "autoencoder")
+"""What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
 
 
 class Status(StrEnum):
@@ -122,7 +125,10 @@ def request(prompt: Prompt, wishes: Sequence[Wishes]) -> Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """A prompt whose picture is stored. ``image_url`` is where; ``sha256`` is that of the stored bytes."""
+    """A prompt whose picture is stored. ``image_url`` is where; ``sha256`` is that of the stored bytes.
+
+    ``approximations``: those of APPROXIMATIONS that were on, with their values.
+    """
 
     request: Request
     image_url: str
@@ -130,6 +136,7 @@ class Completed:
     scheduler: str
     model: str
     truncated: bool = False
+    approximations: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def claim(self) -> Claim:
@@ -185,12 +192,15 @@ def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Po
 class ModelConfiguration:
     """Which model a team wants its prompts drawn by, and the parameters it wishes for all of them.
 
-    ``safety_checker`` False switches the model's own checker off.
+    ``safety_checker`` False switches the model's own checker off. ``feature_cache`` and ``autoencoder`` are
+    approximations that the team has chosen for this model.
     """
 
     model_path: str | None = None
     revision: str | None = None
     variant: str | None = None
     safety_checker: bool = True
+    feature_cache: int | None = None
+    autoencoder: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
     id: PromptId | None = None

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import difflib
 import math
+import unicodedata
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SCHEDULERS: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
+POSITIONS: Final = ("bottom-right", "bottom-left")
+FORMATS: Final = ("png", "jpeg", "webp")
 LONGEST_TEXT: Final = 20_000
 """Characters: some 100 times what CLIP reads at once; beyond that a text is a mistake."""
+LONGEST_NAME: Final = 200
+"""Characters of an artist's name."""
+_STEERING: Final = "\u200c\u200d\u200e\u200f"
+"""Joiners and direction marks, which names of some scripts need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,11 @@ class Wishes:
     width: object = None
     height: object = None
     scheduler: object = None
+    artist_name: object = None
+    signature_position: object = None
+    signature_opacity: object = None
+    image_format: object = None
+    image_quality: object = None
 
     @classmethod
     def of(cls, document: Mapping[str, object]) -> Wishes:
@@ -47,10 +59,11 @@ PARAMETER_NAMES: Final = tuple(field.name for field in fields(Wishes))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Checked parameters of one picture. ``scheduler`` None is the model's own.
+    """Checked parameters of one picture. ``scheduler`` None is the model's own; without ``artist_name`` the
+    picture is not signed; where one of those below it is None, the encoder does as it usually does.
 
     Ranges: seed [0, 2⁶³), steps [1, 1000], guidance [0, 100], width and height in pixels [64, 4096] and
-    multiples of 8.
+    multiples of 8, opacity [0, 255], quality [1, 100].
     """
 
     negative_prompt: str
@@ -60,13 +73,19 @@ class Parameters:
     width: int
     height: int
     scheduler: str | None
+    artist_name: str | None = None
+    signature_position: str | None = None
+    signature_opacity: int | None = None
+    image_format: str | None = None
+    image_quality: int | None = None
 
 
 def settle(wishes: Sequence[Wishes], *, seed: int) -> Parameters:
     """The parameters that win, the most specific wishes first; ``seed`` is taken where nobody wished one.
 
     Raises PromptFailed (``invalid_parameters``) with a sentence that names the first field that is wrong.
-    The last of the wishes must leave nothing open but the seed, the negative prompt and the scheduler.
+    The last of the wishes must leave nothing open but the seed, the texts, the scheduler, and how the picture
+    is signed and written.
     """
     won = {name: _first(wishes, name) for name in PARAMETER_NAMES}
     scheduler, negative = won["scheduler"], won["negative_prompt"]
@@ -78,7 +97,17 @@ def settle(wishes: Sequence[Wishes], *, seed: int) -> Parameters:
         width=check_pixels("width", won["width"]),
         height=check_pixels("height", won["height"]),
         scheduler=None if scheduler is None else check_scheduler(scheduler),
+        **_style(won),
     )
+
+
+def _style(won: Mapping[str, object]) -> dict[str, Any]:
+    """What is done to the pixels; nothing of a signature where there is no name, or a blank one."""
+    style = {
+        name: None if won[name] is None else check(name, won[name]) for name, check in STYLE_CHECKS.items()
+    }
+    unsigned = () if style["artist_name"] else ("artist_name", "signature_position", "signature_opacity")
+    return {**style, **dict.fromkeys(unsigned)}
 
 
 def check_prompt_text(text: object) -> str:
@@ -99,12 +128,26 @@ def check_text(name: str, value: object) -> str:
     if type(value) is not str:  # BSON's JavaScript is a kind of str, and no text
         raise _wrong(name, value, "must be text")
     if len(value) > LONGEST_TEXT:
-        raise _wrong(name, f"{len(value):,} characters", f"must not be longer than {LONGEST_TEXT:,}")
+        raise _too_long(name, len(value), LONGEST_TEXT)
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise PromptFailed(
             ErrorCode.INVALID_PARAMETERS, f"{name} holds a NUL or half a surrogate pair; write plain Unicode"
         )
     return value
+
+
+def check_name(name: str, value: object) -> str:
+    """A line of at most LONGEST_NAME characters, without the blanks around it; empty where it is blank."""
+    line = check_text(name, value)
+    for char in line:
+        if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} and char not in _STEERING:
+            raise PromptFailed(
+                ErrorCode.INVALID_PARAMETERS,
+                f"{name} holds the control character U+{ord(char):04X}; write it in one line of plain text",
+            )
+    if len(line) > LONGEST_NAME:
+        raise _too_long(name, len(line), LONGEST_NAME)
+    return line.strip()
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:
@@ -137,10 +180,24 @@ def check_pixels(name: str, value: object) -> int:
 
 def check_scheduler(value: object) -> str:
     """One of SCHEDULERS."""
-    if not isinstance(value, str) or value not in SCHEDULERS:
-        hint = nearest(str(value), SCHEDULERS)
-        raise _wrong("scheduler", value, f"must be one of {', '.join(SCHEDULERS)}{hint}")
+    return check_word("scheduler", value, SCHEDULERS)
+
+
+def check_word(name: str, value: object, known: Sequence[str]) -> str:
+    """One of the known words."""
+    if not isinstance(value, str) or value not in known:
+        raise _wrong(name, value, f"must be one of {', '.join(known)}{nearest(str(value), known)}")
     return value
+
+
+STYLE_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
+    "artist_name": check_name,
+    "signature_position": lambda name, value: check_word(name, value, POSITIONS),
+    "signature_opacity": lambda name, value: check_integer(name, value, 0, 255),
+    "image_format": lambda name, value: check_word(name, value, FORMATS),
+    "image_quality": lambda name, value: check_integer(name, value, 1, 100),
+}
+"""How each wish about what is done to the pixels, once they are made, is checked."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -152,6 +209,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def _first(wishes: Sequence[Wishes], name: str) -> object:
     asked = (getattr(wish, name) for wish in wishes)
     return next((value for value in asked if value is not None), None)
+
+
+def _too_long(name: str, length: int, most: int) -> PromptFailed:
+    rule = f"{name} must not be longer than {most:,} characters"
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, f"{rule}; it has {length:,}")
 
 
 def _wrong(name: str, value: object, rule: str) -> PromptFailed:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageOptions:
+    """How objects are kept in a bucket.
+
+    ``acl``: who may read them, as S3's canned ACLs say it (``public-read``); the bucket's own rules without.
+    ``public_urls``: ``put`` returns ``https://`` URLs. ``s3_endpoint``: the URL of a service that is not
+    Amazon's; by default whatever AWS's own variables and files name.
+    """
+
+    acl: str | None = None
+    public_urls: bool = False
+    s3_endpoint: str | None = None
 
 
 class ImageStorage(Protocol):
@@ -29,7 +44,10 @@ class ImageStorage(Protocol):
         ...
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
-        """Store the object and return its URL (``gs://bucket/prefix/name``, or the file's absolute path).
+        """Store the object and return its URL.
+
+        That is ``gs://bucket/prefix/name`` or ``s3://…``, the public ``https://`` one where such are asked
+        for, or the file's absolute path.
 
         Created only if absent, and whole or not at all. An object of the same content is left alone; a
         different one is replaced only if ``may_replace()`` then says that the claim still holds, and (where
@@ -48,18 +66,28 @@ def check_name(name: str) -> str:
     return name
 
 
-def open_storage(url: str) -> ImageStorage:
-    """The adapter for an output URL: ``gs://bucket/prefix`` or a folder. Touches no network and no file.
+def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorage:
+    """The adapter for an output URL: ``gs://bucket/prefix``, ``s3://bucket/prefix`` or a folder.
 
-    Raises ConfigurationError for a URL that cannot be read.
+    Touches no network and no file. Raises ConfigurationError for a URL that cannot be read, and for options
+    that mean nothing there.
     """
+    options = options or StorageOptions()
     scheme, separator, _ = url.partition("://")
     if not separator:
         from text2img.storage.local import LocalStorage
 
+        if options.acl or options.public_urls:
+            raise ConfigurationError("--acl and --public-urls are for buckets; a folder has neither")
         return LocalStorage(url)
     if scheme.lower() == "gs":
         from text2img.storage.gcs import GcsStorage
 
-        return GcsStorage(url)
-    raise ConfigurationError(f"the output starts with {scheme}://; use gs://BUCKET/PREFIX or a folder")
+        return GcsStorage(url, options)
+    if scheme.lower() == "s3":
+        from text2img.storage.s3 import S3Storage
+
+        return S3Storage(url, options)
+    raise ConfigurationError(
+        f"the output starts with {scheme}://; use gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder"
+    )

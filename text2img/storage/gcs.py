@@ -12,29 +12,19 @@ import threading
 from typing import TYPE_CHECKING
 
 from text2img.deadline import within
-from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
-from text2img.storage import check_name
+from text2img.errors import PromptFailed, StorageFailed
+from text2img.prompts.places import public_gcs_url
+from text2img.storage import StorageOptions, check_name
+from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.gcs_bucket import Bucket, Stored
+    from text2img.storage.buckets import Stored
+    from text2img.storage.gcs_bucket import Bucket
 
 # Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 where dots part it.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
-_LONGEST_PREFIX = 800  # bytes; an object's whole name may have 1,024, a picture's own at most 210
-_CREATE_ONLY = 0  # as a generation to match: the object must not exist
-_ROUNDS = 5  # how often an object may change under our hands before we give it up
-
-
-class Refused(Exception):  # noqa: N818 - it says what happened
-    """Cloud Storage said no, and would say it again: HTTP ``status`` (4xx), with its ``reason``."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"{status} {reason}")
-        self.status = status
-        self.reason = reason
 
 
 class GcsStorage:
@@ -44,8 +34,11 @@ class GcsStorage:
     connections), all its waits together. ``timeout``: seconds one request may be silent.
     """
 
-    def __init__(self, url: str, *, patience: float = 60, timeout: float = 30) -> None:
-        self._bucket_name, self._prefix = _parse(url)
+    def __init__(
+        self, url: str, options: StorageOptions | None = None, *, patience: float = 60, timeout: float = 30
+    ) -> None:
+        self._bucket_name, self._prefix = parse(url, "gs", _is_bucket)
+        self._options = options or StorageOptions()
         self._patience = patience
         self._timeout = timeout
         self._opening = threading.Lock()
@@ -81,28 +74,27 @@ class GcsStorage:
         either, the object is rejected rather than taken for the right picture unseen.
         """
         path = self._prefix + check_name(name)
-        generation: int | None = _CREATE_ONLY
-        for _ in range(_ROUNDS):
-            if self._upload(path, data, content_type, generation):
-                return self._url() + name
-            stored = self._look(path)
-            if stored is not None and stored.holds(data):
-                return self._url() + name
-            generation = _CREATE_ONLY if stored is None else stored.generation
-            if stored is not None and not may_replace():
-                raise ClaimLost(f"{self._url()}{name} is there already and the claim is lost")
-        raise self._rejected(path, "it keeps changing; do other jobs write there?")
+        create_or_replace(
+            self._url() + name,
+            data,
+            lambda version: self._upload(path, data, content_type, version),
+            lambda: self._look(path),
+            may_replace,
+        )
+        return public_gcs_url(self._bucket_name, path) if self._options.public_urls else self._url() + name
 
-    def _upload(self, path: str, data: bytes, content_type: str, generation: int | None) -> bool:
+    def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
         """Store the object over that generation (None: over any); False where another one is there."""
         try:
-            self._bucket().upload(path, data, content_type, generation)
+            self._bucket().upload(path, data, content_type, version)
         except Refused as exc:
+            if self._forbids_acl(exc):
+                raise self._failed(exc) from exc
             # Without storage.objects.delete an object that is there may be reported as 403 before 412.
             there = exc.status == 403 and "storage.objects.delete" in exc.reason
-            if exc.status == 412 or (there and generation == _CREATE_ONLY):
+            if exc.status == 412 or (there and version == ABSENT):
                 return False
-            raise self._upload_error(exc, path, creating=generation == _CREATE_ONLY) from exc
+            raise self._upload_error(exc, path, creating=version == ABSENT) from exc
         return True
 
     def _look(self, path: str) -> Stored | None:
@@ -121,17 +113,27 @@ class GcsStorage:
     def _upload_error(self, exc: Refused, path: str, *, creating: bool) -> StorageFailed | PromptFailed:
         """What a refused upload means: the end of the run, or of this one prompt."""
         if exc.status == 403 and not creating:
-            return self._rejected(
-                path,
+            return rejected(
+                f"gs://{self._bucket_name}/{path}",
                 "an object is there already and this account may not compare or replace it; grant "
                 "storage.objects.get and storage.objects.delete, or delete the object",
             )
         requester_pays = "requester pays" in exc.reason.lower()  # a 400 that every object would get
         if exc.status in {400, 413, 414, 422} and not requester_pays:
-            return self._rejected(path, str(exc))
+            return rejected(f"gs://{self._bucket_name}/{path}", str(exc))
         return self._failed(exc)
 
+    def _forbids_acl(self, exc: Refused) -> bool:
+        """Whether the bucket takes no ACLs, or none that opens its objects to all: a 400, and even a 412."""
+        words = ("uniform bucket-level access", "public access prevention")
+        return self._options.acl is not None and any(each in exc.reason.lower() for each in words)
+
     def _failed(self, exc: Refused) -> StorageFailed:
+        if self._forbids_acl(exc):
+            return StorageFailed(
+                f"the bucket {self._bucket_name} does not allow --acl {self._options.acl}; leave it out, and "
+                f"let the bucket's IAM policy say who may read: {exc.reason}"
+            )
         if exc.status == 404:
             return StorageFailed(
                 f"the bucket {self._bucket_name} does not exist; create it or check --output"
@@ -145,10 +147,6 @@ class GcsStorage:
             )
         return StorageFailed(f"Cloud Storage refuses {self._url()}: {exc}")
 
-    def _rejected(self, path: str, reason: str) -> PromptFailed:
-        sentence = f"gs://{self._bucket_name}/{path} could not be stored: {reason}"
-        return PromptFailed(ErrorCode.STORAGE_REJECTED, sentence)
-
     def _url(self) -> str:
         return f"gs://{self._bucket_name}/{self._prefix}"
 
@@ -157,32 +155,10 @@ class GcsStorage:
 
         with self._opening:
             if self._opened is None:
-                self._opened = Bucket(self._bucket_name, self._patience, self._timeout)
+                self._opened = Bucket(self._bucket_name, self._options.acl, self._patience, self._timeout)
             return self._opened
-
-
-def _parse(url: str) -> tuple[str, str]:
-    """The bucket and the prefix (empty, or ending in a slash) of a ``gs://`` URL; else ConfigurationError."""
-    scheme, _, rest = url.strip().partition("://")
-    bucket, _, prefix = rest.partition("/")
-    parts = prefix.strip("/").split("/")
-    if scheme.lower() != "gs" or not _is_bucket(bucket):
-        raise ConfigurationError(f"{bucket!r} is no bucket's name; write --output gs://BUCKET/PREFIX")
-    if prefix.strip("/") and not all(_is_part(part) for part in parts):
-        raise ConfigurationError(
-            "the prefix in --output holds an empty or odd part; write gs://BUCKET/PREFIX"
-        )
-    prefix = "".join(f"{part}/" for part in parts if part)
-    if len(prefix.encode("utf-8", "surrogatepass")) > _LONGEST_PREFIX:
-        raise ConfigurationError(f"the prefix in --output is longer than {_LONGEST_PREFIX} bytes")
-    return bucket, prefix
 
 
 def _is_bucket(name: str) -> bool:
     parts = name.split(".")
     return bool(_BUCKET.fullmatch(name)) and all(0 < len(part) <= 63 for part in parts)
-
-
-def _is_part(part: str) -> bool:
-    lone = any("\ud800" <= char <= "\udfff" for char in part)
-    return part.strip() not in {"", ".", ".."} and bool(_PREFIX.fullmatch(part)) and not lone

@@ -10,8 +10,6 @@ import base64
 import hashlib
 import json
 import os
-import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +29,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from text2img import __version__
 from text2img.deadline import within
 from text2img.errors import StorageFailed
-from text2img.storage.gcs import Refused
+from text2img.storage.buckets import ABSENT, Faltered, Refused, one_line, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +55,9 @@ _HOW_TO_LOG_IN = (
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object as it is stored; ``generation`` None means that we may not look. Sums are base64."""
+    """An object as it is stored; its version is its generation. Sums are base64."""
 
-    generation: int | None
+    version: str | None
     size: int | None = None
     md5: str | None = None
     crc32c: str | None = None
@@ -74,7 +72,7 @@ class Stored:
         return self.crc32c == _base64(google_crc32c.value(data).to_bytes(4, "big"))
 
 
-UNSEEN = Stored(generation=None)
+UNSEEN = Stored(version=None)
 
 
 class Bucket:
@@ -84,7 +82,8 @@ class Bucket:
     server, without credentials.
     """
 
-    def __init__(self, name: str, patience: float, timeout: float) -> None:
+    def __init__(self, name: str, acl: str | None, patience: float, timeout: float) -> None:
+        self._acl = acl
         self._patience = patience
         self._timeout = timeout
         self._bucket = _client().bucket(name)
@@ -92,25 +91,29 @@ class Bucket:
     def look_at_bucket(self, patience: float) -> None:
         """Ask for the bucket's metadata, for that many seconds at the most."""
         self._persist(lambda limit: self._bucket.reload(timeout=limit, retry=None), patience)
+        if self._acl and self._bucket.iam_configuration.uniform_bucket_level_access_enabled:
+            raise Refused(400, "it has uniform bucket-level access")
 
     def look(self, path: str) -> Stored:
         """The object as it is stored."""
         blob = self._bucket.blob(path)
         self._persist(lambda limit: blob.reload(timeout=limit, retry=None), self._patience)
-        return Stored(int(blob.generation or 0), blob.size, blob.md5_hash, blob.crc32c)
+        return Stored(str(blob.generation), blob.size, blob.md5_hash, blob.crc32c)
 
-    def upload(self, path: str, data: bytes, content_type: str, generation: int | None) -> None:
-        """Store the object, where its generation is that one (0: where there is none, None: anyhow).
+    def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
+        """Store the object over that generation (ABSENT: where there is none, None: anyhow).
 
         Carries a checksum that the server compares. May be repeated: what came through although its answer
         was lost is found as 412 the next time.
         """
         blob = self._bucket.blob(path)
+        generation = 0 if version == ABSENT else version and int(version)
 
         def attempt(limit: float) -> None:
             blob.upload_from_string(
                 data,
                 content_type=content_type,
+                predefined_acl=self._acl,
                 if_generation_match=generation,
                 checksum="auto",
                 timeout=limit,
@@ -129,24 +132,15 @@ class Bucket:
                 raise
 
     def _persist(self, attempt: Callable[[float], _Result], patience: float) -> _Result:
-        """Try until it succeeds, is refused, or ``patience`` seconds are over; waits grow up to 16 s."""
-        until = time.monotonic() + patience
-        wait = 0.5
-        while True:
-            try:
-                return attempt(max(1.0, min(self._timeout, until - time.monotonic())))
-            except (
-                *_FAULTS,
-                GoogleAPICallError,
-                GoogleAuthError,
-                requests.RequestException,
-                ValueError,
-            ) as exc:
-                pause = wait * secrets.SystemRandom().uniform(0.5, 1)
-                if not _may_pass(exc) or time.monotonic() + pause > until:
-                    raise _explained(exc) from exc
-            time.sleep(pause)
-            wait = min(2 * wait, 16)
+        return persist(lambda limit: _translated(attempt, limit), patience, self._timeout)
+
+
+def _translated(attempt: Callable[[float], _Result], limit: float) -> _Result:
+    """What the attempt returns; Google's errors in our words."""
+    try:
+        return attempt(limit)
+    except (*_FAULTS, GoogleAPICallError, GoogleAuthError, requests.RequestException, ValueError) as exc:
+        raise _explained(exc) from exc
 
 
 def _client() -> Any:
@@ -214,14 +208,15 @@ def _may_pass(exc: Exception) -> bool:
 
 
 def _explained(exc: Exception) -> Refused | StorageFailed:
+    kind = Faltered if _may_pass(exc) else StorageFailed
     if isinstance(exc, GoogleAPICallError):
-        if 400 <= int(exc.code or 0) < 500 and not _may_pass(exc):
+        if 400 <= int(exc.code or 0) < 500 and kind is StorageFailed:
             return Refused(int(exc.code), _reason(exc))
         answer = f"{int(exc.code or 0)}: {_reason(exc)}"
-        return StorageFailed(f"Cloud Storage keeps answering {answer}; run it again later")
+        return kind(f"Cloud Storage keeps answering {answer}; run it again later")
     if isinstance(exc, GoogleAuthError) and not isinstance(exc, TransportError):
-        return StorageFailed(f"Google does not accept the credentials ({_one_line(exc)}); {_HOW_TO_LOG_IN}")
-    return StorageFailed(f"Cloud Storage cannot be reached ({type(exc).__name__}); check the network")
+        return kind(f"Google does not accept the credentials ({_one_line(exc)}); {_HOW_TO_LOG_IN}")
+    return kind(f"Cloud Storage cannot be reached ({type(exc).__name__}); check the network")
 
 
 def _reason(exc: GoogleAPICallError) -> str:
@@ -233,8 +228,7 @@ def _reason(exc: GoogleAPICallError) -> str:
 
 
 def _one_line(exc: object) -> str:
-    text = " ".join(str(exc.args[0] if isinstance(exc, Exception) and exc.args else exc).split())
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return one_line(exc.args[0] if isinstance(exc, Exception) and exc.args else exc)
 
 
 def _base64(data: bytes) -> str:

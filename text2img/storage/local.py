@@ -1,4 +1,7 @@
-"""Pictures in a folder, each written whole or not at all. Knows files and bytes, no images."""
+"""Pictures in a folder, each written whole or not at all. Knows files and bytes, no images.
+
+Paths are texts here: pathlib would intern two names for each picture, and Python's table of them would grow.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import secrets
 import stat
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
@@ -35,16 +37,16 @@ class LocalStorage:
         if not folder.strip() or "\0" in folder:
             raise ConfigurationError("the output folder's name is empty or holds a NUL; check --output")
         # Not Path.resolve: a folder behind a symbolic link keeps the name that its owner gave it.
-        self._folder = Path(os.path.abspath(os.path.expanduser(folder)))  # noqa: PTH100, PTH111
+        self._folder = os.path.abspath(os.path.expanduser(folder))
         self._sweep = threading.Lock()
         self._swept = False
 
     def check(self) -> None:
         """As ImageStorage.check: the folder can be written to, or could be made."""
         place = self._folder
-        while not os.path.lexists(place):  # Path.exists raises where it may not look
-            place = place.parent
-        if not os.path.isdir(place):  # noqa: PTH112 - the same
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if not os.path.isdir(place):
             raise StorageFailed(f"{place} is no folder; choose another --output")
         if not os.access(place, os.W_OK | os.X_OK):
             raise StorageFailed(f"the folder {place} cannot be written to; check its permissions")
@@ -54,7 +56,7 @@ class LocalStorage:
         name = f"doctor-{secrets.token_hex(8)}.txt"
         path = self.put(name, b"text2img doctor", "text/plain", lambda: True)
         try:
-            Path(path).unlink()
+            os.unlink(path)
         except OSError as exc:
             raise self._failed(exc) from exc
 
@@ -62,7 +64,7 @@ class LocalStorage:
         """As ImageStorage.put. Atomic by link(2), which never replaces; a different file that is looked at
         and replaced by somebody else in the same instant is the one gap a folder leaves.
         """
-        target = self._folder / check_name(name)
+        target = os.path.join(self._folder, check_name(name))
         self._prepare()
         try:
             if not self._same(target, data):
@@ -72,11 +74,11 @@ class LocalStorage:
             if exc.errno in _THIS_FILE:
                 raise self._rejected(name, exc.strerror) from exc
             raise self._failed(exc) from exc
-        return str(target)
+        return target
 
     def _prepare(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            os.makedirs(self._folder, exist_ok=True)
         except OSError as exc:
             raise self._failed(exc) from exc
         with self._sweep:
@@ -91,12 +93,12 @@ class LocalStorage:
                 if entry.name.startswith(_TEMPORARY):
                     with contextlib.suppress(OSError):
                         if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED:
-                            os.unlink(entry)  # noqa: PTH108
+                            os.unlink(entry)
 
     @contextlib.contextmanager
-    def _temporary(self, data: bytes) -> Iterator[Path]:
+    def _temporary(self, data: bytes) -> Iterator[str]:
         """The path of a synced file of its own with that content, gone afterwards."""
-        path = self._folder / f"{_TEMPORARY}{secrets.token_hex(12)}"
+        path = os.path.join(self._folder, _TEMPORARY + secrets.token_hex(12))
         # 0o666 less the umask: pictures are for whoever may read the folder (mkstemp's are for one user).
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -107,12 +109,12 @@ class LocalStorage:
             yield path
         finally:
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
 
-    def _publish(self, temporary: Path, target: Path, data: bytes, may_replace: Callable[[], bool]) -> None:
+    def _publish(self, temporary: str, target: str, data: bytes, may_replace: Callable[[], bool]) -> None:
         """Give the temporary file its name: create-only first, over another content only if allowed."""
         try:
-            target.hardlink_to(temporary)
+            os.link(temporary, target)
         except FileExistsError:
             if self._same(target, data):
                 return
@@ -124,23 +126,23 @@ class LocalStorage:
             self._replace(temporary, target, may_replace)
         self._sync_folder()
 
-    def _replace(self, temporary: Path, target: Path, may_replace: Callable[[], bool]) -> None:
+    def _replace(self, temporary: str, target: str, may_replace: Callable[[], bool]) -> None:
         if not may_replace():
-            raise ClaimLost(f"{target.name} is there already and the claim is lost")
-        temporary.replace(target)
+            raise ClaimLost(f"{os.path.basename(target)} is there already and the claim is lost")
+        os.replace(temporary, target)
 
-    def _same(self, target: Path, data: bytes) -> bool:
+    def _same(self, target: str, data: bytes) -> bool:
         """Whether the file is there with that content; PromptFailed where something else has its name."""
         try:
-            found = target.stat()
+            found = os.stat(target)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(found.st_mode):
-            raise self._rejected(target.name, "something that is no file has this name")
+            raise self._rejected(os.path.basename(target), "something that is no file has this name")
         if found.st_size != len(data):
             return False
         try:
-            with target.open("rb") as file:
+            with open(target, "rb") as file:
                 return file.read(len(data) + 1) == data
         except (FileNotFoundError, PermissionError):
             return False

@@ -76,6 +76,12 @@ class MongoJournal(Session):
         return [run for run in runs if run is not None]
 
     @reported
+    def run(self, run_id: str) -> Run | None:
+        """See Journal.run."""
+        document = self.runs.find_one({"_id": {"$eq": run_id}})
+        return None if document is None else run_of(run_id, document)
+
+    @reported
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. One look through the collection; not a snapshot while workers are at it."""
         live = {"$cond": [is_ahead("lease_expires_at"), 1, 0]}

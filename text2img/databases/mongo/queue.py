@@ -5,39 +5,40 @@ Every write is fenced by worker and claim number and costs one command for any n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pymongo import UpdateOne
+from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from text2img.databases.documents import CLAIM_FIELDS, change_of, result_of, written_already
+from text2img.databases.documents import CLAIM_FIELDS, absent_from, change_of, result_of, written_already
 from text2img.databases.mongo.claiming import claim_prompts, peek_prompts
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of, value_of
 from text2img.databases.mongo.session import Session
 from text2img.databases.mongo.updates import (
     CLAIMABLE,
-    NOW,
     PENDING,
     POSTPONED,
     all_held,
     changed,
     held,
     ids,
-    literals,
+    replaced,
     selected,
     within,
 )
 from text2img.prompts import Completed, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from text2img.databases import Selection
-    from text2img.prompts import Claim, Outcome, Prompt
+    from text2img.prompts import Claim, Outcome, Prompt, PromptId
 
 _DUPLICATE_KEY: Final = 11000
 _WHAT_IS_WRITTEN: Final = ("status", "claim_number", "run_id", "attempts", "sha256", "error_code")
+_IS_ON_DEVICE: Final = {"$set": {"started_claim": "$claim_number"}}
+_HAS_LEFT: Final = {"$unset": "started_claim"}
 _LETTING_GO: Final = dict.fromkeys(CLAIM_FIELDS, "")
 
 
@@ -55,10 +56,11 @@ class MongoQueue(Session):
         return peek_prompts(self.datasets, limit, selection)
 
     @reported
-    def start(self, claims: Sequence[Claim]) -> None:
+    def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start. One command."""
-        if claims:
-            self.datasets.update_many(all_held(claims), [{"$set": {"started_claim": "$claim_number"}}])
+        marks = ((claims, _IS_ON_DEVICE), (left, _HAS_LEFT))
+        if changes := [UpdateMany(all_held(which), [mark]) for which, mark in marks if which]:
+            self.datasets.bulk_write(changes)
 
     @reported
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
@@ -89,7 +91,9 @@ class MongoQueue(Session):
             return writable
         found = self.datasets.find(ids([one.claim for one in writable]), dict.fromkeys(_WHAT_IS_WRITTEN, 1))
         documents = {id_of(document["_id"]): document for document in found}
-        return [one for one in writable if written_already(one, run_id, documents.get(one.claim.id, {}))]
+        written = [one for one in writable if written_already(one, run_id, documents.get(one.claim.id, {}))]
+        self._take_back([one.claim for one in writable if one not in written], documents)
+        return written
 
     @reported
     def release(self, claims: Sequence[Claim]) -> None:
@@ -119,7 +123,7 @@ class MongoQueue(Session):
                     "dataset_id": {"$eq": value_of(done.claim.id)},
                     "claim_number": {"$not": {"$gt": done.claim.number}},
                 },
-                [{"$set": {**literals(result_of(done, run_id)), "created_at": NOW}}],
+                replaced(result_of(done, run_id), absent_from(done)),
                 upsert=True,
             )
             for done in completed
@@ -134,6 +138,16 @@ class MongoQueue(Session):
             self._make_way(outdone)
             return outdone
         return set()
+
+    def _take_back(self, lost: Sequence[Claim], documents: Mapping[PromptId, Mapping[str, Any]]) -> None:
+        """Remove the results of claims that turned out to be lost: there may never be another one. What a
+        later claim has put in their place has a greater number, and stays.
+        """
+        for claim in lost:
+            prompt = documents.get(claim.id, {})
+            if (prompt.get("status"), prompt.get("claim_number")) != (Status.COMPLETED.value, claim.number):
+                result = {"dataset_id": {"$eq": value_of(claim.id)}, "claim_number": claim.number}
+                self.records.delete_one(result)
 
     def _make_way(self, outdone: set[Claim]) -> None:
         """Give back what is held although a result has a greater number: its prompt was put back without

@@ -5,7 +5,9 @@ Knows nothing of what is done with them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import pymongo
 
 from text2img.databases.mongo.connection import address_of, connect, database_of, reported
 from text2img.databases.mongo.indexes import INDEXES, make
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
     from text2img.databases import Collections
     from text2img.databases.mongo.connection import Document
+
+
+_PARTING: Final = 1
+"""Seconds for the server to hear that the sessions are over: it forgets them by itself."""
 
 
 class Session:
@@ -45,7 +51,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of the connections; may be repeated."""
-        self._client.close()
+        with pymongo.timeout(_PARTING):
+            self._client.close()
 
     def _collection(self, name: str) -> Collection[Document]:
         return self._database[name]

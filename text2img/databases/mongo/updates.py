@@ -72,6 +72,12 @@ def changed(change: Change) -> list[Expression]:
     return [{"$set": {**literals(change.fields), **moments}}, {"$unset": list(change.gone)}]
 
 
+def replaced(result: Mapping[str, object], absent: Sequence[str]) -> list[Expression]:
+    """The update that makes a result of whatever stands in its place; ``absent`` fields are gone then."""
+    made: Expression = {"$set": {**literals(result), "created_at": NOW}}
+    return [made, {"$unset": list(absent)}] if absent else [made]
+
+
 def selected(selection: Selection) -> Expression:
     """The filter of a selection."""
     if selection.dataset_id is None:

@@ -71,6 +71,12 @@ class SqliteJournal(Session):
         runs = (run_of(str(id_of(row["_id"])), _run_fields(row)) for row in rows)
         return [run for run in runs if run is not None]
 
+    def run(self, run_id: str) -> Run | None:
+        """See Journal.run."""
+        with self._reading() as connection:
+            row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
+        return None if row is None else run_of(run_id, _run_fields(row))
+
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. A snapshot."""
         where, values = selected(selection)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases.documents import (
     CLAIM_FIELDS,
     PROMPT_FIELDS,
+    absent_from,
     change_of,
     count_of,
     deaths_at_claim,
@@ -77,9 +78,11 @@ class SqliteQueue(Session):
         with self._reading() as connection:
             return [_prompt(row, "nobody") for row in self._next(connection, limit, selection)]
 
-    def start(self, claims: Sequence[Claim]) -> None:
+    def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start."""
-        self._update_held("started_claim = claim_number", claims)
+        with self._writing() as connection:
+            self._change_held(connection, "started_claim = claim_number", claims)
+            self._change_held(connection, "started_claim = NULL", left)
 
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
         """See Queue.extend."""
@@ -128,13 +131,22 @@ class SqliteQueue(Session):
         self, assignments: str, claims: Sequence[Claim], values: Mapping[str, object] | None = None
     ) -> list[Claim]:
         """Change what the claims hold; returns the claims that are lost."""
-        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
         with self._writing() as connection:
-            return [
-                claim
-                for claim in claims
-                if not connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
-            ]
+            return self._change_held(connection, assignments, claims, values)
+
+    def _change_held(
+        self,
+        connection: sqlite3.Connection,
+        assignments: str,
+        claims: Sequence[Claim],
+        values: Mapping[str, object] | None = None,
+    ) -> list[Claim]:
+        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
+        return [
+            claim
+            for claim in claims
+            if not connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
+        ]
 
     def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, tell: bool) -> bool:
         names = _names(outcome.claim)
@@ -162,7 +174,8 @@ class SqliteQueue(Session):
             fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": greater[0]}
             self._set(connection, fields, names)
             return False
-        result = columns_of({**result_of(done, run_id), "created_at": moment()})
+        gone = dict.fromkeys(absent_from(done))
+        result = columns_of({**result_of(done, run_id), **gone, "created_at": moment()})
         columns = ", ".join(["dataset_id", *result])
         places = ", ".join([ID, *(f":{name}" for name in result)])
         updates = ", ".join(f"{name} = excluded.{name}" for name in result)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
-from text2img.prompts.parameters import PARAMETER_NAMES
+from text2img.prompts import APPROXIMATIONS
+from text2img.prompts.parameters import PARAMETER_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,18 +35,19 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         _ID,
         "model_type DEFAULT 'stable_diffusion'",
         *("model_path", "revision", "variant", "scheduler", "num_inference_steps", "guidance_scale"),
-        *("width", "height", "negative_prompt", "safety_checker"),
+        *("width", "height", "negative_prompt", *STYLE_CHECKS, "safety_checker", *APPROXIMATIONS),
     ),
     "dataset_records": (
         "dataset_id NOT NULL PRIMARY KEY",
         *("prompt", "image_url", "gcs_url", "status"),
         *PARAMETER_NAMES,
-        *("model", "run_id", "created_at", "prompt_truncated", "claim_number"),
+        *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
     ),
     "runs": (
         _ID,
         *("started_at", "finished_at", "status", "host", "model", "completed", "failed", "postponed"),
-        *("images_per_second", "device_busy", "peak_memory", "seconds", "versions", "lease_expires_at"),
+        *("images_per_second", "steady_images_per_second", "device_busy", "device_busy_of_run"),
+        *("peak_memory", "seconds", "versions", "lease_expires_at"),
     ),
     "callbacks": (
         _ID,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 15
 """Seconds to wait for other writers; each holds the file for milliseconds."""
+_CACHE: Final = 256
+"""KiB of the file that a thread's connection keeps; the operating system keeps the file for all of them."""
 
 
 class Session:
@@ -39,7 +41,7 @@ class Session:
             _check_name(name)
         self._quoted = {known: quoted(name) for known, name in self._names.items()}
         self._own = threading.local()
-        self._all: set[sqlite3.Connection] = set()
+        self._all: dict[threading.Thread, sqlite3.Connection] = {}
         self._lock = threading.Lock()
         self._generation = 0
         self._reads_only = False
@@ -69,8 +71,8 @@ class Session:
         """Close all connections, those of other threads as well; a later call opens its own again."""
         with self._lock:
             self._generation += 1
-            connections, self._all = self._all, set()
-        for connection in connections:
+            connections, self._all = self._all, {}
+        for connection in connections.values():
             connection.close()
 
     @contextmanager
@@ -108,7 +110,9 @@ class Session:
             return kept
         fresh = _connect_to_read(self.path, self._names) if self._reads_only else _connect(self.path)
         with self._lock:
-            self._all.add(fresh)
+            for thread in [each for each in self._all if not each.is_alive()]:
+                self._all.pop(thread).close()  # else threads that come and go would use up all open files
+            self._all[threading.current_thread()] = fresh
             self._own.connection, self._own.generation = fresh, self._generation
         return fresh
 
@@ -153,6 +157,7 @@ def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sql
     try:
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE}")
         prepare(connection)
     except BaseException:
         connection.close()

@@ -1,0 +1,1 @@
+"""How fast the engine and the job are on a GPU: ``python -m benchmarks.gpu``. Needs no download."""

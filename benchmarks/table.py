@@ -1,0 +1,82 @@
+"""The README's table of figures, from the JSON files: ``python -m benchmarks.table`` prints it.
+
+``--write`` puts it into the README, between its two marks; tests/benchmarks/test_table.py compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results import RESULTS, read, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN = "<!-- speed: printed by python -m benchmarks.table -->\n"
+END = "<!-- end of speed -->"
+_ELSEWHERE = frozenset({"approximations"})
+"""Shown in docs/approximations.md."""
+
+
+def block(results: Path = RESULTS) -> str:
+    """The table, a line for each check of each result, and where and when they were measured.
+
+    Raises ValueError for a rehearsal, which is no result.
+    """
+    files = [file for file in sorted(results.glob("*.json")) if file.stem not in _ELSEWHERE]
+    documents = [read(file) for file in files]
+    for document in documents:
+        if document["rehearsal"]:
+            raise ValueError(f"{document['benchmark']} is a rehearsal, and no result")
+    rows = [row for document in documents for row in _rows(document)]
+    if not rows:
+        return "Nothing has been measured.\n"
+    return f"{table(rows)}\n\n{'; '.join(_places(documents))}.\n"
+
+
+def _rows(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    for check in document["checks"]:
+        yield {
+            "figure": check.figure,
+            "target": check.target_shown,
+            "measured": check.measured_shown + ("" if check.met else " (missed)"),
+            "command": f"`python -m benchmarks.{document['benchmark']}`",
+        }
+
+
+def _places(documents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Which of them were measured where and when."""
+    places: dict[str, list[str]] = {}
+    for each in documents:
+        where = f"{each['date']}, {each['machine']}, commit {each['commit']}"
+        places.setdefault(where, []).append(each["benchmark"])
+    return [f"{', '.join(names)}: {where}" for where, names in places.items()]
+
+
+def placed(text: str, fresh: str) -> str:
+    """The README's text with the table in its place. Raises ValueError where it has no marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README lacks {BEGIN.strip()} … {END}")
+    return before + begin + fresh + end + after
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, or write it into the README."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put it into the README")
+    asked = parser.parse_args(argv)
+    if asked.write:
+        README.write_text(placed(README.read_text(encoding="utf-8"), block()), encoding="utf-8")
+    else:
+        print(block())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Tellers in any order of steps, on each database, beside a simple model: who sends, and what is due."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, completed, failed, opened
+from text2img.callbacks.entry import compose
+from text2img.databases import Collections, NewPrompt, Notice
+from text2img.prompts import PromptId, Wishes
+
+RUN = "a run that is dead"
+OPEN = {"due", "sending", "put off"}
+TELLERS = st.sampled_from(["ann", "bob"])
+
+
+class Machine(RuleBasedStateMachine):
+    """Every rule is one step of a teller; old tries are kept, and used as readily as the latest."""
+
+    backend = None
+
+    def __init__(self):
+        super().__init__()
+        mark = uuid.uuid4().hex[:8]
+        names = Collections(
+            *(f"{name}_{mark}" for name in ("prompts", "configs", "results", "runs", "notices"))
+        )
+        self.database = opened(self.backend.url, names)
+        self.untold, self.in_notices = set(), []
+        self.notices, self.bodies, self.tries, self.sendings = {}, {}, {}, []
+        self.numbers = itertools.count()
+
+    @initialize()
+    def begin_in_the_middle(self):
+        """The interesting steps come late: two outcomes, one of them in a notice, are where it starts."""
+        self.one_more_is_done(completed)
+        self.one_more_is_done(failed)
+        self.gather(1)
+
+    def teardown(self):
+        self.database.close()
+
+    @precondition(lambda self: len(self.untold) < 3)
+    @rule(become=st.sampled_from([completed, failed]))
+    def one_more_is_done(self, become):
+        name = str(next(self.numbers))
+        self.database.enqueue([NewPrompt(id=PromptId("int", name), text="a boat", wishes=Wishes(seed=1))])
+        (prompt,) = self.database.claim("w", 1, MINUTE, ALL)
+        assert self.database.record([become(prompt)], RUN, tell=True)
+        self.untold.add(name)
+
+    def _gather(self, limit):
+        name = f"msg_{next(self.numbers)}"
+        told, more = self.database.gather(RUN, name, limit)
+        assert {each.id.text for each in told} <= self.untold
+        assert (len(told), more) == (min(limit, len(self.untold)), len(self.untold) > limit)
+        return name, told
+
+    @precondition(lambda self: self.untold)
+    @rule(limit=st.integers(1, 2))
+    def gather(self, limit):
+        name, told = self._gather(limit)
+        self.bodies[name] = compose(RUN, "interrupted", told, final=False)
+        for _ in range(2):
+            self.database.save_notice(Notice(id=name, run_id=RUN, body=self.bodies[name]))
+        self.notices[name], self.tries[name] = "due", 0
+        self.in_notices += [each.id.text for each in told]
+        self.untold -= set(self.in_notices)
+
+    @precondition(lambda self: self.untold)
+    @rule(limit=st.integers(1, 2))
+    def die_while_gathering(self, limit):
+        """What was marked for a notice that is never kept is found by whoever asks for what the dead left."""
+        self._gather(limit)
+        assert self.database.untold_runs() == [RUN]
+
+    @rule()
+    def ask_what_the_dead_left(self):
+        assert self.database.untold_runs() == ([RUN] if self.untold else [])
+
+    @precondition(lambda self: self.notices)
+    @rule(worker=TELLERS, lease=st.sampled_from([0.0, MINUTE]))
+    def begin_to_send(self, worker, lease):
+        """With a lease over nothing the teller dies of it, and the notice is anybody's."""
+        due = {name for name, state in self.notices.items() if state == "due"}
+        notice = self.database.claim_notice(worker, lease)
+        assert (notice is None) == (not due)
+        if notice is None:
+            return
+        assert notice.id in due
+        assert notice.body == self.bodies[notice.id]
+        self.tries[notice.id] += 1
+        assert notice.tries == self.tries[notice.id]
+        self.notices[notice.id] = "sending" if lease else "due"
+        self.sendings.append(notice)
+
+    @precondition(lambda self: self.sendings)
+    @rule(data=st.data(), told=st.booleans())
+    def close(self, data, told):
+        """The first answer closes it for good."""
+        notice = data.draw(st.sampled_from(self.sendings))
+        self.database.close_notice(notice, told=told, detail="said")
+        if self.notices[notice.id] in OPEN:
+            self.notices[notice.id] = "told" if told else "refused"
+
+    @precondition(lambda self: self.sendings)
+    @rule(data=st.data(), wait=st.sampled_from([0.0, MINUTE]))
+    def put_off(self, data, wait):
+        """Of the tries at a notice only the latest has a say in when the next is."""
+        notice = data.draw(st.sampled_from(self.sendings))
+        self.database.postpone_notice(notice, wait, "later")
+        if self.notices[notice.id] in OPEN and notice.tries == self.tries[notice.id]:
+            self.notices[notice.id] = "put off" if wait else "due"
+
+    @invariant()
+    def every_notice_is_due_until_it_is_told_or_refused(self):
+        states = [*self.notices.values()]
+        still = sum(state in OPEN for state in states)
+        assert self.database.notices() == (still, states.count("refused"))
+
+    @invariant()
+    def each_outcome_waits_or_is_in_one_notice(self):
+        assert self.database.counts(ALL).untold == len(self.untold)
+        assert len(set(self.in_notices)) == len(self.in_notices)
+        bodies = [json.loads(body) for body in self.bodies.values()]
+        named = [each["prompt_id"] for body in bodies for each in (*body["results"], *body["errors"])]
+        assert sorted(named) == sorted(self.in_notices)
+
+
+def _run(backend, examples):
+    run_state_machine_as_test(
+        type("BoundMachine", (Machine,), {"backend": backend}),
+        settings=settings(
+            max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True, database=None,
+            suppress_health_check=[*HealthCheck],
+        ),
+    )  # fmt: skip
+
+
+def test_tellers_in_any_order_on_sqlite(tmp_path):
+    """Whatever tellers do and wherever they die, each outcome is in one notice, and it is due until told."""
+    _run(SqliteBackend(tmp_path), 100)
+
+
+@pytest.mark.slow
+def test_tellers_in_any_order_on_mongodb(mongodb_server):
+    """The same on MongoDB: each outcome in one notice, each notice due until told or refused."""
+    backend = MongoBackend("secantusdb", mongodb_server)
+    _run(backend, 20)
+    backend.remove()

@@ -1,0 +1,116 @@
+"""How a run ends when what it needs fails: by which status, how soon, and what is kept of it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from text2img.cli.run import Job
+from text2img.databases import Collections, NewPrompt, Selection, open_database
+from text2img.environment import load
+from text2img.errors import Stopped, StorageFailed
+from text2img.guard import Guard
+from text2img.progress import Silent
+from text2img.prompts import PromptId, Wishes
+from text2img.stages import Stop
+
+PATIENCE = 20  # seconds until a test gives up
+
+
+@pytest.fixture
+def database(tmp_path):
+    """A real database with one prompt."""
+    made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
+    made.enqueue([NewPrompt(id=PromptId("int", "1"), text="a cat", wishes=Wishes())])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """Those of a run on it."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"database": "sqlite:///prompts.db", "output": "pictures", "run_id": "night"}
+    return load(flags, environment=False)
+
+
+class Failing:
+    """A storage that refuses; ``first`` is called before."""
+
+    def __init__(self, first):
+        self.first = first
+
+    def check(self):
+        self.first()
+        raise StorageFailed("the network is gone")
+
+
+class Stuck:
+    """The same database, but one of its methods never comes back once ``stuck`` is set."""
+
+    def __init__(self, database, method):
+        self._database, self._method = database, method
+        self.stuck, self.end = threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        if name == self._method and self.stuck.is_set():
+            return lambda *_: self.end.wait(PATIENCE)
+        return getattr(self._database, name)
+
+
+def run(job, stop):
+    with Guard(stop, 300, lambda status: None) as guard:
+        job.run(Silent(), guard)
+
+
+def test_what_fails_during_a_stop_does_not_change_its_status(database, settings):
+    """A storage that fails while the run is being stopped leaves it stopped, by that signal."""
+    stop = Stop()
+    job = Job(settings, database, Failing(lambda: stop.set(15)), stop)
+    with pytest.raises(Stopped) as stopped:
+        run(job, stop)
+    assert stopped.value.exit_status == 143
+    assert [each.status for each in database.last_runs(1)] == ["stopped"]
+
+
+def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, monkeypatch):
+    """What has failed ends as that failure, though its end cannot be written down."""
+    monkeypatch.setattr("text2img.cli.run._LAST_WORDS", 0.1)
+    stuck, stop, ended = Stuck(database, "save_run"), Stop(), threading.Event()
+    job = Job(settings, stuck, Failing(stuck.stuck.set), stop)
+
+    def work():
+        with pytest.raises(StorageFailed):
+            run(job, stop)
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert ended.wait(PATIENCE / 2)
+    stuck.end.set()
+    assert "the run's end could not be written down" in caplog.text
+
+
+def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(database, settings, monkeypatch):
+    """A release that hangs takes its second, and the run's document still says how it ended."""
+    stuck, statuses = Stuck(database, "release"), []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    job = Job(settings, stuck, Failing(lambda: None), Stop())
+    job._leases.hold(prompt.claim for prompt in database.claim("w1", 1, 60, Selection()))
+    stuck.stuck.set()
+    job.give_up(143)
+    stuck.end.set()
+    assert statuses == [143]
+    assert [each.status for each in database.last_runs(1)] == ["stopped"]
+
+
+def test_giving_up_does_not_belie_a_run_that_was_completed(database, settings, monkeypatch):
+    """Asked to end while it is telling, with all its work done and written down, a run stays completed."""
+    database.claim("w1", 1, 600, Selection())
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    stop = Stop()
+    job = Job(settings, database, Failing(lambda: None), stop)
+    run(job, stop)
+    job.give_up(143)
+    assert [each.status for each in database.last_runs(1)] == ["completed"]

@@ -1,0 +1,66 @@
+"""What a run may still claim, and when its own retries come due."""
+
+from __future__ import annotations
+
+import time
+
+from text2img.quota import Quota
+
+
+def test_a_limit_counts_what_was_claimed() -> None:
+    """No more than the limit, however many are wanted; without one, as many as are wanted."""
+    quota = Quota(7, 100)
+    assert quota.claimable(5) == 5
+    quota.claimed(5)
+    assert (quota.claimable(5), quota.unclaimed()) == (2, 2)
+    assert Quota(None, 0).claimable(5) == 5
+
+
+def test_what_was_put_back_may_be_claimed_again() -> None:
+    """A prompt that is tried again does not count twice, and its place is no other's until it is due."""
+    quota = Quota(3, 100)
+    quota.claimed(3)
+    quota.put_back([8.0, 2.0])
+    assert quota.claimable(5) == 0
+    quota.next_due()
+    assert quota.claimable(5) == 1
+    quota.next_due()
+    assert quota.claimable(5) == 2
+
+
+def test_a_retry_that_is_due_already_is_not_forgotten() -> None:
+    """However late in the run the next is put back: what came due meanwhile can still be claimed."""
+    quota, now = Quota(None, 10), time.monotonic()
+    quota.put_back([-5.0])
+    quota.put_back([8.0])
+    first, second = quota.next_due(), quota.next_due()
+    assert first is not None
+    assert second is not None
+    assert first <= now < second
+
+
+def test_what_is_unclaimed_never_falls_below_none() -> None:
+    """More may come than there were at the start."""
+    quota = Quota(None, 3)
+    quota.claimed(5)
+    assert quota.unclaimed() == 0
+
+
+def test_the_next_retry_comes_due_when_it_said() -> None:
+    """The earliest first; what is past by then is forgotten with it, what comes later is not."""
+    quota, now = Quota(None, 10), time.monotonic()
+    quota.put_back([8.0, 2.0, 2.0])
+    first, second = quota.next_due(), quota.next_due()
+    assert first is not None
+    assert second is not None
+    assert 2 <= first - now <= 3.5
+    assert 8 <= second - now <= 9.5
+    assert quota.next_due() is None
+
+
+def test_retries_take_no_memory_a_prompt() -> None:
+    """Ten thousand prompts that are put back in the same seconds are remembered by those seconds."""
+    quota = Quota(None, 10_000)
+    for _ in range(10_000):
+        quota.put_back([2.0])
+    assert len(quota._due) < 100

@@ -1,0 +1,37 @@
+"""The one line that a run ends with: how many, how fast, where the time went, where the pictures are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from text2img.cli.plot import DEVICE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from text2img.databases import Counts
+    from text2img.tally import Tally
+
+
+def last_line(tally: Tally, spent: Mapping[str, float], remaining: str, place: str) -> str:
+    """The line; ``spent`` in seconds by stage, ``place`` the storage's URL."""
+    done = f"completed {tally.completed}, failed {tally.failed}, remaining {remaining}"
+    pace = f"{tally.images_per_second:.2f} images/s"
+    return "; ".join([done, pace, *_where_time_went(tally, spent), place])
+
+
+def remaining(left: Counts, later: int) -> str:
+    """How many remain, of which ``later`` wait for their next try, and how many others work on."""
+    waits = f" ({later} to be tried again later)" if later else ""
+    others = f", {left.processing} with other workers" if left.processing else ""
+    return f"{left.pending}{waits}{others}"
+
+
+def _where_time_went(tally: Tally, spent: Mapping[str, float]) -> list[str]:
+    """What the device's thread spent most of the run on; nothing for a run that made nothing."""
+    if not tally.made:
+        return []
+    whole = tally.seconds
+    most = [f"{stage} {spent[stage]:.1f}" for stage in DEVICE if spent.get(stage, 0) >= whole / 100]
+    busy = f"device busy {100 * tally.device_busy:.0f} % between first and last batch"
+    return [f"{whole:.1f} s: {', '.join(most)}", busy]

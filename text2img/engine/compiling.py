@@ -1,0 +1,233 @@
+"""When the denoiser is compiled, and which batches run on what was compiled.
+
+``torch.compile`` makes code for one size and shape: it takes minutes and then saves a share of every batch's
+time. Batches whose shape was chosen run compiled, filled up to the compiled size where they are smaller, so
+that nothing is compiled twice; all others run as they are, as after a failure all do. How to draw a batch is
+not known here, nor whether compiling pays: see ``breakeven``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from text2img.engine.breakeven import CAUTIOUS, Decision, Estimate, Ledger
+from text2img.engine.devices import Trouble, free_caches, one_line, trouble
+from text2img.errors import DeviceFailed, Text2ImgError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from text2img.engine.compile_cache import CompileCache
+    from text2img.engine.options import Compile
+    from text2img.prompts import Request
+
+    Rehearse = Callable[[Sequence[Request]], None]
+
+logger = logging.getLogger(__name__)
+
+_MOST: Final = 64
+"""Shapes and sizes that one run compiles at the most; torch alone stops at 8."""
+
+
+class Shape(NamedTuple):
+    """What decides the shapes and kinds of all that goes into the denoiser, but for the batch's size."""
+
+    width: int
+    height: int
+    chunks: int
+    guided: bool
+    scheduler: str | None
+
+    @classmethod
+    def of(cls, request: Request) -> Shape:
+        """The shape that a request is drawn in."""
+        wanted = request.parameters
+        return cls(wanted.width, wanted.height, request.chunks, wanted.guidance_scale > 1, wanted.scheduler)
+
+
+class Compiling:
+    """Compiles one denoiser, shape by shape; used from the thread that owns the device.
+
+    ``denoiser`` None is one that is never compiled. With ``auto`` nothing is compiled on a device other than
+    ``cuda``: elsewhere it takes longer and brings less. ``recompilations`` counts what was compiled while
+    pictures were drawn, where nothing should be. ``about`` is what else a measurement depends on.
+    """
+
+    def __init__(
+        self, denoiser: Any, mode: Compile, device: str, cache: CompileCache, about: str = ""
+    ) -> None:
+        if denoiser is None and mode == "always":
+            logger.info("a pipeline of this kind is not compiled: it is not known what its denoiser is")
+        runs = denoiser is not None and (mode != "auto" or device == "cuda")
+        self._mode: Compile = mode if runs else "never"
+        self._denoiser, self._device, self._cache, self._about = denoiser, device, cache, about
+        self._name = ""
+        self._ledger = Ledger()
+        self._costs: dict[tuple[Shape, int], float] = {}
+        self._refused: set[tuple[Shape, int]] = set()
+        self._told: set[tuple[Shape, int]] = set()
+        self.recompilations = 0
+
+    def warm(self, part: Sequence[Request], left: int, most: int | None, rehearse: Rehearse) -> None:
+        """Compile for parts like this one where that pays, by letting ``rehearse`` draw it.
+
+        ``most``: how many rows fit into memory, where that is known. Raises DeviceFailed when the device has
+        failed; any other failure is a line in the log, and the denoiser runs uncompiled.
+        """
+        shape, size = Shape.of(part[0]), len(part)
+        self._ledger.came(shape, size)
+        if self._mode == "never" or (shape, size) in self._refused or self._sizes(shape, size, most):
+            return
+        if self._mode == "always" or self._pays(part, left):
+            self._compile(part, rehearse)
+
+    @contextlib.contextmanager
+    def running(self, part: Sequence[Request], most: int | None) -> Iterator[int]:
+        """Draw the part within; gives the rows to draw it in.
+
+        They are more than the requests where the part is smaller than what was compiled. Where they would
+        be twice as many or more, the part is drawn as it is: that costs less, and compiles nothing either.
+        """
+        shape = Shape.of(part[0])
+        compiled = next((one for one in self._sizes(shape, len(part), most) if one < 2 * len(part)), None)
+        graphs, begun = self._graphs(), time.perf_counter()
+        try:
+            with self._stance(compiled=compiled is not None):
+                yield compiled or len(part)
+        except Exception as exc:
+            if compiled is not None and trouble(exc) is Trouble.MEMORY:
+                del self._costs[shape, compiled]
+            raise
+        self._count(self._graphs() - graphs)
+        if compiled in (None, len(part)):
+            self._took(part, time.perf_counter() - begun, compiled=compiled is not None)
+
+    def _sizes(self, shape: Shape, size: int, most: int | None) -> list[int]:
+        """The compiled sizes that ``size`` requests of the shape could run in, the smallest first."""
+        known = sorted(one for of, one in self._costs if of == shape)
+        return [one for one in known if size <= one <= (most or one)]
+
+    def _pays(self, part: Sequence[Request], left: int) -> bool:
+        shape, size = key = Shape.of(part[0]), len(part)
+        ahead = self._ledger.ahead(shape, size, left, part[0].parameters.num_inference_steps)
+        if ahead is None:
+            return False
+        estimate = self._cache.recall(self._key(shape, size))
+        decision = Decision(*ahead, estimate or CAUTIOUS)
+        self._tell(key, decision, known=estimate is not None)
+        return decision.pays
+
+    def _tell(self, key: tuple[Shape, int], decision: Decision, *, known: bool) -> None:
+        if key not in self._told or decision.pays:
+            source = "measured in an earlier run" if known else "assumed, as nothing was measured yet"
+            logger.info("%s (both %s)", decision, source)
+            self._told.add(key)
+
+    def _compile(self, part: Sequence[Request], rehearse: Rehearse) -> None:
+        shape, size = Shape.of(part[0]), len(part)
+        begun = time.perf_counter()
+        failure = self._attempt(part, rehearse)
+        if failure is None:
+            cost = self._costs[shape, size] = time.perf_counter() - begun
+            logger.info("compiled for %d pictures of %d×%d in %.0f s", size, shape.width, shape.height, cost)
+            return
+        kind, sentence = failure
+        if kind is Trouble.DEVICE:
+            raise DeviceFailed(f"the device has failed: {sentence}")
+        if kind is Trouble.MEMORY:
+            free_caches()
+            self._refused.add((shape, size))
+            logger.info("compiling for %d pictures needs more memory than there is; they run as before", size)
+            return
+        self._mode = "never"
+        self._costs.clear()
+        logger.warning("the model cannot be compiled here and runs uncompiled: %s", sentence)
+
+    def _attempt(self, part: Sequence[Request], rehearse: Rehearse) -> tuple[Trouble, str] | None:
+        """What went wrong; no more of it is kept, as a traceback holds the tensors of all its frames."""
+        try:
+            self._install()
+            with self._stance(compiled=True):
+                rehearse(part)
+        except Text2ImgError:
+            raise
+        except Exception as exc:
+            logger.debug("compiling failed", exc_info=True)
+            return trouble(exc), one_line(exc)
+        return None
+
+    def _install(self) -> None:
+        """Once: have the denoiser compiled whole, or where it is one block over and over, that block.
+
+        The UNets name their attention blocks as repeated too; their convolutions would stay uncompiled.
+        """
+        if self._name:
+            return
+        import torch
+        from torch._logging import set_logs
+
+        self._cache.open()
+        self._name = _name(self._denoiser, self._device)
+        torch.compiler.config.recompile_limit = _MOST
+        set_logs(all=logging.ERROR)  # unless the variable TORCH_LOGS asks for more
+        repeats = getattr(self._denoiser, "_repeated_blocks", None) and not hasattr(self._denoiser, "conv_in")
+        compile_ = self._denoiser.compile_repeated_blocks if repeats else self._denoiser.compile
+        compile_(fullgraph=True, dynamic=False)
+
+    def _stance(self, *, compiled: bool) -> contextlib.AbstractContextManager[Any]:
+        """Within it the denoiser runs compiled, or as if nothing had ever been."""
+        if not self._name:
+            return contextlib.nullcontext()
+        import torch
+
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(
+            "default" if compiled else "force_eager"
+        )
+        return stance
+
+    def _graphs(self) -> int:
+        """Graphs that torch has compiled so far in this process."""
+        if not self._name:
+            return 0
+        from torch._dynamo.utils import counters
+
+        return int(counters["stats"]["unique_graphs"])
+
+    def _count(self, graphs: int) -> None:
+        if graphs:
+            self.recompilations += graphs
+            logger.warning("the denoiser was compiled again, though its batch was of a compiled shape")
+
+    def _took(self, part: Sequence[Request], seconds: float, *, compiled: bool) -> None:
+        """Remember how long a part took; the first one counted on compiled code tells what that brought."""
+        shape, size, steps = Shape.of(part[0]), len(part), part[0].parameters.num_inference_steps
+        gain = self._ledger.took(shape, size, steps, seconds, compiled=compiled)
+        if gain is not None:
+            self._measured(shape, size, gain)
+
+    def _measured(self, shape: Shape, size: int, gain: float) -> None:
+        logger.info("compiled, a picture takes %.0f %% less time", 100 * gain)
+        self._cache.remember(self._key(shape, size), Estimate(gain=gain, cost=self._costs[shape, size]))
+        if gain <= 0 and self._mode == "auto":
+            del self._costs[shape, size]
+            self._refused.add((shape, size))
+
+    def _key(self, shape: Shape, size: int) -> str:
+        """What a measurement holds for: chip, versions, model, shape and size."""
+        name = self._name or _name(self._denoiser, self._device)
+        kind = f"{shape.width}x{shape.height}, {shape.chunks} chunks, guided {shape.guided}"
+        return f"{name}; {size} of {kind}, scheduler {shape.scheduler}{self._about}"
+
+
+def _name(denoiser: Any, device: str) -> str:
+    import diffusers
+    import torch
+
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    weights = sum(one.numel() for one in denoiser.parameters())
+    model = f"{type(denoiser).__name__} of {weights:,} weights in {denoiser.dtype}"
+    return f"{device} {chip}; torch {torch.__version__}, diffusers {diffusers.__version__}; {model}"

@@ -1,0 +1,125 @@
+"""What becomes of a batch once the device has made it: encode → store → record.
+
+Knows pictures, the storage and the database's queue; does not know how pictures come about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from text2img.errors import ClaimLost, PromptFailed
+from text2img.images import parameters
+from text2img.prompts import Completed, Failed, Postponed, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from text2img.engine import Picture
+    from text2img.plan import Parts, Plan
+    from text2img.prompts import Claim, Outcome, Request
+    from text2img.quota import Quota
+    from text2img.tally import Tally
+
+log = logging.getLogger(__name__)
+
+_ENCODERS = 4
+"""Pictures encoded at once. Uploads wait for the network, so that many threads serve; encoding needs cores,
+and more threads at it than there are only keep the device's thread from its turn."""
+
+
+class Finishing:
+    """Finishes one run's batches, several at a time. Leaving the ``with`` block waits for all of them."""
+
+    def __init__(self, parts: Parts, plan: Plan, quota: Quota, tally: Tally) -> None:
+        self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
+        self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
+        self._encoders = threading.BoundedSemaphore(_ENCODERS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+    def store(
+        self,
+        hand_on: Callable[[list[Outcome]], None],
+        made: tuple[Sequence[Request], Sequence[Picture | PromptFailed]],
+    ) -> None:
+        """Encode and store a batch; what could be stored is handed on even if the rest could not."""
+        stored = [self._pool.submit(self._outcome, *each) for each in zip(*made, strict=True)]
+        wait(stored)
+        faults = [fault for future in stored if (fault := future.exception())]
+        hand_on([done for future in stored if not future.exception() and (done := future.result())])
+        if faults:
+            raise faults[0]
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
+        with self._parts.seconds("record"):
+            recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
+        self._parts.leases.drop(outcome.claim for outcome in outcomes)
+        self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
+        again = [outcome.wait for outcome in recorded if isinstance(outcome, Postponed)]
+        self._quota.put_back(again)
+        self._tally.add(recorded)
+        self._parts.progress.settled(recorded)
+        self._parts.recorded(len(recorded) - len(again))
+        for outcome in recorded:
+            _log(outcome)
+
+    def _outcome(self, request: Request, result: Picture | PromptFailed) -> Outcome | None:
+        """What becomes of one request; None where its claim was lost."""
+        if isinstance(result, PromptFailed):
+            return failure(request.prompt, result, self._plan.max_attempts)
+        try:
+            return self._store(request, result)
+        except PromptFailed as exc:
+            return failure(request.prompt, exc, self._plan.max_attempts)
+        except ClaimLost:
+            self._parts.leases.drop([request.prompt.claim])
+            self._lost([request.prompt.claim])
+            return None
+
+    def _store(self, request: Request, picture: Picture) -> Completed:
+        card, claim = self._parts.card, request.prompt.claim
+        made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
+        made["approximations"] = card.approximations
+        facts = parameters(request, revision=card.revision, **made)
+        with self._encoders, self._parts.seconds("encode"):
+            file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
+        name, still_ours = claim.id.name + file.ending, partial(self._parts.database.holds, claim)
+        with self._parts.seconds("upload"):
+            url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
+        return Completed(
+            request=request,
+            image_url=url,
+            sha256=hashlib.sha256(file.data).hexdigest(),
+            truncated=picture.truncated,
+            **made,
+        )
+
+    def _lost(self, claims: Collection[Claim]) -> None:
+        for claim in claims:
+            log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
+
+
+def _log(outcome: Outcome) -> None:
+    facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
+    if isinstance(outcome, Completed):
+        log.info("completed %s", outcome.claim.id, extra=facts | {"image_url": outcome.image_url})
+        return
+    fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"
+    log.warning(
+        "%s %s: %s (%s)",
+        outcome.claim.id,
+        fate,
+        outcome.sentence,
+        outcome.code,
+        extra=facts | {"error_code": str(outcome.code)},
+    )

@@ -1,0 +1,65 @@
+"""What one run shall do, and what it works with. Knows no step of the work itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from text2img.images import Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from text2img.databases import Database, Selection
+    from text2img.engine import Engine, ModelCard
+    from text2img.guard import Guard
+    from text2img.leases import Leases
+    from text2img.progress import Progress
+    from text2img.prompts import Wishes
+    from text2img.stages import Stopwatch
+    from text2img.storage import ImageStorage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one run shall do. ``wishes`` are the run's own, the most specific first.
+
+    ``batch_size`` is the largest; with ``fastest_size`` the run finds out which size up to it is fastest.
+    ``waiting`` is how many prompts could be claimed when the run began, ``limit`` how many it takes at most.
+    """
+
+    run_id: str
+    worker: str
+    selection: Selection
+    wishes: Sequence[Wishes]
+    batch_size: int = 10
+    fastest_size: bool = False
+    waiting: int = 0
+    limit: int | None = None
+    max_attempts: int = 3
+    upload_workers: int = 16
+    tell: bool = False
+
+    @property
+    def to_make(self) -> int:
+        """How many prompts the run will make, as far as could be known at its start."""
+        return self.waiting if self.limit is None else min(self.waiting, self.limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
+
+    ``seconds`` adds up the stages' time; ``recorded`` is called with how many outcomes became final.
+    """
+
+    database: Database
+    storage: ImageStorage
+    engine: Engine
+    card: ModelCard
+    leases: Leases
+    guard: Guard
+    progress: Progress
+    seconds: Stopwatch
+    recorded: Callable[[int], None]
+    encoder: Encoder = field(default_factory=Encoder)

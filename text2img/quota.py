@@ -1,0 +1,65 @@
+"""How many prompts a run may still claim, how many may be there, and when its own retries come due.
+
+Knows numbers and moments (``time.monotonic``); claims nothing itself.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Quota:
+    """Counted from several threads.
+
+    ``limit``: prompts the run takes at the most (None: all). ``waiting``: how many there were at its start.
+    The place of a prompt that was put back is kept for it until it comes due: no other is taken instead.
+    """
+
+    def __init__(self, limit: int | None, waiting: int) -> None:
+        self._limit = limit
+        self._claimed = 0
+        self._waiting = waiting
+        self._due: Counter[int] = Counter()  # how many, by whole seconds: those are few, however many prompts
+        self._lock = threading.Lock()
+
+    def claimable(self, wanted: int) -> int:
+        """How many of the ``wanted`` prompts the run may claim."""
+        with self._lock:
+            return wanted if self._limit is None else min(wanted, self._limit - self._claimed)
+
+    def unclaimed(self) -> int:
+        """How many prompts are still there for this run, if nobody else takes any and none is added."""
+        with self._lock:
+            there = self._waiting if self._limit is None else min(self._waiting, self._limit)
+            return max(0, there - self._claimed)
+
+    def claimed(self, prompts: int) -> None:
+        """So many were claimed."""
+        with self._lock:
+            self._claimed += prompts
+
+    def put_back(self, waits: Iterable[float]) -> None:
+        """Prompts were put back, to be claimed again after so many seconds each."""
+        now = time.monotonic()
+        with self._lock:
+            self._due.update(math.ceil(now + wait) for wait in waits)
+
+    def next_due(self) -> float | None:
+        """When the next of them can be claimed again; None: there is none. Those that come due by then no
+        longer count as claimed, and that moment is forgotten.
+        """
+        with self._lock:
+            if not self._due:
+                return None
+            due = float(min(self._due))
+            past = max(due, time.monotonic())
+            for moment in [moment for moment in self._due if moment <= past]:
+                self._claimed -= self._due.pop(moment)
+        return due

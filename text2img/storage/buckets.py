@@ -1,0 +1,136 @@
+"""What buckets have in common, whoever runs them: URLs, creating without overwriting, trying again.
+
+Knows no service and no vendor's library; each adapter brings its own.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Result = TypeVar("_Result")
+_PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
+_LONGEST_PREFIX = 800  # bytes; an object's whole name may have 1,024, a picture's own at most 210
+_ROUNDS = 5  # how often an object may change under our hands before we give it up
+_LONGEST_PAUSE = 16.0  # seconds
+
+ABSENT: Final = ""
+"""As the version to write over: no object may be there."""
+
+
+class Refused(Exception):  # noqa: N818 - it says what happened
+    """The service said no, and would say it again: HTTP ``status`` (3xx, 4xx), ``reason`` in its words.
+
+    ``code`` is the service's own name for it, empty where it has none.
+    """
+
+    def __init__(self, status: int, reason: str, code: str = "") -> None:
+        super().__init__(f"{status} {reason}")
+        self.status = status
+        self.reason = reason
+        self.code = code
+
+
+class Faltered(StorageFailed):
+    """What may go better in a moment: the network, or a service that is busy."""
+
+
+class Stored(Protocol):
+    """An object as it is stored."""
+
+    @property
+    def version(self) -> str | None:
+        """What changes with the object (a generation, an ETag); None where we may not look."""
+        ...
+
+    def holds(self, data: bytes) -> bool:
+        """Whether the object's content is that; False where it cannot be known."""
+        ...
+
+
+def create_or_replace(
+    where: str,
+    data: bytes,
+    upload: Callable[[str | None], bool],
+    look: Callable[[], Stored | None],
+    may_replace: Callable[[], bool],
+) -> None:
+    """Store an object by the rules of ImageStorage.put; ``where`` is its URL, for errors.
+
+    ``upload(version)`` stores it over that version (ABSENT: where there is none, None: over any) and says
+    False where another one is there; ``look()`` says what is there. An account that may not look cannot
+    compare: with the claim still held it replaces the object whatever it is.
+    """
+    version: str | None = ABSENT
+    for _ in range(_ROUNDS):
+        if upload(version):
+            return
+        stored = look()
+        if stored is not None and stored.holds(data):
+            return
+        version = ABSENT if stored is None else stored.version
+        if stored is not None and not may_replace():
+            raise ClaimLost(f"{where} is there already and the claim is lost")
+    raise rejected(where, "it keeps changing; do other jobs write there?")
+
+
+def rejected(where: str, reason: str) -> PromptFailed:
+    """The failure of the one prompt whose object was refused."""
+    return PromptFailed(ErrorCode.STORAGE_REJECTED, f"{where} could not be stored: {reason}")
+
+
+def persist(attempt: Callable[[float], _Result], patience: float, timeout: float) -> _Result:
+    """Try until it succeeds or raises anything but Faltered, for ``patience`` seconds; waits grow to 16 s.
+
+    ``attempt`` is told how many seconds it may take: ``timeout``, or less where less patience is left.
+    """
+    until = time.monotonic() + patience
+    wait = 0.5
+    while True:
+        try:
+            return attempt(max(1.0, min(timeout, until - time.monotonic())))
+        except Faltered:
+            pause = wait * secrets.SystemRandom().uniform(0.5, 1)
+            if time.monotonic() + pause > until:
+                raise
+        time.sleep(pause)
+        wait = min(2 * wait, _LONGEST_PAUSE)
+
+
+def one_line(text: object) -> str:
+    """A service's words on one line, at most 200 characters of them."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= 200 else f"{line[:199]}…"
+
+
+def parse(url: str, scheme: str, is_bucket: Callable[[str], bool]) -> tuple[str, str]:
+    """The bucket and the prefix (empty, or ending in a slash) of ``scheme://bucket/prefix``.
+
+    Raises ConfigurationError where it is none.
+    """
+    given, _, rest = url.strip().partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.strip("/")
+    if given.lower() != scheme or not is_bucket(bucket):
+        raise ConfigurationError(f"{bucket!r} is no bucket's name; write --output {scheme}://BUCKET/PREFIX")
+    if not prefix:
+        return bucket, ""
+    if not all(_is_part(part) for part in prefix.split("/")):
+        raise ConfigurationError(
+            f"the prefix in --output holds an empty or odd part; write {scheme}://BUCKET/PREFIX"
+        )
+    if len(prefix.encode()) >= _LONGEST_PREFIX:
+        raise ConfigurationError(f"the prefix in --output is longer than {_LONGEST_PREFIX} bytes")
+    return bucket, f"{prefix}/"
+
+
+def _is_part(part: str) -> bool:
+    lone = any("\ud800" <= char <= "\udfff" for char in part)
+    return part.strip() not in {"", ".", ".."} and bool(_PREFIX.fullmatch(part)) and not lone

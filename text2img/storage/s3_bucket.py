@@ -1,0 +1,216 @@
+"""One bucket, by boto3: credentials, connections, tries, and its errors in our words.
+
+Knows neither pictures nor claims. Imported when a bucket is first needed, since boto3 takes its time to
+load. docs/s3.md says why it is boto3.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions as boto
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+from text2img import __version__
+from text2img.errors import StorageFailed
+from text2img.prompts.places import quoted
+from text2img.storage.buckets import ABSENT, Faltered, Refused, one_line, persist
+from text2img.storage.s3 import LOG_IN, NO_ACLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from text2img.storage import StorageOptions
+
+_Result = TypeVar("_Result")
+_CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
+_FAULTS = (
+    *(boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, ResponseParserError),
+    *(ConnectionError, TimeoutError),
+)
+_LOGIN_FAULTS = (
+    *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError),
+    *(boto.ProfileNotFound, boto.SSOError, boto.TokenRetrievalError, boto.MetadataRetrievalError),
+)
+_OPERATIONS = frozenset(
+    {
+        *("HeadBucket", "ListObjectsV2", "GetBucketOwnershipControls"),
+        *("HeadObject", "GetObject", "PutObject", "DeleteObject"),
+    }
+)
+# Answers that speak of this moment or of the way here, under statuses that otherwise stay.
+_PASSING = frozenset(
+    {
+        *("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"),
+        *("ConditionalRequestConflict", "OperationAborted", "ThrottlingException", "TooManyRequests"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as it is stored; its version is its ETag. ``read`` gets its bytes, None where it may not."""
+
+    version: str | None
+    size: int | None
+    read: Callable[[], bytes | None]
+
+    def holds(self, data: bytes) -> bool:
+        """Whether the object's content is that.
+
+        The ETag of an object that was stored whole is its MD5; encrypted by KMS or in parts it is not, and
+        then the bytes themselves are compared.
+        """
+        if self.size != len(data):
+            return False
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return (self.version or "").strip('"') == md5 or self.read() == data
+
+
+UNSEEN = Stored(version=None, size=None, read=lambda: None)
+
+
+class Bucket:
+    """A bucket by name. Every method raises Refused for an answer that stays, StorageFailed for all else.
+
+    ``patience`` and ``timeout`` in seconds, as S3Storage's. Where it is, in which region, and who we are is
+    found by boto3's own rules (environment, ``~/.aws``, the machine's role), unless an endpoint is given.
+    """
+
+    def __init__(self, name: str, options: StorageOptions, patience: float, timeout: float) -> None:
+        self._name = name
+        self._acl = options.acl
+        self._patience = patience
+        self._client = _client(options.s3_endpoint, timeout)
+
+    def look_at_bucket(self, patience: float) -> None:
+        """Ask whether it is there, for that many seconds at the most."""
+        try:
+            self._ask(partial(self._client.head_bucket, Bucket=self._name), patience)
+        except Refused as exc:
+            if exc.status not in {400, 403}:
+                raise
+            # HEAD has no words: whether it is the credentials or the account's rights, a listing tells.
+            self._ask(partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), patience)
+        if self._acl and self._takes_no_acls(patience):
+            raise Refused(400, "its object ownership is BucketOwnerEnforced", NO_ACLS)
+
+    def look(self, path: str) -> Stored:
+        """The object as it is stored."""
+        found = self._ask(partial(self._client.head_object, Bucket=self._name, Key=path))
+        etag = found.get("ETag")
+        return Stored(etag, found.get("ContentLength"), partial(self._read, path, etag))
+
+    def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
+        """Store the object over that ETag (ABSENT: where there is none, None: anyhow).
+
+        Carries an MD5 that the server compares: every service knows it, unlike boto3's newer checksums. May
+        be repeated: what came through although its answer was lost is found as 412 the next time.
+        """
+        md5 = hashlib.md5(data, usedforsecurity=False).digest()
+        wanted = {"Bucket": self._name, "Key": path, "Body": data, "ContentType": content_type}
+        wanted["ContentMD5"] = base64.b64encode(md5).decode("ascii")
+        if self._acl:
+            wanted["ACL"] = self._acl
+        if version == ABSENT:
+            wanted["IfNoneMatch"] = "*"
+        elif version is not None:
+            wanted["IfMatch"] = version
+        self._ask(partial(self._client.put_object, **wanted))
+
+    def delete(self, path: str) -> None:
+        """Remove the object; one that is gone already is no error."""
+        self._ask(partial(self._client.delete_object, Bucket=self._name, Key=path))
+
+    def public_url(self, path: str) -> str:
+        """Where anybody finds the object, provided that they may read it.
+
+        On Amazon's S3 the bucket's own host, in whatever region it is. A host that would have a dot too many
+        for its certificate, and any other service: as boto3 addresses the bucket.
+        """
+        endpoint = urlsplit(self._client.meta.endpoint_url)
+        host = endpoint.netloc.rpartition("@")[2]
+        if host.endswith(".amazonaws.com") and "." not in self._name:
+            return f"https://{self._name}.s3.amazonaws.com/{quoted(path)}"
+        base = f"{endpoint.path.rstrip('/')}/"
+        if (self._client.meta.config.s3 or {}).get("addressing_style") == "virtual":
+            return f"{endpoint.scheme}://{self._name}.{host}{base}{quoted(path)}"
+        return f"{endpoint.scheme}://{host}{base}{self._name}/{quoted(path)}"
+
+    def _takes_no_acls(self, patience: float) -> bool:
+        """Whether it is known to refuse ACLs, as Amazon's buckets do unless they are made otherwise."""
+        try:
+            found = self._ask(
+                partial(self._client.get_bucket_ownership_controls, Bucket=self._name), patience
+            )
+        except Refused:  # many accounts may not ask, and many services do not know
+            return False
+        rules = found.get("OwnershipControls", {}).get("Rules", [])
+        enforced = any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules)
+        return enforced and self._acl != "bucket-owner-full-control"  # which says what is so anyway
+
+    def _read(self, path: str, etag: str | None) -> bytes | None:
+        """The object's bytes while it has that ETag; None where it has changed or may not be read."""
+        unchanged = {"IfMatch": etag} if etag else {}
+
+        def attempt() -> bytes:
+            body = self._client.get_object(Bucket=self._name, Key=path, **unchanged)["Body"]
+            with body:
+                return bytes(body.read())
+
+        try:
+            return self._ask(attempt)
+        except Refused:
+            return None
+
+    def _ask(self, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
+        """Try for that long (by default the bucket's patience). boto3 keeps the time of a single try."""
+        patience = self._patience if patience is None else patience
+        return persist(lambda _: _translated(attempt), patience, 0)
+
+
+def _client(endpoint: str | None, timeout: float) -> Any:
+    config = Config(
+        connect_timeout=min(timeout, 10),
+        read_timeout=timeout,
+        retries={"total_max_attempts": 1},  # tries are counted here, by the clock
+        max_pool_connections=_CONNECTIONS,
+        request_checksum_calculation="when_required",  # several services know no trailing checksums
+        response_checksum_validation="when_required",
+        user_agent_extra=f"text2img/{__version__}",
+    )
+    return _translated(lambda: boto3.session.Session().client("s3", endpoint_url=endpoint, config=config))
+
+
+def _translated(attempt: Callable[[], _Result]) -> _Result:
+    """What the attempt returns; boto3's errors in our words."""
+    try:
+        return attempt()
+    except boto.ClientError as exc:
+        raise _answered(exc) from exc
+    except _FAULTS as exc:
+        raise Faltered(f"S3 cannot be reached ({type(exc).__name__}); check the network") from exc
+    except _LOGIN_FAULTS as exc:
+        raise StorageFailed(f"there are no AWS credentials ({one_line(exc)}); {LOG_IN}") from exc
+    except (boto.BotoCoreError, ValueError) as exc:
+        raise StorageFailed(f"S3 cannot be used: {one_line(exc)}") from exc
+
+
+def _answered(exc: boto.ClientError) -> Refused | StorageFailed:
+    """An answer that stays, or one that may pass."""
+    error, about = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
+    status, code = int(about.get("HTTPStatusCode") or 0), str(error.get("Code") or "")
+    reason = one_line(error.get("Message") or code)
+    if exc.operation_name not in _OPERATIONS:  # it was asked for credentials, not S3 for anything
+        return StorageFailed(f"AWS gives no credentials ({exc.operation_name}: {reason}); {LOG_IN}")
+    if code in _PASSING or status in {408, 429} or (status >= 500 and status != 501):
+        return Faltered(f"S3 keeps answering {status} {code}: {reason}; run it again later")
+    region = error.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    return Refused(status, f"{reason} (it is in {region})" if region else reason, code)
