@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from text2img.databases import NewPrompt
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import PromptId, Wishes
-from text2img.prompts.parameters import PARAMETER_NAMES, check_number, check_prompt_text, nearest, settle
+from text2img.prompts.checks import check_number, check_prompt_text, nearest
+from text2img.prompts.parameters import PARAMETER_NAMES, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

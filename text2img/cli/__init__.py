@@ -145,7 +145,7 @@ def _dashes(word: str) -> str:
 
 def _unknown(words: Sequence[str], command: str) -> str:
     """What was not understood, by name alone: the value beside it might be a password."""
-    from text2img.prompts.parameters import nearest
+    from text2img.prompts.checks import nearest
 
     word = words[0].partition("=")[0]
     if not word.startswith("-"):

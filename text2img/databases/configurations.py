@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import ModelConfiguration, Wishes
-from text2img.prompts.parameters import (
-    STYLE_CHECKS,
-    check_integer,
-    check_number,
-    check_pixels,
-    check_scheduler,
-    check_text,
-    nearest,
-)
+from text2img.prompts.checks import check_integer, check_number, check_pixels, check_text, nearest
+from text2img.prompts.parameters import STYLE_CHECKS, check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from text2img.errors import ErrorCode, PromptFailed
+from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
-from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, check_prompt_text, settle
+from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, settle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
