@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from text2img.prompts.parameters import PARAMETER_NAMES
 
-WISHED = ("text", *PARAMETER_NAMES, "priority", "dataset_id")
+WISHED = ("text", "prompt_tags", "webhook_url", *PARAMETER_NAMES, "priority", "dataset_id")
 """What an owner may write, and is to be told of where it is wrong."""
 OWN = (
     *("status", "claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from text2img.databases import NewPrompt
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import PromptId, Wishes
-from text2img.prompts.checks import check_number, check_prompt_text, nearest
+from text2img.prompts.checks import check_number, check_prompt_text, check_text, nearest
 from text2img.prompts.parameters import PARAMETER_NAMES, settle
 
 if TYPE_CHECKING:
@@ -26,10 +26,29 @@ if TYPE_CHECKING:
 
     Entries = Iterable[tuple[str, object]]
 
-FIELDS = ("id", "_id", "text", "dataset_id", "priority", "status", *PARAMETER_NAMES)
+FIELDS = (
+    "id",
+    "_id",
+    "text",
+    "prompt_tags",
+    "webhook_url",
+    "dataset_id",
+    "priority",
+    "status",
+    *PARAMETER_NAMES,
+)
 _DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
-_WHOLE = ("seed", "num_inference_steps", "width", "height", "signature_opacity", "image_quality")
+_WHOLE = (
+    "seed",
+    "num_inference_steps",
+    "width",
+    "height",
+    "num_images",
+    "signature_opacity",
+    "image_quality",
+)
 _REAL = ("guidance_scale", "priority")
+_JSON = ("lora", "prompt_tags")
 
 
 def read_prompts(path: str) -> list[NewPrompt]:
@@ -68,17 +87,22 @@ def _prompt(entry: object) -> NewPrompt:
     for field in entry:
         if field not in FIELDS:
             raise _wrong(f"unknown field {str(field)[:60]!r}{nearest(str(field), FIELDS)}")
-    text = check_prompt_text(entry.get("text"))
+    text = check_prompt_text(entry.get("text"), entry.get("prompt_tags"))
     if entry.get("status") not in {None, "pending"}:
         raise _wrong(f"status is {str(entry['status'])[:40]!r}; a new prompt is pending")
     wishes = Wishes.of(entry)
     settle((wishes, _DEFAULTS), seed=0)
+    webhook = entry.get("webhook_url")
+    if webhook is not None:
+        check_text("webhook_url", webhook)
     priority, dataset = entry.get("priority"), entry.get("dataset_id")
     if priority is not None:
         priority = check_number("priority", priority, -1e9, 1e9)
     if isinstance(dataset, bool) or not isinstance(dataset, str | int | None):
         raise _wrong("dataset_id must be text or a whole number")
-    return NewPrompt(id=_id(entry), text=text, wishes=wishes, dataset_id=dataset, priority=priority)
+    return NewPrompt(
+        id=_id(entry), text=text, wishes=wishes, dataset_id=dataset, priority=priority, webhook_url=webhook
+    )
 
 
 def _id(entry: dict[Any, Any]) -> PromptId:
@@ -200,12 +224,14 @@ def _csv(text: str) -> Entries:
 
 
 def _cell(name: str, cell: str) -> object:
-    """A cell's value: what no number can be read from stays text, for the check to name it."""
+    """A cell's value: what no number, or no JSON, can be read from stays text, for the check to name it."""
     try:
         if name in _WHOLE:
             return int(cell)
-        return float(cell) if name in _REAL else cell
-    except ValueError:
+        if name in _REAL:
+            return float(cell)
+        return json.loads(cell) if name in _JSON else cell
+    except (ValueError, RecursionError):
         return math.nan if cell.lower() == "nan" else cell
 
 

@@ -164,6 +164,12 @@ class Settings:
     )
     width: int | None = _option(None, "generation", "pixels", shown="the model's own")
     height: int | None = _option(None, "generation", "pixels", shown="the model's own")
+    aspect_ratio: str | None = _option(
+        None, "generation", "1:1, 2:2, 1:2, 2:1, 3:2, 2:3, 4:3, 3:4, 16:9 or 9:16, of the model's own size"
+    )
+    num_images: int | None = _option(
+        None, "generation", "pictures of each prompt (1 … 100), with seed, seed + 1, …", shown="1"
+    )
     scheduler: str | None = _option(
         None,
         "generation",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final, cast
 
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import ModelConfiguration, Wishes
+from text2img.prompts.aspect import check_aspect_ratio
 from text2img.prompts.checks import check_integer, check_number, check_pixels, check_text, nearest
-from text2img.prompts.parameters import STYLE_CHECKS, check_scheduler
+from text2img.prompts.loras import check_loras
+from text2img.prompts.parameters import STYLE_CHECKS, check_num_images, check_scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +30,9 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
     "width": check_pixels,
     "height": check_pixels,
+    "aspect_ratio": check_aspect_ratio,
+    "num_images": check_num_images,
+    "lora": lambda _, value: check_loras(value),
     "feature_cache": lambda name, value: check_integer(name, value, 0, 1000),
     "autoencoder": check_text,
     **STYLE_CHECKS,

@@ -13,8 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Run, Untold
+from text2img.errors import PromptFailed
 from text2img.prompts import APPROXIMATIONS, Completed, Failed, Prompt, Status, Wishes
-from text2img.prompts.parameters import PARAMETER_NAMES
+from text2img.prompts.checks import check_prompt_text
+from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES
 from text2img.prompts.places import gcs_url
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths"
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used")
 PROMPT_FIELDS: Final = (
     "text",
+    "prompt_tags",
+    "webhook_url",
     *PARAMETER_NAMES,
     "priority",
     "attempts",
@@ -76,6 +80,8 @@ def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt
     return Prompt(
         claim=claim,
         text=fields.get("text"),
+        prompt_tags=fields.get("prompt_tags"),
+        webhook_url=fields.get("webhook_url"),
         wishes=Wishes.of(fields),
         priority=number_of(fields.get("priority")),
         attempts=count_of(fields.get("attempts")),
@@ -107,6 +113,7 @@ def new_fields(prompt: NewPrompt) -> dict[str, object]:
         "text": prompt.text,
         "dataset_id": prompt.dataset_id,
         "priority": prompt.priority,
+        "webhook_url": prompt.webhook_url,
         **wished,
     }
     given = {name: value for name, value in fields.items() if value is not None}
@@ -130,7 +137,7 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
 def absent_from(done: Completed) -> tuple[str, ...]:
     """Fields that a completed prompt's result lacks and an earlier one may have had."""
     used = _used(done)
-    return tuple(name for name in (*PARAMETER_NAMES, *APPROXIMATIONS) if name not in used)
+    return tuple(name for name in (*RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
 
 
 def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
@@ -161,7 +168,7 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
 
 def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
     """What the callback's receiver is to be told of a completed or failed prompt's document."""
-    text = fields.get("text")
+    text = _prompt_text(fields)
     if fields.get("status") == Status.COMPLETED:
         seed = _object(fields.get("used")).get("seed")
         url = _text(fields.get("image_url")) or None
@@ -218,9 +225,7 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
 
 
 def _used(done: Completed) -> dict[str, object]:
-    wanted = done.request.parameters
-    settled = {name: getattr(wanted, name) for name in PARAMETER_NAMES}
-    used = {name: value for name, value in settled.items() if value is not None}
+    used = done.request.parameters.recorded
     return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
 
 
@@ -230,6 +235,14 @@ def _untold(*, tell: bool) -> dict[str, object]:
 
 def _gone(names: tuple[str, ...], *, tell: bool) -> tuple[str, ...]:
     return names if tell else (*names, "untold")
+
+
+def _prompt_text(fields: Mapping[str, Any]) -> object:
+    """The text that is drawn; what stands in its place where that is none."""
+    try:
+        return check_prompt_text(fields.get("text"), fields.get("prompt_tags"))
+    except PromptFailed:
+        return fields.get("text")
 
 
 def _text(value: object) -> str:

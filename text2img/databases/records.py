@@ -42,6 +42,7 @@ class NewPrompt:
     wishes: Wishes
     dataset_id: str | int | None = None
     priority: float | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

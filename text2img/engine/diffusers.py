@@ -22,7 +22,7 @@ from text2img.engine.hub import find
 from text2img.engine.inspection import card, check_model
 from text2img.engine.parts import Parts, Steps
 from text2img.engine.quiet import hush, quiet
-from text2img.errors import PromptFailed
+from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +88,8 @@ class DiffusersEngine:
         """The request with its chunks counted, or PromptFailed; see Engine."""
         found, loaded = self._inspected(), self._running()
         check_fits(found.card, request.parameters)
+        if request.parameters.loras:
+            raise PromptFailed(ErrorCode.LORA_FAILED, "this version draws with no LoRA; remove lora")
         return dataclasses.replace(request, chunks=loaded.draughtsman.chunks(request))
 
     def warm(self, batch: Sequence[Request], left: int) -> None:

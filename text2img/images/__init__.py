@@ -94,6 +94,7 @@ def parameters(
         "width": wanted.width,
         "height": wanted.height,
         "scheduler": scheduler,
+        **({"loras": [lora.document for lora in wanted.loras]} if wanted.loras else {}),
         **{name: value for name, value in style.items() if value is not None},
         "model": model,
         "revision": revision,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
+from text2img.prompts.loras import Lora
 from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, settle
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "Claim",
     "Completed",
     "Failed",
+    "Lora",
     "ModelConfiguration",
     "Outcome",
     "Parameters",
@@ -67,13 +69,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A claimed prompt, as its owner wrote it. ``text`` and ``wishes`` are unchecked.
+    """A claimed prompt, as its owner wrote it; all that its owner writes is unchecked.
+
+    ``prompt_tags`` count where there is no ``text``; ``webhook_url`` is told of this prompt alone.
 
     ``attempts`` counts its own failures so far, ``deaths`` the workers that died with it on the device.
     """
 
     claim: Claim
     text: object
+    prompt_tags: object = None
+    webhook_url: object = None
     wishes: Wishes = field(default_factory=Wishes)
     priority: float = 0
     attempts: int = 0
@@ -89,6 +95,7 @@ class Prompt:
 class Request:
     """A prompt whose text and parameters are settled: what an engine turns into one picture.
 
+    ``number`` says which of the prompt's pictures, from 0; the seed is that picture's own.
     ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills.
     """
 
@@ -96,6 +103,7 @@ class Request:
     text: str
     parameters: Parameters
     chunks: int = 1
+    number: int = 0
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -108,6 +116,7 @@ class Request:
             wanted.num_inference_steps,
             wanted.guidance_scale,
             wanted.scheduler,
+            wanted.loras,
             self.chunks,
             alone,
         )
@@ -120,7 +129,7 @@ def request(prompt: Prompt, wishes: Sequence[Wishes]) -> Request:
     """
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
-    text = check_prompt_text(prompt.text)
+    text = check_prompt_text(prompt.text, prompt.prompt_tags)
     return Request(prompt=prompt, text=text, parameters=settle((prompt.wishes, *wishes), seed=prompt.id.seed))
 
 

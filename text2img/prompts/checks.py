@@ -24,17 +24,30 @@ _STEERING: Final = "\u200c\u200d\u200e\u200f"
 """Joiners and direction marks, which names of some scripts need."""
 
 
-def check_prompt_text(text: object) -> str:
-    """The prompt's text; raises PromptFailed (``invalid_prompt``) where there is none that can be drawn."""
-    if text is None:
+def check_prompt_text(text: object, tags: object = None) -> str:
+    """The prompt's text, or its tags (a list of texts) joined by spaces where it has no text.
+
+    Raises PromptFailed (``invalid_prompt``) where there is none that can be drawn.
+    """
+    if text is None and tags is None:
         raise PromptFailed(ErrorCode.INVALID_PROMPT, "text is missing; write what the picture shall show")
+    name = "text" if text is not None else "prompt_tags"
     try:
-        checked = check_text("text", text)
+        written = check_text(name, _joined(tags) if text is None else text)
     except PromptFailed as exc:
         raise PromptFailed(ErrorCode.INVALID_PROMPT, str(exc)) from None
-    if not checked.strip():
-        raise PromptFailed(ErrorCode.INVALID_PROMPT, "text is empty; write what the picture shall show")
-    return checked
+    if not written.strip():
+        raise PromptFailed(ErrorCode.INVALID_PROMPT, f"{name} is empty; write what the picture shall show")
+    return written
+
+
+def _joined(tags: object) -> str:
+    if not isinstance(tags, list | tuple):
+        raise wrong("prompt_tags", tags, "must be a list of texts")
+    for tag in tags:
+        if type(tag) is not str:
+            raise wrong("prompt_tags", tag, "must hold nothing but texts")
+    return " ".join(tags)
 
 
 def check_text(name: str, value: object) -> str:

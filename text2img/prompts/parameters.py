@@ -9,21 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from text2img.prompts.aspect import settle_size
 from text2img.prompts.checks import (
     check_integer,
     check_name,
     check_number,
-    check_pixels,
     check_text,
     check_word,
 )
+from text2img.prompts.loras import check_loras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from text2img.prompts.loras import Lora
+
 SCHEDULERS: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
 POSITIONS: Final = ("bottom-right", "bottom-left")
 FORMATS: Final = ("png", "jpeg", "webp")
+MOST_IMAGES: Final = 100
+"""Pictures of one prompt, which are made under one claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,9 @@ class Wishes:
     guidance_scale: object = None
     width: object = None
     height: object = None
+    aspect_ratio: object = None
+    num_images: object = None
+    lora: object = None
     scheduler: object = None
     artist_name: object = None
     signature_position: object = None
@@ -59,9 +67,10 @@ PARAMETER_NAMES: Final = tuple(field.name for field in fields(Wishes))
 class Parameters:
     """Checked parameters of one picture. ``scheduler`` None is the model's own; without ``artist_name`` the
     picture is not signed; where one of those below it is None, the encoder does as it usually does.
+    ``aspect_ratio`` is the one that decided on the size, if one did.
 
     Ranges: seed [0, 2⁶³), steps [1, 1000], guidance [0, 100], width and height in pixels [64, 4096] and
-    multiples of 8, opacity [0, 255], quality [1, 100].
+    multiples of 8, opacity [0, 255], quality [1, 100], num_images [1, MOST_IMAGES].
     """
 
     negative_prompt: str
@@ -71,29 +80,48 @@ class Parameters:
     width: int
     height: int
     scheduler: str | None
+    aspect_ratio: str | None = None
+    num_images: int = 1
+    loras: tuple[Lora, ...] = ()
     artist_name: str | None = None
     signature_position: str | None = None
     signature_opacity: int | None = None
     image_format: str | None = None
     image_quality: int | None = None
 
+    @property
+    def recorded(self) -> dict[str, object]:
+        """Those that say anything, by name, as they may be written down: no secret of a LoRA's URL."""
+        settled = {name: getattr(self, name) for name in RECORDED_NAMES}
+        settled["loras"] = [lora.document for lora in self.loras] or None
+        settled["num_images"] = self.num_images if self.num_images > 1 else None
+        return {name: value for name, value in settled.items() if value is not None}
 
-def settle(wishes: Sequence[Wishes], *, seed: int) -> Parameters:
+
+RECORDED_NAMES: Final = tuple(field.name for field in fields(Parameters))
+
+
+def settle(wishes: Sequence[Wishes], *, seed: int, multiple: int = 8) -> Parameters:
     """The parameters that win, the most specific wishes first; ``seed`` is taken where nobody wished one.
 
     Raises PromptFailed (``invalid_parameters``) with a sentence that names the first field that is wrong.
     The last of the wishes must leave nothing open but the seed, the texts, the scheduler, and how the picture
-    is signed and written.
+    is signed and written; its width and height are the model's own. ``multiple``: of what a width or height
+    that follows from an aspect ratio shall be a multiple.
     """
     won = {name: _first(wishes, name) for name in PARAMETER_NAMES}
-    scheduler, negative = won["scheduler"], won["negative_prompt"]
+    scheduler, negative, images = won["scheduler"], won["negative_prompt"], won["num_images"]
+    width, height, ratio = settle_size(wishes, multiple)
     return Parameters(
         negative_prompt="" if negative is None else check_text("negative_prompt", negative),
         seed=seed if won["seed"] is None else check_integer("seed", won["seed"], 0, 2**63 - 1),
         num_inference_steps=check_integer("num_inference_steps", won["num_inference_steps"], 1, 1000),
         guidance_scale=check_number("guidance_scale", won["guidance_scale"], 0, 100),
-        width=check_pixels("width", won["width"]),
-        height=check_pixels("height", won["height"]),
+        width=width,
+        height=height,
+        aspect_ratio=ratio,
+        num_images=1 if images is None else check_num_images("num_images", images),
+        loras=() if won["lora"] is None else check_loras(won["lora"]),
         scheduler=None if scheduler is None else check_scheduler(scheduler),
         **_style(won),
     )
@@ -106,6 +134,11 @@ def _style(won: Mapping[str, object]) -> dict[str, Any]:
     }
     unsigned = () if style["artist_name"] else ("artist_name", "signature_position", "signature_opacity")
     return {**style, **dict.fromkeys(unsigned)}
+
+
+def check_num_images(name: str, value: object) -> int:
+    """How many pictures a prompt may have."""
+    return check_integer(name, value, 1, MOST_IMAGES)
 
 
 def check_scheduler(value: object) -> str:

@@ -17,7 +17,15 @@ from text2img.databases.documents import (
 from text2img.databases.sqlite.queue import LEASED, selected
 from text2img.databases.sqlite.schema import STATUS
 from text2img.databases.sqlite.session import Session
-from text2img.databases.sqlite.values import columns_of, datetime_of, id_of, moment, object_of, value_of
+from text2img.databases.sqlite.values import (
+    columns_of,
+    datetime_of,
+    id_of,
+    moment,
+    object_of,
+    structure_of,
+    value_of,
+)
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
@@ -114,7 +122,8 @@ def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
     fields = dict(row)
     safety = fields.get("safety_checker")
     # SQLite has no booleans: 0 and 1 are what TRUE and FALSE become.
-    return {**fields, "safety_checker": bool(safety) if safety in (0, 1) else safety}
+    safety = bool(safety) if safety in (0, 1) else safety
+    return {**fields, "safety_checker": safety, "lora": structure_of(fields.get("lora"))}
 
 
 def _run_fields(row: sqlite3.Row) -> dict[str, Any]:

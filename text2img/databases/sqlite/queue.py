@@ -23,7 +23,7 @@ from text2img.databases.documents import (
 )
 from text2img.databases.sqlite.schema import AHEAD, STATUS, URGENCY
 from text2img.databases.sqlite.session import Session
-from text2img.databases.sqlite.values import ID, columns_of, id_of, moment, names_of
+from text2img.databases.sqlite.values import ID, columns_of, id_of, moment, names_of, structure_of
 from text2img.prompts import Claim, Completed
 
 if TYPE_CHECKING:
@@ -211,6 +211,6 @@ def _names(claim: Claim) -> dict[str, object]:
 
 
 def _prompt(row: sqlite3.Row, worker: str) -> Prompt:
-    fields = dict(row)
+    fields = {**dict(row), **{name: structure_of(row[name]) for name in ("lora", "prompt_tags")}}
     number = count_of(fields["claim_number"]) + 1
     return prompt_of(Claim(id_of(fields["_id"]), worker, number), fields, deaths_at_claim(fields))

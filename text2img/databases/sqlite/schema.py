@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
 from text2img.prompts import APPROXIMATIONS
-from text2img.prompts.parameters import PARAMETER_NAMES, STYLE_CHECKS
+from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,10 +21,12 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "datasets": (
         _ID,
         "text",
+        "prompt_tags",
         "status DEFAULT 'pending'",
         "dataset_id",
         *PARAMETER_NAMES,
         "priority",
+        "webhook_url",
         "created_at",
         # From here on the job's own.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
@@ -35,12 +37,22 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         _ID,
         "model_type DEFAULT 'stable_diffusion'",
         *("model_path", "revision", "variant", "scheduler", "num_inference_steps", "guidance_scale"),
-        *("width", "height", "negative_prompt", *STYLE_CHECKS, "safety_checker", *APPROXIMATIONS),
+        *(
+            "width",
+            "height",
+            "aspect_ratio",
+            "num_images",
+            "lora",
+            "negative_prompt",
+            *STYLE_CHECKS,
+            "safety_checker",
+            *APPROXIMATIONS,
+        ),
     ),
     "dataset_records": (
         "dataset_id NOT NULL PRIMARY KEY",
         *("prompt", "image_url", "gcs_url", "status"),
-        *PARAMETER_NAMES,
+        *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
     ),
     "runs": (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.databases import Notice
 from text2img.databases.documents import count_of, untold_of
 from text2img.databases.sqlite.session import Session
-from text2img.databases.sqlite.values import id_of, moment, object_of
+from text2img.databases.sqlite.values import id_of, moment, object_of, structure_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -110,5 +110,6 @@ class SqliteTelling(Session):
 
 
 def _untold(row: sqlite3.Row) -> Untold:
-    fields = {**dict(row), "used": object_of(row["used"])}
+    tags = structure_of(row["prompt_tags"])
+    fields = {**dict(row), "used": object_of(row["used"]), "prompt_tags": tags}
     return untold_of(id_of(row["_id"]), fields)

@@ -85,21 +85,27 @@ def datetime_of(value: object) -> datetime | None:
 
 
 def columns_of(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields as columns hold them: objects as JSON, moments as text."""
+    """The fields as columns hold them: objects and lists as JSON, moments as text."""
     return {name: _column(value) for name, value in fields.items()}
 
 
 def object_of(value: object) -> dict[str, object]:
     """The object that a column holds as JSON; empty where it holds none."""
-    try:
-        read = json.loads(value) if isinstance(value, str) else None
-    except ValueError:
-        return {}
+    read = structure_of(value)
     return read if isinstance(read, dict) else {}
 
 
+def structure_of(value: object) -> object:
+    """The object or list that a column holds as JSON; whatever else it holds, as it is."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        return value
+    return read if isinstance(read, dict | list) else value
+
+
 def _column(value: object) -> object:
-    if isinstance(value, dict):
+    if isinstance(value, dict | list | tuple):
         return json.dumps(value, ensure_ascii=False)
     return text_of(value) if isinstance(value, datetime) else value
 
