@@ -100,6 +100,60 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path) -> None:
         assert words in line
 
 
+def test_all_that_is_wrong_with_an_entry_is_said(tmp_path) -> None:
+    """Three wrong fields of one entry are three lines, each with the entry's own line in the file."""
+    (tmp_path / "a.yaml").write_text("- a cat\n- text: a dog\n  width: 7\n  seed: x\n  scheduler: dpm+\n")
+    with pytest.raises(ConfigurationError) as refused:
+        read_prompts(str(tmp_path / "a.yaml"))
+    lines = [line.partition("a.yaml, line 2: ")[2] for line in str(refused.value).splitlines()]
+    assert {line.split()[0] for line in lines} == {"width", "seed", "scheduler"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.json", '[\n "a",\n\n {"text":\n  ""}, {"text": ""},\n {"text": ""}]', [4, 5, 6]),
+        ("a.json", '{"of": {"prompts": 1},\n "prompts": [1,\n"a", {}]}', [2, 3]),
+        ("a.json", '{"prompts": [], "x": [1],\n"prompts":\n[\n7]}', [4]),
+        ("a.yaml", "# c\nprompts:\n- a\n- text:\n- 7\n", [4, 5]),
+        ("a.yaml", "[a,\n {text: ''}, 7]", [2, 2]),
+        ("a.csv", 'id,text\na,"two\nlines"\nb,""\n,""\n', [4, 5]),
+        ("a.jsonl", '\n{"text": ""}\n\n\n7\n', [2, 5]),
+    ],
+)
+def test_what_is_wrong_is_found_by_its_line(tmp_path, name, content, lines) -> None:
+    """In every format the line named is the one on which the wrong entry begins."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigurationError) as refused:
+        read_prompts(str(tmp_path / name))
+    named = [int(line.split(", line ")[1].split(":")[0]) for line in str(refused.value).splitlines()]
+    assert named == lines
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"text": "a", "status": ["pending"]}',
+        '{"text": "a", "lora": {"path": "x", "weight": "heavy"}}',
+        '{"text": ["a"]}',
+        '{"text": "a", "prompt_tags": 7, "webhook_url": 7, "priority": "high", "dataset_id": []}',
+    ],
+)
+def test_a_value_of_any_type_is_a_sentence(tmp_path, entry) -> None:
+    """No value of another type than is wanted ends in anything but a line about it."""
+    (tmp_path / "a.jsonl").write_text(entry)
+    with pytest.raises(ConfigurationError, match="line 1: "):
+        read_prompts(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("content", ["- &a [*a]", "- {text: a, 1: b}", "- &a {text: a, lora: *a}"])
+def test_yaml_that_holds_itself_is_a_sentence(tmp_path, content) -> None:
+    """Anchors may make a value hold itself, and keys may be numbers: neither is more than an error."""
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ConfigurationError, match="line 1: "):
+        read_prompts(str(tmp_path / "a.yaml"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -44,6 +44,7 @@ COMMANDS = {
         "demo", "the same job on built-in parts: no server, no GPU, no download", ("model", "logging"), False
     ),
     "enqueue": Command("enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", _QUEUE),
+    "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
     "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
     "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
     "doctor": Command("doctor", "try every dependency of a run and say what is wrong", _EVERYTHING),

@@ -67,7 +67,7 @@ def check_name(name: str, value: object) -> str:
     """A line of at most LONGEST_NAME characters, without the blanks around it; empty where it is blank."""
     line = check_text(name, value)
     for char in line:
-        if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} and char not in _STEERING:
+        if steers(char):
             raise PromptFailed(
                 ErrorCode.INVALID_PARAMETERS,
                 f"{name} holds the control character U+{ord(char):04X}; write it in one line of plain text",
@@ -75,6 +75,11 @@ def check_name(name: str, value: object) -> str:
     if len(line) > LONGEST_NAME:
         raise too_long(name, len(line), LONGEST_NAME)
     return line.strip()
+
+
+def steers(char: str) -> bool:
+    """Whether a character is not seen but steers what is (breaks a line, hides), and no name needs it."""
+    return unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} and char not in _STEERING
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:

@@ -1,0 +1,21 @@
+"""``schema``: prints what a file of prompts may hold, as a JSON Schema for editors and other programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from text2img.intake.schema import schema
+
+if TYPE_CHECKING:
+    import argparse
+
+    from text2img.progress import Progress
+    from text2img.settings import Settings
+
+
+def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
+    """Print it; the exit status."""
+    del settings, arguments, progress
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    return 0

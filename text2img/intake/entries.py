@@ -1,0 +1,142 @@
+"""An entry of a file → a new prompt, or everything that is wrong with it. Knows no file and no database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from text2img.databases import NewPrompt
+from text2img.errors import ErrorCode, PromptFailed
+from text2img.prompts import PromptId, Wishes
+from text2img.prompts.checks import check_number, check_prompt_text, check_text, nearest
+from text2img.prompts.parameters import PARAMETER_NAMES, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    _Value = TypeVar("_Value")
+
+FIELDS: Final = (
+    *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "priority", "status"),
+    *PARAMETER_NAMES,
+)
+_DEFAULTS: Final = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
+HIGHEST: Final = 1e9
+"""Priorities lie between its two signs."""
+
+
+def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
+    """The prompt of an entry and nothing else, or None and a sentence for each field that is wrong."""
+    if isinstance(entry, str):
+        entry = {"text": entry}
+    if not isinstance(entry, dict):
+        return None, [f"must be a mapping with text, not {type(entry).__name__}"]
+    asked = _Asked()
+    for field in entry:
+        if field not in FIELDS:
+            asked.complaints.append(f"unknown field {str(field)[:60]!r}{nearest(str(field), FIELDS)}")
+    text = _text(asked, entry)
+    webhook, dataset = asked.of(_webhook, entry), asked.of(_dataset, entry)
+    priority = asked.of(_priority, entry)
+    asked.of(_status, entry)
+    for name in PARAMETER_NAMES:  # one by one: all that is wrong is said at once
+        asked.of(settle, (Wishes.of({name: entry.get(name)}), _DEFAULTS), seed=0)
+    wishes = Wishes.of(entry)
+    if not asked.complaints:
+        asked.of(settle, (wishes, _DEFAULTS), seed=0)  # what is wrong with two of them together
+    # Last: what is not known to be plain may hold itself, or keys that no content can be made of.
+    prompt_id = asked.of(_id, entry, made=not asked.complaints)
+    if text is None or prompt_id is None or asked.complaints:
+        return None, asked.complaints
+    prompt = NewPrompt(
+        id=prompt_id, text=text, wishes=wishes, dataset_id=dataset, priority=priority, webhook_url=webhook
+    )
+    return prompt, []
+
+
+class _Asked:
+    """Asks checks, and keeps what they complain of."""
+
+    def __init__(self) -> None:
+        self.complaints: list[str] = []
+
+    def of(self, check: Callable[..., _Value], *arguments: Any, **named: Any) -> _Value | None:
+        """What the check returns, or None and one more complaint."""
+        try:
+            return check(*arguments, **named)
+        except PromptFailed as exc:
+            self.complaints.append(str(exc))
+            return None
+
+
+def _text(asked: _Asked, entry: Mapping[str, Any]) -> str | None:
+    """The text that counts; tags that do not, since there is a text, are checked all the same."""
+    text, tags = entry.get("text"), entry.get("prompt_tags")
+    read = asked.of(check_prompt_text, text, tags)
+    if text is not None and tags is not None:
+        asked.of(check_prompt_text, None, tags)
+    return read
+
+
+def _webhook(entry: Mapping[str, Any]) -> str | None:
+    value = entry.get("webhook_url")
+    return None if value is None else check_text("webhook_url", value)
+
+
+def _priority(entry: Mapping[str, Any]) -> float | None:
+    value = entry.get("priority")
+    return None if value is None else check_number("priority", value, -HIGHEST, HIGHEST)
+
+
+def _dataset(entry: Mapping[str, Any]) -> str | int | None:
+    value = _whole(entry.get("dataset_id"))
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise _wrong("dataset_id must be text or a whole number")
+    return value
+
+
+def _status(entry: Mapping[str, Any]) -> None:
+    if entry.get("status") not in (None, "pending"):
+        raise _wrong(f"status is {str(entry['status'])[:40]!r}; a new prompt is pending")
+
+
+def _id(entry: Mapping[Any, Any], *, made: bool) -> PromptId | None:
+    """The entry's id; one made from the content where it has none, the same for the same content."""
+    given = [entry[name] for name in ("id", "_id") if entry.get(name) is not None]
+    if len(given) > 1:
+        raise _wrong("id and _id are the same; give one of them")
+    value = _whole(given[0]) if given else None
+    if value is None and not made:
+        return None
+    if value is None:
+        content = json.dumps(entry, sort_keys=True, ensure_ascii=True, default=str)
+        return PromptId("str", f"p-{hashlib.sha256(content.encode()).hexdigest()[:24]}")
+    if isinstance(value, str) and value:
+        return PromptId("str", value)
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+        return PromptId("int", str(value))
+    if isinstance(value, dict) and len(value) == 1:
+        return _typed_id(*next(iter(value.items())))
+    raise _wrong('id must be text, a whole number, {"$oid": "…"} or {"$uuid": "…"}')
+
+
+def _typed_id(kind: object, text: object) -> PromptId:
+    """An id in MongoDB's extended JSON (v2): the two kinds that people use."""
+    plain = text.lower().replace("-", "") if isinstance(text, str) else ""
+    length = {"$oid": 24, "$uuid": 32}.get(str(kind))
+    if len(plain) != length or not all(char in "0123456789abcdef" for char in plain):
+        raise _wrong('id must be text, a whole number, {"$oid": "24 digits"} or {"$uuid": "32 digits"}')
+    if kind == "$oid":
+        return PromptId("objectid", plain)
+    parts = (plain[:8], plain[8:12], plain[12:16], plain[16:20], plain[20:])
+    return PromptId("uuid", "-".join(parts))
+
+
+def _whole(value: object) -> Any:
+    """7.0 is 7, as JSON has but one kind of number; whatever else it is, as it stands."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _wrong(sentence: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
