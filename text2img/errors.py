@@ -4,6 +4,7 @@
     ├── ConfigurationError   2          wrong usage or configuration, found before anything was claimed
     ├── RunFailed            1          something the whole run needs has failed; what was claimed is released
     │   ├── DatabaseFailed
+    │   │   └── DatabaseMissing         none was made yet, and this command makes none
     │   ├── StorageFailed
     │   ├── ModelFailed
     │   └── DeviceFailed
@@ -56,6 +57,10 @@ class RunFailed(Text2ImgError):  # noqa: N818 - it says what happened, as its ki
 
 class DatabaseFailed(RunFailed):
     """The database cannot be reached, refuses, or broke its promises."""
+
+
+class DatabaseMissing(DatabaseFailed):
+    """There is no database yet, and whoever asked must not make one."""
 
 
 class StorageFailed(RunFailed):

@@ -123,6 +123,13 @@ class Settings:
     )
     limit: Annotated[int, Ge(1)] | None = _option(None, "selection", "prompts this run takes at the most")
 
+    input_file: str | None = _option(
+        None,
+        "input",
+        "prompts of a .json, .jsonl, .yaml, .csv or .txt file, added first; one that is there with other "
+        "content is made again",
+    )
+
     model_config_id: str | None = _option(
         None,
         "model",

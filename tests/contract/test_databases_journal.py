@@ -180,6 +180,44 @@ def test_an_enqueued_prompt_arrives_as_written(stand):
     assert not {"height", "negative_prompt", "attempts"} & set(stand.get("boat"))
 
 
+def test_revise_makes_what_says_something_else_as_if_new(stand):
+    """A completed prompt with another text, and a failed one with another seed, are pending as if new; one
+    that says the same stays completed, and an id that is not there is not added.
+    """
+    lora = [{"path": "x", "weight": 1.0}]
+    same = _new("same", wishes=Wishes(seed=1, lora=lora), priority=2)
+    stand.database.enqueue([_new("a", dataset_id="spring"), _new("b"), same])
+    prompts = {prompt.id.text: prompt for prompt in stand.claim(limit=3)}
+    stand.record(completed(prompts["a"]), failed(prompts["b"]), completed(prompts["same"]))
+    changed = [_new("a"), _new("b", wishes=Wishes(seed=5)), same, _new("c")]
+    assert stand.database.revise(changed) == 2
+    assert stand.database.revise(changed) == 2 - 2
+    first, second = stand.get("a"), stand.get("b")
+    for document in (first, second):
+        assert document["status"] == "pending"
+        assert not {"image_url", "sha256", "used", "error", "error_code", "attempts"} & set(document)
+    assert "dataset_id" not in first
+    assert second["seed"] == 5
+    assert stand.get("same")["status"] == "completed"
+    assert stand.backend.count("datasets") == 3
+    assert {prompt.id.text for prompt in stand.claim(limit=5)} == {"a", "b"}
+
+
+def test_revise_leaves_what_somebody_works_on(stand):
+    """A prompt under a live lease keeps its content and its claim; once the lease is over it is revised, and
+    the claim is worth nothing any more.
+    """
+    stand.database.enqueue([_new("a")])
+    (prompt,) = stand.claim(limit=1)
+    changed = [_new("a", wishes=Wishes(seed=5))]
+    assert stand.database.revise(changed) == 0
+    assert stand.database.holds(prompt.claim)
+    stand.database.extend([prompt.claim], 0)
+    assert stand.database.revise(changed) == 1
+    assert stand.record(completed(prompt)) == []
+    assert stand.claim(limit=1)[0].wishes.seed == 5
+
+
 def test_many_prompts_are_enqueued_lazily(stand):
     """More than one helping goes in, from anything that yields prompts."""
     assert stand.database.enqueue(_new(f"p{n:04}") for n in range(1203)) == 1203

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 _EVERYTHING = (
-    *("database", "output", "callback", "selection", "model", "generation", "picture", "run", "logging"),
+    *("database", "output", "callback", "input", "selection", "model", "generation", "picture", "run"),
+    "logging",
 )
 _QUEUE = ("database", "logging")
 

@@ -6,14 +6,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts
-from text2img.errors import PromptFailed
-from text2img.prompts import Wishes, request
+from text2img.errors import DatabaseMissing, PromptFailed
+from text2img.prompts import Claim, Prompt, Wishes, request
 from text2img.prompts.batches import Batcher
 from text2img.prompts.sizes import FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 
 if TYPE_CHECKING:
-    from text2img.prompts import Request
+    from collections.abc import Sequence
+
+    from text2img.databases import NewPrompt
+    from text2img.prompts import ModelConfiguration, Request
     from text2img.settings import Settings
 
 _SHOWN = 1_000
@@ -21,15 +24,20 @@ _OWN_SIZE = Wishes(width=4096, height=4096)
 """A stand-in: which size it is, only the model knows. On the largest no signature is too long."""
 
 
-def show(settings: Settings) -> int:
-    """Print it; the exit status."""
-    with closing(parts.database(settings, create=False)) as database:
-        waiting = database.pending(parts.selection(settings))
-        prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), parts.selection(settings))
-        configuration = database.model_configuration(settings.model_config_id)
+def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
+    """Print it; the exit status. ``new`` prompts of a file are planned as if none of them were there yet."""
+    waiting, prompts, configuration = _found(settings, may_be_missing=bool(new))
+    if new:
+        there = {prompt.id for prompt in prompts}
+        added = [_prompt(each) for each in new if each.id not in there]
+        print(
+            f"{len(new)} prompts of {settings.input_file} would be added, or made again, where they are new"
+        )
+        waiting, prompts = waiting + len(added), [*prompts, *added]
     configured = configuration.wishes if configuration else Wishes()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     total = min(waiting, settings.limit or waiting)
+    prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
     batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
     for prompt in prompts:
@@ -43,6 +51,27 @@ def show(settings: Settings) -> int:
     if total > len(prompts):
         print(f"  … and {total - len(prompts)} more")
     return 0
+
+
+def _found(
+    settings: Settings, *, may_be_missing: bool
+) -> tuple[int, list[Prompt], ModelConfiguration | None]:
+    """How many prompts wait, the first of them, and the model configuration."""
+    try:
+        with closing(parts.database(settings, create=False)) as database:
+            waiting = database.pending(parts.selection(settings))
+            prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), parts.selection(settings))
+            return waiting, prompts, database.model_configuration(settings.model_config_id)
+    except DatabaseMissing:
+        if may_be_missing:
+            return 0, [], None
+        raise
+
+
+def _prompt(new: NewPrompt) -> Prompt:
+    """The prompt as it would be claimed."""
+    claim = Claim(new.id, "", 0)
+    return Prompt(claim=claim, text=new.text, wishes=new.wishes, webhook_url=new.webhook_url)
 
 
 def _print_batches(batcher: Batcher) -> None:

@@ -23,6 +23,7 @@ from text2img.engine.devices import check_device
 from text2img.engine.fitting import check_fits
 from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, RunFailed, Stopped
 from text2img.guard import Guard, stopping
+from text2img.intake import read_prompts
 from text2img.leases import Leases
 from text2img.prompts import Wishes
 from text2img.prompts.parameters import settle
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from text2img.databases import Database
+    from text2img.databases import Database, NewPrompt
     from text2img.engine import Engine, ModelCard
     from text2img.images import Encoder
     from text2img.progress import Progress
@@ -54,17 +55,23 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     storage = parts.storage(settings)
     parts.receiver(settings)
     parts.encoder(settings)
+    prompts = read_prompts(settings.input_file) if settings.input_file else []
     if arguments.dry_run:
         from text2img.cli.dry_run import show
 
-        return show(settings)
+        return show(settings, prompts)
     check_device(settings.device)
-    return work(settings, storage, progress)
+    return work(settings, storage, progress, prompts)
 
 
-def work(settings: Settings, storage: ImageStorage, progress: Progress) -> int:
-    """Run the job on these parts and print its one line; the exit status."""
+def work(
+    settings: Settings, storage: ImageStorage, progress: Progress, prompts: Sequence[NewPrompt] = ()
+) -> int:
+    """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
+        if prompts:
+            added, revised = database.enqueue(prompts), database.revise(prompts)
+            log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
         job = Job(settings, database, storage, stop)
         try:
             with Guard(stop, settings.stall_timeout, job.give_up) as guard:

@@ -175,6 +175,14 @@ class Journal(Protocol):
         """Add those whose id is not there yet; returns how many that were. The others stay untouched."""
         ...
 
+    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+        """Give those whose id is there, with other content, the content they have here, and put them back to
+        pending as if new, to be made again; returns how many that were.
+
+        What a worker holds at the moment stays as it is, and so does a prompt that says the same already.
+        """
+        ...
+
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """Put failed prompts (with that code, or all) back to pending, their attempts and deaths forgotten;
         returns how many.

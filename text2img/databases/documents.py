@@ -29,6 +29,8 @@ CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used")
+OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", "run_id")
+"""What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
     "text",
     "prompt_tags",
@@ -108,16 +110,20 @@ def readings(text: str) -> list[object]:
 
 def new_fields(prompt: NewPrompt) -> dict[str, object]:
     """The fields of a prompt that is added, without its id and ``created_at``."""
-    wished = {name: getattr(prompt.wishes, name) for name in PARAMETER_NAMES}
-    fields: dict[str, object] = {
+    given = {name: value for name, value in content_of(prompt).items() if value is not None}
+    return {**given, "status": Status.PENDING.value}
+
+
+def content_of(prompt: NewPrompt) -> dict[str, object]:
+    """Whatever its owner may have written of a prompt; None for what is left out."""
+    return {
         "text": prompt.text,
+        "prompt_tags": None,  # a new prompt's text is what they came to
         "dataset_id": prompt.dataset_id,
         "priority": prompt.priority,
         "webhook_url": prompt.webhook_url,
-        **wished,
+        **{name: getattr(prompt.wishes, name) for name in PARAMETER_NAMES},
     }
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {**given, "status": Status.PENDING.value}
 
 
 def result_of(done: Completed, run_id: str) -> dict[str, object]:

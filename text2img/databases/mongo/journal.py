@@ -6,12 +6,15 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from text2img.databases import Counts
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
+    OUTCOME_FIELDS,
+    content_of,
     new_fields,
     run_fields,
     run_of,
@@ -19,11 +22,11 @@ from text2img.databases.documents import (
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of, value_of, values_for
 from text2img.databases.mongo.session import Session
-from text2img.databases.mongo.updates import is_ahead, selected, within
+from text2img.databases.mongo.updates import is_ahead, literals, other_than, selected, within
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from text2img.databases import NewPrompt, Run, Selection
     from text2img.databases.mongo.connection import Document
@@ -104,6 +107,19 @@ class MongoJournal(Session):
             )
         return added
 
+    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+        """See Journal.revise. A thousand at a time, each of them atomic for itself."""
+        waiting = iter(prompts)
+        revised = 0
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            revised += self._revise(chunk)
+        return revised
+
+    @reported
+    def _revise(self, prompts: Sequence[NewPrompt]) -> int:
+        updates = [UpdateOne(other_than(each.id, content_of(each)), _made_of(each)) for each in prompts]
+        return self.datasets.bulk_write(updates, ordered=False).matched_count
+
     @reported
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See Journal.retry. One command."""
@@ -122,6 +138,13 @@ class MongoJournal(Session):
             if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
                 raise
             return int(exc.details["nInserted"])
+
+
+def _made_of(prompt: NewPrompt) -> list[Document]:
+    """The update that makes a prompt as if new of whatever stands in its place."""
+    fields = new_fields(prompt)
+    gone = {*OUTCOME_FIELDS, *content_of(prompt)} - fields.keys()
+    return [{"$set": literals(fields)}, {"$unset": sorted(gone)}]
 
 
 def _counts(groups: list[Mapping[str, Any]]) -> Counts:

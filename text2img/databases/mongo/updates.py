@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from text2img.databases import Selection
     from text2img.databases.documents import Change
-    from text2img.prompts import Claim
+    from text2img.prompts import Claim, PromptId
 
     Expression = dict[str, Any]
 
@@ -89,6 +89,16 @@ def selected(selection: Selection) -> Expression:
 def ids(claims: Iterable[Claim]) -> Expression:
     """The filter for the claims' prompts, whoever holds them."""
     return {"_id": {"$in": [value_of(claim.id) for claim in claims]}}
+
+
+def other_than(prompt_id: PromptId, content: Mapping[str, object]) -> Expression:
+    """The filter for the prompt of that id, where some field is not as in ``content`` (None: absent or null)
+    and nobody holds it.
+    """
+    fields = content.items()
+    differs = [{"$ne": [{"$ifNull": [f"${name}", None]}, {"$literal": value}]} for name, value in fields]
+    leased = {"$and": [{"$eq": ["$status", Status.PROCESSING.value]}, is_ahead("lease_expires_at")]}
+    return {"_id": {"$eq": value_of(prompt_id)}, "$expr": {"$and": [{"$or": differs}, {"$not": [leased]}]}}
 
 
 def held(claim: Claim) -> Expression:

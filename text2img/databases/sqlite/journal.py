@@ -9,6 +9,8 @@ from text2img.databases import Counts
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
+    OUTCOME_FIELDS,
+    content_of,
     new_fields,
     readings,
     run_fields,
@@ -18,10 +20,12 @@ from text2img.databases.sqlite.queue import LEASED, selected
 from text2img.databases.sqlite.schema import STATUS
 from text2img.databases.sqlite.session import Session
 from text2img.databases.sqlite.values import (
+    ID,
     columns_of,
     datetime_of,
     id_of,
     moment,
+    names_of,
     object_of,
     structure_of,
     value_of,
@@ -45,6 +49,10 @@ _COUNTS: Final = (
 _RETRY: Final = (
     "UPDATE {datasets} SET status = 'pending', {forgotten} "
     "WHERE {status} = 'error' AND {narrowed} AND {where}"
+)
+_REVISE: Final = (
+    "UPDATE {datasets} SET {written}, status = 'pending', {forgotten} WHERE _id = {id} AND ({differs}) "
+    "AND NOT ({status} = 'processing' AND {leased})"
 )
 
 
@@ -102,6 +110,28 @@ class SqliteJournal(Session):
                     fields = {"_id": value_of(each.id), **new_fields(each), "created_at": moment()}
                     added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
         return added
+
+    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+        """See Journal.revise. A thousand at a time, all of them or none."""
+        forgotten = ", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS)
+        waiting = iter(prompts)
+        revised = 0
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            with self._writing() as connection:
+                for each in chunk:
+                    content = columns_of(content_of(each))
+                    statement = self._sql(
+                        _REVISE,
+                        written=", ".join(f"{name} = :{name}" for name in content),
+                        differs=" OR ".join(f"{name} IS NOT :{name}" for name in content),
+                        forgotten=forgotten,
+                        status=STATUS,
+                        leased=LEASED,
+                        id=ID,
+                    )
+                    values = {**content, **names_of(each.id), "now": moment()}
+                    revised += connection.execute(statement, values).rowcount
+        return revised
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See Journal.retry. One statement."""

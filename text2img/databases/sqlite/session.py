@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from text2img.databases.sqlite.schema import build, overlay, quoted
 from text2img.databases.sqlite.values import ID
-from text2img.errors import ConfigurationError, DatabaseFailed
+from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +54,7 @@ class Session:
         if not self.path.parent.is_dir():
             raise DatabaseFailed(f"{self.path.parent} is no folder; make it, or check the path in --database")
         if not create and not self.path.exists():
-            raise DatabaseFailed(
+            raise DatabaseMissing(
                 f"there is no {self.path}; enqueue makes it, or check the path in --database"
             )
         if self._reads_only is create:

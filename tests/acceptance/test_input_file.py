@@ -1,0 +1,77 @@
+"""A file of prompts as a run's input: added, made, and on another run only what is new or changed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+from PIL import Image
+
+from tests.acceptance import product
+from text2img.demo.judge import judge
+from text2img.demo.scenes import Scene
+
+JOB = (
+    *("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL)),
+    *("--num-inference-steps", "10", "--guidance-scale", "3", "--input-file", "prompts.json"),
+)
+CAPTIONS = {
+    "a": "a large red circle on a white background",
+    "b": "a small blue star on a yellow background",
+    "c": "a large green square on a black background",
+}
+
+
+def _write(folder, captions):
+    entries = [{"id": name, "text": text, "seed": 7} for name, text in captions.items()]
+    (folder / "prompts.json").write_text(json.dumps(entries))
+
+
+def _claims(folder):
+    with closing(sqlite3.connect(folder / "prompts.db")) as database:
+        return dict(database.execute("SELECT _id, claim_number FROM datasets"))
+
+
+def _shows(folder, name, caption):
+    with Image.open(folder / "pictures" / f"{name}.png") as picture:
+        return judge(picture).shows(Scene.parse(caption))
+
+
+@pytest.mark.slow
+def test_a_second_run_makes_what_is_new_or_changed(tmp_path):
+    """The first run makes all prompts of the file, the second nothing, the third the one that was changed and
+    the one that is new; the changed one's picture shows what its prompt says now.
+    """
+    _write(tmp_path, {name: CAPTIONS[name] for name in "ab"})
+    first = product.run(*JOB, folder=tmp_path)
+    assert (first.returncode, first.stdout[:11]) == (0, "completed 2"), first.stderr
+    again = product.run(*JOB, folder=tmp_path)
+    assert (again.returncode, again.stdout[:11]) == (0, "completed 0"), again.stderr
+    changed = CAPTIONS | {"b": "a large purple triangle on a white background"}
+    _write(tmp_path, changed)
+    third = product.run(*JOB, folder=tmp_path)
+    assert (third.returncode, third.stdout[:11]) == (0, "completed 2"), third.stderr
+    assert _claims(tmp_path) == {"a": 1, "b": 2, "c": 1}
+    assert all(_shows(tmp_path, name, caption) for name, caption in changed.items())
+
+
+def test_nothing_starts_before_all_is_right(tmp_path):
+    """A file with two mistakes is both of them and status 2, and neither database nor picture."""
+    (tmp_path / "prompts.json").write_text('[{"text": "a"},\n {"text": "", "seed": -1}]')
+    refused = product.run(*JOB, folder=tmp_path)
+    assert refused.returncode == 2
+    (line,) = product.errors(refused)
+    assert line.count("prompts.json, line 2: ") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.json"]
+
+
+def test_a_dry_run_adds_nothing(tmp_path):
+    """--dry-run plans the file's prompts, though there is no database yet, and makes none."""
+    _write(tmp_path, CAPTIONS)
+    shown = product.run(*JOB, "--dry-run", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "3 prompts of prompts.json" in shown.stdout
+    assert "batch 1: 3 × " in shown.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.json"]
