@@ -14,7 +14,17 @@ WISHED = ("text", "prompt_tags", "webhook_url", *PARAMETER_NAMES, "priority", "d
 """What an owner may write, and is to be told of where it is wrong."""
 OWN = (
     *("status", "claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim"),
-    *("not_before", "attempts", "deaths", "image_url", "completed_at", "sha256", "run_id", "used"),
+    *(
+        "not_before",
+        "attempts",
+        "deaths",
+        "image_url",
+        "image_urls",
+        "completed_at",
+        "sha256",
+        "run_id",
+        "used",
+    ),
     *("error", "error_code", "error_at", "untold"),
 )
 """What the job writes, so that whatever else stands there may be overwritten."""

@@ -100,7 +100,7 @@ def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    _ = settings.batches
+    _ = settings.batches, settings.object_names
     try:
         settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
     except PromptFailed as exc:

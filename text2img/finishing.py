@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from text2img.albums import Albums
 from text2img.errors import ClaimLost, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Failed, Postponed, failure
@@ -39,6 +40,7 @@ class Finishing:
         self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
         self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
         self._encoders = threading.BoundedSemaphore(_ENCODERS)
+        self._albums = Albums()
 
     def __enter__(self) -> Self:
         return self
@@ -46,16 +48,30 @@ class Finishing:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown()
 
+    def wants(self, request: Request) -> bool:
+        """Whether the picture is still of use: its claim was not lost while it waited (whoever slept does not
+        make what others have), and none of its prompt's pictures failed.
+        """
+        claim = request.prompt.claim
+        return self._parts.leases.holds(claim) and not self._albums.spoilt(claim)
+
     def store(
         self,
         hand_on: Callable[[list[Outcome]], None],
-        made: tuple[Sequence[Request], Sequence[Picture | PromptFailed]],
+        made: tuple[Sequence[Request], Sequence[Picture | PromptFailed | None]],
     ) -> None:
-        """Encode and store a batch; what could be stored is handed on even if the rest could not."""
+        """Encode and store a batch (None: a picture that was of no use); of prompts that have all of their
+        pictures now, what could be stored is handed on even if the rest could not.
+        """
         stored = [self._pool.submit(self._outcome, *each) for each in zip(*made, strict=True)]
         wait(stored)
         faults = [fault for future in stored if (fault := future.exception())]
-        hand_on([done for future in stored if not future.exception() and (done := future.result())])
+        settled = [
+            self._albums.add(request, future.result())
+            for request, future in zip(made[0], stored, strict=True)
+            if not future.exception()
+        ]
+        hand_on([outcome for outcome in settled if outcome])
         if faults:
             raise faults[0]
 
@@ -73,8 +89,10 @@ class Finishing:
         for outcome in recorded:
             _log(outcome)
 
-    def _outcome(self, request: Request, result: Picture | PromptFailed) -> Outcome | None:
-        """What becomes of one request; None where its claim was lost."""
+    def _outcome(self, request: Request, result: Picture | PromptFailed | None) -> Outcome | None:
+        """What becomes of one request; None where its claim was lost, or its picture of no use."""
+        if result is None:
+            return None
         if isinstance(result, PromptFailed):
             return failure(request.prompt, result, self._plan.max_attempts)
         try:
@@ -93,7 +111,8 @@ class Finishing:
         facts = parameters(request, revision=card.revision, **made)
         with self._encoders, self._parts.seconds("encode"):
             file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
-        name, still_ours = claim.id.name + file.ending, partial(self._parts.database.holds, claim)
+        name = self._plan.object_name.of(claim.id, request.number) + file.ending
+        still_ours = partial(self._parts.database.holds, claim)
         with self._parts.seconds("upload"):
             url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
         return Completed(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from text2img.images import Encoder
+from text2img.prompts.names import ObjectName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 class Plan:
     """What one run shall do. ``wishes`` are the run's own, the most specific first.
 
+    ``multiple`` is what a size must be a multiple of, as the model wants it.
     ``batch_size`` is the largest; with ``fastest_size`` the run finds out which size up to it is fastest.
     ``waiting`` is how many prompts could be claimed when the run began, ``limit`` how many it takes at most.
     """
@@ -39,6 +41,8 @@ class Plan:
     max_attempts: int = 3
     upload_workers: int = 16
     tell: bool = False
+    multiple: int = 8
+    object_name: ObjectName = field(default_factory=ObjectName)
 
     @property
     def to_make(self) -> int:

@@ -52,13 +52,13 @@ class Silent:
 
 
 class Bar:
-    """A bar on a terminal: images done, images a second, time left, failures, steps within the batch."""
+    """A bar on a terminal: prompts done, images a second, time left, failures, steps within the batch."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._progress = Progress(
-            TextColumn("images"),
+            TextColumn("prompts"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[pace]}"),
@@ -66,9 +66,10 @@ class Bar:
             TextColumn("{task.fields[failures]}{task.fields[steps]}"),
             console=console,
         )
-        self._task = self._progress.add_task("images", pace="", failures="", steps="loading the model")
+        self._task = self._progress.add_task("prompts", pace="", failures="", steps="loading the model")
         self._begun: float | None = None
         self._completed = 0
+        self._pictures = 0
         self._failed = 0
 
     def begin(self, total: int) -> None:
@@ -83,9 +84,11 @@ class Bar:
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
         """Move the bar on by what is final."""
-        self._completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
+        done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+        self._completed += len(done)
+        self._pictures += sum(outcome.pictures for outcome in done)
         self._failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
-        pace = self._completed / (time.monotonic() - self._begun) if self._begun else 0.0
+        pace = self._pictures / (time.monotonic() - self._begun) if self._begun else 0.0
         self._progress.update(
             self._task,
             completed=self._completed + self._failed,

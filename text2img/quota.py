@@ -26,6 +26,7 @@ class Quota:
         self._limit = limit
         self._claimed = 0
         self._waiting = waiting
+        self._prepared, self._pictures = 0, 0
         self._due: Counter[int] = Counter()  # how many, by whole seconds: those are few, however many prompts
         self._lock = threading.Lock()
 
@@ -44,6 +45,17 @@ class Quota:
         """So many were claimed."""
         with self._lock:
             self._claimed += prompts
+
+    def prepared(self, prompts: int, pictures: int) -> None:
+        """So many prompts turned out to ask for so many pictures."""
+        with self._lock:
+            self._prepared += prompts
+            self._pictures += pictures
+
+    def pictures_each(self) -> float:
+        """How many pictures a prompt asks for, on average so far; 1 before any is known."""
+        with self._lock:
+            return self._pictures / self._prepared if self._prepared else 1.0
 
     def put_back(self, waits: Iterable[float]) -> None:
         """Prompts were put back, to be claimed again after so many seconds each."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from text2img.errors import ConfigurationError
+from text2img.prompts.names import ObjectName
 from text2img.prompts.parameters import Wishes
 from text2img.prompts.sizes import BatchSize
 
@@ -205,6 +206,9 @@ class Settings:
         "a TrueType or OpenType font's file, for names in other scripts",
         shown="DejaVu Sans Bold",
     )
+    object_name: str = _option(
+        "{id}", "picture", "a picture's name without its ending, around {id} or {generation_id} (the same)"
+    )
     image_format: str | None = _option(None, "picture", "png, jpeg or webp", shown="png")
     image_quality: int | None = _option(
         None,
@@ -263,6 +267,16 @@ class Settings:
             raise ConfigurationError(
                 "--batch-size (BATCH_SIZE): it should be a whole number from 1 on, auto, or auto:N;"
                 f" it is {self.batch_size[:60]!r}"
+            ) from None
+
+    @property
+    def object_names(self) -> ObjectName:
+        """What pictures are called; raises ConfigurationError for a template that cannot be."""
+        try:
+            return ObjectName.parse(self.object_name)
+        except ValueError as exc:
+            raise ConfigurationError(
+                f"--object-name (OBJECT_NAME): {exc}; it is {self.object_name[:60]!r}"
             ) from None
 
     @property

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 class Tally:
     """Counts outcomes as they are recorded and batches as they are made, from several threads.
 
-    ``completed`` and ``failed`` are final; ``postponed`` counts prompts that were put back to be tried
-    again, once for each time. ``made`` counts what the device has worked on.
+    ``completed`` and ``failed`` are prompts whose outcome is final, ``pictures`` those of the completed;
+    ``postponed`` counts prompts that were put back to be tried again, once for each time. ``made`` counts the
+    pictures that the device has worked on.
     """
 
     def __init__(self) -> None:
         self.completed = 0
+        self.pictures = 0
         self.failed = 0
         self.postponed = 0
         self.made = 0
@@ -38,13 +40,15 @@ class Tally:
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count recorded outcomes."""
         with self._lock:
-            self.completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
+            done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+            self.completed += len(done)
+            self.pictures += sum(outcome.pictures for outcome in done)
             self.failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
             self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
             self._last_record = time.monotonic()
 
     def batch(self, size: int, started: float, ended: float) -> None:
-        """The device worked on so many prompts between these moments (``time.monotonic``)."""
+        """The device worked on so many pictures between these moments (``time.monotonic``)."""
         with self._lock:
             self.made += size
             self._first = self._first or (size, started, ended)
@@ -67,8 +71,8 @@ class Tally:
 
     @property
     def images_per_second(self) -> float:
-        """Completed pictures a second, from the first batch's start to the last record."""
-        return 0.0 if self._first is None else _share(self.completed, self._last_record - self._first[1])
+        """Pictures of completed prompts a second, from the first batch's start to the last record."""
+        return 0.0 if self._first is None else _share(self.pictures, self._last_record - self._first[1])
 
     @property
     def steady_images_per_second(self) -> float:

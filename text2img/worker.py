@@ -11,6 +11,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from text2img.errors import PromptFailed
@@ -73,8 +74,8 @@ class Worker:
                     Ahead(self._batches(record), room=1) as batches,
                 ):
                     self._load()
-                    for batch in map(self._ours, self._parts.seconds.each("wait", batches)):
-                        made = self._generate(batch)
+                    for batch in self._parts.seconds.each("wait", batches):
+                        made = self._made(batch, finishing.wants)
                         with self._parts.seconds("wait"):
                             finish.put((batch, made))
                 if not self._retry_comes_due():
@@ -111,7 +112,7 @@ class Worker:
 
     def _claim(self) -> list[Prompt]:
         self._stop.check()
-        plan, size = self._plan, self._sizes.usual
+        plan, size = self._plan, self._prompts_a_batch()
         wanted = self._quota.claimable(2 * size if self._quota.unclaimed() >= MANY * size else size)
         if wanted == 0:
             return []
@@ -128,16 +129,25 @@ class Worker:
         refused: list[Outcome] = []
         for prompt in prompts:
             try:
-                asked = request(prompt, self._plan.wishes)
+                asked = request(prompt, self._plan.wishes, self._plan.multiple)
                 self._parts.encoder.check(asked.parameters)
-                ready.append(self._engine.prepare(asked))
+                ready.extend(self._engine.prepare(asked).each())
             except PromptFailed as exc:
                 refused.append(failure(prompt, exc, self._plan.max_attempts))
+        self._quota.prepared(len(prompts) - len(refused), len(ready))
         return ready, refused
 
-    def _ours(self, batch: list[Request]) -> list[Request]:
-        """What of the batch was not lost while it waited: whoever slept does not make what others have."""
-        return [request for request in batch if self._leases.holds(request.prompt.claim)]
+    def _prompts_a_batch(self) -> int:
+        """How many prompts fill a usual batch with their pictures, as far as they are known."""
+        return max(1, round(self._sizes.usual / self._quota.pictures_each()))
+
+    def _made(
+        self, batch: list[Request], wants: Callable[[Request], bool]
+    ) -> list[Picture | PromptFailed | None]:
+        """What the device makes of each request; None of those that are of no use any more."""
+        wanted = [wants(request) for request in batch]
+        made = iter(self._generate(list(compress(batch, wanted))))
+        return [next(made) if each else None for each in wanted]
 
     def _generate(self, batch: list[Request]) -> list[Picture | PromptFailed]:
         """The batch's pictures; that it is on the device is written down while the device works."""
@@ -145,12 +155,14 @@ class Worker:
         if not batch:
             return []
         # Before warming, which works on the device as well, and may kill.
-        on_device, left = [request.prompt.claim for request in batch], self._on_device
+        on_device, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
+        left = [claim for claim in before if claim not in on_device]
         marked, self._on_device = self._aside.submit(self._database.start, on_device, left), on_device
-        if not left:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
+        if not before:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
             marked.result()
         with self._tally.warming():
-            self._engine.warm(batch, max(len(batch), self._plan.to_make - self._tally.made))
+            left_to_make = round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
+            self._engine.warm(batch, max(len(batch), left_to_make))
         self._stop.check()
         started = time.monotonic()
         with self._parts.guard.watching():

@@ -18,6 +18,8 @@ from text2img.prompts import Completed, Failed, Postponed, Wishes, request
 ALL = Selection()
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 MINUTE = 60.0
+STRUCTURES = {"used", "image_urls", "loras", "lora", "prompt_tags"}
+"""What SQLite keeps as JSON."""
 
 
 class SqliteBackend:
@@ -30,7 +32,7 @@ class SqliteBackend:
         self.url = f"sqlite:///{self.file}"
 
     def put(self, document, table="datasets"):
-        values = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in document.items()}
+        values = {name: json.dumps(v) if isinstance(v, dict | list) else v for name, v in document.items()}
         with closing(sqlite3.connect(self.file)) as connection, connection:
             known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             for name in set(values) - known:
@@ -51,7 +53,7 @@ class SqliteBackend:
             statement = f"SELECT * FROM {table} WHERE {key} IS ?"  # noqa: S608 - the tests' own names
             row = connection.execute(statement, [document_id]).fetchone()
         found = {name: value for name, value in dict(row).items() if value is not None} if row else None
-        return found and {**found, **({"used": json.loads(found["used"])} if "used" in found else {})}
+        return found and {**found, **{name: json.loads(found[name]) for name in STRUCTURES & found.keys()}}
 
     def count(self, table):
         with closing(sqlite3.connect(self.file)) as connection:

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.database_suite import ALL, completed, failed, postponed, texts
 from text2img.databases import NewPrompt, Run, Selection
 from text2img.errors import ConfigurationError, ErrorCode
-from text2img.prompts import ModelConfiguration, PromptId, Wishes
+from text2img.prompts import Lora, ModelConfiguration, PromptId, Wishes
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
@@ -32,10 +32,16 @@ def test_a_model_configuration_is_read_whole(stand):
         "guidance_scale": 3.5,
         "width": 256,
         "height": 320,
+        "aspect_ratio": "16:9",
+        "num_images": 2,
+        "negative_prompt": "blurry",
     }
-    _configure(stand, **given, **wished, negative_prompt="blurry")
+    lora = {"path": "styles/ink.safetensors", "weight": 0.5}
+    _configure(stand, **given, **wished, lora=lora)
     expected = ModelConfiguration(
-        **given, wishes=Wishes(**wished, negative_prompt="blurry"), id=PromptId("str", "c")
+        **given,
+        wishes=Wishes(**wished, lora=(Lora("styles/ink.safetensors", 0.5),)),
+        id=PromptId("str", "c"),
     )
     assert stand.database.model_configuration(None) == expected
     assert stand.database.model_configuration("c") == expected
@@ -172,11 +178,15 @@ def test_enqueue_adds_what_is_new(stand):
 
 
 def test_an_enqueued_prompt_arrives_as_written(stand):
-    """Text, wishes, data set and priority come out of the claim; what was not wished is not there."""
-    wishes = Wishes(seed=5, width=640, scheduler="euler")
-    stand.database.enqueue([_new("boat", wishes=wishes, dataset_id="spring", priority=2.5)])
+    """All that was asked for comes out of the claim; what was not wished is not there."""
+    lora = [{"path": "ink.safetensors", "weight": 0.5}]
+    wishes = Wishes(seed=5, width=640, scheduler="euler", aspect_ratio="1:2", num_images=2, lora=lora)
+    hook = "https://b.example"
+    new = _new("boat", wishes=wishes, dataset_id="spring", priority=2.5, webhook_url=hook)
+    stand.database.enqueue([new])
     (prompt,) = stand.claim(selection=Selection("spring"))
     assert (prompt.text, prompt.wishes, prompt.priority) == ("a boat", wishes, 2.5)
+    assert prompt.webhook_url == hook
     assert not {"height", "negative_prompt", "attempts"} & set(stand.get("boat"))
 
 

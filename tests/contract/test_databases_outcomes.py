@@ -55,6 +55,58 @@ def test_a_result_says_the_same_flat(stand):
     assert _moment(found["created_at"]).tzinfo
 
 
+def test_several_pictures_stand_in_order(stand):
+    """All URLs beside the first one's, in the prompt and in the result, and how many and what was asked for;
+    made again with one picture, neither says anything of several.
+    """
+    signed = "https://b.example/ink.safetensors?X-Amz-Signature=5ecret"
+    stand.put({"_id": 1, "num_images": 3, "aspect_ratio": "1:2", "lora": [{"path": signed, "weight": 0.5}]})
+    prompt, urls = stand.claim_one(), ("gs://b/1.png", "gs://b/1~1.png", "gs://b/1~2.png")
+    stand.record(completed(prompt, image_url=urls[0], image_urls=urls))
+    found, result = stand.get(1), stand.result(1)
+    shown = {"path": "https://b.example/ink.safetensors", "weight": 0.5}
+    for each, used in ((found, found["used"]), (result, result)):
+        assert (each["image_url"], each["image_urls"]) == (urls[0], list(urls))
+        assert (used["num_images"], used["aspect_ratio"], used["loras"]) == (3, "1:2", [shown])
+        assert (used["width"], used["height"]) == (512, 1024)
+    assert found["lora"] == [{"path": signed, "weight": 0.5}]
+    assert "5ecret" not in str((found["used"], result))
+    changed = {"status": "pending", "num_images": None, "aspect_ratio": None, "lora": None}
+    stand.backend.change(1, changed)
+    stand.record(completed(stand.claim_one()))
+    found, result = stand.get(1), stand.result(1)
+    assert not {"image_urls", "num_images", "aspect_ratio", "loras"} & {*found, *found["used"], *result}
+
+
+def test_a_failure_forgets_all_pictures(stand):
+    """A prompt that was made and then failed shows none of its earlier URLs."""
+    stand.put({"_id": 1, "num_images": 2})
+    stand.record(completed(stand.claim_one(), image_urls=("a", "b")))
+    stand.backend.change(1, {"status": "pending"})
+    stand.record(failed(stand.claim_one()))
+    assert not {"image_url", "image_urls", "used"} & stand.get(1).keys()
+
+
+def test_tags_stand_for_a_text(stand):
+    """Where there is no text the tags, joined by spaces, are what is drawn and told of; else the text is."""
+    tags = ["a red", "boat", "$5"]
+    stand.put({"_id": 1, "text": None, "prompt_tags": tags}, {"_id": 2, "prompt_tags": tags})
+    stand.record(*map(completed, stand.claim()), tell=True)
+    assert [stand.result(n)["prompt"] for n in (1, 2)] == ["a red boat $5", "a boat"]
+    assert stand.get(1)["prompt_tags"] == tags
+    told, _ = stand.database.gather("run-1", "n1", 10)
+    assert [one.text for one in told] == ["a red boat $5", "a boat"]
+
+
+def test_several_pictures_are_told_of(stand):
+    """What waits to be told holds every URL, in order; nothing of several for a prompt with one."""
+    stand.put({"_id": 1, "num_images": 2}, {"_id": 2})
+    one, two = stand.claim()
+    stand.record(completed(one, image_urls=("gs://b/1.png", "gs://b/1~1.png")), completed(two), tell=True)
+    told, _ = stand.database.gather("run-1", "n1", 10)
+    assert [each.image_urls for each in told] == [("gs://b/1.png", "gs://b/1~1.png"), ()]
+
+
 def test_a_picture_elsewhere_has_no_gcs_url(stand):
     """Only a gs:// URL stands as gcs_url."""
     stand.put({"_id": 1})

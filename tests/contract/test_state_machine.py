@@ -34,6 +34,9 @@ from text2img.prompts import Completed, Failed, PromptId, Wishes
 WORKERS = st.sampled_from(["ann", "bob", "cy"])
 RUN = "run-1"
 IDS = range(5)
+IMAGES = (1, 2, 3, 1, 2)
+"""Pictures of each prompt."""
+LORA = [{"path": "ink.safetensors", "weight": 0.5}]
 
 
 class Believed:
@@ -67,7 +70,10 @@ class Machine(RuleBasedStateMachine):
     @rule(id_=st.sampled_from(IDS))
     def enqueue(self, id_):
         new = NewPrompt(
-            id=PromptId("int", str(id_)), text=f"boat {id_}", wishes=Wishes(seed=id_), priority=id_ % 2
+            id=PromptId("int", str(id_)),
+            text=f"boat {id_}",
+            wishes=Wishes(seed=id_, num_images=IMAGES[id_], lora=LORA),
+            priority=id_ % 2,
         )
         assert self.database.enqueue([new]) == (id_ not in self.known)
         self.known.setdefault(id_, Believed())
@@ -125,7 +131,9 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), become=st.sampled_from([completed, failed, postponed]))
     def record(self, data, become):
         prompt = data.draw(st.sampled_from(self.claims))
-        outcome = become(prompt)
+        urls = tuple(f"u{n}" for n in range(IMAGES[int(prompt.id.text)]))
+        several = become is completed and len(urls) > 1
+        outcome = become(prompt, image_urls=urls) if several else become(prompt)
         one = self._live(prompt)
         written = self.database.record([outcome], RUN, tell=True)
         if one is None:
@@ -200,9 +208,13 @@ class Machine(RuleBasedStateMachine):
         for id_, one in self.known.items():
             found = self.backend.get(id_, self.names.datasets)
             assert (found["text"], found["seed"], found["priority"]) == (f"boat {id_}", id_, id_ % 2)
+            assert found["lora"] == LORA
             assert (found.get("claim_number") or 0) == one.number
             result = self.backend.get(id_, self.names.dataset_records, "dataset_id")
             assert (result is not None) == (one.status == "completed")
+            urls = [f"u{n}" for n in range(IMAGES[id_])] if IMAGES[id_] > 1 else []
+            assert found.get("image_urls", []) == (urls if result else [])
+            assert (result or {}).get("image_urls", []) == (urls if result else [])
         done = sum(one.status == "completed" for one in self.known.values())
         assert done == self.backend.count(self.names.dataset_records)
 

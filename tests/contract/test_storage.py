@@ -46,12 +46,16 @@ class Place:
 def place(request, tmp_path):
     if request.param == "folder":
         folder = tmp_path / "made" / "when needed"
-        return Place(str(folder), lambda: {path.name: path.read_bytes() for path in folder.glob("*")})
+        return Place(str(folder), lambda: _files(folder))
     server = request.getfixturevalue(request.param)
     scheme, objects = {"gcs": ("gs", _gcs_objects), "s3": ("s3", _s3_objects)}[request.param]
     return Place(
         f"{scheme}://{server.bucket}/{tmp_path.name}/generated", lambda: objects(server, tmp_path.name)
     )
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _s3_objects(server, prefix):
@@ -77,6 +81,13 @@ def test_stored_object_is_there_under_its_url(place):
     assert place.read() == {"7.png": b"picture" * 1000}
     expected = place.url if "://" in place.url else str(Path(place.url).absolute())
     assert url == f"{expected}/7.png"
+
+
+def test_a_name_may_lie_deeper(place):
+    """A slash in a name, which a template brings, is a folder of that name; once stored it is left alone."""
+    urls = {place.put("renders/gen_7.png", b"picture") for _ in range(2)}
+    assert [url.endswith("/renders/gen_7.png") for url in urls] == [True]
+    assert place.read() == {"renders/gen_7.png": b"picture"}
 
 
 def test_public_pictures_say_where_anybody_finds_them(place):
@@ -172,9 +183,11 @@ def test_try_write_leaves_nothing(place):
     assert place.read() == {"7.png": b"picture"}
 
 
-@pytest.mark.parametrize("name", ["", "a/b.png", "../x.png", ".x.png", "x\0.png"])
+@pytest.mark.parametrize(
+    "name", ["", "/b.png", "a//b.png", "a/../b.png", "../x.png", "a/.x.png", ".x.png", "x\0.png"]
+)
 def test_impossible_names_are_bugs(place, name):
-    """A name that no PromptId makes is refused before anything is touched."""
+    """A name that no ObjectName makes is refused before anything is touched."""
     with pytest.raises(ValueError, match="no object name"):
         place.put(name, b"x")
     assert place.read() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from text2img.prompts.places import gcs_url
@@ -25,10 +26,13 @@ def webhook_id() -> str:
 def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool) -> str:
     """The entry's body: JSON, in ASCII only (all else is escaped, lone surrogates too), without NaN.
 
-    Should very long texts make it larger than 8 MB, every prompt and error is cut to an equal length and
-    ends in ``…``.
+    Should it become larger than 8 MB, ``image_urls`` are left out, whose names follow from the first one's;
+    should that not do, every prompt and error is cut to an equal length and ends in ``…``.
     """
     body = _body(run_id, status, outcomes, final=final)
+    if len(body) > _LONGEST_BODY:
+        outcomes = [replace(outcome, image_urls=()) for outcome in outcomes]
+        body = _body(run_id, status, outcomes, final=final)
     if len(body) > _LONGEST_BODY and outcomes:
         # A character takes at most 12 bytes (two escaped surrogates), and an outcome has two texts.
         longest = _LONGEST_BODY // (len(outcomes) * 24)
@@ -59,6 +63,7 @@ def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
         "record_id": str(outcome.id),  # a result is known by its prompt's id
         "prompt": _text(outcome.text, longest),
         "image_url": url,
+        **({"image_urls": list(outcome.image_urls)} if outcome.image_urls else {}),
         "gcs_url": gcs_url(url),
         "seed": outcome.seed,
     }

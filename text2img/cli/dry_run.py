@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
 
 _SHOWN = 1_000
-_OWN_SIZE = Wishes(width=4096, height=4096)
-"""A stand-in: which size it is, only the model knows. On the largest no signature is too long."""
+_OWN_SIZE = Wishes(width=2040, height=2040)
+"""A stand-in: which size it is, only the model knows. On so large a one no signature is too long, and no
+aspect ratio of it is too large. Nobody asks for this very size."""
 
 
 def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
@@ -44,7 +45,7 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
         try:
             asked = request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))
             encoder.check(asked.parameters)
-            batcher.add([asked])
+            batcher.add(asked.each())
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")
     _print_batches(batcher)
@@ -78,13 +79,20 @@ def _print_batches(batcher: Batcher) -> None:
     number = 0
     while batch := batcher.take():
         number += 1
-        ids = ", ".join(str(request.prompt.id) for request in batch)
+        ids = ", ".join(_picture(request) for request in batch)
         print(f"  batch {number}: {len(batch)} × {_described(batch[0])}: {ids}")
+
+
+def _picture(request: Request) -> str:
+    """The prompt's id, and which picture of it, where it has several."""
+    several = request.parameters.num_images > 1
+    return f"{request.prompt.id} (picture {request.number + 1})" if several else str(request.prompt.id)
 
 
 def _described(request: Request) -> str:
     wanted = request.parameters
     own = (wanted.width, wanted.height) == (_OWN_SIZE.width, _OWN_SIZE.height)
     size = "the model's own size" if own else f"{wanted.width}×{wanted.height}"
+    size = f"{wanted.aspect_ratio} of the model's own size" if wanted.aspect_ratio else size
     scheduler = wanted.scheduler or "the model's own scheduler"
     return f"{size}, {wanted.num_inference_steps} steps, guidance {wanted.guidance_scale:g}, {scheduler}"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def last_line(tally: Tally, spent: Mapping[str, float], remaining: str, place: str) -> str:
     """The line; ``spent`` in seconds by stage, ``place`` the storage's URL."""
-    done = f"completed {tally.completed}, failed {tally.failed}, remaining {remaining}"
+    several = f" ({tally.pictures} pictures)" if tally.pictures != tally.completed else ""
+    done = f"completed {tally.completed}{several}, failed {tally.failed}, remaining {remaining}"
     pace = f"{tally.images_per_second:.2f} images/s"
     return "; ".join([done, pace, *_where_time_went(tally, spent), place])
 

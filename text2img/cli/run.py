@@ -176,13 +176,13 @@ class Job:
             recorded=self._teller.recorded,
             encoder=encoder,
         )
-        Worker(worker_parts, self._plan(wishes, waiting), self._stop, self.tally).run()
+        Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""
         return (self._settings.wishes, configured, DEFAULTS, Wishes(width=card.width, height=card.height))
 
-    def _plan(self, wishes: Sequence[Wishes], waiting: int) -> Plan:
+    def _plan(self, wishes: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
         settings = self._settings
         return Plan(
             run_id=self._run.id,
@@ -196,6 +196,8 @@ class Job:
             max_attempts=settings.max_attempts,
             upload_workers=settings.upload_workers,
             tell=settings.callback_url is not None,
+            multiple=multiple,
+            object_name=settings.object_names,
         )
 
     def _save(self, status: str) -> None:
@@ -207,6 +209,7 @@ class Job:
             finished_at=None if status == "running" else datetime.now(UTC),
             completed=tally.completed,
             failed=tally.failed,
+            images=tally.pictures,
             postponed=tally.postponed,
             images_per_second=round(tally.images_per_second, 4),
             steady_images_per_second=round(tally.steady_images_per_second, 4),
@@ -243,7 +246,7 @@ class Job:
 def _check_wishes(card: ModelCard, encoder: Encoder, wishes: Sequence[Wishes]) -> None:
     """What the run wishes for every picture must be something that can be done: else none would succeed."""
     try:
-        wanted = settle(wishes, seed=0)
+        wanted = settle(wishes, seed=0, multiple=card.multiple)
         check_fits(card, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None

@@ -71,9 +71,15 @@ def _runs(runs: list[Run]) -> list[str]:
     width = max(len(run.id) for run in runs)
     return ["last runs:"] + [
         f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {run.status:<9}  "
-        f"{run.completed:,} completed, {run.failed:,} failed, {run.images_per_second:.2f} images/s"
+        f"{run.completed:,} completed{_several(run)}, {run.failed:,} failed, "
+        f"{run.images_per_second:.2f} images/s"
         for run in runs
     ]
+
+
+def _several(run: Run) -> str:
+    """How many pictures the completed prompts have, where that is another number."""
+    return f" ({run.images:,} pictures)" if run.images > run.completed else ""
 
 
 def _age(moment: datetime) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
-SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used")
+SUCCESS_FIELDS: Final = ("image_url", "image_urls", "completed_at", "sha256", "used")
 OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", "run_id")
 """What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
@@ -131,6 +131,7 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
     return {
         "prompt": done.request.text,
         "image_url": done.image_url,
+        **_several(done),
         "gcs_url": gcs_url(done.image_url),
         "status": Status.COMPLETED.value,
         **_used(done),
@@ -142,8 +143,8 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
 
 def absent_from(done: Completed) -> tuple[str, ...]:
     """Fields that a completed prompt's result lacks and an earlier one may have had."""
-    used = _used(done)
-    return tuple(name for name in (*RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
+    used = {**_used(done), **_several(done)}
+    return tuple(name for name in ("image_urls", *RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
 
 
 def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
@@ -177,18 +178,24 @@ def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
     text = _prompt_text(fields)
     if fields.get("status") == Status.COMPLETED:
         seed = _object(fields.get("used")).get("seed")
-        url = _text(fields.get("image_url")) or None
-        return Untold(id=prompt_id, text=text, image_url=url, seed=seed if isinstance(seed, int) else None)
+        urls = fields.get("image_urls")
+        return Untold(
+            id=prompt_id,
+            text=text,
+            image_url=_text(fields.get("image_url")) or None,
+            image_urls=tuple(map(_text, urls)) if isinstance(urls, list) else (),
+            seed=seed if isinstance(seed, int) else None,
+        )
     code, sentence = _text(fields.get("error_code")), _text(fields.get("error"))
     return Untold(id=prompt_id, text=text, code=code, sentence=sentence)
 
 
 def run_fields(run: Run) -> dict[str, object]:
     """A run's document without its ``_id``; moments in time are datetimes."""
-    names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "postponed")
+    names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "images")
     pace = ("images_per_second", "steady_images_per_second")
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
-    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *measured)}
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, "postponed", *measured)}
     return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
 
@@ -206,6 +213,7 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         model=fields.get("model"),
         completed=count_of(fields.get("completed")),
         failed=count_of(fields.get("failed")),
+        images=count_of(fields.get("images")),
         postponed=count_of(fields.get("postponed")),
         images_per_second=number_of(fields.get("images_per_second")),
         steady_images_per_second=number_of(fields.get("steady_images_per_second")),
@@ -221,18 +229,24 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
     fields = {
         "status": Status.COMPLETED.value,
         "image_url": done.image_url,
+        **_several(done),
         "sha256": done.sha256,
         "run_id": run_id,
         "used": _used(done),
         **_untold(tell=tell),
     }
-    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS)
+    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, *(() if done.image_urls else ("image_urls",)))
     return Change(fields=fields, gone=_gone(gone, tell=tell), moment="completed_at")
 
 
 def _used(done: Completed) -> dict[str, object]:
     used = done.request.parameters.recorded
     return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
+
+
+def _several(done: Completed) -> dict[str, object]:
+    """Where all pictures are, of a prompt that has several."""
+    return {"image_urls": list(done.image_urls)} if done.image_urls else {}
 
 
 def _untold(*, tell: bool) -> dict[str, object]:

@@ -66,6 +66,7 @@ class Counts:
 class Run:
     """One run of the job.
 
+    ``completed`` and ``failed`` count prompts, ``images`` the pictures of the completed.
     ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
@@ -79,6 +80,7 @@ class Run:
     model: str | None = None
     completed: int = 0
     failed: int = 0
+    images: int = 0
     postponed: int = 0
     images_per_second: float = 0.0
     steady_images_per_second: float = 0.0
@@ -91,11 +93,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
-    """A final outcome that the callback's receiver has not been told of. Either completed or failed."""
+    """A final outcome that the callback's receiver has not been told of. Either completed or failed.
+
+    ``image_urls`` are those of a prompt with several pictures.
+    """
 
     id: PromptId
     text: object
     image_url: str | None = None
+    image_urls: tuple[str, ...] = ()
     seed: int | None = None
     code: str | None = None
     sentence: str | None = None

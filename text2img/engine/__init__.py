@@ -83,7 +83,7 @@ class Engine(Protocol):
     def warm(self, batch: Sequence[Request], left: int) -> None:
         """Do what makes batches like this one faster (compile), once and only where it pays.
 
-        ``left``: prompts the run still has to make, this batch's counted in. Called before each ``generate``
+        ``left``: pictures the run still has to make, this batch's counted in. Called before each ``generate``
         with what is generated next; mostly does nothing, and may take minutes. Changes no picture by more
         than rounding. Raises DeviceFailed when the device itself has failed.
         """

@@ -5,7 +5,7 @@ Knows nothing of databases, storage, models or pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -121,21 +121,32 @@ class Request:
             alone,
         )
 
+    def each(self) -> list[Request]:
+        """A request for each of the prompt's pictures; this is the one for the first."""
+        wanted = self.parameters
+        return [
+            replace(self, number=number, parameters=replace(wanted, seed=wanted.seed + number))
+            for number in range(wanted.num_images)
+        ]
 
-def request(prompt: Prompt, wishes: Sequence[Wishes]) -> Request:
-    """The prompt's request under the run's wishes (the most specific first), its chunks not yet counted.
+
+def request(prompt: Prompt, wishes: Sequence[Wishes], multiple: int = 8) -> Request:
+    """The request for the prompt's first picture under the run's wishes (the most specific first), its chunks
+    not yet counted. ``multiple``: of what a size that follows from an aspect ratio shall be a multiple.
 
     Raises PromptFailed (``invalid_prompt``, ``invalid_parameters`` or ``abandoned``).
     """
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
-    return Request(prompt=prompt, text=text, parameters=settle((prompt.wishes, *wishes), seed=prompt.id.seed))
+    settled = settle((prompt.wishes, *wishes), seed=prompt.id.seed, multiple=multiple)
+    return Request(prompt=prompt, text=text, parameters=settled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """A prompt whose picture is stored. ``image_url`` is where; ``sha256`` is that of the stored bytes.
+    """A prompt whose pictures are stored. ``image_url`` is where the first is, ``sha256`` that of its bytes;
+    ``image_urls``, of a prompt with several, is where all are, in order. ``request`` is the first one's.
 
     ``approximations``: those of APPROXIMATIONS that were on, with their values.
     """
@@ -146,7 +157,13 @@ class Completed:
     scheduler: str
     model: str
     truncated: bool = False
+    image_urls: tuple[str, ...] = ()
     approximations: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> int:
+        """How many are stored."""
+        return len(self.image_urls) or 1
 
     @property
     def claim(self) -> Claim:

@@ -16,6 +16,7 @@ from text2img.prompts.checks import (
     check_number,
     check_text,
     check_word,
+    wrong,
 )
 from text2img.prompts.loras import check_loras
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SCHEDULERS: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
 POSITIONS: Final = ("bottom-right", "bottom-left")
 FORMATS: Final = ("png", "jpeg", "webp")
+LARGEST_SEED: Final = 2**63 - 1
 MOST_IMAGES: Final = 100
 """Pictures of one prompt, which are made under one claim."""
 
@@ -111,20 +113,29 @@ def settle(wishes: Sequence[Wishes], *, seed: int, multiple: int = 8) -> Paramet
     """
     won = {name: _first(wishes, name) for name in PARAMETER_NAMES}
     scheduler, negative, images = won["scheduler"], won["negative_prompt"], won["num_images"]
+    images = 1 if images is None else check_num_images("num_images", images)
     width, height, ratio = settle_size(wishes, multiple)
     return Parameters(
         negative_prompt="" if negative is None else check_text("negative_prompt", negative),
-        seed=seed if won["seed"] is None else check_integer("seed", won["seed"], 0, 2**63 - 1),
+        seed=seed if won["seed"] is None else _seed(won["seed"], images),
         num_inference_steps=check_integer("num_inference_steps", won["num_inference_steps"], 1, 1000),
         guidance_scale=check_number("guidance_scale", won["guidance_scale"], 0, 100),
         width=width,
         height=height,
         aspect_ratio=ratio,
-        num_images=1 if images is None else check_num_images("num_images", images),
+        num_images=images,
         loras=() if won["lora"] is None else check_loras(won["lora"]),
         scheduler=None if scheduler is None else check_scheduler(scheduler),
         **_style(won),
     )
+
+
+def _seed(value: object, images: int) -> int:
+    """A seed such that the one of the last picture is a seed as well."""
+    seed = check_integer("seed", value, 0, LARGEST_SEED)
+    if seed + images - 1 > LARGEST_SEED:
+        raise wrong("seed", value, f"must leave room below 2⁶³ for the seeds of {images} pictures")
+    return seed
 
 
 def _style(won: Mapping[str, object]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class StorageOptions:
 class ImageStorage(Protocol):
     """A place that keeps objects by name. Safe to use from several threads.
 
-    Names come from PromptId.name plus an ending: at most 210 bytes of ``A–Z a–z 0–9 . _ - ~``, never
-    starting with a dot.
+    Names come from ObjectName.of plus an ending: at most 255 bytes of ``A–Z a–z 0–9 . _ - ~ /``, no part
+    between slashes empty or starting with a dot.
     """
 
     def check(self) -> None:
@@ -60,8 +60,8 @@ class ImageStorage(Protocol):
 
 
 def check_name(name: str) -> str:
-    """The name itself; ValueError, which is a bug of ours, for one that PromptId.name could not have made."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
+    """The name itself; ValueError, which is a bug of ours, for one that ObjectName could not have made."""
+    if "\0" in name or any(not part or part.startswith(".") for part in name.split("/")):
         raise ValueError(f"{name!r} is no object name")
     return name
 

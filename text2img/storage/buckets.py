@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 _PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
-_LONGEST_PREFIX = 800  # bytes; an object's whole name may have 1,024, a picture's own at most 210
+_LONGEST_PREFIX = 760  # bytes; an object's whole name may have 1,024, a picture's own at most 255
 _ROUNDS = 5  # how often an object may change under our hands before we give it up
 _LONGEST_PAUSE = 16.0  # seconds
 

@@ -65,7 +65,7 @@ class LocalStorage:
         and replaced by somebody else in the same instant is the one gap a folder leaves.
         """
         target = os.path.join(self._folder, check_name(name))
-        self._prepare()
+        self._prepare(os.path.dirname(target))
         try:
             if not self._same(target, data):
                 with self._temporary(data) as temporary:
@@ -76,9 +76,9 @@ class LocalStorage:
             raise self._failed(exc) from exc
         return target
 
-    def _prepare(self) -> None:
+    def _prepare(self, folder: str) -> None:
         try:
-            os.makedirs(self._folder, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
         except OSError as exc:
             raise self._failed(exc) from exc
         with self._sweep:
@@ -124,7 +124,7 @@ class LocalStorage:
                 raise
             # Some file systems (exFAT, network shares) know no links: whoever holds the claim may rename.
             self._replace(temporary, target, may_replace)
-        self._sync_folder()
+        self._sync(os.path.dirname(target))
 
     def _replace(self, temporary: str, target: str, may_replace: Callable[[], bool]) -> None:
         if not may_replace():
@@ -147,10 +147,11 @@ class LocalStorage:
         except (FileNotFoundError, PermissionError):
             return False
 
-    def _sync_folder(self) -> None:
+    @staticmethod
+    def _sync(folder: str) -> None:
         """Let the new name outlive a power cut. Some file systems cannot sync a folder; they need not."""
         with contextlib.suppress(OSError):
-            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(descriptor)
             finally:

@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from text2img.databases import Untold
     from text2img.databases.mongo.connection import Document
 
-_TOLD_OF: Final = ("text", "prompt_tags", "status", "image_url", "used.seed", "error_code", "error")
+_TOLD_OF: Final = (
+    "text",
+    "prompt_tags",
+    "status",
+    "image_url",
+    "image_urls",
+    "used.seed",
+    "error_code",
+    "error",
+)
 _ROUNDS: Final = 20
 
 

@@ -30,7 +30,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         "created_at",
         # From here on the job's own.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
-        *("attempts", "deaths", "image_url", "completed_at", "sha256", "run_id", "used"),
+        *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
         *("error", "error_code", "error_at", "untold"),
     ),
     "model_configs": (
@@ -51,13 +51,14 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "dataset_records": (
         "dataset_id NOT NULL PRIMARY KEY",
-        *("prompt", "image_url", "gcs_url", "status"),
+        *("prompt", "image_url", "image_urls", "gcs_url", "status"),
         *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
     ),
     "runs": (
         _ID,
-        *("started_at", "finished_at", "status", "host", "model", "completed", "failed", "postponed"),
+        *("started_at", "finished_at", "status", "host", "model", "completed", "failed", "images"),
+        "postponed",
         *("images_per_second", "steady_images_per_second", "device_busy", "device_busy_of_run"),
         *("peak_memory", "seconds", "versions", "lease_expires_at"),
     ),

@@ -110,6 +110,6 @@ class SqliteTelling(Session):
 
 
 def _untold(row: sqlite3.Row) -> Untold:
-    tags = structure_of(row["prompt_tags"])
-    fields = {**dict(row), "used": object_of(row["used"]), "prompt_tags": tags}
+    structures = {name: structure_of(row[name]) for name in ("prompt_tags", "image_urls")}
+    fields = {**dict(row), **structures, "used": object_of(row["used"])}
     return untold_of(id_of(row["_id"]), fields)

@@ -1,0 +1,83 @@
+"""Pictures of one prompt wait for each other, and become one outcome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+
+from text2img.albums import Albums
+from text2img.errors import ErrorCode
+from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
+
+WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3)
+PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
+ASKED = request(PROMPT, [WISHES]).each()
+DONE = [
+    Completed(
+        request=one, image_url=f"u{one.number}", sha256=f"s{one.number}", scheduler="s", model="m",
+        truncated=one.number == 2,
+    )
+    for one in ASKED
+]  # fmt: skip
+FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, sentence="flagged", attempts=1)
+LATER = Postponed(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, sentence="no", attempts=1, wait=2)
+
+
+def _become(*results):
+    """What comes of the three pictures, one after the other."""
+    albums = Albums()
+    return [albums.add(one, became) for one, became in zip(ASKED, results, strict=True)]
+
+
+def test_each_picture_has_a_seed_of_its_own():
+    """Seed, seed + 1, seed + 2; all else is the same, and they may share a batch."""
+    assert [(one.number, one.parameters.seed) for one in ASKED] == [(0, 7), (1, 8), (2, 9)]
+    assert len({one.shape for one in ASKED}) == 1
+    assert len({replace(one.parameters, seed=0) for one in ASKED}) == 1
+
+
+def test_in_whatever_order_they_come_the_last_one_completes_the_prompt():
+    """Until the last there is nothing; then all URLs in order, and the first picture's seed and hash."""
+    for order in permutations(range(3)):
+        albums = Albums()
+        *early, last = (albums.add(ASKED[number], DONE[number]) for number in order)
+        assert early == [None, None]
+        assert (last.image_url, last.image_urls, last.sha256) == ("u0", ("u0", "u1", "u2"), "s0")
+        assert (last.request.parameters.seed, last.pictures, last.truncated) == (7, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("results", "outcome"),
+    [
+        ((DONE[0], FAILED, DONE[2]), FAILED),
+        ((LATER, FAILED, None), FAILED),
+        ((DONE[0], LATER, None), LATER),
+        ((DONE[0], None, DONE[2]), None),
+        ((None, None, None), None),
+    ],
+)
+def test_one_outcome_for_all(results, outcome):
+    """A failure is the prompt's, one for good before all; where a claim was lost there is no outcome."""
+    assert _become(*results) == [None, None, outcome]
+
+
+def test_what_is_spoilt_is_known_before_the_last_has_come():
+    """Once a picture is missing for good, the others need not be made; once all have come it is forgotten."""
+    for missing in (FAILED, LATER, None):
+        albums = Albums()
+        albums.add(ASKED[0], DONE[0])
+        assert not albums.spoilt(PROMPT.claim)
+        albums.add(ASKED[1], missing)
+        assert albums.spoilt(PROMPT.claim)
+        albums.add(ASKED[2], None)
+        assert not albums.spoilt(PROMPT.claim)
+
+
+def test_a_prompt_with_one_picture_waits_for_nothing():
+    """Its outcome passes as it is, without a list of URLs."""
+    (alone,) = request(PROMPT, [replace(WISHES, num_images=None)]).each()
+    done = replace(DONE[0], request=alone)
+    assert Albums().add(alone, done) is done
+    assert (done.image_urls, done.pictures) == ((), 1)

@@ -1,0 +1,52 @@
+"""How a picture's object is called, without its ending: a template around the id, and which picture it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from text2img.prompts.ids import PromptId
+
+_FIELD: Final = re.compile(r"\{(?:id|generation_id)\}")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._/-]*")
+LONGEST_AROUND: Final = 40
+"""Characters of a template besides its field: with an id's 200 they must make a file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """``before`` and ``after`` stand around the id's name."""
+
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def parse(cls, template: str) -> ObjectName:
+        """A template with ``{id}`` or ``{generation_id}`` (the same) once; ValueError says what is wrong.
+
+        Around it stand at most LONGEST_AROUND of ``A–Z a–z 0–9 . _ - /``; no part between slashes is empty,
+        starts with a dot or holds two in a row, so that no name leaves its folder or hides there.
+        """
+        around = _FIELD.split(template)
+        if len(around) != 2:
+            raise ValueError("it must hold {id} or {generation_id}, once")
+        if not all(_PLAIN.fullmatch(text) for text in around):
+            raise ValueError("around {id} it must hold nothing but A–Z a–z 0–9 . _ - /")
+        if sum(map(len, around)) > LONGEST_AROUND:
+            raise ValueError(f"around {{id}} it must not be longer than {LONGEST_AROUND} characters")
+        parts = "id".join(around).split("/")
+        if any(not part or part.startswith(".") or ".." in part for part in parts):
+            raise ValueError("no part of it may be empty, start with a dot, or hold two dots in a row")
+        return cls(*around)
+
+    def of(self, prompt_id: PromptId, number: int = 0) -> str:
+        """The name of the prompt's picture of that number, from 0; the first has no number in it.
+
+        No two pictures share one. Each digit follows a tilde of its own: ``~1``, … ``~9``, ``~1~0``. No id's
+        name ends in a tilde and a digit: one that begins an escape is followed by two characters of
+        ``0–9 A–F``, one that begins a mark by a kind's name, one that begins a hash by 32 characters.
+        """
+        digits = "".join(f"~{digit}" for digit in str(number)) if number else ""
+        return f"{self.before}{prompt_id.name}{self.after}{digits}"
