@@ -10,6 +10,7 @@
     │   └── DeviceFailed
     ├── Stopped              128 + n    signal n asked the run to end
     ├── PromptFailed         –          one prompt's own failure: data, not the run's end
+    ├── EvaluationFailed     –          a picture that could not be judged: it is kept, without a score
     └── ClaimLost            –          another worker holds the prompt now: drop the outcome
 
 A message is one line that says what is wrong and what to do. This module does not know who raises what.
@@ -90,6 +91,10 @@ class PromptFailed(Text2ImgError):  # noqa: N818 - becomes data: the prompt's ou
     def __init__(self, code: ErrorCode, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
+
+
+class EvaluationFailed(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
+    """A picture could not be judged; it is stored all the same, without a score."""
 
 
 class ClaimLost(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
