@@ -58,4 +58,6 @@ def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
     if not rest:
         return first
     urls = tuple(one.image_url for one in (first, *rest))
-    return replace(first, image_urls=urls, truncated=any(one.truncated for one in done))
+    evaluations = tuple(seen for one in (first, *rest) for seen in one.evaluations)
+    truncated = any(one.truncated for one in done)
+    return replace(first, image_urls=urls, evaluations=evaluations, truncated=truncated)

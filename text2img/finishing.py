@@ -1,4 +1,4 @@
-"""What becomes of a batch once the device has made it: encode → store → record.
+"""What becomes of a batch once the device has made it: encode → store → evaluate → record.
 
 Knows pictures, the storage and the database's queue; does not know how pictures come about.
 """
@@ -13,9 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from text2img.albums import Albums
-from text2img.errors import ClaimLost, PromptFailed
+from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Failed, Postponed, failure
+from text2img.prompts.evaluations import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -120,8 +121,21 @@ class Finishing:
             image_url=url,
             sha256=hashlib.sha256(file.data).hexdigest(),
             truncated=picture.truncated,
+            evaluations=self._evaluated(picture, request),
             **made,
         )
+
+    def _evaluated(self, picture: Picture, request: Request) -> tuple[Evaluation, ...]:
+        """What the evaluator, if there is one, says of the picture, which is stored already."""
+        evaluator = self._parts.evaluator
+        if evaluator is None:
+            return ()
+        with self._parts.seconds("evaluate"):
+            try:
+                return (evaluator.evaluate(picture.pixels, request.text),)
+            except EvaluationFailed as exc:
+                log.warning("%s has no score: %s", request.prompt.id, exc)
+                return (Evaluation(evaluator=evaluator.name, error=str(exc)),)
 
     def _lost(self, claims: Collection[Claim]) -> None:
         for claim in claims:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from text2img.databases import Database, Selection
     from text2img.engine import Engine, ModelCard
+    from text2img.evaluation import Evaluator
     from text2img.guard import Guard
     from text2img.leases import Leases
     from text2img.progress import Progress
@@ -67,3 +68,4 @@ class Parts:
     seconds: Stopwatch
     recorded: Callable[[int], None]
     encoder: Encoder = field(default_factory=Encoder)
+    evaluator: Evaluator | None = None

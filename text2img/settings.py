@@ -217,6 +217,13 @@ class Settings:
         shown="95",
     )
 
+    evaluator: str = _option(
+        "none",
+        "evaluation",
+        "scores each picture: none, clip or clip:MODEL (folder or hub id), gemini or gemini:MODEL, demo",
+    )
+    gemini_api_key: str | None = _option(None, "evaluation", "the key of --evaluator gemini", secret=True)
+
     batch_size: str = _option(
         "10", "run", "prompts a batch at the most; auto or auto:N: the fastest size, found up to N (64)"
     )

@@ -87,6 +87,8 @@ class Worker:
             return
         try:
             self._engine.load()
+            if self._parts.evaluator is not None:
+                self._parts.evaluator.load()
         except BaseException as exc:
             self._loaded.set_exception(exc)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.contract.database_suite import ALL, completed, failed, postponed, texts
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed
+from text2img.prompts.evaluations import Evaluation
 
 _CLAIM = {"claimed_by", "claim_token", "lease_expires_at", "started_claim"}
 
@@ -280,3 +282,20 @@ def test_every_error_code_is_kept(stand, code):
     stand.record(Failed(prompt=stand.claim_one(), code=code, sentence="no", attempts=2))
     assert stand.get(1)["error_code"] == code.value
     assert dict(stand.database.counts(ALL).errors) == {code.value: 1}
+
+
+def test_what_an_evaluator_said_is_recorded(stand):
+    """Score and words stand in the prompt and its result; a retry without an evaluator takes them away."""
+    stand.put({"_id": 1})
+    seen = Evaluation(evaluator="demo", score=0.75, matches=("red",), missing=("a star",))
+    stand.record(completed(stand.claim_one(), evaluations=(seen, Evaluation(evaluator="demo", error="no"))))
+    for found in (stand.get(1), stand.result(1)):
+        assert found["score"] == 0.75
+        said = found["evaluation"]
+        said = json.loads(said) if isinstance(said, str) else said
+        assert said == {"evaluator": "demo", "score": 0.75, "matches": ["red"], "missing": ["a star"]}
+        scores = found["scores"]
+        assert (json.loads(scores) if isinstance(scores, str) else scores) == [0.75, None]
+    stand.backend.change(1, {"status": "pending"})
+    stand.record(completed(stand.claim_one()))
+    assert not {"score", "scores", "evaluation"} & (set(stand.get(1)) | set(stand.result(1)))

@@ -66,6 +66,7 @@ def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
         **({"image_urls": list(outcome.image_urls)} if outcome.image_urls else {}),
         "gcs_url": gcs_url(url),
         "seed": outcome.seed,
+        **({"score": outcome.score} if outcome.score is not None else {}),
     }
 
 

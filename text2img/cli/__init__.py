@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 _EVERYTHING = (
-    *("database", "output", "callback", "input", "selection", "model", "generation", "picture", "run"),
+    *("database", "output", "callback", "input", "selection", "model", "generation", "picture"),
+    *("evaluation", "run"),
     "logging",
 )
 _QUEUE = ("database", "logging")

@@ -60,6 +60,14 @@ class _Doctor:
             raise RunFailed(verdict.detail)
         return verdict.detail
 
+    def evaluator(self) -> str:
+        """Look for what can be known of it before there is a picture."""
+        evaluator = parts.evaluator(self._settings)
+        if evaluator is None:
+            return "none is configured"
+        evaluator.check()
+        return evaluator.name
+
     def signature(self) -> str:
         """Read the font that signs, and look for what it takes to draw every name with it."""
         from text2img.images.signature import Signer
@@ -76,6 +84,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     trials = [doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback]
     if settings.signature_font or settings.artist_name:
         trials.append(doctor.signature)
+    if settings.evaluator != "none":
+        trials.append(doctor.evaluator)
     statuses = [_try(trial, settings) for trial in trials]
     return next((status for status in statuses if status), 0)
 

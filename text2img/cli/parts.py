@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
+from text2img.errors import ConfigurationError
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
     from text2img.callbacks import Receiver
     from text2img.callbacks.teller import Teller
     from text2img.engine import Engine
+    from text2img.evaluation import Evaluator
     from text2img.images import Encoder
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
@@ -86,6 +88,30 @@ def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engi
             autoencoder=settings.autoencoder or ours.autoencoder,
         )
     )
+
+
+def evaluator(settings: Settings) -> Evaluator | None:
+    """What scores pictures; None where nobody asked for it. Raises ConfigurationError for what is none."""
+    kind, colon, model = settings.evaluator.partition(":")
+    chosen = [model] if model else []
+    if kind == "clip" and (model or not colon):
+        from text2img.evaluation.clip import ClipEvaluator
+
+        return ClipEvaluator(*chosen)
+    if kind == "gemini" and (model or not colon):
+        from text2img.evaluation.gemini import GeminiEvaluator
+
+        return GeminiEvaluator(settings.gemini_api_key, *chosen)
+    if settings.evaluator == "demo":
+        from text2img.evaluation.demo import DemoEvaluator
+
+        return DemoEvaluator()
+    if settings.evaluator != "none":
+        raise ConfigurationError(
+            "--evaluator (EVALUATOR): it should be none, clip, clip:MODEL, gemini, gemini:MODEL or demo;"
+            f" it is {settings.evaluator[:60]!r}"
+        )
+    return None
 
 
 def encoder(settings: Settings) -> Encoder:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DEVICE: Final = ("load", "compile", "denoise", "decode", "wait")
 """What the device's thread does, one after another: ``wait`` is for a batch, or for room behind it."""
-BESIDE: Final = ("claim", "encode", "upload", "record")
+BESIDE: Final = ("claim", "encode", "upload", "evaluate", "record")
 """What other threads do meanwhile; their times are added up, and so may come to more than the run took."""
 _COLUMNS: Final = 40  # characters that the longest bar takes
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"

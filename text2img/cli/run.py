@@ -55,6 +55,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     storage = parts.storage(settings)
     parts.receiver(settings)
     parts.encoder(settings)
+    parts.evaluator(settings)
     prompts = read_prompts(settings.input_file) if settings.input_file else []
     if arguments.dry_run:
         from text2img.cli.dry_run import show
@@ -156,8 +157,10 @@ class Job:
     def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
         self._save("running")
         progress.begin(min(waiting, self._settings.limit or waiting))
-        encoder = parts.encoder(self._settings)
+        encoder, evaluator = parts.encoder(self._settings), parts.evaluator(self._settings)
         self._storage.check()
+        if evaluator is not None:
+            evaluator.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
         engine = self._engine = parts.engine(self._settings, configuration)
         card = engine.inspect()
@@ -175,6 +178,7 @@ class Job:
             seconds=self._seconds,
             recorded=self._teller.recorded,
             encoder=encoder,
+            evaluator=evaluator,
         )
         Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
 

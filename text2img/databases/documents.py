@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
-SUCCESS_FIELDS: Final = ("image_url", "image_urls", "completed_at", "sha256", "used")
+_AT_TIMES: Final = ("image_urls", "score", "scores", "evaluation")
+"""What only some completed prompts have: those with several pictures, or with an evaluator."""
+SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *_AT_TIMES)
 OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", "run_id")
 """What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
@@ -131,7 +133,7 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
     return {
         "prompt": done.request.text,
         "image_url": done.image_url,
-        **_several(done),
+        **_more(done),
         "gcs_url": gcs_url(done.image_url),
         "status": Status.COMPLETED.value,
         **_used(done),
@@ -143,8 +145,8 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
 
 def absent_from(done: Completed) -> tuple[str, ...]:
     """Fields that a completed prompt's result lacks and an earlier one may have had."""
-    used = {**_used(done), **_several(done)}
-    return tuple(name for name in ("image_urls", *RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
+    used = {**_used(done), **_more(done)}
+    return tuple(name for name in (*_AT_TIMES, *RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
 
 
 def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
@@ -185,6 +187,7 @@ def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
             image_url=_text(fields.get("image_url")) or None,
             image_urls=tuple(map(_text, urls)) if isinstance(urls, list) else (),
             seed=seed if isinstance(seed, int) else None,
+            score=score if isinstance(score := fields.get("score"), float) else None,
         )
     code, sentence = _text(fields.get("error_code")), _text(fields.get("error"))
     return Untold(id=prompt_id, text=text, code=code, sentence=sentence)
@@ -226,16 +229,17 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
 
 
 def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
+    more = _more(done)
     fields = {
         "status": Status.COMPLETED.value,
         "image_url": done.image_url,
-        **_several(done),
+        **more,
         "sha256": done.sha256,
         "run_id": run_id,
         "used": _used(done),
         **_untold(tell=tell),
     }
-    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, *(() if done.image_urls else ("image_urls",)))
+    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, *(name for name in _AT_TIMES if name not in more))
     return Change(fields=fields, gone=_gone(gone, tell=tell), moment="completed_at")
 
 
@@ -244,9 +248,18 @@ def _used(done: Completed) -> dict[str, object]:
     return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
 
 
-def _several(done: Completed) -> dict[str, object]:
-    """Where all pictures are, of a prompt that has several."""
-    return {"image_urls": list(done.image_urls)} if done.image_urls else {}
+def _more(done: Completed) -> dict[str, object]:
+    """Where all pictures are, of a prompt that has several; what an evaluator said."""
+    more: dict[str, object] = {"image_urls": list(done.image_urls)} if done.image_urls else {}
+    if not done.evaluations:
+        return more
+    first, *rest = done.evaluations
+    more["evaluation"] = first.document
+    if first.score is not None:
+        more["score"] = first.score
+    if rest:
+        more["scores"] = [evaluation.score for evaluation in done.evaluations]
+    return more
 
 
 def _untold(*, tell: bool) -> dict[str, object]:

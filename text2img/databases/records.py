@@ -95,7 +95,7 @@ class Run:
 class Untold:
     """A final outcome that the callback's receiver has not been told of. Either completed or failed.
 
-    ``image_urls`` are those of a prompt with several pictures.
+    ``image_urls`` are those of a prompt with several pictures; ``score`` is an evaluator's, of the first.
     """
 
     id: PromptId
@@ -103,6 +103,7 @@ class Untold:
     image_url: str | None = None
     image_urls: tuple[str, ...] = ()
     seed: int | None = None
+    score: float | None = None
     code: str | None = None
     sentence: str | None = None
 

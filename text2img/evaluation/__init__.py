@@ -2,37 +2,25 @@
 
 One Protocol; its implementations know pictures and texts, and nothing of databases, storage or the flow.
 
-    clip    a local CLIP model: how near the picture lies to the text
-    gemini  a vision model behind Google's API: what is there, what is missing, a better prompt
-    demo    the demo's judge: tells shapes and colours by their pixels
+``clip`` asks a local CLIP model how near the picture lies to the text; ``gemini`` a vision model behind
+Google's API what is there, what is missing, and for a better prompt; ``demo`` tells the demo's shapes and
+colours by their pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from text2img.prompts.evaluations import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+__all__ = ["KINDS", "Evaluation", "Evaluator"]
+
 KINDS = ("none", "clip", "gemini", "demo")
 """What ``--evaluator`` knows; ``clip`` and ``gemini`` may be followed by ``:`` and a model."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What an evaluator saw. ``score`` in [0, 1]: 1 is all that the prompt asks for.
-
-    ``matches`` and ``missing`` are short phrases; ``better_prompt`` is a text to try instead, where the
-    evaluator has one; ``evaluator`` says who judged.
-    """
-
-    score: float
-    evaluator: str
-    matches: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    better_prompt: str | None = None
 
 
 class Evaluator(Protocol):

@@ -18,6 +18,8 @@ from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, settle
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from text2img.prompts.evaluations import Evaluation
+
 __all__ = [
     "APPROXIMATIONS",
     "SCHEDULERS",
@@ -148,6 +150,7 @@ class Completed:
     """A prompt whose pictures are stored. ``image_url`` is where the first is, ``sha256`` that of its bytes;
     ``image_urls``, of a prompt with several, is where all are, in order. ``request`` is the first one's.
 
+    ``evaluations``: what an evaluator saw in each picture, in order; empty where there was no evaluator.
     ``approximations``: those of APPROXIMATIONS that were on, with their values.
     """
 
@@ -158,6 +161,7 @@ class Completed:
     model: str
     truncated: bool = False
     image_urls: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
     approximations: Mapping[str, object] = field(default_factory=dict)
 
     @property

@@ -29,6 +29,7 @@ _TOLD_OF: Final = (
     "status",
     "image_url",
     "image_urls",
+    "score",
     "used.seed",
     "error_code",
     "error",

@@ -31,6 +31,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         # From here on the job's own.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
+        *("score", "scores", "evaluation"),
         *("error", "error_code", "error_at", "untold"),
     ),
     "model_configs": (
@@ -51,7 +52,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "dataset_records": (
         "dataset_id NOT NULL PRIMARY KEY",
-        *("prompt", "image_url", "image_urls", "gcs_url", "status"),
+        *("prompt", "image_url", "image_urls", "gcs_url", "status", "score", "scores", "evaluation"),
         *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
     ),

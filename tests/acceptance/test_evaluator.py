@@ -1,0 +1,72 @@
+"""An evaluator beside a run: scores in documents, results and the callback, and no picture lost for one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from tests.acceptance import product
+
+JOB = (
+    *("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL)),
+    *("--num-inference-steps", "10", "--guidance-scale", "3", "--input-file", "prompts.json"),
+)
+PROMPTS = [
+    {"id": "right", "text": "a large red circle on a white background", "seed": 7},
+    {"id": "unread", "text": "a sunset over mountains", "seed": 7},
+    {"id": "several", "text": "a large blue star on a yellow background", "seed": 7, "num_images": 2},
+]
+
+
+def _rows(folder, statement, key):
+    with closing(sqlite3.connect(folder / "prompts.db")) as database:
+        database.row_factory = sqlite3.Row
+        return {row[key]: dict(row) for row in database.execute(statement)}
+
+
+@pytest.mark.slow
+def test_scores_are_recorded_and_told(tmp_path, httpserver):
+    """A picture that shows its prompt scores 1, in the prompt, its result and the callback; one whose prompt
+    the evaluator cannot read is stored without a score and says why; each of two pictures has its own.
+    """
+    httpserver.expect_request("/told", method="POST").respond_with_data("")
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    told = ("--callback-url", httpserver.url_for("/told"))
+    finished = product.run(*JOB, *told, "--evaluator", "demo", folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    prompts = _rows(tmp_path, "SELECT * FROM datasets", "_id")
+    results = _rows(tmp_path, "SELECT * FROM dataset_records", "dataset_id")
+    for rows in (prompts, results):
+        assert rows["right"]["score"] == 1.0
+        assert json.loads(rows["right"]["evaluation"])["matches"][1] == "colour red"
+        assert rows["unread"]["score"] is None
+        assert "error" in json.loads(rows["unread"]["evaluation"])
+        assert json.loads(rows["several"]["scores"]) == [1.0, 1.0]
+    assert (tmp_path / "pictures" / "unread.png").exists()
+    assert "unread has no score" in finished.stderr
+    body = httpserver.log[0][0].get_json()
+    assert {one["prompt_id"]: one.get("score") for one in body["results"]} == {
+        "right": 1.0,
+        "several": 1.0,
+        "unread": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        (("--evaluator", "judge"), "it should be none, clip"),
+        (("--evaluator", "clip:"), "it should be none, clip"),
+        (("--evaluator", "gemini"), "GEMINI_API_KEY"),
+    ],
+)
+def test_an_evaluator_that_cannot_be_is_status_2(tmp_path, chosen, says):
+    """What can be known beforehand is, and costs no prompt: a wrong name, and a key that is missing."""
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    refused = product.run(*JOB, *chosen, folder=tmp_path)
+    assert refused.returncode == 2
+    assert says in product.errors(refused)[-1]
+    assert not (tmp_path / "pictures").exists() or not list((tmp_path / "pictures").iterdir())

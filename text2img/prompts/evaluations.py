@@ -1,0 +1,35 @@
+"""What an evaluator saw in a picture, or why it saw nothing. Knows no evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """``score`` in [0, 1]: 1 is all that the prompt asks for; None where the picture could not be judged, and
+    ``error`` says why.
+
+    ``matches`` and ``missing`` are short phrases; ``better_prompt`` is a text to try instead, where the
+    evaluator has one; ``evaluator`` says who judged.
+    """
+
+    evaluator: str
+    score: float | None = None
+    matches: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    better_prompt: str | None = None
+    error: str | None = None
+
+    @property
+    def document(self) -> dict[str, object]:
+        """What is recorded of it: what it says, and no more."""
+        said = {
+            "evaluator": self.evaluator,
+            "score": self.score,
+            "matches": list(self.matches),
+            "missing": list(self.missing),
+            "better_prompt": self.better_prompt,
+            "error": self.error,
+        }
+        return {name: value for name, value in said.items() if value not in (None, [])}
