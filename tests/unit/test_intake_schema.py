@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -76,6 +76,8 @@ _ENTRIES = st.one_of(
 def test_the_schema_takes_what_the_checks_take(entry):
     """Whatever an entry holds, the schema takes it if and only if the checks do, line for line."""
     prompt, complaints = new_prompt(entry)
+    # What concerns two values at once, no schema can say.
+    assume(not any("path twice" in said or "must leave room" in said for said in complaints))
     assert ENTRY.is_valid(entry) == (prompt is not None), complaints
 
 

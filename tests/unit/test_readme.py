@@ -9,6 +9,9 @@ import pytest
 
 from text2img import cli, errors
 from text2img.errors import ErrorCode
+from text2img.prompts import Wishes
+from text2img.prompts.aspect import ASPECT_RATIOS
+from text2img.prompts.parameters import settle
 from text2img.settings import options
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,21 @@ def test_the_option_table_is_the_code() -> None:
     documented = [[_plain(cell) for cell in row] for row in _rows("<!-- options:", "<!-- end of options -->")]
     declared = [[o.flag, o.variable, o.default_shown, _plain(o.meaning)] for o in options()]
     assert documented == [*declared, ["--dry-run", "–", "–", "says what would be done, batch by batch"]]
+
+
+def test_the_table_of_sizes_is_the_code() -> None:
+    """Every aspect ratio stands there, with the sizes that models of 512×512 and of 1024×1024 give it."""
+    documented = {}
+    for ratios, _, *sizes in _rows("| `aspect_ratio` | size |", "Each side is the nearest"):
+        for place, ratio in enumerate(_plain(ratios).split(", ")):
+            documented[ratio] = [size.split(", ")[place] for size in sizes]
+    assert documented == {ratio: [_size(ratio, own) for own in (512, 1024)] for ratio in ASPECT_RATIOS}
+
+
+def _size(ratio: str, own: int) -> str:
+    wished = Wishes(num_inference_steps=1, guidance_scale=1, width=own, height=own)
+    settled = settle((Wishes(aspect_ratio=ratio), wished), seed=0)
+    return f"{settled.width}×{settled.height}"
 
 
 def test_every_command_is_documented() -> None:
