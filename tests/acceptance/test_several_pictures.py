@@ -208,6 +208,27 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path):
         assert (row["error_code"], row["error"].startswith(sentence)) == (code, True), row["error"]
 
 
+def test_who_asks_for_shape_and_number(tmp_path):
+    """The model configuration's wishes hold where nobody else has any; a variable beats them, a flag that, and
+    the prompt's own fields beat all. A dry run says what would be made.
+    """
+    own = {"aspect_ratio": "1:2", "num_images": 1}
+    assert _enqueue(tmp_path, {"id": 1, "text": CAPTION}, {"id": 2, "text": CAPTION, **own}).returncode == 0
+
+    def planned(*flags, **variables):
+        said = product.run(*JOB, *flags, "--dry-run", folder=tmp_path, **variables).stdout.splitlines()[1:]
+        return {line.split(": ")[-1]: line.split(" × ")[1].split(", ")[0] for line in said}
+
+    shaped, two = "{} of the model's own size".format, "1 (picture 1), 1 (picture 2)"
+    assert planned() == {"1": "the model's own size", "2": shaped("1:2")}
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
+        database.execute("INSERT INTO model_configs (_id, aspect_ratio, num_images) VALUES (1, '3:2', 2)")
+    assert planned() == {two: shaped("3:2"), "2": shaped("1:2")}
+    assert planned(ASPECT_RATIO="2:1", NUM_IMAGES="1") == {"1": shaped("2:1"), "2": shaped("1:2")}
+    assert planned("--aspect-ratio", "4:3", ASPECT_RATIO="2:1") == {two: shaped("4:3"), "2": shaped("1:2")}
+    assert planned("--width", "512", "--height", "256") == {two: "512×256", "2": shaped("1:2")}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

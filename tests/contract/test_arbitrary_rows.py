@@ -22,6 +22,8 @@ def _literal(value):
     """The value in SQL; bytes that start with T become text, whether they are UTF-8 or not."""
     if value is None or value != value:  # noqa: PLR0124 - NaN, which SQLite keeps as NULL
         return "NULL"
+    if isinstance(value, list | dict):
+        return _literal(json.dumps(value))
     if isinstance(value, bytes):
         return f"CAST(x'{value[1:].hex()}' AS TEXT)" if value[:1] == b"T" else f"x'{value.hex()}'"
     if isinstance(value, float):

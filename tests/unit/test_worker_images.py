@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from tests.painter import Bench, Painter
 from text2img.databases import Selection
 from text2img.errors import ErrorCode, PromptFailed, Stopped, StorageFailed
+from text2img.prompts import PromptId
 from text2img.prompts.names import ObjectName
 
 SELECTION = Selection()
@@ -227,6 +231,45 @@ def test_fewer_prompts_are_claimed_where_each_has_many_pictures(tmp_path):
     bench.work(Painter())
     assert bench.counts == (0, 0, 60, 0)
     assert max(most[3:]) <= 2
+    bench.database.close()
+
+
+@settings(
+    phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, max_examples=30, database=None,
+    suppress_health_check=[*HealthCheck],
+)  # fmt: skip
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=6),
+    st.integers(1, 5),
+    st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 6)), st.sampled_from(["safety", "twice"])),
+)
+def test_whatever_fails_each_prompt_has_one_outcome(tmp_path_factory, images, size, faults):
+    """Of any prompts in any batches with any pictures failing: whoever lost none has all of its pictures, of
+    its seeds and under its names; the others are in error, once; nothing was recorded twice for a claim.
+    """
+    bench = Bench(tmp_path_factory.mktemp("album"), len(images))
+    with sqlite3.connect(bench.file) as rows:
+        rows.executemany(
+            "UPDATE datasets SET num_images = ?, seed = 10 * _id WHERE _id = ?",
+            [(number, prompt) for prompt, number in enumerate(images)],
+        )
+    rows.close()
+    recorded = _recorded(bench)
+
+    def fault(request):
+        fate = faults.get((int(request.prompt.id.text), request.number))
+        return fate and PromptFailed(ErrorCode.SAFETY if fate == "safety" else ErrorCode.NOT_FINITE, fate)
+
+    bench.work(Painter(fault), batch_size=size)
+    lost = {prompt for prompt, number in faults if prompt < len(images) and number < images[prompt]}
+    assert bench.counts == (0, 0, len(images) - len(lost), len(lost))
+    assert sorted(int(claim.id.text) for claim in recorded) == list(range(len(images)))
+    for prompt in set(range(len(images))) - lost:
+        names = [ObjectName().of(PromptId("int", str(prompt)), number) for number in range(images[prompt])]
+        assert [bench.shade(name) for name in names] == [10 * prompt + n for n in range(images[prompt])]
+        urls = [str(bench.folder / f"{name}.png") for name in names]
+        assert json.loads(_urls(bench, prompt) or "[]") == (urls if len(urls) > 1 else [])
+    assert all((_urls(bench, prompt) is None) for prompt in lost)
     bench.database.close()
 
 
