@@ -3,13 +3,16 @@
 Knows HTTP and the Telling half of the database; knows neither prompts' texts nor pictures.
 
     entry     outcomes → an entry's body and id
-    receiver  one POST, and what its answer means
+    credentials  token and signature
+    receiver  one POST to --callback-url
+    answers   what an answer, or none, means
     telling   gather outcomes into entries, deliver the entries that are due
     teller    does the telling beside a run's work
 """
 
+from text2img.callbacks.answers import Result, Verdict
 from text2img.callbacks.entry import compose, webhook_id
-from text2img.callbacks.receiver import Receiver, Result, Verdict
+from text2img.callbacks.receiver import Receiver
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
 
 __all__ = [

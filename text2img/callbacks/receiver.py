@@ -1,58 +1,24 @@
-"""Who is told: one POST, signed, and what the answer means. Knows HTTP, and nothing of databases."""
+"""Who is told of a run's results: one POST, signed. Knows HTTP, and nothing of databases."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import email.utils
 import logging
 import re
-import secrets
-import socket
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from text2img import __version__
+from text2img.callbacks.answers import Result, Verdict, fault, growing, judge
+from text2img.callbacks.credentials import Credentials
 from text2img.deadline import within
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import requests
 
     from text2img.databases import Notice
 
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT = 60.0  # seconds between tries of our own accord
-_LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
-_AGAIN = frozenset({408, 429})
-
-
-class Result(StrEnum):
-    """How a try went."""
-
-    TOLD = "told"  # 2xx: the receiver has it
-    REFUSED = "refused"  # it will never take it: 3xx, 410, other 4xx
-    LATER = "later"  # 408, 429, 5xx, or nobody answered
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A try's result; ``detail`` says why, without anything secret.
-
-    For LATER, in seconds: ``wait`` is what we would wait, ``asked`` what the receiver has asked for
-    (Retry-After; 0 where it has not). The next try is due after the longer of the two.
-    """
-
-    result: Result
-    detail: str
-    wait: float = 0.0
-    asked: float = 0.0
 
 
 class Receiver:
@@ -69,8 +35,7 @@ class Receiver:
         self.timeout = timeout
         self.shown = _check_url(url)
         self._url = url
-        self._key = None if secret is None else _key(secret)
-        self._token = None if token is None else _check_token(token)
+        self._credentials = Credentials(secret, token)
 
     def send(self, notice: Notice) -> Verdict:
         """Try once. Never raises; the answer's body is not read."""
@@ -78,8 +43,8 @@ class Receiver:
             status, retry_after = within(self.timeout + 1, lambda: self._request("POST", notice))
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
             _log.debug("callback %s failed", notice.id, exc_info=not isinstance(exc, TimeoutError))
-            return Verdict(Result.LATER, self._fault(exc), _growing(notice.tries))
-        return self._verdict(status, retry_after, notice.tries)
+            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout), growing(notice.tries))
+        return judge(self.shown, status, retry_after, notice.tries)
 
     def ping(self) -> Verdict:
         """Whether somebody answers there, for ``doctor``: TOLD, or LATER with the reason.
@@ -91,7 +56,7 @@ class Receiver:
         try:
             status, _ = within(self.timeout + 1, lambda: self._request("HEAD", None))
         except Exception as exc:  # noqa: BLE001 - as above
-            return Verdict(Result.LATER, self._fault(exc))
+            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout))
         detail = f"{self.shown} answers ({status} to HEAD)"
         answers = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
         return Verdict(Result.TOLD if answers else Result.LATER, detail)
@@ -108,7 +73,7 @@ class Receiver:
                 method,
                 self._url,
                 data=body,
-                headers=self._headers(notice),
+                headers=self._credentials.headers(notice),
                 auth=self._authorize,
                 timeout=self.timeout,
                 allow_redirects=False,
@@ -117,79 +82,17 @@ class Receiver:
         ):
             return response.status_code, response.headers.get("retry-after")
 
-    def _headers(self, notice: Notice | None) -> Mapping[str, str]:
-        headers = {"User-Agent": f"text2img/{__version__}"}
-        if notice is None:
-            return headers
-        now = datetime.now(UTC)
-        headers["Content-Type"] = "application/json"
-        headers["webhook-id"] = notice.id
-        headers["webhook-timestamp"] = str(int(now.timestamp()))
-        if self._key is not None:
-            from standardwebhooks import Webhook
-
-            headers["webhook-signature"] = Webhook(self._key).sign(notice.id, now, notice.body)
-        return headers
-
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Set the credentials that are ours. That this is given at all keeps requests from reading netrc."""
         parts = urlsplit(self._url)
-        if self._token is not None:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+        if self._credentials.token is not None:
+            request.headers["Authorization"] = f"Bearer {self._credentials.token}"
         elif parts.username is not None:
             from requests.auth import HTTPBasicAuth
             from requests.utils import get_auth_from_url
 
             request = HTTPBasicAuth(*get_auth_from_url(self._url))(request)
         return request
-
-    def _verdict(self, status: int, retry_after: str | None, tries: int) -> Verdict:
-        detail = f"{self.shown} answered {status}"
-        if 200 <= status < 300:
-            return Verdict(Result.TOLD, detail)
-        if status in _AGAIN or status >= 500:
-            return Verdict(Result.LATER, detail, _growing(tries), _seconds(retry_after))
-        if 300 <= status < 400:
-            detail += "; redirects are not followed, give the final address as --callback-url"
-        return Verdict(Result.REFUSED, detail)
-
-    def _fault(self, exc: Exception) -> str:
-        """What went wrong, by kind: the libraries' own words hold the whole URL."""
-        import requests
-
-        if isinstance(exc, (TimeoutError, requests.Timeout)):
-            return f"{self.shown} did not answer within {self.timeout:g} s"
-        cause: BaseException | None = exc
-        while cause is not None:
-            if isinstance(cause, socket.gaierror):
-                return f"{self.shown} has no address: the name is not known"
-            if isinstance(cause, ConnectionRefusedError):
-                return f"{self.shown} refuses connections"
-            cause = cause.__cause__ or cause.__context__
-        kinds = (
-            (requests.exceptions.ProxyError, "the proxy fails"),
-            (requests.exceptions.SSLError, "TLS fails"),
-        )
-        reason = next((words for kind, words in kinds if isinstance(exc, kind)), type(exc).__name__)
-        return f"{self.shown} cannot be reached ({reason})"
-
-
-def _growing(tries: int) -> float:
-    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter so that workers do not march in step."""
-    return min(_LONGEST_WAIT, 2.0 ** min(max(tries, 1) - 1, 10)) * secrets.SystemRandom().uniform(0.75, 1)
-
-
-def _seconds(retry_after: str | None) -> float:
-    """The wait Retry-After asks for: seconds or a date (RFC 9110, 10.2.3), at most an hour; else 0."""
-    value = (retry_after or "").strip()
-    if re.fullmatch(r"[0-9]{1,18}", value):
-        return min(float(value), _LONGEST_ASKED)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), _LONGEST_ASKED)
 
 
 def _check_url(url: str) -> str:
@@ -206,22 +109,3 @@ def _check_url(url: str) -> str:
         raise ConfigurationError("the callback URL is no http:// or https:// address; check --callback-url")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
-
-
-def _key(secret: str) -> bytes:
-    """The signing key in ``whsec_`` and base64. Checked here: the library skips what is no base64."""
-    prefix, _, encoded = secret.strip().partition("_")
-    try:
-        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if prefix != "whsec" or not key:
-        raise ConfigurationError("the callback secret is not whsec_ and base64; check --callback-secret")
-    return key
-
-
-def _check_token(token: str) -> str:
-    token = token.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ConfigurationError("the callback token holds what no header can carry; check --callback-token")
-    return token

@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from text2img.callbacks.answers import Result, Verdict
 from text2img.callbacks.entry import compose, webhook_id
-from text2img.callbacks.receiver import Receiver, Result, Verdict
 from text2img.databases import Notice
 
 if TYPE_CHECKING:
     import threading
 
+    from text2img.callbacks.receiver import Receiver
     from text2img.databases import Telling
 
 log = logging.getLogger(__name__)
