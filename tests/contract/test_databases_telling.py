@@ -31,8 +31,15 @@ def test_final_outcomes_are_gathered(stand):
     stand.record(completed(one), failed(two), postponed(three, 60), tell=True)
     untold, more = stand.database.gather("run-1", "n1", 10)
     assert untold == [
-        Untold(id=PromptId("int", "1"), text="a boat", image_url="gs://b/1.png", seed=7),
-        Untold(id=PromptId("int", "2"), text="a boat", code="safety", sentence="$it was flagged"),
+        Untold(
+            id=PromptId("int", "1"),
+            text="a boat",
+            image_url="gs://b/1.png",
+            seed=7,
+            steps=20,
+            guidance_scale=7.5,
+        ),
+        Untold(id=PromptId("int", "2"), text="a boat", code="safety", sentence="$it was flagged", attempts=1),
     ]
     assert more is False
 

@@ -2,7 +2,7 @@
 
 Knows HTTP and the Telling half of the database; knows neither prompts' texts nor pictures.
 
-    entry     outcomes → an entry's body and id
+    entry     outcomes → an entry's body
     credentials  token and signature
     receiver  one POST to --callback-url
     answers   what an answer, or none, means
@@ -11,9 +11,10 @@ Knows HTTP and the Telling half of the database; knows neither prompts' texts no
 """
 
 from text2img.callbacks.answers import Result, Verdict
-from text2img.callbacks.entry import compose, webhook_id
+from text2img.callbacks.entry import compose
 from text2img.callbacks.receiver import Receiver
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
+from text2img.databases import webhook_id
 
 __all__ = [
     "ENTRY_SIZE",

@@ -1,26 +1,23 @@
-"""The body of one entry, which never changes once it is made, and its id. Knows neither HTTP nor database."""
+"""The body of one entry, which never changes once it is made. Knows neither HTTP nor database."""
 
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from text2img.errors import ErrorCode
 from text2img.prompts.places import gcs_url
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from text2img.databases import Untold
 
 _LONGEST_BODY = 8_000_000
 """Bytes: half of what one MongoDB document holds, and more than most receivers take."""
-
-
-def webhook_id() -> str:
-    """A new id, ``msg_`` and 128 random bits: the same over all tries of an entry, so receivers know it."""
-    return f"msg_{secrets.token_hex(16)}"
+_LONGEST_SENTENCE = 10_000
+"""Characters of an error."""
 
 
 def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool) -> str:
@@ -40,6 +37,27 @@ def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool
     return body
 
 
+def compose_own(outcome: Untold) -> tuple[str, str]:
+    """What a prompt's own webhook is told of its outcome: the last word of the URL, and the body."""
+    document: dict[str, object] = {"generation_id": str(outcome.id)}
+    if outcome.code is not None:
+        # Whoever was abandoned had no try of its own this time.
+        before = outcome.attempts - (outcome.code != ErrorCode.ABANDONED)
+        document["error_message"] = _text(outcome.sentence, _LONGEST_SENTENCE)
+        document["error_code"] = outcome.code.upper()
+        document["retry_count"] = max(0, before)
+        return "failed", _json(document)
+    document["result_url"] = outcome.image_url
+    if len(outcome.image_urls) > 1:
+        document["result_urls"] = list(outcome.image_urls)
+    document["metadata"] = {
+        "seed": outcome.seed,
+        "steps": outcome.steps,
+        "guidance_scale": outcome.guidance_scale,
+    }
+    return "complete", _json(document)
+
+
 def _body(
     run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool, longest: int | None = None
 ) -> str:
@@ -53,6 +71,10 @@ def _body(
         "errors": errors,
         "counts": {"completed": len(results), "error": len(errors)},
     }
+    return _json(document)
+
+
+def _json(document: Mapping[str, object]) -> str:
     return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from text2img.callbacks.answers import Result, Verdict
-from text2img.callbacks.entry import compose, webhook_id
-from text2img.databases import Notice
+from text2img.callbacks.entry import compose, compose_own
+from text2img.databases import Notice, webhook_id
+from text2img.errors import PromptFailed
+from text2img.prompts.webhooks import Webhook
 
 if TYPE_CHECKING:
     import threading
 
     from text2img.callbacks.receiver import Receiver
-    from text2img.databases import Telling
+    from text2img.databases import Owed, Telling
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,32 @@ def gather_left_over(database: Telling) -> int:
     """
     runs = database.untold_runs()
     return sum(gather(database, run_id, "interrupted", final=True) for run_id in runs)
+
+
+def gather_owed(database: Telling, limit: int = ENTRY_SIZE) -> int:
+    """Make a notice of every outcome that is owed to its prompt's own webhook; returns how many were owed.
+
+    Any worker may, at any time: however many do, an outcome has one notice. Raises DatabaseFailed.
+    """
+    gathered, more = 0, True
+    while more:
+        owed = database.owed(limit)
+        if owed:
+            database.settle_owed(owed, [notice for each in owed if (notice := _own(each))])
+        gathered += len(owed)
+        more = len(owed) == limit
+    return gathered
+
+
+def _own(owed: Owed) -> Notice | None:
+    """The notice; None where the prompt has no address any more."""
+    try:
+        webhook = Webhook.of(owed.webhook_url)
+    except PromptFailed:
+        return None
+    word, body = compose_own(owed.outcome)
+    url, origin = webhook.to(word), webhook.origin
+    return Notice(id=owed.notice_id, run_id=owed.run_id, body=body, url=url, origin=origin)
 
 
 def deliver(

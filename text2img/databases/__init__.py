@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from text2img.databases.records import Collections, Counts, NewPrompt, Notice, Run, Selection, Untold
+from text2img.databases.records import (
+    Collections,
+    Counts,
+    NewPrompt,
+    Notice,
+    Owed,
+    Run,
+    Selection,
+    Untold,
+    webhook_id,
+)
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
@@ -23,12 +33,14 @@ __all__ = [
     "Journal",
     "NewPrompt",
     "Notice",
+    "Owed",
     "Queue",
     "Run",
     "Selection",
     "Telling",
     "Untold",
     "open_database",
+    "webhook_id",
 ]
 
 
@@ -80,8 +92,9 @@ class Queue(Protocol):
 
         For a completed prompt: first its result is upserted (one for each prompt, never over a result with
         a greater claim number), then the prompt becomes completed. A failed prompt becomes ``error``, a
-        postponed one pending with a ``not_before``. ``tell`` marks final outcomes as untold. Each step
-        is fenced by worker and claim number and may be repeated; a crash between two leaves a prompt that
+        postponed one pending with a ``not_before``. ``tell`` marks final outcomes as untold, and a
+        prompt's ``webhook_url`` (which the worker has checked) marks its final outcome as owed. Each step is
+        fenced by worker and claim number and may be repeated; a crash between two leaves a prompt that
         is claimed and done again.
         """
         ...
@@ -103,7 +116,9 @@ class Queue(Protocol):
 
 
 class Telling(Protocol):
-    """Outcomes on their way to the callback's receiver, at least once each, also after a crash."""
+    """Outcomes on their way to the callback's receiver, many in one notice, and to their prompts' own
+    webhooks, each in a notice of its own; at least once each, also after a crash.
+    """
 
     def gather(self, run_id: str, notice_id: str, limit: int) -> tuple[list[Untold], bool]:
         """Mark at most ``limit`` untold outcomes of a run as that notice's; returns them, and whether more
@@ -123,10 +138,27 @@ class Telling(Protocol):
         """
         ...
 
-    def claim_notice(self, worker: str, lease_seconds: float) -> Notice | None:
+    def owed(self, limit: int) -> list[Owed]:
+        """At most ``limit`` outcomes that are owed to their prompts' webhooks, of whatever run.
+
+        Nothing is marked: asked again, by whomever, they are the same, with the same ids.
+        """
+        ...
+
+    def settle_owed(self, owed: Sequence[Owed], notices: Sequence[Notice]) -> None:
+        """Keep the notices, unless one of that id is kept already; then these are owed no more.
+
+        May be repeated, and by several at once: a notice that is kept never changes.
+        """
+        ...
+
+    def claim_notice(
+        self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
+    ) -> Notice | None:
         """A kept notice that is due and that nobody sends at the moment, the oldest first; else None.
 
-        Raises its ``tries`` by one.
+        One for the callback's receiver, or with ``webhooks`` one for a prompt's own, whose origin is none
+        of ``but``. Raises its ``tries`` by one.
         """
         ...
 
@@ -138,8 +170,10 @@ class Telling(Protocol):
         """Let the notice be due again in ``wait`` seconds; ``detail`` says why it could not be told."""
         ...
 
-    def notices(self) -> tuple[int, int]:
-        """How many kept notices are still to be told, and how many were refused for good."""
+    def notices(self, *, webhooks: bool = False) -> tuple[int, int]:
+        """How many kept notices are still to be told, and how many were refused for good: those for the
+        callback's receiver, or with ``webhooks`` those for prompts' own.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases import Run, Untold
+from text2img.databases import Run, Untold, webhook_id
 from text2img.errors import PromptFailed
 from text2img.prompts import APPROXIMATIONS, Completed, Failed, Prompt, Status, Wishes
 from text2img.prompts.checks import check_prompt_text
@@ -31,7 +31,9 @@ FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths"
 _AT_TIMES: Final = ("image_urls", "score", "scores", "evaluation")
 """What only some completed prompts have: those with several pictures, or with an evaluator."""
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *_AT_TIMES)
-OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", "run_id")
+OWED: Final = "webhook_untold"
+"""In a final prompt: the id of the notice for its own webhook, until that is kept."""
+OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", OWED, "run_id")
 """What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
     "text",
@@ -46,6 +48,11 @@ PROMPT_FIELDS: Final = (
     "status",
 )
 """Whatever a claim reads of a prompt's document."""
+TOLD_FIELDS: Final = (
+    *("text", "prompt_tags", "status", "image_url", "image_urls", "score", "used"),
+    *("error_code", "error", "attempts"),
+)
+"""Whatever those who are told of an outcome hear comes from these."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
@@ -159,11 +166,12 @@ def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
         "attempts": outcome.attempts,
     }
     if isinstance(outcome, Failed):
-        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **_untold(tell=tell)}
+        marks = _marks(outcome.prompt, tell=tell)
+        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **marks}
         gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS)
-        return Change(fields=final, gone=_gone(gone, tell=tell), moment="error_at")
+        return Change(fields=final, gone=_gone(gone, marks), moment="error_at")
     again = {"status": Status.PENDING.value, **failure}
-    return Change(fields=again, gone=_gone(CLAIM_FIELDS, tell=False), moment="error_at", wait=outcome.wait)
+    return Change(fields=again, gone=_gone(CLAIM_FIELDS, {}), moment="error_at", wait=outcome.wait)
 
 
 def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:
@@ -176,21 +184,27 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
 
 
 def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
-    """What the callback's receiver is to be told of a completed or failed prompt's document."""
+    """What is to be told of a completed or failed prompt's document."""
     text = _prompt_text(fields)
     if fields.get("status") == Status.COMPLETED:
-        seed = _object(fields.get("used")).get("seed")
-        urls = fields.get("image_urls")
+        used, urls = _object(fields.get("used")), fields.get("image_urls")
         return Untold(
             id=prompt_id,
             text=text,
             image_url=_text(fields.get("image_url")) or None,
             image_urls=tuple(map(_text, urls)) if isinstance(urls, list) else (),
-            seed=seed if isinstance(seed, int) else None,
             score=score if isinstance(score := fields.get("score"), float) else None,
+            seed=_whole(used.get("seed")),
+            steps=_whole(used.get("num_inference_steps")),
+            guidance_scale=number_of(used.get("guidance_scale")) if "guidance_scale" in used else None,
         )
-    code, sentence = _text(fields.get("error_code")), _text(fields.get("error"))
-    return Untold(id=prompt_id, text=text, code=code, sentence=sentence)
+    return Untold(
+        id=prompt_id,
+        text=text,
+        code=_text(fields.get("error_code")),
+        sentence=_text(fields.get("error")),
+        attempts=count_of(fields.get("attempts")),
+    )
 
 
 def run_fields(run: Run) -> dict[str, object]:
@@ -230,6 +244,7 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
 
 def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
     more = _more(done)
+    marks = _marks(done.request.prompt, tell=tell)
     fields = {
         "status": Status.COMPLETED.value,
         "image_url": done.image_url,
@@ -237,10 +252,10 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
         "sha256": done.sha256,
         "run_id": run_id,
         "used": _used(done),
-        **_untold(tell=tell),
+        **marks,
     }
     gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, *(name for name in _AT_TIMES if name not in more))
-    return Change(fields=fields, gone=_gone(gone, tell=tell), moment="completed_at")
+    return Change(fields=fields, gone=_gone(gone, marks), moment="completed_at")
 
 
 def _used(done: Completed) -> dict[str, object]:
@@ -262,12 +277,21 @@ def _more(done: Completed) -> dict[str, object]:
     return more
 
 
-def _untold(*, tell: bool) -> dict[str, object]:
-    return {"untold": True} if tell else {}
+def _marks(prompt: Prompt, *, tell: bool) -> dict[str, object]:
+    """Who is to be told of a final outcome: the callback's receiver, the prompt's own webhook, both, nobody.
+
+    A webhook's notice has its id from the moment of the outcome: however often it is made, it is one.
+    """
+    untold: dict[str, object] = {"untold": True} if tell else {}
+    return untold if prompt.webhook_url is None else {**untold, OWED: webhook_id()}
 
 
-def _gone(names: tuple[str, ...], *, tell: bool) -> tuple[str, ...]:
-    return names if tell else (*names, "untold")
+def _gone(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
+    return (*names, *(mark for mark in ("untold", OWED) if mark not in marks))
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _prompt_text(fields: Mapping[str, Any]) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class NewPrompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """How many prompts stand where. Leases are those of prompts in processing; ``untold`` outcomes are final
-    and in no notice yet.
+    and in no notice yet, ``owed`` ones in none for the prompt's own webhook.
     """
 
     pending: int
@@ -59,6 +60,7 @@ class Counts:
     expired_leases: int
     oldest_pending: datetime | None
     untold: int
+    owed: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -93,9 +95,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
-    """A final outcome that the callback's receiver has not been told of. Either completed or failed.
+    """A final outcome that somebody has not been told of. Either completed or failed.
 
-    ``image_urls`` are those of a prompt with several pictures; ``score`` is an evaluator's, of the first.
+    ``image_urls`` are those of a prompt with several pictures, ``score`` is an evaluator's of the first one,
+    ``attempts`` the prompt's own failures, this one counted in.
     """
 
     id: PromptId
@@ -104,15 +107,42 @@ class Untold:
     image_urls: tuple[str, ...] = ()
     seed: int | None = None
     score: float | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
     code: str | None = None
     sentence: str | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """A final outcome that the prompt's own webhook is to be told of, under this id and no other.
+
+    ``webhook_url`` is the prompt's, as it stands there now.
+    """
+
+    notice_id: str
+    run_id: str
+    webhook_url: object
+    outcome: Untold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes."""
+    """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes.
+
+    ``url`` is where, for a prompt's own webhook, and ``origin`` its scheme, host and port; None is the
+    callback's receiver.
+    """
 
     id: str
     run_id: str
     body: str
     tries: int = 0
+    url: str | None = None
+    origin: str | None = None
+
+
+def webhook_id() -> str:
+    """A new id, ``msg_`` and 128 random bits: the same over all tries of a notice, so receivers know it."""
+    return f"msg_{secrets.token_hex(16)}"

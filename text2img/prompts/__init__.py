@@ -170,9 +170,14 @@ class Completed:
         return len(self.image_urls) or 1
 
     @property
+    def prompt(self) -> Prompt:
+        """The prompt that it is of."""
+        return self.request.prompt
+
+    @property
     def claim(self) -> Claim:
         """The claim under which it was made."""
-        return self.request.prompt.claim
+        return self.prompt.claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import ASCENDING, DESCENDING
 from pymongo.errors import DuplicateKeyError
 
+from text2img.databases.documents import OWED
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ INDEXES: Final = (
         "text2img_untold",
         (("untold", ASCENDING), ("run_id", ASCENDING)),
         {"partialFilterExpression": {"untold": {"$exists": True}}},
+    ),
+    Index(
+        "datasets",
+        "text2img_owed",
+        ((OWED, ASCENDING),),
+        {"partialFilterExpression": {OWED: {"$exists": True}}},
     ),
     Index(
         "dataset_records",

@@ -14,6 +14,7 @@ from text2img.databases.configurations import MODEL_TYPE, configuration_of, miss
 from text2img.databases.documents import (
     FAILURE_FIELDS,
     OUTCOME_FIELDS,
+    OWED,
     content_of,
     new_fields,
     run_fields,
@@ -88,10 +89,12 @@ class MongoJournal(Session):
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. One look through the collection; not a snapshot while workers are at it."""
         live = {"$cond": [is_ahead("lease_expires_at"), 1, 0]}
-        untold = {"$cond": [{"$eq": [{"$type": "$untold"}, "missing"]}, 0, 1]}
+        untold, owed = (
+            {"$cond": [{"$eq": [{"$type": mark}, "missing"]}, 0, 1]} for mark in ("$untold", f"${OWED}")
+        )
         by = {"status": {"$ifNull": ["$status", Status.PENDING.value]}, "code": "$error_code"}
         sums = {"n": {"$sum": 1}, "live": {"$sum": live}, "untold": {"$sum": untold}}
-        totals = {**sums, "oldest": {"$min": _BORN}}
+        totals = {**sums, "owed": {"$sum": owed}, "oldest": {"$min": _BORN}}
         groups = self.datasets.aggregate([{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}])
         return _counts(list(groups))
 
@@ -125,7 +128,7 @@ class MongoJournal(Session):
         """See Journal.retry. One command."""
         failed = {**selected(selection), "status": Status.ERROR.value}
         narrowed = failed if code is None else {**failed, "error_code": code.value}
-        forgotten = dict.fromkeys((*FAILURE_FIELDS, "untold", "run_id"), "")
+        forgotten = dict.fromkeys((*FAILURE_FIELDS, "untold", OWED, "run_id"), "")
         update = {"$set": {"status": Status.PENDING.value}, "$unset": forgotten}
         return self.datasets.update_many(narrowed, update).matched_count
 
@@ -162,5 +165,6 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         expired_leases=by_status[Status.PROCESSING.value] - live,
         oldest_pending=min((moment for moment in born if isinstance(moment, datetime)), default=None),
         untold=sum(int(group["untold"]) for group in groups),
+        owed=sum(int(group["owed"]) for group in groups),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},
     )

@@ -1,6 +1,7 @@
 """Telling, kept in MongoDB: untold marks on prompts, and notices in ``callbacks``. The contract is Telling's.
 
-A final outcome's ``untold`` is True, then the id of the notice that is being made of it, then gone.
+A final outcome's ``untold`` is True, then the id of the notice that is being made of it, then gone. Its
+``webhook_untold`` is the id that the notice for the prompt's own webhook has, until that is kept.
 """
 
 from __future__ import annotations
@@ -10,31 +11,23 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pymongo import ReturnDocument
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from text2img.databases import Notice
-from text2img.databases.documents import count_of, untold_of
+from text2img.databases import Notice, Owed
+from text2img.databases.documents import OWED, TOLD_FIELDS, count_of, untold_of
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of
 from text2img.databases.mongo.session import Session
 from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, literals, within
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from text2img.databases import Untold
     from text2img.databases.mongo.connection import Document
 
-_TOLD_OF: Final = (
-    "text",
-    "prompt_tags",
-    "status",
-    "image_url",
-    "image_urls",
-    "score",
-    "used.seed",
-    "error_code",
-    "error",
-)
 _ROUNDS: Final = 20
+_DUPLICATE_KEY: Final = 11000
 
 
 class MongoTelling(Session):
@@ -50,23 +43,15 @@ class MongoTelling(Session):
             marking = {"_id": {"$in": found}, **untold}
             if not found or self.datasets.update_many(marking, {"$set": {"untold": notice_id}}).matched_count:
                 break
-        marked = self.datasets.find({"untold": notice_id}, dict.fromkeys(_TOLD_OF, 1)).sort("_id")
+        marked = self.datasets.find({"untold": notice_id}, dict.fromkeys(TOLD_FIELDS, 1)).sort("_id")
         gathered = [untold_of(id_of(document["_id"]), document) for document in marked]
         return gathered, self.datasets.find_one(untold, {"_id": 1}) is not None
 
     @reported
     def save_notice(self, notice: Notice) -> None:
         """See Telling.save_notice. The notice is kept first: a crash in between tells nothing twice."""
-        document: Document = {
-            "_id": notice.id,
-            "run_id": notice.run_id,
-            "body": notice.body,
-            "tries": notice.tries,
-            "state": "due",
-            "created_at": datetime.now(UTC),
-        }
         with suppress(DuplicateKeyError):  # it is kept already, and never changes
-            self.callbacks.insert_one(document)
+            self.callbacks.insert_one(_document(notice))
         self._count_as_told(notice.id)
 
     @reported
@@ -89,10 +74,41 @@ class MongoTelling(Session):
         return sorted(set(waiting))
 
     @reported
-    def claim_notice(self, worker: str, lease_seconds: float) -> Notice | None:
+    def owed(self, limit: int) -> list[Owed]:
+        """See Telling.owed. One command, served by an index of what is owed alone."""
+        marked = {OWED: {"$exists": True, "$type": "string"}}
+        fields = dict.fromkeys((OWED, "run_id", "webhook_url", *TOLD_FIELDS), 1)
+        return [
+            Owed(
+                notice_id=document[OWED],
+                run_id=str(document.get("run_id")),
+                webhook_url=document.get("webhook_url"),
+                outcome=untold_of(id_of(document["_id"]), document),
+            )
+            for document in self.datasets.find(marked, fields, limit=limit)
+        ]
+
+    @reported
+    def settle_owed(self, owed: Sequence[Owed], notices: Sequence[Notice]) -> None:
+        """See Telling.settle_owed. The notices are kept first: a crash in between tells nothing twice."""
+        if notices:
+            try:
+                self.callbacks.insert_many(map(_document, notices), ordered=False)
+            except BulkWriteError as exc:
+                errors = exc.details["writeErrors"]
+                if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
+                    raise
+        if owed:
+            ids = {OWED: {"$in": [each.notice_id for each in owed]}}
+            self.datasets.update_many(ids, {"$unset": {OWED: ""}})
+
+    @reported
+    def claim_notice(
+        self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
+    ) -> Notice | None:
         """See Telling.claim_notice. One command, which the server does atomically."""
         found = self.callbacks.find_one_and_update(
-            {"state": "due", "$and": [DUE, EXPIRED]},
+            {"state": "due", **_whose(webhooks, but), "$and": [DUE, EXPIRED]},
             [
                 {
                     "$set": {
@@ -107,8 +123,14 @@ class MongoTelling(Session):
         )
         if found is None:
             return None
-        tries = count_of(found.get("tries"))
-        return Notice(id=str(found["_id"]), run_id=str(found["run_id"]), body=str(found["body"]), tries=tries)
+        return Notice(
+            id=str(found["_id"]),
+            run_id=str(found["run_id"]),
+            body=str(found["body"]),
+            tries=count_of(found.get("tries")),
+            url=found.get("url"),
+            origin=found.get("origin"),
+        )
 
     @reported
     def close_notice(self, notice: Notice, *, told: bool, detail: str) -> None:
@@ -134,9 +156,12 @@ class MongoTelling(Session):
         )
 
     @reported
-    def notices(self) -> tuple[int, int]:
+    def notices(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Telling.notices. Two commands, each served by the index."""
-        due, refused = (self.callbacks.count_documents({"state": state}) for state in ("due", "refused"))
+        due, refused = (
+            self.callbacks.count_documents({"state": state, **_whose(webhooks)})
+            for state in ("due", "refused")
+        )
         return due, refused
 
     def _alive(self, run_ids: set[object]) -> set[object]:
@@ -153,3 +178,21 @@ class MongoTelling(Session):
 
     def _count_as_told(self, notice_id: object) -> None:
         self.datasets.update_many({"untold": notice_id}, {"$unset": {"untold": ""}})
+
+
+def _document(notice: Notice) -> Document:
+    own = {} if notice.url is None else {"url": notice.url, "origin": notice.origin}
+    return {
+        "_id": notice.id,
+        "run_id": notice.run_id,
+        "body": notice.body,
+        "tries": notice.tries,
+        "state": "due",
+        "created_at": datetime.now(UTC),
+        **own,
+    }
+
+
+def _whose(webhooks: bool, but: Collection[str] = ()) -> Document:  # noqa: FBT001 - as the caller has it
+    """The filter for notices of one kind of receiver."""
+    return {"origin": {"$type": "string", "$nin": [*but]} if webhooks else None}

@@ -10,6 +10,7 @@ from text2img.databases.configurations import MODEL_TYPE, configuration_of, miss
 from text2img.databases.documents import (
     FAILURE_FIELDS,
     OUTCOME_FIELDS,
+    OWED,
     content_of,
     new_fields,
     readings,
@@ -44,6 +45,7 @@ _AT_ONCE: Final = 1000
 _COUNTS: Final = (
     "SELECT {status} AS state, error_code, count(*) AS n, "
     "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
+    "sum(webhook_untold IS NOT NULL) AS owed, "
     "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
 )
 _RETRY: Final = (
@@ -136,7 +138,7 @@ class SqliteJournal(Session):
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See Journal.retry. One statement."""
         where, values = selected(selection)
-        forgotten = ", ".join(f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", "run_id"))
+        forgotten = ", ".join(f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", OWED, "run_id"))
         narrowed = "TRUE" if code is None else "error_code = :code"
         statement = self._sql(_RETRY, forgotten=forgotten, status=STATUS, narrowed=narrowed, where=where)
         with self._writing() as connection:
@@ -172,5 +174,6 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
         expired_leases=by_status[Status.PROCESSING.value] - live,
         oldest_pending=min((moment for moment in born if moment is not None), default=None),
         untold=sum(row["untold"] for row in rows),
+        owed=sum(row["owed"] for row in rows),
         errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
     )

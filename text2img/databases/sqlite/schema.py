@@ -32,7 +32,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
         *("score", "scores", "evaluation"),
-        *("error", "error_code", "error_at", "untold"),
+        *("error", "error_code", "error_at", "untold", "webhook_untold"),
     ),
     "model_configs": (
         _ID,
@@ -66,7 +66,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "callbacks": (
         _ID,
         *("run_id", "body", "state", "tries", "not_before", "claimed_by", "lease_expires_at"),
-        *("detail", "created_at", "closed_at"),
+        *("detail", "created_at", "closed_at", "url", "origin"),
     ),
 }
 STATUS: Final = "COALESCE(status, 'pending')"
@@ -78,6 +78,7 @@ _INDEXES: Final = {
     "datasets": {
         "claim": f"({STATUS}, {URGENCY} DESC, _id)",
         "untold": "(untold, run_id) WHERE untold IS NOT NULL",
+        "owed": "(webhook_untold) WHERE webhook_untold IS NOT NULL",
     },
     "callbacks": {"due": "(state, created_at)"},
     "runs": {"latest": "(started_at DESC)"},
