@@ -86,7 +86,7 @@ class Finishing:
         self._quota.put_back(again)
         self._tally.add(recorded)
         self._parts.progress.settled(recorded)
-        self._parts.recorded(len(recorded) - len(again))
+        self._parts.recorded(recorded)
         for outcome in recorded:
             _log(outcome)
 

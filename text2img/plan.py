@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from text2img.images import Encoder
 from text2img.prompts.names import ObjectName
+from text2img.prompts.webhooks import WebhookHosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from text2img.guard import Guard
     from text2img.leases import Leases
     from text2img.progress import Progress
-    from text2img.prompts import Wishes
+    from text2img.prompts import Outcome, Wishes
     from text2img.stages import Stopwatch
     from text2img.storage import ImageStorage
 
@@ -55,7 +56,8 @@ class Plan:
 class Parts:
     """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
 
-    ``seconds`` adds up the stages' time; ``recorded`` is called with how many outcomes became final.
+    ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
+    have webhooks on ``webhook_hosts`` alone.
     """
 
     database: Database
@@ -66,6 +68,7 @@ class Parts:
     guard: Guard
     progress: Progress
     seconds: Stopwatch
-    recorded: Callable[[int], None]
+    recorded: Callable[[Sequence[Outcome]], None]
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
+    webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from text2img.prompts import Outcome
+    from text2img.prompts import Outcome, Request
 
 
 class Progress(Protocol):
@@ -20,6 +20,10 @@ class Progress(Protocol):
 
     def begin(self, total: int) -> None:
         """A run begins, the model first; about ``total`` prompts wait."""
+        ...
+
+    def batch(self, requests: Sequence[Request]) -> None:
+        """This batch goes on the device now."""
         ...
 
     def step(self, done: int, of: int) -> None:
@@ -35,10 +39,45 @@ class Progress(Protocol):
         ...
 
 
+class Several:
+    """Hands on to several, in their order."""
+
+    def __init__(self, *several: Progress) -> None:
+        self._several = several
+
+    def begin(self, total: int) -> None:
+        """To each."""
+        for each in self._several:
+            each.begin(total)
+
+    def batch(self, requests: Sequence[Request]) -> None:
+        """To each."""
+        for each in self._several:
+            each.batch(requests)
+
+    def step(self, done: int, of: int) -> None:
+        """To each."""
+        for each in self._several:
+            each.step(done, of)
+
+    def settled(self, outcomes: Sequence[Outcome]) -> None:
+        """To each."""
+        for each in self._several:
+            each.settled(outcomes)
+
+    def end(self) -> None:
+        """To each."""
+        for each in self._several:
+            each.end()
+
+
 class Silent:
     """No bar: the log lines say it all."""
 
     def begin(self, total: int) -> None:
+        """Say nothing."""
+
+    def batch(self, requests: Sequence[Request]) -> None:
         """Say nothing."""
 
     def step(self, done: int, of: int) -> None:
@@ -76,6 +115,9 @@ class Bar:
         """Show the bar."""
         self._progress.update(self._task, total=total)
         self._progress.start()
+
+    def batch(self, requests: Sequence[Request]) -> None:
+        """Its first step will show it."""
 
     def step(self, done: int, of: int) -> None:
         """Show the steps of the batch that is on the device; the first one starts the clock."""

@@ -113,6 +113,13 @@ class Settings:
     callback_token: str | None = _option(
         None, "callback", "sent as Authorization: Bearer", variable="INTERNAL_API_TOKEN", secret=True
     )
+    webhook_host: str | None = _option(
+        None,
+        "callback",
+        "hosts that prompts' own webhooks may be on, with commas between: backend.example, "
+        "backend.example:8000, *.example.com",
+        shown="none",
+    )
     callback_patience: Annotated[float, Ge(0), Le(86_400)] = _option(
         30, "callback", "seconds a finished run goes on trying to tell before it leaves that to the next one"
     )

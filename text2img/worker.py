@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING
@@ -129,8 +130,10 @@ class Worker:
         self._loaded.result()
         ready: list[Request] = []
         refused: list[Outcome] = []
-        for prompt in prompts:
+        for claimed in prompts:
+            prompt = replace(claimed, webhook_url=None)  # nobody is told before it is known who may be
             try:
+                prompt = self._addressed(claimed)
                 asked = request(prompt, self._plan.wishes, self._plan.multiple)
                 self._parts.encoder.check(asked.parameters)
                 ready.extend(self._engine.prepare(asked).each())
@@ -138,6 +141,12 @@ class Worker:
                 refused.append(failure(prompt, exc, self._plan.max_attempts))
         self._quota.prepared(len(prompts) - len(refused), len(ready))
         return ready, refused
+
+    def _addressed(self, prompt: Prompt) -> Prompt:
+        """The prompt, whose webhook may be told: from here on it counts as checked."""
+        if prompt.webhook_url is None:
+            return prompt
+        return replace(prompt, webhook_url=self._parts.webhook_hosts.check(prompt.webhook_url))
 
     def _prompts_a_batch(self) -> int:
         """How many prompts fill a usual batch with their pictures, as far as they are known."""
@@ -166,6 +175,7 @@ class Worker:
             left_to_make = round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
             self._engine.warm(batch, max(len(batch), left_to_make))
         self._stop.check()
+        self._parts.progress.batch(batch)
         started = time.monotonic()
         with self._parts.guard.watching():
             results = self._engine.generate(batch, self._step)

@@ -57,6 +57,8 @@ def fault(shown: str, exc: Exception, timeout: float) -> str:
         return f"{shown} did not answer within {timeout:g} s"
     cause: BaseException | None = exc
     while cause is not None:
+        if isinstance(cause, AddressRefused):
+            return f"{shown} {cause}"
         if isinstance(cause, socket.gaierror):
             return f"{shown} has no address: the name is not known"
         if isinstance(cause, ConnectionRefusedError):
@@ -68,6 +70,10 @@ def fault(shown: str, exc: Exception, timeout: float) -> str:
     )
     reason = next((words for kind, words in kinds if isinstance(exc, kind)), type(exc).__name__)
     return f"{shown} cannot be reached ({reason})"
+
+
+class AddressRefused(OSError):  # noqa: N818 - it says what happened
+    """A name leads to an address that it must not have."""
 
 
 def growing(tries: int) -> float:

@@ -8,38 +8,62 @@ from typing import TYPE_CHECKING
 
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
 from text2img.errors import DatabaseFailed
+from text2img.progress import Several
+from text2img.prompts import Postponed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from text2img.callbacks.courier import Courier
     from text2img.callbacks.receiver import Receiver
     from text2img.databases import Database
+    from text2img.progress import Progress
+    from text2img.prompts import Outcome
 
 log = logging.getLogger(__name__)
 
 
 class Teller:
-    """One run's teller; without a receiver it does nothing.
+    """Tells a run's receiver, and by its ``courier`` prompts' own webhooks; either may be absent.
 
     Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run whenever
     enough outcomes for an entry have gathered. ``close`` and ``finish`` tell the rest.
     """
 
-    def __init__(self, database: Database, receiver: Receiver | None, run_id: str, worker: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        receiver: Receiver | None,
+        courier: Courier | None,
+        run_id: str,
+        worker: str,
+    ) -> None:
         self._database, self._receiver, self._run_id, self._worker = database, receiver, run_id, worker
+        self._courier = courier
         self._untold = 0
         self._lock = threading.Lock()
         self._enough = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="teller", daemon=True)
 
+    def following(self, progress: Progress) -> Progress:
+        """The run's progress, told to prompts' own webhooks as well."""
+        return progress if self._courier is None else Several(progress, self._courier.progress)
+
     def start(self) -> None:
         """Begin to tell."""
+        if self._courier is not None:
+            self._courier.start()
         if self._receiver is not None:
             self._thread.start()
 
-    def recorded(self, outcomes: int) -> None:
-        """So many outcomes have become final."""
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """These outcomes have been recorded."""
+        final = [outcome for outcome in outcomes if not isinstance(outcome, Postponed)]
+        if self._courier is not None and any(each.prompt.webhook_url is not None for each in final):
+            self._courier.wake()
         with self._lock:
-            self._untold += outcomes
+            self._untold += len(final)
             if (
                 self._untold > ENTRY_SIZE
             ):  # something is left for the last entry, which says that it is the last
@@ -50,6 +74,8 @@ class Teller:
 
         ``patience``: seconds that a try in the middle of which the thread is may still take.
         """
+        if self._courier is not None:
+            self._courier.close(patience)
         if self._receiver is None:
             return
         self._over.set()
@@ -61,8 +87,14 @@ class Teller:
         """Tell what is left, for at most ``patience`` seconds or until ``stop`` is set; what remains is the
         next run's to tell.
         """
+        own: threading.Thread | None = None
+        if self._courier is not None:
+            own = threading.Thread(target=self._courier.finish, args=(patience, stop), daemon=True)
+            own.start()
         if self._receiver is not None:
             deliver(self._database, self._receiver, self._worker, patience, stop)
+        if own is not None:
+            own.join()
 
     def _gather_some(self) -> None:
         gathered = gather(self._database, self._run_id, "running", final=False)

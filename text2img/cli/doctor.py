@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts
+from text2img.deadline import within
 from text2img.errors import RunFailed, Text2ImgError
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from text2img.progress import Progress
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
+
+
+_LOOK_UP = 5.0  # seconds for a name's address
 
 
 class _Doctor:
@@ -68,6 +73,13 @@ class _Doctor:
         evaluator.check()
         return evaluator.name
 
+    def webhooks(self) -> str:
+        """Look up the hosts that prompts' own webhooks may be on; nothing is sent to them."""
+        hosts = parts.webhook_hosts(self._settings)
+        for host, port in hosts.named:
+            _look_up(host, port)
+        return f"{hosts} may be told"
+
     def signature(self) -> str:
         """Read the font that signs, and look for what it takes to draw every name with it."""
         from text2img.images.signature import Signer
@@ -82,12 +94,21 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     del arguments, progress
     doctor = _Doctor(settings)
     trials = [doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback]
+    if settings.webhook_host:
+        trials.append(doctor.webhooks)
     if settings.signature_font or settings.artist_name:
         trials.append(doctor.signature)
     if settings.evaluator != "none":
         trials.append(doctor.evaluator)
     statuses = [_try(trial, settings) for trial in trials]
     return next((status for status in statuses if status), 0)
+
+
+def _look_up(host: str, port: int | None) -> None:
+    try:
+        within(_LOOK_UP, lambda: socket.getaddrinfo(host.strip("[]"), port or 443, type=socket.SOCK_STREAM))
+    except (OSError, TimeoutError):
+        raise RunFailed(f"{host} has no address: the name is not known; check --webhook-host") from None
 
 
 def _try(trial: Callable[[], str], settings: Settings) -> int:

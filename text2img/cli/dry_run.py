@@ -41,8 +41,11 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
     batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
+    hosts = parts.webhook_hosts(settings)
     for prompt in prompts:
         try:
+            if prompt.webhook_url is not None:
+                hosts.check(prompt.webhook_url)
             asked = request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))
             encoder.check(asked.parameters)
             batcher.add(asked.each())

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
 from text2img.errors import ConfigurationError
+from text2img.prompts.webhooks import WebhookHosts
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
     from text2img.callbacks import Receiver
     from text2img.callbacks.teller import Teller
+    from text2img.callbacks.webhooks import Webhooks
     from text2img.engine import Engine
     from text2img.evaluation import Evaluator
     from text2img.images import Encoder
@@ -56,11 +58,30 @@ def receiver(settings: Settings) -> Receiver | None:
     return Receiver(settings.callback_url, secret=settings.callback_secret, token=settings.callback_token)
 
 
+def webhook_hosts(settings: Settings) -> WebhookHosts:
+    """The hosts that prompts' own webhooks may be on."""
+    return WebhookHosts.parse(settings.webhook_host)
+
+
+def webhooks(settings: Settings) -> Webhooks | None:
+    """Who sends to prompts' own webhooks; None where no host may be told."""
+    hosts = webhook_hosts(settings)
+    if not hosts.rules:
+        return None
+    from text2img.callbacks.credentials import Credentials
+    from text2img.callbacks.webhooks import Webhooks
+
+    return Webhooks(hosts, Credentials(settings.callback_secret, settings.callback_token))
+
+
 def teller(settings: Settings, database: Database, run_id: str, worker: str) -> Teller:
-    """Who tells the receiver of what is recorded; tells nobody where there is none."""
+    """Who tells the receiver, and prompts' own webhooks, of what is recorded; nobody where there is none."""
+    from text2img.callbacks.courier import Courier
     from text2img.callbacks.teller import Teller
 
-    return Teller(database, receiver(settings), run_id, worker)
+    own = webhooks(settings)
+    courier = None if own is None else Courier(database, own, worker)
+    return Teller(database, receiver(settings), courier, run_id, worker)
 
 
 def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engine:

@@ -54,6 +54,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     _ = settings.database_url
     storage = parts.storage(settings)
     parts.receiver(settings)
+    parts.webhooks(settings)
     parts.encoder(settings)
     parts.evaluator(settings)
     prompts = read_prompts(settings.input_file) if settings.input_file else []
@@ -106,6 +107,7 @@ class Job:
         waiting = self._database.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status = "failed"
+        progress = self._teller.following(progress)
         self._teller.start()
         try:
             if waiting:
@@ -179,6 +181,7 @@ class Job:
             recorded=self._teller.recorded,
             encoder=encoder,
             evaluator=evaluator,
+            webhook_hosts=parts.webhook_hosts(self._settings),
         )
         Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
 

@@ -26,11 +26,13 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         return _plot(settings, arguments.plot, arguments.plot_file)
     with closing(parts.database(settings, create=False)) as database:
         counts = database.counts(parts.selection(settings))
-        due, refused = database.notices()
+        notices = database.notices()
+        own = database.notices(webhooks=True)
         runs = database.last_runs(_RUNS_SHOWN)
-    callbacks = f"(callbacks: {due:,} still to be told, {refused:,} refused for good)"
-    untold = f"untold      {counts.untold:>8,}  {callbacks}"
-    print("\n".join([*_prompts(counts), untold, *_runs(runs)]))
+    told = [_told("untold", counts.untold, "callbacks", notices)]
+    if counts.owed or any(own):
+        told.append(_told("webhooks", counts.owed, "notices", own))
+    print("\n".join([*_prompts(counts), *told, *_runs(runs)]))
     return 0
 
 
@@ -63,6 +65,11 @@ def _prompts(counts: Counts) -> list[str]:
         f"completed   {counts.completed:>8,}",
         f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
     ]
+
+
+def _told(what: str, outcomes: int, kind: str, notices: tuple[int, int]) -> str:
+    due, refused = notices
+    return f"{what:<11} {outcomes:>8,}  ({kind}: {due:,} still to be told, {refused:,} refused for good)"
 
 
 def _runs(runs: list[Run]) -> list[str]:
