@@ -209,8 +209,8 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path):
 
 
 def test_who_asks_for_shape_and_number(tmp_path):
-    """The model configuration's wishes hold where nobody else has any; a variable beats them, a flag that, and
-    the prompt's own fields beat all. A dry run says what would be made.
+    """The model configuration's wishes hold where nobody else has any; a variable beats them, a flag that,
+    and the prompt's own fields beat all. A dry run says what would be made.
     """
     own = {"aspect_ratio": "1:2", "num_images": 1}
     assert _enqueue(tmp_path, {"id": 1, "text": CAPTION}, {"id": 2, "text": CAPTION, **own}).returncode == 0
