@@ -283,7 +283,9 @@ def _marks(prompt: Prompt, *, tell: bool) -> dict[str, object]:
     A webhook's notice has its id from the moment of the outcome: however often it is made, it is one.
     """
     untold: dict[str, object] = {"untold": True} if tell else {}
-    return untold if prompt.webhook_url is None else {**untold, OWED: webhook_id()}
+    if not isinstance(prompt.webhook_url, str):  # no address that could ever be told
+        return untold
+    return {**untold, OWED: webhook_id()}
 
 
 def _gone(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
