@@ -8,19 +8,9 @@ import mongomock
 import pytest
 
 from text2img.databases import NewPrompt, Run
-from text2img.databases.documents import (
-    change_of,
-    count_of,
-    deaths_at_claim,
-    new_fields,
-    prompt_of,
-    readings,
-    result_of,
-    run_fields,
-    run_of,
-    untold_of,
-    written_already,
-)
+from text2img.databases.documents import count_of, deaths_at_claim, new_fields, prompt_of, readings, untold_of
+from text2img.databases.outcomes import change_of, result_of, written_already
+from text2img.databases.runs import run_fields, run_of
 from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
 

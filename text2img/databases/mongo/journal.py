@@ -11,19 +11,12 @@ from pymongo.errors import BulkWriteError
 
 from text2img.databases import Counts
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
-from text2img.databases.documents import (
-    FAILURE_FIELDS,
-    OUTCOME_FIELDS,
-    OWED,
-    content_of,
-    new_fields,
-    run_fields,
-    run_of,
-)
+from text2img.databases.documents import FAILURE_FIELDS, OUTCOME_FIELDS, OWED, content_of, new_fields
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of, value_of, values_for
 from text2img.databases.mongo.session import Session
 from text2img.databases.mongo.updates import is_ahead, literals, other_than, selected, within
+from text2img.databases.runs import run_fields, run_of
 from text2img.prompts import Status
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError
 
-from text2img.databases.documents import CLAIM_FIELDS, absent_from, change_of, result_of, written_already
+from text2img.databases.documents import CLAIM_FIELDS
 from text2img.databases.mongo.claiming import claim_prompts, peek_prompts
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of, value_of
@@ -27,6 +27,7 @@ from text2img.databases.mongo.updates import (
     selected,
     within,
 )
+from text2img.databases.outcomes import absent_from, change_of, result_of, written_already
 from text2img.prompts import Completed, Status
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from text2img.databases.documents import (
     content_of,
     new_fields,
     readings,
-    run_fields,
-    run_of,
 )
+from text2img.databases.runs import run_fields, run_of
 from text2img.databases.sqlite.queue import LEASED, selected
 from text2img.databases.sqlite.schema import STATUS
 from text2img.databases.sqlite.session import Session

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases.documents import (
     CLAIM_FIELDS,
     PROMPT_FIELDS,
-    absent_from,
-    change_of,
     count_of,
     deaths_at_claim,
     prompt_of,
     readings,
-    result_of,
-    written_already,
 )
+from text2img.databases.outcomes import absent_from, change_of, result_of, written_already
 from text2img.databases.sqlite.schema import AHEAD, STATUS, URGENCY
 from text2img.databases.sqlite.session import Session
 from text2img.databases.sqlite.values import ID, columns_of, id_of, moment, names_of, structure_of

@@ -1,0 +1,131 @@
+"""What an outcome makes of its prompt's document, and the result beside it, for every adapter.
+
+Knows no database: ids and moments in time are written by the adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from text2img.databases import webhook_id
+from text2img.databases.documents import AT_TIMES, CLAIM_FIELDS, FAILURE_FIELDS, OWED, SUCCESS_FIELDS
+from text2img.prompts import APPROXIMATIONS, Completed, Failed, Status
+from text2img.prompts.parameters import RECORDED_NAMES
+from text2img.prompts.places import gcs_url
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from text2img.prompts import Outcome, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an outcome does to its prompt's document.
+
+    ``moment`` is the field that receives the present time, ``wait`` (seconds) makes ``not_before``.
+    """
+
+    fields: Mapping[str, object]
+    gone: tuple[str, ...]
+    moment: str
+    wait: float | None = None
+
+
+def result_of(done: Completed, run_id: str) -> dict[str, object]:
+    """A completed prompt's result, without ``dataset_id`` and ``created_at``."""
+    return {
+        "prompt": done.request.text,
+        "image_url": done.image_url,
+        **_more(done),
+        "gcs_url": gcs_url(done.image_url),
+        "status": Status.COMPLETED.value,
+        **_used(done),
+        "run_id": run_id,
+        "prompt_truncated": done.truncated,
+        "claim_number": done.claim.number,
+    }
+
+
+def absent_from(done: Completed) -> tuple[str, ...]:
+    """Fields that a completed prompt's result lacks and an earlier one may have had."""
+    used = {**_used(done), **_more(done)}
+    return tuple(name for name in (*AT_TIMES, *RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
+
+
+def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
+    """What the outcome does to its prompt's document; a final one is marked untold if ``tell``."""
+    if isinstance(outcome, Completed):
+        return _completed(outcome, run_id, tell=tell)
+    failure: dict[str, object] = {
+        "error": outcome.sentence,
+        "error_code": outcome.code.value,
+        "attempts": outcome.attempts,
+    }
+    if isinstance(outcome, Failed):
+        marks = _marks(outcome.prompt, tell=tell)
+        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **marks}
+        gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS)
+        return Change(fields=final, gone=_gone(gone, marks), moment="error_at")
+    again = {"status": Status.PENDING.value, **failure}
+    return Change(fields=again, gone=_gone(CLAIM_FIELDS, {}), moment="error_at", wait=outcome.wait)
+
+
+def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:
+    """Whether the document shows that this outcome was written down before."""
+    change = change_of(outcome, run_id, tell=False)
+    marks = ("status", "run_id", "attempts", "sha256", "error_code")
+    wanted = {name: value for name, value in change.fields.items() if name in marks}
+    same = all(fields.get(name) == value for name, value in wanted.items())
+    return same and fields.get("claim_number") == outcome.claim.number
+
+
+def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
+    more = _more(done)
+    marks = _marks(done.request.prompt, tell=tell)
+    fields = {
+        "status": Status.COMPLETED.value,
+        "image_url": done.image_url,
+        **more,
+        "sha256": done.sha256,
+        "run_id": run_id,
+        "used": _used(done),
+        **marks,
+    }
+    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, *(name for name in AT_TIMES if name not in more))
+    return Change(fields=fields, gone=_gone(gone, marks), moment="completed_at")
+
+
+def _used(done: Completed) -> dict[str, object]:
+    used = done.request.parameters.recorded
+    return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
+
+
+def _more(done: Completed) -> dict[str, object]:
+    """Where all pictures are, of a prompt that has several; what an evaluator said."""
+    more: dict[str, object] = {"image_urls": list(done.image_urls)} if done.image_urls else {}
+    if not done.evaluations:
+        return more
+    first, *rest = done.evaluations
+    more["evaluation"] = first.document
+    if first.score is not None:
+        more["score"] = first.score
+    if rest:
+        more["scores"] = [evaluation.score for evaluation in done.evaluations]
+    return more
+
+
+def _marks(prompt: Prompt, *, tell: bool) -> dict[str, object]:
+    """Who is to be told of a final outcome: the callback's receiver, the prompt's own webhook, both, nobody.
+
+    A webhook's notice has its id from the moment of the outcome: however often it is made, it is one.
+    """
+    untold: dict[str, object] = {"untold": True} if tell else {}
+    if not isinstance(prompt.webhook_url, str):  # no address that could ever be told
+        return untold
+    return {**untold, OWED: webhook_id()}
+
+
+def _gone(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
+    return (*names, *(mark for mark in ("untold", OWED) if mark not in marks))

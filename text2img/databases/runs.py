@@ -1,0 +1,47 @@
+"""A run as a document, and back, for every adapter. Knows no database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from text2img.databases import Run
+from text2img.databases.documents import count_of, number_of, object_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def run_fields(run: Run) -> dict[str, object]:
+    """A run's document without its ``_id``; moments in time are datetimes."""
+    names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "images")
+    pace = ("images_per_second", "steady_images_per_second")
+    measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, "postponed", *measured)}
+    return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
+
+
+def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
+    """The run of a document, or None where the document is no run of this job."""
+    started, finished = fields.get("started_at"), fields.get("finished_at")
+    if not isinstance(started, datetime):
+        return None
+    return Run(
+        id=run_id,
+        started_at=started,
+        host=str(fields.get("host") or ""),
+        status=str(fields.get("status") or ""),
+        finished_at=finished if isinstance(finished, datetime) else None,
+        model=fields.get("model"),
+        completed=count_of(fields.get("completed")),
+        failed=count_of(fields.get("failed")),
+        images=count_of(fields.get("images")),
+        postponed=count_of(fields.get("postponed")),
+        images_per_second=number_of(fields.get("images_per_second")),
+        steady_images_per_second=number_of(fields.get("steady_images_per_second")),
+        device_busy=number_of(fields.get("device_busy")),
+        device_busy_of_run=number_of(fields.get("device_busy_of_run")),
+        peak_memory=count_of(fields.get("peak_memory")),
+        seconds=object_of(fields.get("seconds")),
+        versions=object_of(fields.get("versions")),
+    )
