@@ -145,7 +145,8 @@ class Finishing:
 def _log(outcome: Outcome) -> None:
     facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
     if isinstance(outcome, Completed):
-        log.info("completed %s", outcome.claim.id, extra=facts | {"image_url": outcome.image_url})
+        facts |= {"image_url": outcome.image_url, "images": outcome.pictures}
+        log.info("completed %s", outcome.claim.id, extra=facts)
         return
     fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"
     log.warning(
