@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from text2img.prompts.webhooks import Webhook
@@ -33,26 +34,34 @@ class Beside:
         self._send = send
         self._waiting: dict[Generation, list[Reached]] = {}
         self._sending: set[Generation] = set()
-        self._changed = threading.Condition()
+        self._busy: Counter[str] = Counter()  # requests under way, by origin
+        lock = threading.Lock()
+        self._there_is_more, self._sent = threading.Condition(lock), threading.Condition(lock)
+        self._lock = lock
         self._threads = 0
         self._idle = 0
 
     def put(self, address: str, generation_id: str, reached: Sequence[Reached]) -> None:
-        """Have the milestones of one step sent; those of earlier steps that still wait are dropped."""
-        with self._changed:
-            self._waiting[address, generation_id] = list(reached)
+        """Have the milestones of one step sent. Should the backend still be at an earlier one, those in
+        between are dropped; they are not where only our own threads are late.
+        """
+        generation = (address, generation_id)
+        with self._lock:
+            behind = generation in self._sending or self._busy[_origin(address)] >= _PER_ORIGIN
+            waiting = [] if behind else self._waiting.get(generation, [])
+            self._waiting[generation] = [*waiting, *reached]
             if len(self._waiting) > _MOST:
                 del self._waiting[next(iter(self._waiting))]
-            if not self._idle and self._threads < _THREADS:
+            if self._idle < len(self._waiting) and self._threads < _THREADS:
                 self._threads += 1
                 threading.Thread(target=self._work, name="progress", daemon=True).start()
-            self._changed.notify_all()
+            self._there_is_more.notify()
 
     def finish(self, address: str, generation_id: str, seconds: float) -> None:
         """Wait until all that was put for the generation is sent, for so long at the most; drop the rest."""
         generation = (address, generation_id)
-        with self._changed:
-            self._changed.wait_for(
+        with self._lock:
+            self._sent.wait_for(
                 lambda: generation not in self._waiting and generation not in self._sending, seconds
             )
             self._waiting.pop(generation, None)
@@ -61,20 +70,24 @@ class Beside:
         while taken := self._take():
             generation, reached = taken
             self._send(*generation, reached)
-            with self._changed:
+            with self._lock:
                 self._sending.discard(generation)
-                self._changed.notify_all()
+                self._busy.subtract([_origin(generation[0])])
+                self._busy += Counter()  # forgets whoever has none under way
+                self._there_is_more.notify()
+                self._sent.notify_all()
 
     def _take(self) -> tuple[Generation, Reached] | None:
         """What is sent next; None, and a thread less, where there is nothing for a while."""
-        with self._changed:
+        with self._lock:
             self._idle += 1
-            generation = self._changed.wait_for(self._next, _LINGERING)
+            generation = self._there_is_more.wait_for(self._next, _LINGERING)
             self._idle -= 1
             if generation is None:
                 self._threads -= 1
                 return None
             self._sending.add(generation)
+            self._busy[_origin(generation[0])] += 1
             first, *others = self._waiting.pop(generation)
             if others:
                 self._waiting[generation] = others
@@ -82,9 +95,12 @@ class Beside:
 
     def _next(self) -> Generation | None:
         """The one that has waited longest and may be sent now."""
-        busy = Counter(Webhook.of(address).origin for address, _ in self._sending)
         for generation in self._waiting:
-            room = busy[Webhook.of(generation[0]).origin] < _PER_ORIGIN
-            if room and generation not in self._sending:
+            if generation not in self._sending and self._busy[_origin(generation[0])] < _PER_ORIGIN:
                 return generation
         return None
+
+
+@lru_cache(maxsize=_MOST)
+def _origin(address: str) -> str:
+    return Webhook.of(address).origin

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.callbacks.answers import Result, Verdict, growing
 from text2img.callbacks.beside import Beside
 from text2img.callbacks.milestones import Milestones
-from text2img.callbacks.telling import gather_owed
+from text2img.callbacks.telling import PutOff, gather_owed
 from text2img.errors import DatabaseFailed, PromptFailed
 from text2img.prompts.webhooks import Webhook
 
@@ -35,6 +35,8 @@ _SOON: Final = 0.25
 """Seconds between looks while something is about to come due: the database's clock may lag behind ours."""
 _LATE: Final = 2.0
 """Seconds after which what came due and was not to be had is somebody else's."""
+_FORGOTTEN: Final = 600.0
+"""Seconds after which it no longer counts that a backend was in trouble."""
 _LAST_PROGRESS: Final = 2.0
 """Seconds that the end of a generation waits for its progress to arrive before it."""
 
@@ -58,7 +60,7 @@ class Courier:
         self.progress = Milestones(self._beside.put)
         self._lease = webhooks.timeout + 10
         self._troubles: dict[str, _Trouble] = {}
-        self._put_off: dict[str, tuple[Notice, Verdict, float]] = {}  # with when the receiver was asked
+        self._put_off: dict[str, PutOff] = {}
         self._busy: set[str] = set()
         self._changed = threading.Condition()
         self._news = self._again = True
@@ -98,7 +100,9 @@ class Courier:
         while not stop.is_set():
             self._send_due(stop, until)
             now, due = time.monotonic(), self._next_due()
-            if now >= until or not (self._busy or (due is not None and now + due < until)):
+            with self._changed:
+                under_way = self._busy or self._again  # whoever was busy a moment ago was passed over
+            if now >= until or not (under_way or (due is not None and now + due < until)):
                 break
             self._pause(_SOON if due is None else min(due, _SOON))
         with self._changed:
@@ -190,16 +194,19 @@ class Courier:
             trouble.failures += 1
             wait = max(verdict.wait, verdict.asked)
             trouble.until = now + max(growing(trouble.failures), verdict.asked)
-            self._put_off[notice.id] = notice, verdict, now
+            self._put_off[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
         self._database.postpone_notice(notice, wait, verdict.detail)
 
     def _next_due(self) -> float | None:
         """Seconds until something of ours may be due, at least 0; None where nothing of ours waits."""
         now = time.monotonic()
         with self._changed:
-            due = [asked + max(verdict.wait, verdict.asked) for _, verdict, asked in self._put_off.values()]
-            due += [trouble.until for trouble in self._troubles.values()]
-        due = [moment for moment in due if moment > now - _LATE]
+            self._put_off = {name: each for name, each in self._put_off.items() if each.due > now - _LATE}
+            self._troubles = {
+                origin: each for origin, each in self._troubles.items() if each.until > now - _FORGOTTEN
+            }
+            due = [each.due for each in self._put_off.values()]
+            due += [each.until for each in self._troubles.values() if each.until > now - _LATE]
         return max(0.0, min(due) - now) if due else None
 
     def _bring_forward(self) -> None:
@@ -207,6 +214,5 @@ class Courier:
         now = time.monotonic()
         with self._changed:
             put_off, self._put_off = self._put_off, {}
-        for notice, verdict, asked in put_off.values():
-            wait = max(0.0, asked + verdict.asked - now)
-            self._database.postpone_notice(notice, wait, verdict.detail)
+        for each in put_off.values():
+            self._database.postpone_notice(each.notice, max(0.0, each.asked - now), each.detail)

@@ -99,8 +99,10 @@ def deliver(
 
 
 @dataclass(frozen=True, slots=True)
-class _PutOff:
-    """An entry that waits for its next try; times by the monotonic clock."""
+class PutOff:
+    """A notice that waits for its next try: when it is due, and until when its receiver asked us to wait, by
+    the monotonic clock.
+    """
 
     notice: Notice
     detail: str
@@ -117,7 +119,7 @@ class _Delivery:
         self._database, self._receiver, self._worker, self._stop = database, receiver, worker, stop
         self._until = time.monotonic() + patience
         self._lease = 2 * receiver.timeout + 10
-        self._waiting: dict[str, _PutOff] = {}
+        self._waiting: dict[str, PutOff] = {}
 
     def run(self) -> None:
         """As deliver."""
@@ -146,7 +148,7 @@ class _Delivery:
         now = time.monotonic()
         wait = max(verdict.wait, verdict.asked)
         self._database.postpone_notice(notice, wait, verdict.detail)
-        self._waiting[notice.id] = _PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
+        self._waiting[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
 
     def _wait(self) -> bool:
         """Wait until the next of ours is due; False where none comes due in time."""

@@ -1,0 +1,294 @@
+"""A prompt's own webhooks, from the outside: a backend hears how far its generations are and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+import uuid
+from contextlib import closing
+
+import pytest
+from pymongo import MongoClient
+from standardwebhooks import Webhook
+from werkzeug import Response
+
+from tests.acceptance import product
+from tests.chaos.triggers import holding
+from tests.servers import free_port
+
+DATABASE = ("--database", "sqlite:///prompts.db")
+JOB = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL), "--webhook-host", "127.0.0.1")
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+CAPTION = "a large red circle on a blue background"
+PLACE = "/api/webhooks/inference"
+_SLOWLY = {"width": 256, "height": 256}
+"""Pixels that cost this small model some time: a step shall not be quicker than the test's own server."""
+MILESTONES = [0, 25, 50, 75, 90]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def backend(httpserver):
+    """Takes whatever comes."""
+    httpserver.expect_request(f"{PLACE}/progress", method="PATCH").respond_with_data("")
+    httpserver.expect_request(f"{PLACE}/complete", method="POST").respond_with_data("")
+    httpserver.expect_request(f"{PLACE}/failed", method="POST").respond_with_data("")
+    return httpserver
+
+
+def _enqueue(folder, *prompts, database=DATABASE):
+    lines = [json.dumps({"text": CAPTION, **prompt}) for prompt in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    assert product.run("enqueue", *database, "prompts.jsonl", folder=folder).returncode == 0
+
+
+def _heard(server, generation_id):
+    """(last word of the path, body) of what was said of a generation, in order."""
+    said = [(request.path.rsplit("/", 1)[1], request.get_json()) for request, _ in server.log]
+    return [(word, body) for word, body in said if body["generation_id"] == generation_id]
+
+
+def _ids(server, word):
+    return [sent.headers["webhook-id"] for sent, _ in server.log if sent.path.endswith(f"/{word}")]
+
+
+def _url(server, path=""):
+    return f"http://127.0.0.1:{server.port}{path}"
+
+
+def _row(folder, table, prompt_id):
+    with closing(sqlite3.connect(folder / "prompts.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        query = f"SELECT * FROM {table} WHERE _id = ?"  # noqa: S608 - the test's own
+        return connection.execute(query, [prompt_id]).fetchone()
+
+
+def _said_right(server, steps):
+    """Of the generation with so many steps: every milestone once and in order, then its completion."""
+    *progress, (word, complete) = _heard(server, f"g{steps}")
+    assert [word for word, _ in progress] == ["progress"] * 5
+    said = [body["progress"] for _, body in progress]
+    assert [each["progress_percent"] for each in said] == MILESTONES
+    assert {each["total_steps"] for each in said} == {steps}
+    for each in said:
+        assert each["current_step"] == -(-each["progress_percent"] * steps // 100)
+        assert each["estimated_seconds"] is None or each["estimated_seconds"] >= 0
+        assert set(each) == {"current_step", "total_steps", "progress_percent", "estimated_seconds"}
+    assert any(each["estimated_seconds"] is not None for each in said)
+    assert word == "complete"
+    metadata = {"seed": 7, "steps": steps, "guidance_scale": 4.0}
+    assert complete["metadata"] == metadata
+    assert complete["result_url"].endswith(f"/g{steps}.png")
+    assert set(complete) == {"generation_id", "result_url", "metadata"}
+
+
+def test_a_backend_hears_of_every_milestone_and_of_the_end(tmp_path, backend):
+    """For 1, 7 and 50 steps: 0, 25, 50, 75 and 90 % in order, then the completion; each request signed
+    and with the token, whichever way the backend's address was written.
+    """
+    ways = {1: "", 7: "/", 50: f"{PLACE}/progress"}
+    prompts = [
+        {
+            "id": f"g{steps}", "seed": 7, "guidance_scale": 4, "num_inference_steps": steps,
+            "webhook_url": _url(backend, path), **_SLOWLY,
+        }
+        for steps, path in ways.items()
+    ]  # fmt: skip
+    _enqueue(tmp_path, *prompts)
+    finished = product.run(*JOB, folder=tmp_path, INTERNAL_API_TOKEN="sesame", CALLBACK_SECRET=SECRET)
+    assert finished.returncode == 0, finished.stderr
+    for steps in ways:
+        _said_right(backend, steps)
+    for sent, _ in backend.log:
+        assert sent.method == ("PATCH" if sent.path.endswith("progress") else "POST")
+        assert sent.headers["authorization"] == "Bearer sesame"
+        assert sent.headers["x-request-source"] == "inference-server"
+        Webhook(SECRET).verify(sent.get_data(), dict(sent.headers))
+    assert "sesame" not in finished.stderr
+    assert product.run("status", *DATABASE, folder=tmp_path).returncode == 0
+
+
+def test_progress_and_result_are_of_all_its_pictures(tmp_path, backend):
+    """Three pictures in batches of two: one series of milestones over all their steps, one completion that
+    names them all.
+    """
+    prompt = {"id": "a", "num_images": 3, "num_inference_steps": 10, "webhook_url": _url(backend)}
+    _enqueue(tmp_path, prompt)
+    finished = product.run(*JOB, "--batch-size", "2", folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    *progress, (word, complete) = _heard(backend, "a")
+    assert [body["progress"]["progress_percent"] for _, body in progress] == MILESTONES
+    assert {body["progress"]["total_steps"] for _, body in progress} == {30}
+    assert word == "complete"
+    assert len(set(complete["result_urls"])) == 3
+    assert complete["result_url"] == complete["result_urls"][0]
+
+
+def test_a_slow_backend_is_told_the_newest_and_holds_up_nothing(tmp_path, httpserver):
+    """While it takes until the picture is stored to hear of 0 %, the milestones in between are dropped; the
+    newest is told, and then the completion.
+    """
+    picture, slept = tmp_path / "pictures" / "a.png", []
+
+    def handle(request):
+        begun = time.monotonic()
+        while not slept and not picture.exists() and time.monotonic() - begun < 4.5:
+            time.sleep(0.02)
+        slept.append(picture.exists())
+        return Response()
+
+    httpserver.expect_request(f"{PLACE}/progress").respond_with_handler(handle)
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
+    _enqueue(tmp_path, {"id": "a", "num_inference_steps": 20, "webhook_url": _url(httpserver)})
+    finished = product.run(*JOB, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert slept[0], "the picture waited for the backend"
+    *progress, (word, _) = _heard(httpserver, "a")
+    assert [body["progress"]["progress_percent"] for _, body in progress] == [0, 90]
+    assert word == "complete"
+
+
+def test_a_failure_is_told_with_its_code(tmp_path, backend):
+    """A prompt that cannot be made: failed, the code in capitals, the reason, no try before; no progress."""
+    _enqueue(tmp_path, {"id": "a", "width": 72, "height": 64, "webhook_url": _url(backend)})
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection, connection:
+        connection.execute("UPDATE datasets SET width = 65")
+    finished = product.run(*JOB, folder=tmp_path)
+    assert finished.returncode == 3, finished.stderr
+    [(word, body)] = _heard(backend, "a")
+    assert word == "failed"
+    assert "width" in body.pop("error_message")
+    assert body == {"generation_id": "a", "error_code": "INVALID_PARAMETERS", "retry_count": 0}
+
+
+@pytest.mark.parametrize("allowed", [(), ("--webhook-host", "backend.example, *.localhost")])
+def test_no_host_is_told_that_was_not_allowed(tmp_path, backend, allowed):
+    """The prompt fails before any work, with the option's name in the sentence; nothing goes to the host."""
+    good = {"id": "good"}
+    _enqueue(tmp_path, {"id": "a", "webhook_url": _url(backend)}, {"id": "b", "webhook_url": "no URL"}, good)
+    finished = product.run(
+        *JOB[:-2], *allowed, "--num-inference-steps", "1", folder=tmp_path, INTERNAL_API_TOKEN="t"
+    )
+    assert (finished.returncode, finished.stdout.split(";")[0]) == (3, "completed 1, failed 2, remaining 0")
+    for name, words in (("a", "--webhook-host"), ("b", "webhook_url must be")):
+        row = _row(tmp_path, "datasets", name)
+        assert (row["status"], row["error_code"]) == ("error", "invalid_parameters")
+        assert words in row["error"]
+        assert row["webhook_untold"] is None
+        assert not (tmp_path / "pictures" / f"{name}.png").exists()
+    assert backend.log == []
+
+
+def test_what_a_dead_backend_missed_the_next_run_tells(tmp_path, backend):
+    """With nobody there the picture is made, the status is 0 and ``status`` shows what is untold; a run with
+    nothing else to do tells it.
+    """
+    _enqueue(
+        tmp_path, {"id": "a", "num_inference_steps": 1, "webhook_url": f"http://127.0.0.1:{free_port()}"}
+    )
+    down = product.run(*JOB, "--callback-patience", "1", folder=tmp_path)
+    assert (down.returncode, down.stdout.split(";")[0]) == (0, "completed 1, failed 0, remaining 0")
+    status = product.run("status", *DATABASE, folder=tmp_path).stdout
+    assert "notices: 1 still to be told, 0 refused" in status
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection, connection:  # it has moved
+        where = (f"{_url(backend)}{PLACE}/complete", _url(backend))
+        connection.execute("UPDATE callbacks SET url = ?, origin = ?", where)
+    assert product.run(*JOB, folder=tmp_path).returncode == 0
+    assert [word for word, _ in _heard(backend, "a")] == ["complete"]
+    status = product.run("status", *DATABASE, folder=tmp_path).stdout
+    assert "still to be told" in status
+    assert "notices: 1" not in status
+
+
+def _killed_when(folder, condition):
+    """Start a run, and kill it with SIGKILL once the condition is true."""
+    process = subprocess.Popen(
+        product.command(*JOB, "--num-inference-steps", "1"),
+        cwd=folder,
+        env=product.environment(folder),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 60
+        while not condition():
+            assert process.poll() is None, "it ended before"
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_between_record_and_notice_the_next_run_tells_it(tmp_path, backend):
+    """SIGKILL when the prompt is completed and its notice not yet kept: the next run tells it once, under the
+    id that was recorded with it.
+    """
+    _enqueue(tmp_path, {"id": "a", "webhook_url": _url(backend)})
+    with holding(tmp_path / "prompts.db", "BEFORE INSERT ON callbacks", 1) as sight:
+        _killed_when(tmp_path, sight.is_set)
+    row = _row(tmp_path, "datasets", "a")
+    assert (row["status"], _ids(backend, "complete")) == ("completed", [])
+    assert product.run(*JOB, folder=tmp_path).returncode == 0
+    assert _ids(backend, "complete") == [row["webhook_untold"]]
+    assert product.run(*JOB, folder=tmp_path).returncode == 0
+    assert len(_ids(backend, "complete")) == 1
+
+
+def test_killed_while_it_tells_the_next_run_tells_it_under_the_same_id(tmp_path, httpserver):
+    """SIGKILL after the backend has heard and before it has answered: it hears once more, with the same id
+    and body, so that it knows it for the same.
+    """
+    heard, killed = [], []
+
+    def handle(request):
+        heard.append((request.headers["webhook-id"], request.get_data()))
+        while not killed:
+            time.sleep(0.02)
+        return Response()
+
+    httpserver.expect_request(f"{PLACE}/progress").respond_with_data("")
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(handle)
+    _enqueue(tmp_path, {"id": "a", "webhook_url": _url(httpserver)})
+    _killed_when(tmp_path, lambda: heard)
+    killed.append(True)
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection, connection:
+        connection.execute("UPDATE callbacks SET lease_expires_at = NULL")  # 15 s, which are not waited for
+    assert product.run(*JOB, folder=tmp_path).returncode == 0
+    assert len(heard) == 2
+    assert heard[0] == heard[1]
+
+
+def test_all_of_it_on_mongodb(tmp_path, mongodb_server, backend):
+    """The same job over MongoDB: milestones, completion, failure, and nothing untold."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    uri = f"{mongodb_server.rstrip('/')}/{name}"
+    with MongoClient(uri) as client:
+        client[name].datasets.insert_many([
+            {"_id": "g7", "text": CAPTION, "seed": 7, "guidance_scale": 4, "num_inference_steps": 7,
+             "webhook_url": _url(backend), **_SLOWLY},
+            {"_id": "bad", "text": CAPTION, "width": 65, "webhook_url": _url(backend)},
+        ])  # fmt: skip
+        finished = product.run("--mongo-uri", uri, *JOB[2:], folder=tmp_path)
+        assert finished.returncode == 3, finished.stderr
+        _said_right(backend, 7)
+        assert [word for word, _ in _heard(backend, "bad")] == ["failed"]
+        assert client[name].callbacks.count_documents({"state": "told"}) == 2
+        assert client[name].datasets.count_documents({"webhook_untold": {"$exists": True}}) == 0
+
+
+@pytest.mark.parametrize(
+    ("hosts", "status", "said"),
+    [("127.0.0.1, *.example.com", 0, "127.0.0.1, *.example.com may be told"),
+     ("no-such-host.invalid", 1, "no-such-host.invalid has no address"), ("https://x", 2, "is no host")],
+)  # fmt: skip
+def test_doctor_looks_the_hosts_up(tmp_path, hosts, status, said):
+    """Names that nobody knows, and what is no name, are found before a run."""
+    _enqueue(tmp_path, {"id": "a"})
+    finished = product.run("doctor", *JOB[:-1], hosts, folder=tmp_path)
+    assert finished.returncode == status, finished.stdout
+    assert said in finished.stdout
