@@ -9,6 +9,7 @@ import hashlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -105,7 +106,8 @@ class Finishing:
             self._lost([request.prompt.claim])
             return None
 
-    def _store(self, request: Request, picture: Picture) -> Completed:
+    def _store(self, asked: Request, picture: Picture) -> Completed:
+        request = _as_made(asked, picture)
         card, claim = self._parts.card, request.prompt.claim
         made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
         made["approximations"] = card.approximations
@@ -122,6 +124,7 @@ class Finishing:
             sha256=hashlib.sha256(file.data).hexdigest(),
             truncated=picture.truncated,
             evaluations=self._evaluated(picture, request),
+            notes=picture.notes,
             **made,
         )
 
@@ -140,6 +143,17 @@ class Finishing:
     def _lost(self, claims: Collection[Claim]) -> None:
         for claim in claims:
             log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
+
+
+def _as_made(request: Request, picture: Picture) -> Request:
+    """The request with the size and the seed that the picture really has: what is recorded must be true."""
+    height, width = picture.pixels.shape[:2]
+    wanted = request.parameters
+    if (width, height) != (wanted.width, wanted.height):
+        wanted = replace(wanted, width=width, height=height, aspect_ratio=None)
+    if picture.seed is not None:
+        wanted = replace(wanted, seed=picture.seed)
+    return request if wanted is request.parameters else replace(request, parameters=wanted)
 
 
 def _log(outcome: Outcome) -> None:

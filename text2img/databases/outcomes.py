@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from text2img.databases import webhook_id
 from text2img.databases.documents import AT_TIMES, CLAIM_FIELDS, FAILURE_FIELDS, OWED, SUCCESS_FIELDS
-from text2img.prompts import APPROXIMATIONS, Completed, Failed, Status
+from text2img.prompts import APPROXIMATIONS, NOTES, Completed, Failed, Status
 from text2img.prompts.parameters import RECORDED_NAMES
 from text2img.prompts.places import gcs_url
 
@@ -51,7 +51,7 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
 def absent_from(done: Completed) -> tuple[str, ...]:
     """Fields that a completed prompt's result lacks and an earlier one may have had."""
     used = {**_used(done), **_more(done)}
-    return tuple(name for name in (*AT_TIMES, *RECORDED_NAMES, *APPROXIMATIONS) if name not in used)
+    return tuple(name for name in (*AT_TIMES, *RECORDED_NAMES, *APPROXIMATIONS, *NOTES) if name not in used)
 
 
 def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
@@ -99,7 +99,8 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
 
 def _used(done: Completed) -> dict[str, object]:
     used = done.request.parameters.recorded
-    return {**used, "scheduler": done.scheduler, "model": done.model, **done.approximations}
+    made = {"scheduler": done.scheduler, "model": done.model}
+    return {**used, **made, **done.approximations, **done.notes}
 
 
 def _more(done: Completed) -> dict[str, object]:

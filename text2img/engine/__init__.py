@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from text2img.prompts.parameters import Wishes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -26,6 +28,8 @@ class ModelCard:
     ``scheduler`` its own scheduler's name, ``schedulers`` the names a request may ask for. ``largest`` is the
     most pixels a side can have, where that has an end; ``longest`` the most steps by scheduler, else 1000.
     ``approximations`` says, by name, in what its pictures differ from those that it would draw by itself.
+    ``wishes`` is what it draws well with, where nobody asks for anything; what it leaves open, the run's
+    defaults say.
     """
 
     name: str
@@ -39,15 +43,22 @@ class ModelCard:
     largest: int | None = None
     longest: Mapping[str, int] = field(default_factory=dict)
     approximations: Mapping[str, object] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """``pixels``: uint8, (height, width, 3), RGB. ``truncated``: the model did not read the whole text."""
+    """``pixels``: uint8, (height, width, 3), RGB. ``truncated``: the model did not read the whole text.
+
+    Who draws elsewhere may choose: the height and width may be others than was asked for, and ``seed`` is the
+    one that was used, where it was another. ``notes``: those of the domain's NOTES that it was told.
+    """
 
     pixels: NDArray[np.uint8]
     scheduler: str
     truncated: bool = False
+    seed: int | None = None
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPROXIMATIONS",
+    "NOTES",
     "SCHEDULERS",
     "Claim",
     "Completed",
@@ -49,6 +50,8 @@ LONGEST_WAIT = 86_400.0
 """Seconds between two tries at the most."""
 APPROXIMATIONS = ("feature_cache", "autoencoder")
 """What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
+NOTES = ("request_id", "billed_units")
+"""What a hosted generator tells of a picture: its name for the request, and the units of its price billed."""
 
 
 class Status(StrEnum):
@@ -151,7 +154,8 @@ class Completed:
     ``image_urls``, of a prompt with several, is where all are, in order. ``request`` is the first one's.
 
     ``evaluations``: what an evaluator saw in each picture, in order; empty where there was no evaluator.
-    ``approximations``: those of APPROXIMATIONS that were on, with their values.
+    ``approximations``: those of APPROXIMATIONS that were on, with their values. ``notes``: those of NOTES
+    that the engine was told.
     """
 
     request: Request
@@ -163,6 +167,7 @@ class Completed:
     image_urls: tuple[str, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     approximations: Mapping[str, object] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def pictures(self) -> int:

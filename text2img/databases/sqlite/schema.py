@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
-from text2img.prompts import APPROXIMATIONS
+from text2img.prompts import APPROXIMATIONS, NOTES
 from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("prompt", "image_url", "image_urls", "gcs_url", "status", "score", "scores", "evaluation"),
         *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
+        *NOTES,
     ),
     "runs": (
         _ID,
