@@ -1,0 +1,32 @@
+"""How long to wait before asking again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from text2img.waits import asked, growing
+
+
+def test_waits_grow_to_their_end():
+    """Twice as long each time, up to the longest, less at most a quarter; any number of tries will do."""
+    for tries, longest in ((1, 1), (2, 2), (5, 16), (6, 20), (10_000, 20)):
+        assert 0.75 * longest <= growing(tries, 20) <= longest
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, 0), ("", 0), ("7", 7), (" 7 ", 7), ("99999", 3600), ("-3", 0), ("soon", 0), ("9" * 30, 0)],
+)
+def test_what_is_asked_for_in_seconds(header, seconds):
+    """A number of seconds counts up to the longest; what cannot be read asks for nothing."""
+    assert asked(header, 3600) == seconds
+
+
+def test_what_is_asked_for_by_a_date():
+    """A date means until then; one that has passed asks for nothing."""
+    now = datetime.now(UTC)
+    assert 25 < asked(format_datetime(now + timedelta(seconds=30), usegmt=True), 3600) <= 30
+    assert asked(format_datetime(now - timedelta(seconds=30), usegmt=True), 3600) == 0
