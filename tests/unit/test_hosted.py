@@ -1,0 +1,389 @@
+"""The hosted engine against a service over the wire: what is asked of it, and what its answers become."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import nullcontext as nothing
+
+import pytest
+
+from tests.hosted import TEXT, engine, generate, request
+from tests.servers.fal import KEY, MODEL, data_url, painted, shade
+from text2img.engine import Picture
+from text2img.engine.hosted import HostedOptions
+from text2img.engine.hosted.engine import HostedEngine
+from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped
+from text2img.prompts import Wishes
+
+
+def failed(fal, **options):
+    """The failure that the one prompt became."""
+    (end,) = generate(fal, **options)
+    assert isinstance(end, PromptFailed)
+    return end
+
+
+def test_a_picture_comes_back_as_it_was_asked_for(fal):
+    """The model's documented input goes out; the pixels, the cost and the request's id come back."""
+    (picture,) = generate(fal, request(negative_prompt="blurry"))
+    assert fal.submitted == [
+        {
+            "prompt": TEXT,
+            "negative_prompt": "blurry",
+            "seed": 11,
+            "num_inference_steps": 4,
+            "guidance_scale": 2.5,
+            "image_size": {"width": 128, "height": 64},
+            "num_images": 1,
+            "output_format": "png",
+            "enable_safety_checker": True,
+        }
+    ]
+    assert picture.pixels.shape == (64, 128, 3)
+    assert tuple(picture.pixels[0, 0]) == shade(11)
+    assert (picture.scheduler, picture.seed, picture.truncated) == ("hosted", None, False)
+    assert picture.notes == {"request_id": next(iter(fal.requests)), "billed_units": 1.5}
+
+
+def test_the_key_goes_to_the_queue_and_not_with_the_picture(fal):
+    """Whoever keeps the pictures' files never sees the key."""
+    generate(fal)
+    assert fal.keys_at_files == [None]
+
+
+def test_a_batch_is_drawn_at_once_and_comes_back_in_order(fal):
+    """Four requests are at the service together; each picture is its own request's; progress is told."""
+    fal.together = threading.Barrier(4)
+    steps = []
+    batch = [request(name=str(seed), seed=seed) for seed in (5, 6, 7, 8)]
+    pictures = engine(fal).generate(batch, lambda done, of: steps.append((done, of)))
+    assert [tuple(picture.pixels[0, 0]) for picture in pictures] == [shade(seed) for seed in (5, 6, 7, 8)]
+    assert steps[-1] == (4, 4)
+
+
+def test_the_safety_checker_goes_as_the_team_wants_it(fal):
+    """A configuration that switches the checker off is told to the service."""
+    generate(fal, safety_checker=False)
+    assert fal.submitted[0]["enable_safety_checker"] is False
+
+
+def test_a_picture_inside_the_answer(fal):
+    """A data: URL is read like a file; nothing else is fetched."""
+    fal.plan(TEXT, fields={"images": [{"url": data_url(3, (128, 64))}]})
+    (picture,) = generate(fal)
+    assert tuple(picture.pixels[0, 0]) == shade(3)
+    assert fal.keys_at_files == []
+
+
+def test_what_was_chosen_elsewhere_is_said(fal):
+    """Another seed and another size than asked for are the picture's own, not corrected and not hidden."""
+    fal.plan(TEXT, size=(96, 96), fields={"seed": 99})
+    (picture,) = generate(fal)
+    assert picture.seed == 99
+    assert picture.pixels.shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("fields", [{"seed": None}, {"seed": "11"}, {"seed": -4}, {"seed": True}])
+def test_a_seed_that_is_none_is_not_believed(fal, fields):
+    """Where the answer tells no seed, or none that can be one, the one asked for stands."""
+    fal.plan(TEXT, fields=fields)
+    assert generate(fal)[0].seed is None
+
+
+@pytest.mark.parametrize("units", ["nan", "inf", "-1", "", "a lot"])
+def test_a_cost_that_is_no_number_is_not_noted(fal, units):
+    """Only a finite number of units, from 0 on, counts as what was billed."""
+    fal.plan(TEXT, headers={"x-fal-billable-units": units})
+    assert "billed_units" not in generate(fal)[0].notes
+
+
+BLACK = painted(None, (128, 64))
+SCHEMA = {
+    "detail": [
+        {"loc": ["body", "num_inference_steps"], "msg": "must be at most 12", "type": "less_than_equal"}
+    ]
+}
+POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "was flagged", "type": "content_policy_violation"}]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "words"),
+    [
+        ({"submit": [(422, {}, SCHEMA)]}, "invalid_parameters", "num_inference_steps must be at most 12"),
+        ({"result": [(422, {}, SCHEMA)]}, "invalid_parameters", "num_inference_steps must be at most 12"),
+        ({"result": [(422, {}, POLICY)]}, "safety", "prompt was flagged"),
+        ({"fields": {"has_nsfw_concepts": [True]}}, "safety", "flagged the picture"),
+        ({"fields": {"has_nsfw_concepts": None}, "picture": BLACK}, "safety", "all black"),
+        ({"result": [(500, {}, {"detail": "CUDA ran dry"})]}, "generation_failed", "CUDA ran dry"),
+        ({"result": [(200, {}, b"<html>")]}, "generation_failed", "no JSON object"),
+        ({"submit": [(200, {}, {"request_id": "../../x"})]}, "generation_failed", "no request_id"),
+        ({"fields": {"images": []}}, "generation_failed", "no picture"),
+        ({"fields": {"images": [{"url": 7}]}}, "generation_failed", "no picture"),
+        ({"fields": {"images": [{"url": "data:image/png;base64,!!"}]}}, "generation_failed", "no base64"),
+        ({"picture": b"GIF89a"}, "generation_failed", "should be a picture is none"),
+        ({"picture": painted(1, (128, 64))[:-40]}, "generation_failed", "should be a picture is none"),
+        ({"picture": painted(1, (9000, 8000))}, "generation_failed", "too large"),
+        ({"states": ["CANCELLED"]}, "generation_failed", "the request is CANCELLED"),
+    ],
+)
+def test_what_fails_one_prompt(fal, plan, code, words):
+    """Each answer becomes the failure of its prompt by the code that fits, with the reason."""
+    fal.plan(TEXT, **plan)
+    end = failed(fal)
+    assert end.code == ErrorCode(code)
+    assert words in str(end)
+    assert "\n" not in str(end)
+
+
+def test_black_pictures_are_believed_where_the_checker_speaks_or_is_off(fal):
+    """A black picture that the service calls safe, or that no checker has seen, is a picture."""
+    fal.plan(TEXT, picture=BLACK)
+    assert isinstance(generate(fal)[0], Picture)
+    fal.plan(TEXT, picture=BLACK, fields={"has_nsfw_concepts": None})
+    assert isinstance(generate(fal, safety_checker=False)[0], Picture)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "https://127.0.0.1/x.png",
+        "http://127.0.0.1:1/files/x.png",
+        "https://fal.media.example.com/x.png",
+        "https://notfal.media/x.png",
+        "http://v3.fal.media/x.png",
+        "https://v3.fal.media:8443/x.png",
+        "https://user@v3.fal.media/x.png",
+        "https://storage.googleapis.com/other/x.png",
+        "https://[::1",
+        "file:///etc/passwd",
+        "ftp://fal.media/x.png",
+        "https://v3.fal.media\\@example.com/x.png",
+        "",
+    ],
+)
+def test_addresses_that_are_not_the_services_are_not_asked(fal, address):
+    """A picture is fetched from the service's own hosts alone, whatever its answer says."""
+    fal.plan(TEXT, fields={"images": [{"url": address}]})
+    end = failed(fal)
+    assert end.code is ErrorCode.GENERATION_FAILED
+    assert "address" in str(end)
+    assert fal.keys_at_files == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://v3.fal.media/files/a/b.png",
+        "https://fal.media/files/b.png",
+        "https://storage.googleapis.com/falserverless/b.png",
+    ],
+)
+def test_addresses_of_the_service_itself(address):
+    """The hosts where fal keeps pictures are taken; loopback is not, unless the operator points there."""
+    from text2img.engine.hosted.files import check_address
+
+    check_address(address, None)
+    check_address("http://127.0.0.1:9/files/b.png", "http://127.0.0.1:9/queue")
+    with pytest.raises(PromptFailed):
+        check_address("http://127.0.0.1:9/files/b.png", None)
+
+
+def test_what_passes_is_waited_out(fal):
+    """429 with Retry-After, 503 and a gateway's page are asked again; the picture comes in the end."""
+    answers = [(429, {"retry-after": "1"}, {}), (503, {}, b"<html>nginx</html>")]
+    fal.plan(TEXT, submit=answers, result=[(502, {}, b"<html>nginx</html>")])
+    begun = time.monotonic()
+    (picture,) = generate(fal, patience=20)
+    assert isinstance(picture, Picture)
+    assert time.monotonic() - begun >= 1
+    assert fal.asked["submit"] == 3
+    assert len(fal.submitted) == 1
+
+
+def test_a_wait_beyond_the_patience_is_not_begun(fal):
+    """Who is put off for longer than the patience says so at once."""
+    fal.plan(TEXT, submit=[(429, {"retry-after": "600"}, {})])
+    begun = time.monotonic()
+    with pytest.raises(DeviceFailed, match="429"):
+        generate(fal, patience=20)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_service_that_is_away_fails_the_run_and_no_prompt(fal):
+    """When nothing works for as long as the patience lasts, no prompt's try is used up."""
+    fal.down = True
+    with pytest.raises(DeviceFailed, match="fal answers 503"):
+        generate(fal, request(name="1"), request(name="2"))
+
+
+def test_a_service_that_is_not_there(fal):
+    """A refused connection reads as one line, without an address that could hold a secret."""
+    with pytest.raises(DeviceFailed, match=r"127\.0\.0\.1 refuses connections"):
+        generate(fal, url="http://127.0.0.1:9", patience=0.5)
+
+
+def test_pictures_that_were_made_are_kept_when_the_service_goes_away(fal):
+    """Where one of a batch is there, the others fail by themselves, to be tried again: it was paid for."""
+    fal.plan("lost", submit=[(503, {}, b"")], forever=True)
+    made, lost = generate(fal, request(name="1"), request("lost", name="2"))
+    assert isinstance(made, Picture)
+    assert isinstance(lost, PromptFailed)
+    assert lost.code is ErrorCode.GENERATION_FAILED
+
+
+def test_a_request_that_cannot_be_fetched_alone_does_not_end_every_run(fal):
+    """A single request that the service took, and then has only faults for, fails by itself."""
+    fal.plan(TEXT, result=[(503, {}, b"")], forever=True)
+    assert failed(fal).code is ErrorCode.GENERATION_FAILED
+    assert fal.cancelled == [TEXT]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((401, {}, {"detail": f"no access with Key {KEY}"}), "refuses the key (401: no access with Key ***)"),
+        ((403, {}, {"detail": "User is locked. See https://fal.ai/dashboard?t=1"}), "locked. See …"),
+        ((402, {}, {}), "wants to be paid"),
+        ((404, {}, {"detail": "Application not found"}), "knows no model fal-ai/flux/dev"),
+        ((307, {"location": "https://example.com"}, {}), "redirects"),
+    ],
+)
+def test_what_ends_the_run(fal, answer, words):
+    """What would be said of every prompt is the run's failure; neither the key nor an address is repeated."""
+    fal.plan(TEXT, submit=[answer], forever=True)
+    with pytest.raises(ModelFailed) as failure:
+        generate(fal, request(name="1"), request(name="2"))
+    assert words in str(failure.value)
+    assert KEY not in str(failure.value)
+
+
+@pytest.mark.parametrize("where", ["submit", "IN_QUEUE", "result", "file"])
+def test_what_hangs_is_given_up(fal, where):
+    """A service that takes a question and never answers, or lets a file trickle, costs a bounded time."""
+    fal.plan(TEXT, hangs=where)
+    begun = time.monotonic()
+    with pytest.raises(DeviceFailed) if where == "submit" else nothing():
+        assert failed(fal, timeout=0.5, patience=1).code is ErrorCode.GENERATION_FAILED
+    assert time.monotonic() - begun < 10
+
+
+def test_a_request_that_stays_as_it_is_is_taken_back(fal):
+    """One that makes no progress for the stall timeout is cancelled, and fails alone."""
+    fal.plan("stuck", states=["IN_QUEUE"])
+    made, stuck = generate(fal, request(name="1"), request("stuck", name="2"), stall_timeout=1)
+    assert isinstance(made, Picture)
+    assert str(stuck) == "fal has kept the request IN_QUEUE for 1 s"
+    assert fal.cancelled == ["stuck"]
+
+
+def test_a_huge_download_is_cut_off(fal):
+    """More than 64 MiB is not read to its end."""
+    fal.plan(TEXT, picture=b"\x89PNG" + bytes(65 * 2**20))
+    assert str(failed(fal, timeout=30)) == "fal's answer is malformed: it is too large"
+
+
+def test_a_stop_takes_the_requests_back(fal):
+    """What on_step raises ends the batch soon, and what waits at the service is cancelled there."""
+    texts = ["one", "two", "three"]
+    for text in texts:
+        fal.plan(text, states=["IN_QUEUE"])
+
+    def on_step(done, of):
+        if len(fal.requests) == 3:
+            raise Stopped(signal.SIGTERM)
+
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        engine(fal).generate([request(text, name=text) for text in texts], on_step)
+    assert time.monotonic() - begun < 5
+    assert sorted(fal.cancelled) == sorted(texts)
+
+
+def test_a_stop_does_not_wait_for_what_hangs(fal):
+    """Also while the service says nothing, a stop comes through within seconds."""
+    fal.plan(TEXT, hangs="submit")
+
+    def on_step(done, of):
+        if fal.reached.is_set():
+            raise Stopped(signal.SIGTERM)
+
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        engine(fal, timeout=60, patience=60).generate([request()], on_step)
+    assert time.monotonic() - begun < 6
+
+
+def test_the_card_needs_no_network():
+    """Sizes, steps and what the model draws well with are known without asking anybody."""
+    away = {"key": KEY, "url": "http://127.0.0.1:9"}
+    card = HostedEngine(HostedOptions(model="fal-ai/flux/schnell", **away)).inspect()
+    assert (card.name, card.width, card.height) == ("fal:fal-ai/flux/schnell", 1024, 1024)
+    assert (card.wishes.num_inference_steps, card.longest["hosted"]) == (4, 12)
+    assert HostedEngine(HostedOptions(model="someone/thing", **away)).inspect().wishes == Wishes()
+
+
+@pytest.mark.parametrize(
+    ("model", "wishes", "words"),
+    [
+        ("fal-ai/flux/schnell", {"num_inference_steps": 13}, "at most 12"),
+        (MODEL, {"scheduler": "euler"}, "it takes only its own"),
+        (MODEL, {"lora": {"path": "someone/lora"}}, "takes no LoRAs"),
+    ],
+)
+def test_what_a_hosted_model_does_not_do_is_refused_here(fal, model, wishes, words):
+    """Before anything is sent and paid, a prompt learns what such a model cannot do."""
+    with pytest.raises(PromptFailed, match=words):
+        engine(fal, model=model).prepare(request(**wishes))
+    assert fal.submitted == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": "a b"},
+        {"key": "a\nb"},
+        {"url": "http://example.com"},
+        {"url": "https://user:word@example.com"},
+        {"url": "ftp://127.0.0.1"},
+        {"url": "https://example.com/?q=1"},
+    ],
+)
+def test_options_that_would_not_do(wrong):
+    """A key that no header carries, and a URL to which it would go in the clear, are refused at once."""
+    with pytest.raises(ConfigurationError) as failure:
+        HostedOptions(**{"model": MODEL, "key": KEY, **wrong})
+    assert wrong.get("key", "word") not in str(failure.value)
+
+
+def test_the_key_is_not_in_the_options_repr():
+    """Options may be logged."""
+    assert KEY not in repr(HostedOptions(model=MODEL, key=KEY))
+
+
+def test_doctor_asks_for_the_price(fal):
+    """The key and the model are tried without a picture being made, and the price is told."""
+    said = engine(fal).look_up()
+    assert said == "fal-ai/flux/dev: the key is accepted; 0.025 USD per megapixels"
+    assert fal.submitted == []
+    with pytest.raises(ModelFailed, match="refuses the key"):
+        engine(fal, key="another").look_up()
+    with pytest.raises(ModelFailed, match="knows no model"):
+        engine(fal, model="fal-ai/nothing").look_up()
+
+
+def test_torch_is_not_imported(fal):
+    """A whole hosted batch leaves torch, diffusers and transformers alone."""
+    script = (
+        "import sys; sys.path.insert(0, '.'); from tests.hosted import generate\n"
+        f"class Fal: url = {fal.url!r}\n"
+        "print(generate(Fal)[0].pixels.shape, {'torch', 'diffusers', 'transformers'} & set(sys.modules))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert made.stdout == "(64, 128, 3) set()\n"
