@@ -50,15 +50,24 @@ class _Level(PydanticBaseSettingsSource):
         settled = set(self.current_state)
         settled = settled.union(*(same for same in _SAME if same & settled))
         said = {name: value for name, value in self._source().items() if name not in settled}
-        secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else ()
-        for name in set(secrets) - settled - said.keys():
-            if path := self._source.env_vars.get(f"{name}_file"):
-                said[name] = _first_line(name, path)
+        secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else {}
+        for name in secrets.keys() - settled - said.keys():
+            if value := self._secret((name, *secrets[name])):
+                said[name] = value
         return said
+
+    def _secret(self, spellings: Sequence[str]) -> str | None:
+        """What the first of these variables says, or the file that it names."""
+        for name in spellings:
+            if value := self._source.env_vars.get(name):
+                return value
+            if path := self._source.env_vars.get(f"{name}_file"):
+                return _first_line(name, path)
+        return None
 
 
 class _Environment(BaseSettings):
-    secrets: ClassVar[tuple[str, ...]] = ()
+    secrets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     flags_alone: ClassVar[bool] = False
     model_config = SettingsConfigDict(
         env_ignore_empty=True,  # compose files pass what is unset as empty
@@ -100,7 +109,7 @@ def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    _ = settings.batches, settings.object_names
+    _ = settings.batches, settings.object_names, settings.hosted_model
     try:
         settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
     except PromptFailed as exc:
@@ -135,7 +144,11 @@ def _read(
     }
     model = create_model("Environment", __base__=_Environment, **fields)
     model.flags_alone = not environment
-    model.secrets = tuple(option.variable.lower() for option in options if option.secret)
+    model.secrets = {
+        option.variable.lower(): tuple(name.lower() for name in option.also)
+        for option in options
+        if option.secret
+    }
     given = {option.variable.lower(): flags[option.name] for option in options if option.name in flags}
     try:
         values = model(**given).model_dump()

@@ -7,6 +7,7 @@ module does not know what the options do, and imports little, so that ``--help``
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5)
 """What a picture gets where nobody wishes otherwise; its size is the model's own."""
+_HOSTED = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,7}", re.ASCII)
+"""A model's name with its owner, and what of it is asked: fal-ai/flux/dev. It becomes a part of URLs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option as people meet it. ``default`` is shown where the field's own default does not say it."""
+    """An option as people meet it. ``default`` is shown where the field's own default does not say it.
+
+    ``also``: further variables that say the same, where ``variable`` says nothing.
+    """
 
     name: str
     flag: str
@@ -37,6 +43,7 @@ class Option:
     default: object
     secret: bool
     shown: str | None
+    also: tuple[str, ...] = ()
 
     @property
     def switch(self) -> bool:
@@ -171,6 +178,19 @@ class Settings:
         "an approximation: folder or hub id of a tiny autoencoder that decodes instead of the model's own",
     )
 
+    generator: str = _option(
+        "local", "generator", "local, or fal:MODEL: a model that fal hosts, such as fal:fal-ai/flux/dev"
+    )
+    generator_url: str | None = _option(
+        None, "generator", "the URL of another service that speaks like the generator's", shown="fal's own"
+    )
+    generator_patience: Annotated[float, Gt(0), Le(86_400)] = _option(
+        60, "generator", "seconds that a run goes on asking a hosted generator that does not answer"
+    )
+    fal_ai_api_key: str | None = _option(
+        None, "generator", "the key for fal; FAL_KEY says the same", secret=True, also=("FAL_KEY",)
+    )
+
     num_inference_steps: int | None = _option(
         None, "generation", "denoising steps", shown=str(DEFAULTS.num_inference_steps)
     )
@@ -294,6 +314,22 @@ class Settings:
             ) from None
 
     @property
+    def hosted_model(self) -> str | None:
+        """The service's name of the model that draws, None where it is drawn here.
+
+        Raises ConfigurationError for a generator that there is not.
+        """
+        if self.generator == "local":
+            return None
+        kind, _, model = self.generator.partition(":")
+        if kind != "fal" or not _HOSTED.fullmatch(model):
+            raise ConfigurationError(
+                "--generator (GENERATOR): it should be local, or fal:MODEL, such as fal:fal-ai/flux/dev;"
+                f" it is {self.generator[:60]!r}"
+            )
+        return model
+
+    @property
     def database_url(self) -> str:
         """The database's URL; raises ConfigurationError unless exactly one was given."""
         return _one_of(
@@ -325,6 +361,7 @@ def options() -> Iterator[Option]:
             default=declared.default,
             secret=more.get("secret", False),
             shown=more.get("shown"),
+            also=more.get("also", ()),
         )
 
 

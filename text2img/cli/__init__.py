@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 _EVERYTHING = (
-    *("database", "output", "callback", "input", "selection", "model", "generation", "picture"),
+    *("database", "output", "callback", "input", "selection", "model", "generator", "generation", "picture"),
     *("evaluation", "run"),
     "logging",
 )

@@ -43,15 +43,17 @@ class _Doctor:
 
     def device(self) -> str:
         """Look for the device."""
-        from text2img.engine.devices import check_device
-
-        check_device(self._settings.device)
+        parts.check_device(self._settings)
         return f"{self._settings.device} is there"
 
     def model(self) -> str:
         """Find the model and check what can be known without its weights' values."""
         card = parts.engine(self._settings, self._configuration).inspect()
         return f"{card.name}, {card.width}×{card.height}, {card.scheduler}"
+
+    def generator(self) -> str:
+        """Ask the hosted generator for its price, which needs the key and costs nothing."""
+        return parts.hosted(self._settings, self._configuration).look_up()
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
@@ -93,7 +95,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     """Print a line for each trial; the exit status is that of the first that failed."""
     del arguments, progress
     doctor = _Doctor(settings)
-    trials = [doctor.database, doctor.storage, doctor.device, doctor.model, doctor.callback]
+    drawing = [doctor.generator] if settings.hosted_model else [doctor.device, doctor.model]
+    trials = [doctor.database, doctor.storage, *drawing, doctor.callback]
     if settings.webhook_host:
         trials.append(doctor.webhooks)
     if settings.signature_font or settings.artist_name:

@@ -37,6 +37,10 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
         waiting, prompts = waiting + len(added), [*prompts, *added]
     configured = configuration.wishes if configuration else Wishes()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
+    own = Wishes()
+    if settings.hosted_model:  # of which all that can be known is known without asking
+        card = parts.engine(settings, configuration).inspect()
+        model, own = card.name, card.wishes
     total = min(waiting, settings.limit or waiting)
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
@@ -46,7 +50,7 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
         try:
             if prompt.webhook_url is not None:
                 hosts.check(prompt.webhook_url)
-            asked = request(prompt, (settings.wishes, configured, DEFAULTS, _OWN_SIZE))
+            asked = request(prompt, (settings.wishes, configured, own, DEFAULTS, _OWN_SIZE))
             encoder.check(asked.parameters)
             batcher.add(asked.each())
         except PromptFailed as exc:

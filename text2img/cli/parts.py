@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from text2img.callbacks.teller import Teller
     from text2img.callbacks.webhooks import Webhooks
     from text2img.engine import Engine
+    from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.images import Encoder
     from text2img.prompts import ModelConfiguration
@@ -84,7 +85,68 @@ def teller(settings: Settings, database: Database, run_id: str, worker: str) -> 
     return Teller(database, receiver(settings), courier, run_id, worker)
 
 
+def check_device(settings: Settings) -> None:
+    """Raise what is wrong with where the pictures are to be drawn, as far as that takes no time."""
+    if settings.hosted_model is not None:
+        hosted(settings, None)
+        return
+    from text2img.engine.devices import check_device
+
+    check_device(settings.device)
+
+
 def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engine:
+    """What draws: the hosted generator, or the engine for the model that wins here."""
+    if settings.hosted_model is not None:
+        return hosted(settings, configuration)
+    return _local(settings, configuration)
+
+
+def hosted(settings: Settings, configuration: ModelConfiguration | None) -> HostedEngine:
+    """The engine that asks a hosted generator. Touches no network yet.
+
+    Raises ConfigurationError where there is no key, and for options that mean a model that is loaded here.
+    """
+    from text2img.engine.hosted import HostedOptions
+    from text2img.engine.hosted.engine import HostedEngine
+
+    _check_hosted(settings, configuration)
+    if not settings.fal_ai_api_key:
+        raise ConfigurationError(
+            f"--generator {settings.generator} needs a key; set FAL_AI_API_KEY (or FAL_KEY)"
+        )
+    return HostedEngine(
+        HostedOptions(
+            model=settings.hosted_model or "",
+            key=settings.fal_ai_api_key,
+            url=settings.generator_url,
+            safety_checker=configuration is None or configuration.safety_checker,
+            patience=settings.generator_patience,
+            stall_timeout=settings.stall_timeout,
+        )
+    )
+
+
+def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) -> None:
+    """What only a model that is loaded here could heed would be a wish that nobody fulfils."""
+    given = {
+        "--model-id (MODEL_ID)": settings.model_id,
+        "--model-revision (MODEL_REVISION)": settings.model_revision,
+        "--feature-cache (FEATURE_CACHE)": settings.feature_cache,
+        "--autoencoder (AUTOENCODER)": settings.autoencoder,
+        "--compile always (COMPILE)": settings.compile == "always",
+        "--scheduler (SCHEDULER)": settings.scheduler,
+        "the model configuration's lora": configuration and configuration.wishes.lora,
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigurationError(
+                f"{name} means a model that is loaded here, and does nothing for --generator"
+                f" {settings.generator}; leave one of them out"
+            )
+
+
+def _local(settings: Settings, configuration: ModelConfiguration | None) -> Engine:
     """The engine for the model that wins: the flag's, then the configuration's, then the default."""
     from text2img.engine.diffusers import DiffusersEngine
     from text2img.engine.options import EngineOptions

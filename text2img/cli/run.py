@@ -19,7 +19,6 @@ from text2img.cli.last_line import last_line, remaining
 from text2img.databases import Run
 from text2img.databases.patient import patient
 from text2img.deadline import within
-from text2img.engine.devices import check_device
 from text2img.engine.fitting import check_fits
 from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, RunFailed, Stopped
 from text2img.guard import Guard, stopping
@@ -62,7 +61,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         from text2img.cli.dry_run import show
 
         return show(settings, prompts)
-    check_device(settings.device)
+    parts.check_device(settings)
     return work(settings, storage, progress, prompts)
 
 
@@ -187,7 +186,8 @@ class Job:
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""
-        return (self._settings.wishes, configured, DEFAULTS, Wishes(width=card.width, height=card.height))
+        own_size = Wishes(width=card.width, height=card.height)
+        return (self._settings.wishes, configured, card.wishes, DEFAULTS, own_size)
 
     def _plan(self, wishes: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
         settings = self._settings
