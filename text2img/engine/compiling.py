@@ -2,8 +2,9 @@
 
 ``torch.compile`` makes code for one size and shape: it takes minutes and then saves a share of every batch's
 time. Batches whose shape was chosen run compiled, filled up to the compiled size where they are smaller, so
-that nothing is compiled twice; all others run as they are, as after a failure all do. How to draw a batch is
-not known here, nor whether compiling pays: see ``breakeven``.
+that nothing is compiled twice; all others run as they are, as after a failure all do. So do batches with
+LoRAs: each set of them is another model to the compiler. How to draw a batch is not known here, nor whether
+compiling pays: see ``breakeven``.
 """
 
 from __future__ import annotations
@@ -34,19 +35,24 @@ _MOST: Final = 64
 
 
 class Shape(NamedTuple):
-    """What decides the shapes and kinds of all that goes into the denoiser, but for the batch's size."""
+    """What decides the shapes and kinds of all that goes into the denoiser, but for the batch's size.
+
+    ``adapted``: whether LoRAs stand in the denoiser.
+    """
 
     width: int
     height: int
     chunks: int
     guided: bool
     scheduler: str | None
+    adapted: bool
 
     @classmethod
     def of(cls, request: Request) -> Shape:
         """The shape that a request is drawn in."""
         wanted = request.parameters
-        return cls(wanted.width, wanted.height, request.chunks, wanted.guidance_scale > 1, wanted.scheduler)
+        guided, adapted = wanted.guidance_scale > 1, bool(wanted.loras)
+        return cls(wanted.width, wanted.height, request.chunks, guided, wanted.scheduler, adapted)
 
 
 class Compiling:
@@ -80,7 +86,12 @@ class Compiling:
         """
         shape, size = Shape.of(part[0]), len(part)
         self._ledger.came(shape, size)
-        if self._mode == "never" or (shape, size) in self._refused or self._sizes(shape, size, most):
+        if (
+            self._mode == "never"
+            or shape.adapted
+            or (shape, size) in self._refused
+            or self._sizes(shape, size, most)
+        ):
             return
         if self._mode == "always" or self._pays(part, left):
             self._compile(part, rehearse)

@@ -22,11 +22,12 @@ from text2img.engine.hub import find
 from text2img.engine.inspection import card, check_model
 from text2img.engine.parts import Parts, Steps
 from text2img.engine.quiet import hush, quiet
-from text2img.errors import ErrorCode, PromptFailed
+from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from text2img.engine.adapters import Adapters
     from text2img.engine.compiling import Compiling
     from text2img.engine.decoding import Decoder
     from text2img.engine.drawing import Draughtsman
@@ -50,6 +51,7 @@ class _Found:
 class _Loaded:
     """What draws, once the weights are on the device."""
 
+    adapters: Adapters
     draughtsman: Draughtsman
     decoder: Decoder
     schedulers: Schedulers
@@ -88,8 +90,6 @@ class DiffusersEngine:
         """The request with its chunks counted, or PromptFailed; see Engine."""
         found, loaded = self._inspected(), self._running()
         check_fits(found.card, request.parameters)
-        if request.parameters.loras:
-            raise PromptFailed(ErrorCode.LORA_FAILED, "this version draws with no LoRA; remove lora")
         return dataclasses.replace(request, chunks=loaded.draughtsman.chunks(request))
 
     def warm(self, batch: Sequence[Request], left: int) -> None:
@@ -147,6 +147,7 @@ class DiffusersEngine:
         return self._loaded
 
     def _load(self, found: _Found) -> _Loaded:
+        from text2img.engine.adapters import Adapters
         from text2img.engine.compiling import Compiling
         from text2img.engine.decoding import Decoder
         from text2img.engine.drawing import Draughtsman
@@ -161,8 +162,10 @@ class DiffusersEngine:
         decoder = Decoder(pipe, family)
         every = self._options.feature_cache
         run = install(pipe.unet, every).run if every > 1 else contextlib.nullcontext
+        adapters = Adapters(pipe)
         return _Loaded(
-            draughtsman=Draughtsman(pipe, family, decoder.wants, run),
+            adapters=adapters,
+            draughtsman=Draughtsman(pipe, family, decoder.wants, run, lambda: adapters.voice),
             decoder=decoder,
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
             parts=Parts(self._draw, free_caches),
@@ -191,6 +194,11 @@ class DiffusersEngine:
     def _draw(self, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
         """One call of the pipeline, and its pictures."""
         loaded, wanted = self._running(), part[0].parameters
+        try:
+            with self._timed("load"):
+                loaded.adapters.use(part[0])
+        except PromptFailed as exc:
+            return [exc] * len(part)
         scheduler = loaded.schedulers.get(wanted.scheduler)
         with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
             output = loaded.draughtsman.draw(part, scheduler, steps, rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.engine.text import ChunkedText, PipelineText, WholeText
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractContextManager
 
     from text2img.engine.families import Family
@@ -29,18 +29,23 @@ _SCHNELL: Final = 256
 
 
 class Draughtsman:
-    """Calls one pipeline. ``output`` is the output type asked of it; each call stands within a ``run``."""
+    """Calls one pipeline. ``output`` is the output type asked of it; each call stands within a ``run``.
 
-    def __init__(self, pipe: Any, family: Family, output: str, run: Run) -> None:
+    ``voice`` says what decides, beside a text, how it is read at the moment (LoRAs of the text encoders).
+    """
+
+    def __init__(
+        self, pipe: Any, family: Family, output: str, run: Run, voice: Callable[[], Hashable] = tuple
+    ) -> None:
         self._pipe = pipe
         self._family = family
         self._output = output
         self._run = run
         self._takes = inspect.signature(pipe.__call__).parameters
         self._longest = self._reads()
-        self._chunked = ChunkedText(pipe) if family.name in _CHUNKED else None
+        self._chunked = ChunkedText(pipe, voice) if family.name in _CHUNKED else None
         self._whole = WholeText(pipe, self._longest or 512)
-        self._reader = self._chunked or self._pipelines()
+        self._reader = self._chunked or self._pipelines(voice)
         self._negatives = "negative_prompt" in self._takes and "true_cfg_scale" not in self._takes
         self._told = False
 
@@ -106,11 +111,11 @@ class Draughtsman:
 
         return step_ended
 
-    def _pipelines(self) -> PipelineText | None:
+    def _pipelines(self, voice: Callable[[], Hashable]) -> PipelineText | None:
         """What reads prompts by the pipeline's own encoders, where it is known what they return."""
         if self._family.name not in PipelineText.FAMILIES or self._longest is None:
             return None
-        return PipelineText(self._pipe, self._family, self._longest)
+        return PipelineText(self._pipe, self._family, self._longest, voice)
 
     def _reads(self) -> int | None:
         """Tokens that the pipeline reads of a prompt, where it is told how many."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from text2img.engine.remembered import Remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from text2img.engine.families import Family
 
@@ -61,9 +61,12 @@ def tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 class ChunkedText:
-    """Reads prompts for Stable Diffusion 1, 2 and XL. ``count`` may be called from any thread."""
+    """Reads prompts for Stable Diffusion 1, 2 and XL. ``count`` may be called from any thread.
 
-    def __init__(self, pipe: Any) -> None:
+    ``voice``: what decides, beside a text, how the encoders read it at the moment.
+    """
+
+    def __init__(self, pipe: Any, voice: Callable[[], Hashable] = tuple) -> None:
         second = getattr(pipe, "text_encoder_2", None)
         self._readers = [Reader.of(pipe.tokenizer, pipe.text_encoder)]
         if second is not None:
@@ -71,7 +74,7 @@ class ChunkedText:
         self._pooled = second is not None
         self._zeros = bool(pipe.config.get("force_zeros_for_empty_prompt")) and self._pooled
         self._lock = threading.Lock()
-        self._known = Remembered(ROOM)
+        self._known, self._voice = Remembered(ROOM), voice
 
     def count(self, *texts: str) -> int:
         """The most windows that one of the texts fills."""
@@ -119,7 +122,8 @@ class ChunkedText:
     def _encoded(self, number: int, window: Window) -> tuple[Any, ...]:
         """What the reader of that number makes of a window; see ``_encode``."""
         reader = self._readers[number]
-        return self._known.get((number, window), lambda: _encode(reader, window, penultimate=self._pooled))
+        key = self._voice(), number, window
+        return self._known.get(key, lambda: _encode(reader, window, penultimate=self._pooled))
 
     def _windows(self, text: str) -> list[list[Window]]:
         with self._lock:
@@ -156,13 +160,15 @@ def _zeroed(values: Any, empty: Any) -> Any:
 class PipelineText:
     """Reads prompts by the pipeline's own ``encode_prompt``, text by text, for Stable Diffusion 3 and Flux.
 
-    ``longest``: the tokens that the encoder which reads the most is told to read.
+    ``longest``: the tokens that the encoder which reads the most is told to read; ``voice`` as ChunkedText's.
     """
 
     FAMILIES: ClassVar = {"sd3": 2, "flux": 1}
     """Where among what ``encode_prompt`` returns the pooled text is; the embeddings come first."""
 
-    def __init__(self, pipe: Any, family: Family, longest: int) -> None:
+    def __init__(
+        self, pipe: Any, family: Family, longest: int, voice: Callable[[], Hashable] = tuple
+    ) -> None:
         self._pipe = pipe
         self._pooled = self.FAMILIES[family.name]
         takes = inspect.signature(pipe.encode_prompt).parameters
@@ -173,7 +179,7 @@ class PipelineText:
             "max_sequence_length": longest,
         }
         self._fixed = {name: value for name, value in fixed.items() if name in takes}
-        self._known = Remembered(ROOM)
+        self._known, self._voice = Remembered(ROOM), voice
 
     def encode(self, texts: Sequence[str], negatives: Sequence[str] | None, _chunks: int) -> dict[str, Any]:
         """As ``ChunkedText.encode``, whatever the chunks; a text that was read before is not read again."""
@@ -191,7 +197,8 @@ class PipelineText:
         """Embeddings (n, tokens, d) and pooled ones (n, p)."""
         import torch
 
-        rows = [self._known.get(text, partial(self._encode, text)) for text in texts]
+        voice = self._voice()
+        rows = [self._known.get((voice, text), partial(self._encode, text)) for text in texts]
         return torch.cat([row for row, _ in rows]), torch.cat([pooled for _, pooled in rows])
 
     def _encode(self, text: str) -> tuple[Any, Any]:

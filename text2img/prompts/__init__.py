@@ -101,7 +101,8 @@ class Request:
     """A prompt whose text and parameters are settled: what an engine turns into one picture.
 
     ``number`` says which of the prompt's pictures, from 0; the seed is that picture's own.
-    ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills.
+    ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills;
+    ``lora_files`` is where the LoRAs of its parameters are on this machine, once they are fetched.
     """
 
     prompt: Prompt
@@ -109,6 +110,7 @@ class Request:
     parameters: Parameters
     chunks: int = 1
     number: int = 0
+    lora_files: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -122,6 +124,7 @@ class Request:
             wanted.guidance_scale,
             wanted.scheduler,
             wanted.loras,
+            self.lora_files,
             self.chunks,
             alone,
         )
