@@ -249,7 +249,9 @@ def test_stop_ends_it_at_once(database, courier):
 
 
 def test_the_end_comes_after_the_progress(database, httpserver, courier):
-    """However slow it is to hear of progress, a backend hears of the completion last."""
+    """However slow it is to hear of progress, a backend hears of the completion last, and of each milestone
+    in order before it; those that it was too slow for are left out.
+    """
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     slow = httpserver.expect_request(f"{PLACE}/progress")
     slow.respond_with_handler(lambda _: threading.Event().wait(0.2) or Response())
@@ -261,7 +263,9 @@ def test_the_end_comes_after_the_progress(database, httpserver, courier):
     running.finish(10, threading.Event())
     words = [(word, body.get("progress", {}).get("progress_percent")) for word, _, body in heard(httpserver)]
     assert words[-1] == ("complete", None)
-    assert [percent for _, percent in words[:-1]] == [0, 25, 50, 75, 90]
+    percents = [percent for _, percent in words[:-1]]
+    assert percents == sorted(set(percents))
+    assert percents[-1] == 90
 
 
 def _prompts(name, url):
