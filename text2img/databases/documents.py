@@ -120,6 +120,7 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
         "dataset_id": prompt.dataset_id,
         "priority": prompt.priority,
         "webhook_url": prompt.webhook_url,
+        "style_id": prompt.style_id,
         **{name: getattr(prompt.wishes, name) for name in PARAMETER_NAMES},
     }
 

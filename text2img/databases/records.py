@@ -44,6 +44,7 @@ class NewPrompt:
     dataset_id: str | int | None = None
     priority: float | None = None
     webhook_url: str | None = None
+    style_id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

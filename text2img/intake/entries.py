@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     _Value = TypeVar("_Value")
 
 FIELDS: Final = (
-    *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "priority", "status"),
+    *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "style_id", "priority", "status"),
     *PARAMETER_NAMES,
 )
 _DEFAULTS: Final = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
@@ -37,7 +37,8 @@ def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
         if field not in FIELDS:
             asked.complaints.append(f"unknown field {str(field)[:60]!r}{nearest(str(field), FIELDS)}")
     text = _text(asked, entry)
-    webhook, dataset = asked.of(_webhook, entry), asked.of(_dataset, entry)
+    webhook = asked.of(_webhook, entry)
+    labels = {name: asked.of(_label, entry, name) for name in ("dataset_id", "style_id")}
     priority = asked.of(_priority, entry)
     asked.of(_status, entry)
     for name in PARAMETER_NAMES:  # one by one: all that is wrong is said at once
@@ -50,7 +51,7 @@ def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
     if text is None or prompt_id is None or asked.complaints:
         return None, asked.complaints
     prompt = NewPrompt(
-        id=prompt_id, text=text, wishes=wishes, dataset_id=dataset, priority=priority, webhook_url=webhook
+        id=prompt_id, text=text, wishes=wishes, priority=priority, webhook_url=webhook, **labels
     )
     return prompt, []
 
@@ -89,10 +90,13 @@ def _priority(entry: Mapping[str, Any]) -> float | None:
     return None if value is None else check_number("priority", value, -HIGHEST, HIGHEST)
 
 
-def _dataset(entry: Mapping[str, Any]) -> str | int | None:
-    value = _whole(entry.get("dataset_id"))
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise _wrong("dataset_id must be text or a whole number")
+def _label(entry: Mapping[str, Any], name: str) -> str | int | None:
+    """What a prompt is put under, not read for itself: text, or a whole number that databases take."""
+    value = _whole(entry.get(name))
+    if isinstance(value, str):
+        return check_text(name, value)
+    if isinstance(value, bool) or not (value is None or (isinstance(value, int) and _is_int64(value))):
+        raise _wrong(f"{name} must be text or a whole number of 64 bits")
     return value
 
 
@@ -114,7 +118,7 @@ def _id(entry: Mapping[Any, Any], *, made: bool) -> PromptId | None:
         return PromptId("str", f"p-{hashlib.sha256(content.encode()).hexdigest()[:24]}")
     if isinstance(value, str) and value:
         return PromptId("str", value)
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+    if isinstance(value, int) and not isinstance(value, bool) and _is_int64(value):
         return PromptId("int", str(value))
     if isinstance(value, dict) and len(value) == 1:
         return _typed_id(*next(iter(value.items())))
@@ -131,6 +135,10 @@ def _typed_id(kind: object, text: object) -> PromptId:
         return PromptId("objectid", plain)
     parts = (plain[:8], plain[8:12], plain[12:16], plain[16:20], plain[20:])
     return PromptId("uuid", "-".join(parts))
+
+
+def _is_int64(value: int) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 def _whole(value: object) -> Any:

@@ -13,6 +13,12 @@ from text2img.prompts.parameters import FORMATS, MOST_IMAGES, POSITIONS, SCHEDUL
 
 _INT64: Final = 2**63
 _PLAIN: Final = {"not": {"pattern": "\\u0000"}}
+_LABEL: Final = {
+    "anyOf": [
+        {"type": "string", "maxLength": LONGEST_TEXT, **_PLAIN},
+        {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1},
+    ]
+}
 _DRAWABLE: Final = {"type": "string", "maxLength": LONGEST_TEXT, "pattern": "\\S", **_PLAIN}
 
 
@@ -72,7 +78,7 @@ def _fields() -> dict[str, dict[str, Any]]:
             "contains": {"type": "string", "pattern": "\\S"},
         },
         "webhook_url": _text(),
-        "dataset_id": {"type": ["string", "integer"]},
+        **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
         "priority": {
             "type": "number",
             "minimum": -HIGHEST,

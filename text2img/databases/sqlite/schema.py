@@ -27,6 +27,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *PARAMETER_NAMES,
         "priority",
         "webhook_url",
+        "style_id",
         "created_at",
         # From here on the job's own.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
