@@ -10,4 +10,7 @@ os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
 )
 
-pytest_plugins = ["tests.servers.mongodb", "tests.servers.gcs", "tests.servers.s3", "tests.servers.fal"]
+pytest_plugins = [
+    *("tests.servers.mongodb", "tests.servers.gcs", "tests.servers.s3"),
+    *("tests.servers.rabbitmq", "tests.servers.fal"),
+]

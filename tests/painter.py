@@ -71,6 +71,7 @@ class Bench:
         self.storage = open_storage(str(folder / "pictures"))
         self.folder, self.file = folder / "pictures", folder / "prompts.db"
         self.stop, self.tally = Stop(), Tally()
+        self.serving = None
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
             run_id="night", worker="w1", selection=Selection(), wishes=WISHES, waiting=prompts,
@@ -88,6 +89,7 @@ class Bench:
             progress=Silent(),
             seconds=Stopwatch(),
             recorded=lambda outcomes: None,
+            serving=self.serving,
         )
         Worker(parts, replace(self.plan, **changes), self.stop, self.tally).run()
 

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 
-_SAME = (frozenset({"mongo_uri", "database_url"}), frozenset({"gcs_bucket", "s3_bucket", "output_url"}))
+_SAME = (
+    frozenset({"mongo_uri", "database_url"}),
+    frozenset({"gcs_bucket", "s3_bucket", "output_url"}),
+    frozenset({"rabbitmq_url", "rabbitmq_host"}),
+)
 """Variables that say the same in several ways: only the highest level that has one of them is asked."""
 
 

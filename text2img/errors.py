@@ -6,6 +6,7 @@
     │   ├── DatabaseFailed
     │   │   └── DatabaseMissing         none was made yet, and this command makes none
     │   ├── StorageFailed
+    │   ├── BrokerFailed
     │   ├── ModelFailed
     │   └── DeviceFailed
     ├── Stopped              128 + n    signal n asked the run to end
@@ -66,6 +67,10 @@ class DatabaseMissing(DatabaseFailed):
 
 class StorageFailed(RunFailed):
     """The storage cannot be reached or refuses every object."""
+
+
+class BrokerFailed(RunFailed):
+    """The message broker cannot be reached, or refuses what it is asked."""
 
 
 class ModelFailed(RunFailed):

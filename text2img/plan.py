@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from text2img.leases import Leases
     from text2img.progress import Progress
     from text2img.prompts import Outcome, Wishes
+    from text2img.serving import Serving
     from text2img.stages import Stopwatch
     from text2img.storage import ImageStorage
 
@@ -57,7 +58,8 @@ class Parts:
     """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
 
     ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
-    have webhooks on ``webhook_hosts`` alone.
+    have webhooks on ``webhook_hosts`` alone. ``serving`` waits for more where nothing is left; without it the
+    run ends then.
     """
 
     database: Database
@@ -72,3 +74,4 @@ class Parts:
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
     webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
+    serving: Serving | None = None

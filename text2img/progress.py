@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Progress(Protocol):
     """Told of what happens, from several threads."""
 
-    def begin(self, total: int) -> None:
-        """A run begins, the model first; about ``total`` prompts wait."""
+    def begin(self, total: int | None) -> None:
+        """A run begins, the model first; about ``total`` prompts wait, or there is no end to them."""
         ...
 
     def batch(self, requests: Sequence[Request]) -> None:
@@ -45,7 +45,7 @@ class Several:
     def __init__(self, *several: Progress) -> None:
         self._several = several
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int | None) -> None:
         """To each."""
         for each in self._several:
             each.begin(total)
@@ -74,7 +74,7 @@ class Several:
 class Silent:
     """No bar: the log lines say it all."""
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int | None) -> None:
         """Say nothing."""
 
     def batch(self, requests: Sequence[Request]) -> None:
@@ -105,13 +105,15 @@ class Bar:
             TextColumn("{task.fields[failures]}{task.fields[steps]}"),
             console=console,
         )
-        self._task = self._progress.add_task("prompts", pace="", failures="", steps="loading the model")
+        self._task = self._progress.add_task(
+            "prompts", total=None, pace="", failures="", steps="loading the model"
+        )
         self._begun: float | None = None
         self._completed = 0
         self._pictures = 0
         self._failed = 0
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int | None) -> None:
         """Show the bar."""
         self._progress.update(self._task, total=total)
         self._progress.start()

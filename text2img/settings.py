@@ -267,6 +267,32 @@ class Settings:
         300, "run", "seconds without a step after which the device counts as hung and the run ends"
     )
 
+    rabbitmq_url: str | None = _option(
+        None,
+        "serving",
+        "amqp://… or amqps://… of a RabbitMQ whose messages become prompts; else the database is looked at",
+        secret=True,
+    )
+    rabbitmq_host: str | None = _option(None, "serving", "short for --rabbitmq-url amqp://HOST")
+    rabbitmq_queue: str = _option(
+        "image_generation", "serving", "the queue that is consumed; made, durable, where it is not there"
+    )
+    rabbitmq_dead_letter_queue: str | None = _option(
+        None,
+        "serving",
+        "where messages go that are not valid, with the reason in a header",
+        shown="the queue's name and .dead",
+    )
+    rabbitmq_prefetch: Annotated[int, Ge(1), Le(10_000)] = _option(
+        100, "serving", "messages that may be on their way into the database at once"
+    )
+    idle_exit: Annotated[float, Gt(0), Le(10_000_000)] | None = _option(
+        None, "serving", "seconds without work after which the server ends, with status 0"
+    )
+    poll_seconds: Annotated[float, Gt(0), Le(3600)] = _option(
+        5, "serving", "seconds between looks at the database while it is idle, at the most; one at first"
+    )
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _option(
         "INFO", "logging", "DEBUG, INFO, WARNING or ERROR"
     )
@@ -344,6 +370,18 @@ class Settings:
                 "--gcs-bucket (GCS_BUCKET)": self.gcs_bucket and f"gs://{self.gcs_bucket}/generated",
                 "--s3-bucket (S3_BUCKET)": self.s3_bucket and f"s3://{self.s3_bucket}/generated",
                 "--output (OUTPUT_URL)": self.output,
+            }
+        )
+
+    @property
+    def broker_url(self) -> str | None:
+        """RabbitMQ's URL; None where none is given. Raises ConfigurationError where two are."""
+        if not (self.rabbitmq_url or self.rabbitmq_host):
+            return None
+        return _one_of(
+            {
+                "--rabbitmq-url (RABBITMQ_URL)": self.rabbitmq_url,
+                "--rabbitmq-host (RABBITMQ_HOST)": self.rabbitmq_host and f"amqp://{self.rabbitmq_host}",
             }
         )
 

@@ -65,6 +65,12 @@ class Tally:
                 self._warming += time.monotonic() - started
 
     @property
+    def settled(self) -> int:
+        """How many outcomes were recorded, of whatever kind."""
+        with self._lock:
+            return self.completed + self.failed + self.postponed
+
+    @property
     def seconds(self) -> float:
         """Since the run began."""
         return time.monotonic() - self._begun

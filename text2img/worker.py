@@ -41,12 +41,17 @@ LONGEST_WAIT_FOR_A_RETRY = 30.0
 MANY = 8
 """While so many batches' worth of prompts wait, two batches' worth are claimed at once: fewer commands, and
 most are left to others. Where many workers share them, the last to come may still go empty-handed."""
+ENDLESS = 1_000_000
+"""Pictures that a server is taken to make yet: whatever pays in the long run pays for it."""
 TOGETHER = 5.0
 """Seconds that the outcomes of a small batch wait for those of the next, to be written down together."""
 
 
 class Worker:
-    """Works through the pending prompts of one selection, then returns."""
+    """Works through the pending prompts of one selection, in rounds: each ends when nothing is left to claim.
+
+    A run has one, and another for its own retries; a server waits for the next until it has waited enough.
+    """
 
     def __init__(self, parts: Parts, plan: Plan, stop: Stop, tally: Tally) -> None:
         self._parts, self._plan, self._stop, self._tally = parts, plan, stop, tally
@@ -58,7 +63,7 @@ class Worker:
         self._on_device: list[Claim] = []
 
     def run(self) -> None:
-        """The whole flow, until nothing is left to claim; the model is loaded while the first are claimed.
+        """The whole flow, round by round; the model is loaded while the first prompts are claimed.
 
         Raises RunFailed when a part has failed and Stopped when the run was asked to end. Either way the
         pictures that are finished are stored and recorded first, and the claims that are left released.
@@ -79,7 +84,7 @@ class Worker:
                         made = self._made(batch, finishing.wants)
                         with self._parts.seconds("wait"):
                             finish.put((batch, made))
-                if not self._retry_comes_due():
+                if not self._another_round():
                     return
 
     def _load(self) -> None:
@@ -172,8 +177,7 @@ class Worker:
         if not before:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
             marked.result()
         with self._tally.warming():
-            left_to_make = round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
-            self._engine.warm(batch, max(len(batch), left_to_make))
+            self._engine.warm(batch, max(len(batch), self._left_to_make()))
         self._stop.check()
         self._parts.progress.batch(batch)
         started = time.monotonic()
@@ -189,6 +193,21 @@ class Worker:
         self._parts.guard.pulse()
         self._stop.check()
         self._parts.progress.step(done, of)
+
+    def _left_to_make(self) -> int:
+        """How many pictures are still to come, as far as that can be known."""
+        if self._parts.serving is not None:
+            return ENDLESS
+        return round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
+
+    def _another_round(self) -> bool:
+        """Wait until there is something to claim again; False where the run is over."""
+        serving = self._parts.serving
+        if serving is None:
+            return self._retry_comes_due()
+        with self._parts.seconds("wait"):
+            waits = partial(self._database.waits, self._plan.selection)
+            return serving.another(waits, self._tally.settled, self._quota.next_due())
 
     def _retry_comes_due(self) -> bool:
         """Wait for the next of this run's own retries, if it comes soon enough to wait for."""

@@ -232,6 +232,24 @@ def test_pending_counts_what_can_be_claimed(stand):
     assert (stand.database.pending(ALL), stand.database.postponed(ALL)) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("document", "waits"),
+    [
+        ({}, True),
+        ({"status": "processing"}, True),
+        ({"status": "completed"}, False),
+        ({"dataset_id": "autumn"}, False),
+    ],
+)
+def test_a_look_for_work(stand, document, waits):
+    """There is some where something pending or expired can be claimed, of the data set that is asked for."""
+    stand.put({"_id": 1, "dataset_id": "spring", **document})
+    assert stand.database.waits(Selection("spring")) is waits
+    if waits:
+        stand.claim("a")
+        assert not stand.database.waits(Selection("spring"))
+
+
 @pytest.mark.parametrize(("asked", "ids"), [("7", ["1", "2"]), ("spring", ["3"]), ("8", []), ("2.5", ["4"])])
 def test_a_selection_matches_text_and_number(stand, asked, ids):
     """A data set's id matches as text and as the number it reads as."""

@@ -76,7 +76,7 @@ class Milestones:
         self._begun = 0.0
         self._first: tuple[int, float] | None = None
 
-    def begin(self, total: int) -> None:
+    def begin(self, total: int | None) -> None:
         """A run begins: nothing to tell."""
 
     def batch(self, requests: Sequence[Request]) -> None:

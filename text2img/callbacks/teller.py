@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
@@ -22,24 +23,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PAUSE = 5.0  # seconds before a database that has failed is asked again
 
-class Teller:
-    """Tells a run's receiver, and by its ``courier`` prompts' own webhooks; either may be absent.
 
-    Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run whenever
-    enough outcomes for an entry have gathered. ``close`` and ``finish`` tell the rest.
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who is told: a run's ``receiver``, and by the ``courier`` prompts' own webhooks; either may be absent.
+
+    The receiver is told of 1,000 outcomes at once, and ``every`` so many seconds, where given, of those there
+    are: then nothing may be left for the last entry.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        receiver: Receiver | None,
-        courier: Courier | None,
-        run_id: str,
-        worker: str,
-    ) -> None:
-        self._database, self._receiver, self._run_id, self._worker = database, receiver, run_id, worker
-        self._courier = courier
+    receiver: Receiver | None = None
+    courier: Courier | None = None
+    every: float | None = None
+
+
+class Teller:
+    """Tells an audience.
+
+    Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run.
+    ``close`` and ``finish`` tell the rest.
+    """
+
+    def __init__(self, database: Database, audience: Audience, run_id: str, worker: str) -> None:
+        self._database, self._run_id, self._worker = database, run_id, worker
+        self._receiver, self._courier, self._every = audience.receiver, audience.courier, audience.every
         self._untold = 0
         self._lock = threading.Lock()
         self._enough = threading.Event()
@@ -107,13 +116,22 @@ class Teller:
         receiver = self._receiver
         if receiver is None:
             return
-        try:
-            gather_left_over(self._database)
-            while not self._over.is_set():
+        left_over = True
+        while not self._over.is_set():
+            try:
+                if left_over:
+                    gather_left_over(self._database)
+                    left_over = False
                 deliver(self._database, receiver, self._worker, float("inf"), self._over)
-                self._enough.wait()
+                self._wait()
                 if not self._over.is_set():
                     self._gather_some()
-        except DatabaseFailed as exc:
-            # The flow meets the same failure and reports it; what is untold stays so for the next run.
-            log.warning("telling the receiver has to wait: %s", exc)
+            except DatabaseFailed as exc:
+                # The flow meets the same failure, and decides; what is untold stays so.
+                log.warning("telling the receiver has to wait: %s", exc)
+                self._over.wait(_PAUSE)
+
+    def _wait(self) -> None:
+        """Until there is enough to tell, or anything after ``every`` seconds."""
+        while not self._enough.wait(self._every) and not self._untold:
+            pass

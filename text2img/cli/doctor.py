@@ -82,6 +82,11 @@ class _Doctor:
             _look_up(host, port)
         return f"{hosts} may be told"
 
+    def rabbitmq(self) -> str:
+        """Reach the broker, and look at the queues."""
+        broker = parts.broker(self._settings)
+        return "none is configured" if broker is None else broker.look()
+
     def signature(self) -> str:
         """Read the font that signs, and look for what it takes to draw every name with it."""
         from text2img.images.signature import Signer
@@ -99,6 +104,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     trials = [doctor.database, doctor.storage, *drawing, doctor.callback]
     if settings.webhook_host:
         trials.append(doctor.webhooks)
+    if settings.rabbitmq_url or settings.rabbitmq_host:
+        trials.append(doctor.rabbitmq)
     if settings.signature_font or settings.artist_name:
         trials.append(doctor.signature)
     if settings.evaluator != "none":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.images import Encoder
+    from text2img.intake.rabbitmq.broker import Broker
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
 
@@ -75,14 +76,29 @@ def webhooks(settings: Settings) -> Webhooks | None:
     return Webhooks(hosts, Credentials(settings.callback_secret, settings.callback_token))
 
 
-def teller(settings: Settings, database: Database, run_id: str, worker: str) -> Teller:
-    """Who tells the receiver, and prompts' own webhooks, of what is recorded; nobody where there is none."""
+def teller(
+    settings: Settings, database: Database, run_id: str, worker: str, *, every: float | None = None
+) -> Teller:
+    """Who tells the receiver, and prompts' own webhooks, of what is recorded, nobody where there is none; the
+    receiver also ``every`` so many seconds.
+    """
     from text2img.callbacks.courier import Courier
-    from text2img.callbacks.teller import Teller
+    from text2img.callbacks.teller import Audience, Teller
 
     own = webhooks(settings)
     courier = None if own is None else Courier(database, own, worker)
-    return Teller(database, receiver(settings), courier, run_id, worker)
+    return Teller(database, Audience(receiver(settings), courier, every), run_id, worker)
+
+
+def broker(settings: Settings) -> Broker | None:
+    """The queue whose messages become prompts; None where nobody named one. Touches no network yet."""
+    url = settings.broker_url
+    if url is None:
+        return None
+    from text2img.intake.rabbitmq.broker import Broker
+
+    dead = settings.rabbitmq_dead_letter_queue or f"{settings.rabbitmq_queue}.dead"
+    return Broker(url, settings.rabbitmq_queue, dead, settings.rabbitmq_prefetch)
 
 
 def check_device(settings: Settings) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import socket
 import threading
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -39,24 +39,20 @@ if TYPE_CHECKING:
     from text2img.engine import Engine, ModelCard
     from text2img.images import Encoder
     from text2img.progress import Progress
+    from text2img.serving import Serving
     from text2img.settings import Settings
     from text2img.stages import Stop
     from text2img.storage import ImageStorage
 
 log = logging.getLogger("text2img.run")
 
+_TOLD_EVERY = 2.0  # seconds that a server's outcomes wait for others, to be told together
 _LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write that down and tell of it
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Do the job; the exit status."""
-    _ = settings.database_url
-    storage = parts.storage(settings)
-    parts.receiver(settings)
-    parts.webhooks(settings)
-    parts.encoder(settings)
-    parts.evaluator(settings)
-    prompts = read_prompts(settings.input_file) if settings.input_file else []
+    storage, prompts = prepare(settings)
     if arguments.dry_run:
         from text2img.cli.dry_run import show
 
@@ -65,51 +61,86 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     return work(settings, storage, progress, prompts)
 
 
+def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
+    """What can be known of the settings without asking anybody: the storage, and the input file's prompts.
+
+    Raises ConfigurationError for whatever is wrong with them.
+    """
+    _ = settings.database_url
+    storage = parts.storage(settings)
+    parts.receiver(settings)
+    parts.webhooks(settings)
+    parts.encoder(settings)
+    parts.evaluator(settings)
+    return storage, read_prompts(settings.input_file) if settings.input_file else []
+
+
 def work(
     settings: Settings, storage: ImageStorage, progress: Progress, prompts: Sequence[NewPrompt] = ()
 ) -> int:
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
-        if prompts:
-            added, revised = database.enqueue(prompts), database.revise(prompts)
-            log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
+        add(database, prompts)
         job = Job(settings, database, storage, stop)
-        try:
-            with Guard(stop, settings.stall_timeout, job.give_up) as guard:
-                job.run(progress, guard)
-        except (Stopped, RunFailed):
-            job.conclude(1)
-            raise
-        print(job.summary())
+        job.carry_out(progress)
     return 3 if job.tally.failed else 0
 
 
-class Job:
-    """One run: what is checked before the first claim, the worker, what is kept and told afterwards."""
+def add(database: Database, prompts: Sequence[NewPrompt]) -> None:
+    """The input file's prompts: those that are new, and those that were changed."""
+    if prompts:
+        added, revised = database.enqueue(prompts), database.revise(prompts)
+        log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
 
-    def __init__(self, settings: Settings, database: Database, storage: ImageStorage, stop: Stop) -> None:
+
+class Job:
+    """One run: what is checked before the first claim, the worker, what is kept and told afterwards.
+
+    With ``serving`` it is a server's: the model is loaded though nothing waits, and the end is the server's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: ImageStorage,
+        stop: Stop,
+        serving: Serving | None = None,
+    ) -> None:
+        self._serving = serving
         self._settings, self._database, self._storage, self._stop = settings, database, storage, stop
         self._selection = parts.selection(settings)
         self._name = parts.worker_name()
         self._run = Run(
             id=settings.run_id or parts.run_id(), started_at=datetime.now(UTC), host=socket.gethostname()
         )
-        self._teller = parts.teller(settings, database, self._run.id, self._name)
+        every = None if serving is None else _TOLD_EVERY
+        self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self._seconds = Stopwatch()
         self._engine: Engine | None = None
         self._ended: str | None = None
         self.tally = Tally()
 
+    def carry_out(self, progress: Progress) -> None:
+        """Run, and print the one line at the end, whatever the end."""
+        try:
+            with Guard(self._stop, self._settings.stall_timeout, self.give_up) as guard:
+                self.run(progress, guard)
+        except (Stopped, RunFailed):
+            self.conclude(1)
+            raise
+        print(self.summary())
+
     def run(self, progress: Progress, guard: Guard) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
         waiting = self._database.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
-        status = "failed"
+        status, worked = "failed", waiting > 0 or self._serving is not None
         progress = self._teller.following(progress)
         self._teller.start()
         try:
-            if waiting:
+            if worked:
                 self._work(waiting, progress, guard)
             status = "completed"
         except (Stopped, RunFailed):
@@ -119,7 +150,7 @@ class Job:
         finally:
             progress.end()
             self._ended = status
-            self._close(status, worked=waiting > 0)
+            self._close(status, worked=worked)
         self._stop.check()
 
     def summary(self) -> str:
@@ -157,7 +188,7 @@ class Job:
 
     def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
         self._save("running")
-        progress.begin(min(waiting, self._settings.limit or waiting))
+        progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
         encoder, evaluator = parts.encoder(self._settings), parts.evaluator(self._settings)
         self._storage.check()
         if evaluator is not None:
@@ -181,8 +212,10 @@ class Job:
             encoder=encoder,
             evaluator=evaluator,
             webhook_hosts=parts.webhook_hosts(self._settings),
+            serving=self._serving,
         )
-        Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
+        with self._serving or nullcontext():
+            Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""

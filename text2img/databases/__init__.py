@@ -106,6 +106,10 @@ class Queue(Protocol):
         """
         ...
 
+    def waits(self, selection: Selection) -> bool:
+        """Whether a prompt could be claimed at this moment: a look that costs little."""
+        ...
+
     def pending(self, selection: Selection) -> int:
         """How many prompts could be claimed at this moment."""
         ...

@@ -17,8 +17,11 @@ from text2img.databases.mongo.ids import id_of, value_of
 from text2img.databases.mongo.session import Session
 from text2img.databases.mongo.updates import (
     CLAIMABLE,
+    DUE,
+    EXPIRED,
     PENDING,
     POSTPONED,
+    PROCESSING,
     all_held,
     changed,
     held,
@@ -102,6 +105,15 @@ class MongoQueue(Session):
         if claims:
             pending = {"status": Status.PENDING.value}
             self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _LETTING_GO})
+
+    @reported
+    def waits(self, selection: Selection) -> bool:
+        """See Queue.waits. One command; two where nothing is pending."""
+        pending, expired = {**PENDING, **DUE}, {**PROCESSING, **EXPIRED}
+        return any(
+            self.datasets.find_one({**selected(selection), **which}, {"_id": 1}) is not None
+            for which in (pending, expired)
+        )
 
     @reported
     def pending(self, selection: Selection) -> int:

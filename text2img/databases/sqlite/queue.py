@@ -53,6 +53,7 @@ _UPSERT: Final = (
     "INSERT INTO {dataset_records} ({columns}) VALUES ({places}) "
     "ON CONFLICT (dataset_id) DO UPDATE SET {updates}"
 )
+_WAITS: Final = "SELECT EXISTS (SELECT 1 FROM {datasets} WHERE {condition} AND {where})"
 _HOW_MANY: Final = "SELECT count(*) FROM {datasets} WHERE {condition} AND {where}"
 
 
@@ -100,6 +101,14 @@ class SqliteQueue(Session):
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
         self._update_held(f"status = 'pending', {LETTING_GO}", claims)
+
+    def waits(self, selection: Selection) -> bool:
+        """See Queue.waits. Two looks at an index, each of which ends at the first prompt."""
+        where, values = selected(selection)
+        looks = (self._sql(_WAITS, condition=condition, where=where) for condition in (PENDING, EXPIRED))
+        values["now"] = moment()
+        with self._reading() as connection:
+            return any(connection.execute(look, values).fetchone()[0] for look in looks)
 
     def pending(self, selection: Selection) -> int:
         """See Queue.pending."""

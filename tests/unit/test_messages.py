@@ -1,0 +1,128 @@
+"""What a message may say, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2img.databases import Collections, open_database
+from text2img.intake.messages import LONGEST_BODY, LONGEST_ID, Reader
+from text2img.prompts import PromptId
+
+
+def read(message, **reader):
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
+    return Reader(**reader)(body)
+
+
+def good(**fields):
+    prompt, wrong = read({"generation_id": "g-1", "prompt": "a cat", **fields})
+    assert wrong == []
+    return prompt
+
+
+def test_a_whole_message_becomes_a_prompt():
+    """Every field of the backend's message stands in the prompt under the job's own name."""
+    prompt, wrong = read(
+        {
+            "generation_id": "g-1",
+            "style_id": 7,
+            "lora_model_url": "s3://loras/7.safetensors",
+            "prompt_tags": ["a large red circle", "on a blue background"],
+            "artist_name": "Ana Díaz",
+            "seed": 9,
+            "aspect_ratio": "1:2",
+            "webhook_url": "https://backend.example/api",
+            "negative_prompt": "blurry",
+            "priority": 3,
+            "width": None,
+            "colour_of_the_sky": "blue",
+        }
+    )
+    assert wrong == []
+    assert (prompt.id, prompt.text) == (PromptId("str", "g-1"), "a large red circle on a blue background")
+    assert prompt.wishes.lora == {"path": "s3://loras/7.safetensors"}
+    assert (prompt.wishes.artist_name, prompt.wishes.seed, prompt.wishes.aspect_ratio) == (
+        "Ana Díaz",
+        9,
+        "1:2",
+    )
+    assert (prompt.webhook_url, prompt.wishes.negative_prompt) == ("https://backend.example/api", "blurry")
+    assert (prompt.priority, prompt.style_id) == (3, 7)
+
+
+def test_ids_may_be_whole_numbers():
+    """A number stays one, as it would in a file."""
+    assert good(generation_id=7).id == PromptId("int", "7")
+
+
+def test_a_servers_data_set_is_that_of_its_messages():
+    """A server of one data set would never see prompts without it; a message's own goes first."""
+    ours, theirs = ({"generation_id": 1, "prompt": "a cat"}, {"dataset_id": "autumn"})
+    assert read(ours, dataset_id="spring")[0].dataset_id == "spring"
+    assert read(ours | theirs, dataset_id="spring")[0].dataset_id == "autumn"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (b"{", ["no JSON"]),
+        (b"\xff\xfe", ["no UTF-8 text (byte 0)"]),
+        (b"[" * 100_000, ["no JSON"]),
+        (b" " * (LONGEST_BODY + 1), ["1,048,577 bytes"]),
+        ([1], ["must be a JSON object, not list"]),
+        ({"prompt": "a cat"}, ["generation_id is missing"]),
+        ({"generation_id": "", "prompt": "a cat"}, ["generation_id must have 1 to 500 characters"]),
+        ({"generation_id": "x" * (LONGEST_ID + 1), "prompt": "a cat"}, ["it has 501"]),
+        ({"generation_id": "\ud800", "prompt": "a cat"}, ["generation_id holds"]),
+        ({"generation_id": True, "prompt": "a cat"}, ["generation_id must be text"]),
+        ({"generation_id": 2**70, "prompt": "a cat"}, ["too large"]),
+        ({"generation_id": "g"}, ["text is missing"]),
+        ({"generation_id": "g", "prompt": "a", "text": "b"}, ["prompt and text are the same"]),
+        ({"generation_id": "g", "prompt": "a", "lora": [], "lora_model_url": "b"}, ["_url and lora"]),
+        ({"generation_id": "g", "prompt": "a", "lora_model_url": 7}, ["lora 1: path"]),
+        ({"generation_id": {"$oid": "x"}, "prompt": 7, "seed": "9", "priority": "high"},
+         ["generation_id must be text", "text must be text", "priority", "seed"]),
+    ],
+)  # fmt: skip
+def test_all_that_is_wrong_is_said(message, words):
+    """A message that is not valid makes no prompt, and each thing that is wrong with it has a sentence."""
+    prompt, wrong = read(message)
+    assert prompt is None
+    assert len(wrong) == len(words)
+    for sentence, word in zip(wrong, words, strict=True):
+        assert word in sentence
+
+
+_TEXTS = st.text(st.characters(), max_size=20)  # halves of surrogate pairs among them
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A real database."""
+    made = open_database(f"sqlite:///{tmp_path_factory.mktemp('messages')}/prompts.db", Collections())
+    yield made
+    made.close()
+
+
+@given(
+    message=st.fixed_dictionaries(
+        {"generation_id": _VALUES, "prompt": _VALUES | st.just("a cat")},
+        optional=dict.fromkeys(
+            ("seed", "lora_model_url", "style_id", "dataset_id", "priority", "webhook_url"), _VALUES
+        ),
+    )
+)
+def test_whatever_a_message_holds(database, message):
+    """It is a prompt that a database takes, or there is a reason why not; nothing is raised."""
+    prompt, wrong = read(json.dumps(message).encode())
+    assert (prompt is None) == bool(wrong)
+    if prompt is not None:
+        assert database.enqueue([prompt]) in (0, 1)

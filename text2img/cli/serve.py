@@ -1,0 +1,66 @@
+"""``serve``: the job without an end, on prompts from the database and from a RabbitMQ, where one is named."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from text2img.cli import parts
+from text2img.cli.run import Job, add, prepare
+from text2img.errors import ConfigurationError
+from text2img.guard import stopping
+from text2img.serving import Serving
+
+if TYPE_CHECKING:
+    import argparse
+
+    from text2img.databases import Database, NewPrompt
+    from text2img.intake.rabbitmq.broker import Broker
+    from text2img.progress import Progress
+    from text2img.serving import Intake
+    from text2img.settings import Settings
+    from text2img.stages import Stop
+
+log = logging.getLogger("text2img.serve")
+
+
+def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
+    """Serve until told to stop, or idle for long enough; the exit status: failed prompts do not change it."""
+    del arguments
+    if settings.limit is not None:
+        raise ConfigurationError(
+            "--limit (LIMIT) is for run: serve works until it is stopped, or --idle-exit"
+        )
+    storage, prompts = prepare(settings)
+    broker = parts.broker(settings)
+    parts.check_device(settings)
+    with closing(parts.database(settings)) as database, stopping() as stop:
+        add(database, prompts)
+        Job(settings, database, storage, stop, _serving(settings, broker, database, stop)).carry_out(progress)
+    return 0
+
+
+def _serving(settings: Settings, broker: Broker | None, database: Database, stop: Stop) -> Serving:
+    arrived = threading.Event()
+    return Serving(
+        stop,
+        arrived,
+        poll_seconds=settings.poll_seconds,
+        idle_exit=settings.idle_exit,
+        intake=None if broker is None else _intake(settings, broker, database, stop, arrived),
+    )
+
+
+def _intake(
+    settings: Settings, broker: Broker, database: Database, stop: Stop, arrived: threading.Event
+) -> Intake:
+    from text2img.intake.messages import Reader
+    from text2img.intake.rabbitmq.consumer import Consumer
+
+    def add(prompts: list[NewPrompt]) -> None:
+        if database.enqueue(prompts):
+            arrived.set()
+
+    return Consumer(broker, Reader(settings.dataset_id), add, stop)
