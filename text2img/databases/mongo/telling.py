@@ -64,10 +64,8 @@ class MongoTelling(Session):
             ]
         )
         groups = [(mark["_id"].get("run_id"), mark["_id"].get("untold")) for mark in marks]
-        # Marks of any other kind are not the job's.
-        groups = [
-            (run, mark) for run, mark in groups if isinstance(run, str) and isinstance(mark, str | bool)
-        ]
+        # Marks of any other kind are not the job's; BSON's JavaScript is a kind of str, and no text.
+        groups = [(run, mark) for run, mark in groups if type(run) is str and type(mark) in {str, bool}]
         alive = self._alive({run_id for run_id, _ in groups})
         dead = [(run_id, untold) for run_id, untold in groups if run_id not in alive]
         waiting = [run_id for run_id, untold in dead if untold is True or not self._settled(run_id, untold)]
