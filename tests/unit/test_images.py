@@ -14,6 +14,7 @@ from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.images import Encoder, parameters
 from text2img.images.formats import read_parameters
 from text2img.prompts import Claim, Prompt, PromptId, Request, Wishes
+from text2img.prompts.loras import check_loras
 from text2img.prompts.parameters import settle
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (72, 128, 3), dtype=np.uint8)
@@ -54,6 +55,25 @@ def test_the_same_picture_is_the_same_bytes_from_any_thread(kind: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda _: encoder.encode(PIXELS.copy(), wanted, {"seed": 1}), range(24)))
     assert len({file.data for file in files}) == 1
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_file_names_its_loras_and_none_of_their_secrets(kind: str) -> None:
+    """Paths and weights stand in it, without what a signed URL signs with, nowhere in its bytes."""
+    signed = {
+        "path": "https://ana:pass5ecret@b.example/ink.safetensors?X-Amz-Signature=5ecret",
+        "weight": 0.5,
+    }
+    wanted = replace(PLAIN, image_format=kind, loras=check_loras([signed, {"path": "artist/stripes"}]))
+    prompt = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
+    asked = Request(prompt=prompt, text="a cat", parameters=wanted)
+    facts = parameters(asked, scheduler="euler", model="m", revision=None, approximations={})
+    data = Encoder().encode(PIXELS, wanted, facts).data
+    assert read_parameters(data)["loras"] == [
+        {"path": "https://b.example/ink.safetensors", "weight": 0.5},
+        {"path": "artist/stripes", "weight": 1.0},
+    ]
+    assert b"5ecret" not in data.replace(b"\0", b"")  # EXIF's text is UTF-16
 
 
 def test_a_name_that_cannot_be_drawn_is_refused_before_there_is_a_picture() -> None:
