@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import email.utils
-import re
-import secrets
 import socket
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
+
+from text2img import waits
 
 _LONGEST_WAIT = 60.0  # seconds between tries of our own accord
 _LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
@@ -43,7 +41,7 @@ def judge(shown: str, status: int, retry_after: str | None, tries: int) -> Verdi
     if 200 <= status < 300:
         return Verdict(Result.TOLD, detail)
     if status in _AGAIN or status >= 500:
-        return Verdict(Result.LATER, detail, growing(tries), _seconds(retry_after))
+        return Verdict(Result.LATER, detail, growing(tries), waits.asked(retry_after, _LONGEST_ASKED))
     if 300 <= status < 400:
         detail += "; redirects are not followed, give the final address"
     return Verdict(Result.REFUSED, detail)
@@ -77,18 +75,5 @@ class AddressRefused(OSError):  # noqa: N818 - it says what happened
 
 
 def growing(tries: int) -> float:
-    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter so that workers do not march in step."""
-    return min(_LONGEST_WAIT, 2.0 ** min(max(tries, 1) - 1, 10)) * secrets.SystemRandom().uniform(0.75, 1)
-
-
-def _seconds(retry_after: str | None) -> float:
-    """The wait Retry-After asks for: seconds or a date (RFC 9110, 10.2.3), at most an hour; else 0."""
-    value = (retry_after or "").strip()
-    if re.fullmatch(r"[0-9]{1,18}", value):
-        return min(float(value), _LONGEST_ASKED)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), _LONGEST_ASKED)
+    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter."""
+    return waits.growing(tries, _LONGEST_WAIT)

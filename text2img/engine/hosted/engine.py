@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BEAT: Final = 0.2  # seconds between two calls of on_step at the most
+_BEAT: Final = 0.2  # seconds between two beats at the most
 _LEAVING: Final = 2.5  # seconds for requests to be cancelled; a run that is stopped has eight for all its end
 
 
@@ -82,15 +82,19 @@ class HostedEngine:
     ) -> list[Picture | PromptFailed]:
         """A picture or the reason for none, for each request; see Engine.
 
-        ``on_step`` tells how many of the batch are done, and is called between as well. What it raises ends
-        all requests: those that wait at the service are cancelled, as far as 2.5 s suffice.
+        ``on_step`` tells the share of the batch that is done, as steps, and is called between as well. What
+        it raises ends all requests: those that wait at the service are cancelled, as far as 2.5 s suffice.
         """
         if not batch:
             return []
-        begun, gone = time.monotonic(), threading.Event()
+        begun, gone, steps = time.monotonic(), threading.Event(), batch[0].parameters.num_inference_steps
         errands = [Errand(self._options, request, gone) for request in batch]
         try:
-            ends = _together([errand.run for errand in errands], on_step, gone)
+            ends = _together(
+                [errand.run for errand in errands],
+                lambda done: on_step(done * steps // len(batch), steps),
+                gone,
+            )
         finally:
             self._seconds += time.monotonic() - begun
         made = _settle(ends)
@@ -125,9 +129,9 @@ class HostedEngine:
 
 
 def _together(
-    errands: Sequence[Callable[[], Picture]], on_step: Callable[[int, int], None], gone: threading.Event
+    errands: Sequence[Callable[[], Picture]], beat: Callable[[int], None], gone: threading.Event
 ) -> list[Picture | Exception]:
-    """What becomes of each errand, each in a thread of its own; ``on_step`` is called in this one.
+    """What becomes of each errand, each in a thread of its own; ``beat(done)`` is called in this one.
 
     The threads are daemons: what hangs in one must not keep a process that is asked to end.
     """
@@ -148,7 +152,7 @@ def _together(
             with suppress(queue.Empty):
                 number, end = done.get(timeout=_BEAT)
                 ends[number] = end
-            on_step(len(ends), len(errands))
+            beat(len(ends))
     except BaseException:
         gone.set()
         latest = time.monotonic() + _LEAVING
