@@ -33,6 +33,7 @@ class Plan:
     ``submit`` and ``result`` hold answers (status, headers, body) that come first, one each time, ``forever``
     keeps the last of them. ``states``: what the status says, the last for ever. ``fields`` of the result are
     replaced; None takes one away. ``picture`` is the file in place of the right one, ``size`` its size.
+    ``hangs`` names what is never answered; a ``lost`` request is accepted and then unknown.
     """
 
     submit: list = field(default_factory=list)
@@ -43,6 +44,7 @@ class Plan:
     picture: bytes | None = None
     size: tuple | None = None
     hangs: str = ""
+    lost: bool = False
     headers: dict = field(default_factory=dict)
     looks: int = 0
 
@@ -131,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused("status") or arguments is None:
             return
         plan = self._plan(arguments)
+        if plan.lost:
+            self._json(404, {"detail": "Request not found"})
+            return
         state = plan.states[min(plan.looks, len(plan.states) - 1)]
         plan.looks += 1
         if plan.hangs == state:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import nullcontext as nothing
 
 import pytest
@@ -16,6 +17,7 @@ from tests.servers.fal import KEY, MODEL, data_url, painted, shade
 from text2img.engine import Picture
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
+from text2img.engine.hosted.wire import Unanswered, Wire
 from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped
 from text2img.prompts import Wishes
 
@@ -129,6 +131,11 @@ POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "was flagged", "type": "
         ({"picture": painted(1, (128, 64))[:-40]}, "generation_failed", "should be a picture is none"),
         ({"picture": painted(1, (9000, 8000))}, "generation_failed", "too large"),
         ({"states": ["CANCELLED"]}, "generation_failed", "the request is CANCELLED"),
+        ({"states": ["\ud800\x00x\n"]}, "generation_failed", "the request is x"),
+        ({"submit": [(422, {}, {"detail": "\ud800a\x00b\u2028c"})]}, "invalid_parameters", "a b c"),
+        ({"submit": [(422, {}, {"detail": {"not": "a list"}})]}, "invalid_parameters", "(422)"),
+        ({"submit": [(200, {}, b"[" * 100_000)]}, "generation_failed", "no JSON object"),
+        ({"lost": True}, "generation_failed", "does not know the request"),
     ],
 )
 def test_what_fails_one_prompt(fal, plan, code, words):
@@ -213,6 +220,15 @@ def test_a_wait_beyond_the_patience_is_not_begun(fal):
     with pytest.raises(DeviceFailed, match="429"):
         generate(fal, patience=20)
     assert time.monotonic() - begun < 5
+
+
+def test_an_address_that_is_signed_is_in_no_trace():
+    """What a picture's address carries may open it to others: no message and no stack trace shows it."""
+    address = "http://127.0.0.1:9/files/x?signature=hush"
+    with pytest.raises(Unanswered) as failure:
+        Wire(1).ask("GET", address)
+    assert "127.0.0.1" in str(failure.value)
+    assert "hush" not in "".join(traceback.format_exception(failure.value))
 
 
 def test_a_service_that_is_away_fails_the_run_and_no_prompt(fal):

@@ -64,7 +64,7 @@ def price(answer: Answer) -> str:
     first = prices[0] if isinstance(prices, list) and prices else None
     if not isinstance(first, dict) or not isinstance(first.get("unit_price"), int | float):
         return "its price is not told"
-    return f"{first['unit_price']:g} {first.get('currency', '')} per {first.get('unit', 'unit')}"[:80]
+    return plain(f"{first['unit_price']} {first.get('currency', '')} per {first.get('unit', 'unit')}", 80)
 
 
 def billed(answer: Answer) -> float | None:
@@ -74,6 +74,11 @@ def billed(answer: Answer) -> float | None:
     except ValueError:
         return None
     return units if math.isfinite(units) and units >= 0 else None
+
+
+def plain(text: str, longest: int) -> str:
+    """The text on one line, of characters that every log and database takes, and not endless."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:longest]
 
 
 def _object(answer: Answer) -> dict[str, Any] | None:
@@ -102,8 +107,8 @@ def _said(answer: Answer, key: str) -> str:
         detail = "; ".join(_entry(entry) for entry in detail[:3] if isinstance(entry, dict))
     if not isinstance(detail, str):
         return ""
-    words = " ".join(re.sub(r"\S+://\S+", "…", detail.replace(key, "***")).split())
-    return f": {words[:_LONGEST_SAID]}" if words else ""
+    words = plain(re.sub(r"\S+://\S+", "…", detail.replace(key, "***")), _LONGEST_SAID)
+    return f": {words}" if words else ""
 
 
 def _entry(entry: dict[str, Any]) -> str:

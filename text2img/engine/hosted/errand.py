@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from text2img.engine import Picture
 from text2img.engine.hosted import answers, files
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from text2img.engine.hosted import HostedOptions
     from text2img.engine.hosted.wire import Answer
     from text2img.prompts import Request
+
+    Step = Literal["submit", "status", "result", "picture"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ class Errand:
 
     def _submit(self) -> None:
         options = self._options
-        answer = self._ask("POST", f"{options.queue}/{options.model}", document=self._arguments())
+        answer = self._ask("submit", f"{options.queue}/{options.model}", self._arguments())
         name = answers.content(answer).get("request_id")
         if not isinstance(name, str) or not _ID.fullmatch(name):
             raise answers.malformed("no request_id")
@@ -99,8 +101,8 @@ class Errand:
         """Until the request is completed; PromptFailed where it stays as it is for too long, or is gone."""
         pause, seen, since = _LOOKS[0], "", time.monotonic()
         while True:
-            status = answers.content(self._ask("GET", f"{self._place}/status"))
-            state = str(status.get("status"))[:40]
+            status = answers.content(self._ask("status", f"{self._place}/status"))
+            state = answers.plain(str(status.get("status")), 40)
             if state == "COMPLETED":
                 return
             if state not in {"IN_QUEUE", "IN_PROGRESS"}:
@@ -114,7 +116,7 @@ class Errand:
             pause = min(pause * 1.5, _LOOKS[1])
 
     def _fetch(self) -> Picture:
-        answer = self._ask("GET", str(self._place), final=True)
+        answer = self._ask("result", str(self._place))
         result = answers.content(answer)
         self._check_safety(result)
         pixels = files.decode(self._bytes(_address(result)))
@@ -139,8 +141,7 @@ class Errand:
         if data is not None:
             return data
         files.check_address(address, self._options.url)
-        answer = self._ask("GET", address, ours=False)
-        return answer.body
+        return self._ask("picture", address).body
 
     def _other_seed(self, result: dict[str, Any]) -> int | None:
         """The seed that was used, where it is another than the one asked for."""
@@ -148,18 +149,17 @@ class Errand:
         known = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
         return seed if known and seed != self._request.parameters.seed else None
 
-    def _ask(
-        self, method: str, url: str, *, document: object = None, final: bool = False, ours: bool = True
-    ) -> Answer:
-        """The 2xx answer, once there is one: what may pass is waited out, as long as the patience lasts.
-
-        ``ours``: it is the service's queue that is asked, and gets the key.
-        """
-        latest, key = time.monotonic() + self._options.patience, self._options.key if ours else None
+    def _ask(self, step: Step, url: str, document: object = None) -> Answer:
+        """The 2xx answer, once there is one: what may pass is waited out, as long as the patience lasts."""
+        latest = time.monotonic() + self._options.patience
+        key = None if step == "picture" else self._options.key
         for tries in itertools.count(1):
+            self._pause(0)
             try:
-                answer = self._wire.ask(method, url, key=key, document=document)
-                if not answers.passes(answer, final=final):
+                answer = self._wire.ask(
+                    "POST" if step == "submit" else "GET", url, key=key, document=document
+                )
+                if not answers.passes(answer, final=step == "result"):
                     break
                 reason = f"fal answers {answer.status}"
                 put_off = asked(answer.headers.get("retry-after"), _LONGEST_ASKED)
@@ -168,7 +168,7 @@ class Errand:
             except Unanswered as exc:
                 reason, put_off = str(exc), 0.0
             self._wait_again(max(growing(tries, _LONGEST_WAIT), put_off), latest, reason)
-        return self._settled(answer, ours=ours)
+        return self._settled(step, answer)
 
     def _wait_again(self, wait: float, latest: float, reason: str) -> None:
         """Wait before the next try, unless that would come too late."""
@@ -179,11 +179,13 @@ class Errand:
         log.debug("asking fal again in %.1f s: %s", wait, reason)
         self._pause(wait)
 
-    def _settled(self, answer: Answer, *, ours: bool) -> Answer:
+    def _settled(self, step: Step, answer: Answer) -> Answer:
         if 200 <= answer.status < 300:
             return answer
-        if not ours:
+        if step == "picture":
             raise _failed(f"the picture could not be fetched ({answer.status})")
+        if step == "status" and answer.status == 404:
+            raise _failed("fal does not know the request any more")
         raise answers.refusal(answer, self._options.model, self._options.key)
 
     def _pause(self, seconds: float) -> None:

@@ -63,13 +63,13 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise malformed(f"a picture of {picture.width}×{picture.height} pixels, which is too large")
-            return np.asarray(picture.convert("RGB"))
+            if picture.width * picture.height <= _MOST_PIXELS:
+                return np.asarray(picture.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise malformed("a picture that is too large") from None
-    except (OSError, ValueError, SyntaxError, EOFError):
+        pass
+    except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, only its prompt fails
         raise malformed("what should be a picture is none") from None
+    raise malformed("a picture that is too large")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

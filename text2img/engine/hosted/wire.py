@@ -57,7 +57,8 @@ class Wire:
             return within(self._timeout + 1, lambda: self._exchange(session, method, url, key, document))
         except (requests.RequestException, OSError) as exc:  # TimeoutError is an OSError
             self._session = None  # what hangs in a thread that was left behind keeps the old one
-            raise Unanswered(self._fault(url, exc)) from exc
+            # Not from exc: a stack trace would show the address, which may be signed.
+            raise Unanswered(self._fault(url, exc)) from None
 
     def _exchange(
         self, session: requests.Session, method: str, url: str, key: str | None, document: object
