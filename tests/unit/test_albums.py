@@ -81,3 +81,13 @@ def test_a_prompt_with_one_picture_waits_for_nothing():
     done = replace(DONE[0], request=alone)
     assert Albums().add(alone, done) is done
     assert (done.image_urls, done.pictures) == ((), 1)
+
+
+def test_what_was_billed_is_the_sum_of_all_pictures():
+    """The prompt's cost is that of all its pictures, and unknown where one picture's is."""
+    billed = [
+        replace(done, notes={"request_id": f"r{number}", "billed_units": number + 0.5})
+        for number, done in enumerate(DONE)
+    ]
+    assert _become(*billed)[-1].notes == {"request_id": "r0", "billed_units": 4.5}
+    assert _become(*billed[:2], replace(billed[2], notes={}))[-1].notes == {"request_id": "r0"}
