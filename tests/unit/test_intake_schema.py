@@ -30,6 +30,10 @@ _TEXTS = st.one_of(
             "a" * 201,
             "7",
             "\u2028",
+            "https://backend.example/x",
+            "http://b\n",
+            "http://me@b",
+            "http://b/ü?",
         ]
     ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),

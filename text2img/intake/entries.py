@@ -11,6 +11,7 @@ from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import PromptId, Wishes
 from text2img.prompts.checks import check_number, check_prompt_text, check_text, nearest
 from text2img.prompts.parameters import PARAMETER_NAMES, settle
+from text2img.prompts.webhooks import check_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,7 +83,7 @@ def _text(asked: _Asked, entry: Mapping[str, Any]) -> str | None:
 
 def _webhook(entry: Mapping[str, Any]) -> str | None:
     value = entry.get("webhook_url")
-    return None if value is None else check_text("webhook_url", value)
+    return None if value is None else check_form(value)
 
 
 def _priority(entry: Mapping[str, Any]) -> float | None:

@@ -10,6 +10,7 @@ from text2img.prompts.aspect import ASPECT_RATIOS
 from text2img.prompts.checks import LONGEST_NAME, LONGEST_TEXT, steers
 from text2img.prompts.loras import HEAVIEST, LONGEST_PATH, MOST
 from text2img.prompts.parameters import FORMATS, MOST_IMAGES, POSITIONS, SCHEDULERS
+from text2img.prompts.webhooks import FORM, LONGEST_URL
 
 _INT64: Final = 2**63
 _PLAIN: Final = {"not": {"pattern": "\\u0000"}}
@@ -77,7 +78,7 @@ def _fields() -> dict[str, dict[str, Any]]:
             "items": {"type": "string", **_PLAIN},
             "contains": {"type": "string", "pattern": "\\S"},
         },
-        "webhook_url": _text(),
+        "webhook_url": {"type": "string", "maxLength": LONGEST_URL, "pattern": FORM, **_PLAIN},
         **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
         "priority": {
             "type": "number",

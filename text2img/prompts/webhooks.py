@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
+from text2img.prompts.checks import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST: Final = 2_000
+LONGEST_URL: Final = 2_000
+FORM: Final = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@\\]+(?:/[^\s?#\\]*)?(?![\s\S])"
+"""What every address looks like, as the schema of a file says it: whatever passes may still be none."""
 _PLACE: Final = "/api/webhooks/inference"
 _URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>[0-9]{1,5}))?"
@@ -27,6 +30,21 @@ _HOST: Final = re.compile(
     r"(?P<wild>\*\.)?(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[0-9]{1,5}))?",
     re.IGNORECASE | re.ASCII,
 )
+
+
+def check_form(value: object) -> str:
+    """A text that looks like a webhook's address; raises PromptFailed (``invalid_parameters``)."""
+    text = check_text("webhook_url", value)
+    if len(text) > LONGEST_URL or not re.search(FORM, text):
+        raise _no_address()
+    return text
+
+
+def _no_address() -> PromptFailed:
+    return PromptFailed(
+        ErrorCode.INVALID_PARAMETERS,
+        "webhook_url must be the backend's http:// or https:// address, without user, query or #",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +63,10 @@ class Webhook:
         Raises PromptFailed (``invalid_parameters``) for all that is no http:// or https:// address, and for
         one with a user, a query or a fragment.
         """
-        found = _URL.fullmatch(value) if type(value) is str and len(value) <= _LONGEST else None
+        found = _URL.fullmatch(value) if type(value) is str and len(value) <= LONGEST_URL else None
         host = _host(found["host"]) if found else None
         if not found or not host:
-            raise PromptFailed(
-                ErrorCode.INVALID_PARAMETERS,
-                "webhook_url must be the backend's http:// or https:// address, without user, query or #",
-            )
+            raise _no_address()
         scheme = found["scheme"].lower()
         port = int(found["port"] or (443 if scheme == "https" else 80))
         if not 0 < port < 65_536:
