@@ -169,7 +169,9 @@ def test_a_failure_is_told_with_its_code(tmp_path, backend):
 def test_no_host_is_told_that_was_not_allowed(tmp_path, backend, allowed):
     """The prompt fails before any work, with the option's name in the sentence; nothing goes to the host."""
     good = {"id": "good"}
-    _enqueue(tmp_path, {"id": "a", "webhook_url": _url(backend)}, {"id": "b", "webhook_url": "no URL"}, good)
+    _enqueue(tmp_path, {"id": "a", "webhook_url": _url(backend)}, {"id": "b"}, good)
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection, connection:
+        connection.execute("UPDATE datasets SET webhook_url = 'no URL' WHERE _id = 'b'")  # enqueue refuses it
     finished = product.run(
         *JOB[:-2], *allowed, "--num-inference-steps", "1", folder=tmp_path, INTERNAL_API_TOKEN="t"
     )

@@ -118,6 +118,20 @@ def test_the_estimate_comes_from_the_steps_that_were_measured():
     assert heard.told("c")[0].left is None
 
 
+@pytest.mark.parametrize("unit", [1, 3, 40])
+def test_an_engine_that_counts_otherwise_is_understood(unit):
+    """As one that counts pictures, and says so again and again while none is added: the milestones are those
+    of the prompt's steps, each once.
+    """
+    heard = Heard()
+    heard.milestones.batch(requests(steps=20))
+    for done in range(unit + 1):
+        for _ in range(3):
+            heard.milestones.step(done, unit)
+    assert heard.percents() == list(MILESTONES)
+    assert {each.of for each in heard.told()} == {20}
+
+
 def test_what_is_recorded_is_remembered_no_more():
     """A worker that goes on for ever does not collect the prompts that it has made."""
     heard = Heard()

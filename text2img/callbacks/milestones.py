@@ -89,15 +89,15 @@ class Milestones:
         self._tell(0, self._pace.get(self._kind))
 
     def step(self, done: int, of: int) -> None:
-        """The batch has made ``done`` of its steps."""
-        now = time.monotonic()
+        """The batch has made ``done`` of its steps, which an engine may count in another unit."""
+        now, done, of = time.monotonic(), done * self._steps // max(1, of), self._steps
         first, began = self._first = self._first or (done, now)
         # The first step pays for reading the texts, and on some devices for getting ready.
         if done > first:
             pace = (now - began) / (done - first)
         else:
             pace = self._pace.get(self._kind, (now - self._begun) / max(1, done))
-        self._tell(done * self._steps // of, pace)
+        self._tell(done, pace)
         if done == of > first:
             _remember(self._pace, self._kind, pace)
 
