@@ -58,6 +58,7 @@ ENV DEVICE=cuda \
     MODEL_ID=${BAKE_MODEL:+/models/${BAKE_MODEL}} \
     HF_HOME=/cache/huggingface \
     COMPILE_CACHE=/cache/compile \
+    LORA_CACHE=/cache/loras \
     HOME=/cache \
     USER=text2img \
     PYTHONUNBUFFERED=1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from text2img.images import Encoder
+from text2img.loras import Library
 from text2img.prompts.names import ObjectName
 from text2img.prompts.webhooks import WebhookHosts
 
@@ -73,5 +74,6 @@ class Parts:
     recorded: Callable[[Sequence[Outcome]], None]
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
+    loras: Library = field(default_factory=Library)
     webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
     serving: Serving | None = None

@@ -177,6 +177,19 @@ class Settings:
         "model",
         "an approximation: folder or hub id of a tiny autoencoder that decodes instead of the model's own",
     )
+    lora_source: str | None = _option(
+        None,
+        "model",
+        "where LoRAs may come from, with commas between: a folder, hub:, hub:OWNER/, gs://BUCKET/PREFIX/, "
+        "s3://BUCKET/PREFIX/, https://HOST/PATH/",
+        shown="nowhere",
+    )
+    lora_cache: str | None = _option(
+        None, "model", "folder that keeps fetched LoRAs for later runs", shown="~/.cache/text2img/loras"
+    )
+    lora_cache_size: Annotated[float, Gt(0), Le(100_000)] = _option(
+        10, "model", "GB that it may hold; the least recently used go first"
+    )
 
     generator: str = _option(
         "local", "generator", "local, or fal:MODEL: a model that fal hosts, such as fal:fal-ai/flux/dev"

@@ -1,8 +1,8 @@
 """The flow: claim → generate → encode → store → record → notify.
 
-One thread owns the device. Beside it, one claims and groups what comes next, two finish the batches before
-(encode, upload), two write back, one keeps the leases alive and one tells the callback's receiver. The
-worker knows its parts only by their Protocols: no database, no storage, no model, no signal.
+One thread owns the device. Beside it, one claims and groups what comes next, a few fetch LoRAs, two finish
+the batches before (encode, upload), two write back, one keeps the leases alive and one tells the callback's
+receiver. The worker knows its parts only by their Protocols: no database, no storage, no model, no signal.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from text2img.errors import PromptFailed
 from text2img.finishing import Finishing
+from text2img.loras.fetching import Fetching
 from text2img.plan import Parts, Plan
 from text2img.prompts import failure, request
 from text2img.prompts.batches import Batcher
@@ -43,6 +44,8 @@ MANY = 8
 most are left to others. Where many workers share them, the last to come may still go empty-handed."""
 ENDLESS = 1_000_000
 """Pictures that a server is taken to make yet: whatever pays in the long run pays for it."""
+AHEAD = 6
+"""While more than so many batches' worth of prompts wait for their LoRAs, no more are claimed."""
 TOGETHER = 5.0
 """Seconds that the outcomes of a small batch wait for those of the next, to be written down together."""
 
@@ -105,14 +108,21 @@ class Worker:
     def _batches(self, record: Gather[Outcome]) -> Iterator[list[Request]]:
         """Claim and group what the device gets next, until nothing is left to claim."""
         batcher = Batcher(self._sizes)
-        while claimed := self._claim():
-            ready, refused = self._prepare(claimed)
-            record.put(refused)
-            batcher.add(ready)
-            while batcher.ready():
-                yield batcher.take()
-        while batch := batcher.take():
-            yield batch
+        with Fetching(self._parts.loras) as fetching:
+            while claimed := self._claim():
+                ready, refused = self._prepare(claimed)
+                record.put(refused)
+                fetching.put(ready)
+                batcher.add(self._fetched(fetching, record, leave=fetching.waiting))
+                room = AHEAD * self._sizes.usual
+                while batcher.ready() or (len(batcher) and fetching.waiting > room):
+                    yield batcher.take()
+                batcher.add(self._fetched(fetching, record, leave=room))
+            while len(batcher) or fetching.waiting:  # for a LoRA only where there is nothing else to draw
+                leave = fetching.waiting - (0 if len(batcher) else 1)
+                batcher.add(self._fetched(fetching, record, leave=leave))
+                if batch := batcher.take():
+                    yield batch
 
     def _gathering(self, work: Callable[[list[Outcome]], None]) -> Gather[Outcome]:
         """Outcomes on their way to be recorded: a usual batch's worth at once."""
@@ -141,11 +151,18 @@ class Worker:
                 prompt = self._addressed(claimed)
                 asked = request(prompt, self._plan.wishes, self._plan.multiple)
                 self._parts.encoder.check(asked.parameters)
-                ready.extend(self._engine.prepare(asked).each())
+                ready.append(self._engine.prepare(asked))
             except PromptFailed as exc:
                 refused.append(failure(prompt, exc, self._plan.max_attempts))
-        self._quota.prepared(len(prompts) - len(refused), len(ready))
+        self._quota.prepared(len(ready), sum(each.parameters.num_images for each in ready))
         return ready, refused
+
+    def _fetched(self, fetching: Fetching, record: Gather[Outcome], *, leave: int) -> list[Request]:
+        """The pictures of those whose LoRAs are here; failures are recorded. Waits as ``take`` does."""
+        done = fetching.take(leave=leave)
+        failed = [failure(asked.prompt, exc, self._plan.max_attempts) for asked, exc in done if exc]
+        record.put(failed)
+        return [picture for asked, exc in done if exc is None for picture in asked.each()]
 
     def _addressed(self, prompt: Prompt) -> Prompt:
         """The prompt, whose webhook may be told: from here on it counts as checked."""

@@ -75,6 +75,11 @@ class _Doctor:
         evaluator.check()
         return evaluator.name
 
+    def loras(self) -> str:
+        """Write to the folder that keeps them."""
+        parts.loras(self._settings).try_cache()
+        return f"from {self._settings.lora_source}"
+
     def webhooks(self) -> str:
         """Look up the hosts that prompts' own webhooks may be on; nothing is sent to them."""
         hosts = parts.webhook_hosts(self._settings)
@@ -108,6 +113,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         trials.append(doctor.rabbitmq)
     if settings.signature_font or settings.artist_name:
         trials.append(doctor.signature)
+    if settings.lora_source:
+        trials.append(doctor.loras)
     if settings.evaluator != "none":
         trials.append(doctor.evaluator)
     statuses = [_try(trial, settings) for trial in trials]

@@ -45,13 +45,15 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
     batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
-    hosts = parts.webhook_hosts(settings)
+    hosts, loras = parts.webhook_hosts(settings), parts.loras(settings)
     for prompt in prompts:
         try:
             if prompt.webhook_url is not None:
                 hosts.check(prompt.webhook_url)
             asked = request(prompt, (settings.wishes, configured, own, DEFAULTS, _OWN_SIZE))
             encoder.check(asked.parameters)
+            for lora in asked.parameters.loras:
+                loras.check(lora)
             batcher.add(asked.each())
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")
@@ -102,4 +104,6 @@ def _described(request: Request) -> str:
     size = "the model's own size" if own else f"{wanted.width}×{wanted.height}"
     size = f"{wanted.aspect_ratio} of the model's own size" if wanted.aspect_ratio else size
     scheduler = wanted.scheduler or "the model's own scheduler"
-    return f"{size}, {wanted.num_inference_steps} steps, guidance {wanted.guidance_scale:g}, {scheduler}"
+    loras = "".join(f", LoRA {lora.shown} × {lora.weight:g}" for lora in wanted.loras)
+    steps = f"{wanted.num_inference_steps} steps, guidance {wanted.guidance_scale:g}"
+    return f"{size}, {steps}, {scheduler}{loras}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
@@ -14,6 +16,8 @@ from text2img.prompts.webhooks import WebhookHosts
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from text2img.callbacks import Receiver
     from text2img.callbacks.teller import Teller
     from text2img.callbacks.webhooks import Webhooks
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from text2img.evaluation import Evaluator
     from text2img.images import Encoder
     from text2img.intake.rabbitmq.broker import Broker
+    from text2img.loras import Library
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
 
@@ -211,6 +216,18 @@ def evaluator(settings: Settings) -> Evaluator | None:
             f" it is {settings.evaluator[:60]!r}"
         )
     return None
+
+
+def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Library:
+    """What gets LoRAs; ``wait`` sleeps, and raises when the run is to end. Touches no network and no file."""
+    from text2img.loras import Library, Sources
+    from text2img.loras.cache import Cache
+
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(settings.lora_cache or f"{home}/text2img/loras").expanduser()
+    cache = Cache(folder, round(settings.lora_cache_size * 1e9), wait)
+    sources = Sources.parse(settings.lora_source)
+    return Library(sources, cache, wait, s3_endpoint=settings.s3_endpoint)
 
 
 def encoder(settings: Settings) -> Encoder:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from text2img.databases import Database, NewPrompt
     from text2img.engine import Engine, ModelCard
     from text2img.images import Encoder
+    from text2img.loras import Library
     from text2img.progress import Progress
     from text2img.serving import Serving
     from text2img.settings import Settings
@@ -71,6 +72,7 @@ def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
     parts.receiver(settings)
     parts.webhooks(settings)
     parts.encoder(settings)
+    parts.loras(settings)
     parts.evaluator(settings)
     return storage, read_prompts(settings.input_file) if settings.input_file else []
 
@@ -198,7 +200,8 @@ class Job:
         card = engine.inspect()
         self._run = replace(self._run, model=card.name)
         wishes = self._wishes(card, configuration.wishes if configuration else Wishes())
-        _check_wishes(card, encoder, wishes)
+        loras = parts.loras(self._settings, self._stop.wait)
+        _check_wishes(card, encoder, loras, wishes)
         worker_parts = Parts(
             database=patient(self._database, self._settings.database_patience, self._stop.wait),
             storage=self._storage,
@@ -211,6 +214,7 @@ class Job:
             recorded=self._teller.recorded,
             encoder=encoder,
             evaluator=evaluator,
+            loras=loras,
             webhook_hosts=parts.webhook_hosts(self._settings),
             serving=self._serving,
         )
@@ -283,7 +287,7 @@ class Job:
         self._teller.finish(patience, stop)
 
 
-def _check_wishes(card: ModelCard, encoder: Encoder, wishes: Sequence[Wishes]) -> None:
+def _check_wishes(card: ModelCard, encoder: Encoder, loras: Library, wishes: Sequence[Wishes]) -> None:
     """What the run wishes for every picture must be something that can be done: else none would succeed."""
     try:
         wanted = settle(wishes, seed=0, multiple=card.multiple)
@@ -294,12 +298,26 @@ def _check_wishes(card: ModelCard, encoder: Encoder, wishes: Sequence[Wishes]) -
         encoder.check(wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own signature cannot be drawn: {exc}") from None
+    try:
+        for lora in wanted.loras:
+            loras.check(lora)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the model configuration's LoRA cannot be used: {exc}") from None
 
 
 def _versions() -> dict[str, str]:
     """What could matter for making the same pictures again."""
     known = {"python": platform.python_version(), "text2img": __version__}
-    for name in ("torch", "diffusers", "transformers", "pymongo", "google-cloud-storage", "boto3", "pillow"):
+    for name in (
+        "torch",
+        "diffusers",
+        "transformers",
+        "peft",
+        "pymongo",
+        "google-cloud-storage",
+        "boto3",
+        "pillow",
+    ):
         with suppress(PackageNotFoundError):
             known[name] = version(name)
     return known

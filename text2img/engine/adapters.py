@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.devices import Trouble, one_line, trouble
 from text2img.engine.lora_weights import read_lora, refused
+from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-    from text2img.errors import PromptFailed
     from text2img.prompts import Request
 
     Stamp = tuple[str, int, int]
@@ -184,11 +184,11 @@ def _stamp(file: str) -> Stamp:
     try:
         stat = Path(file).stat()
     except OSError as exc:
-        raise refused(f"its file cannot be read ({exc.strerror})") from exc
+        # Most likely it had to leave the cache: the next attempt fetches it anew.
+        sentence = f"the LoRA's file cannot be read ({exc.strerror})"
+        raise PromptFailed(ErrorCode.GENERATION_FAILED, sentence) from exc
     return file, stat.st_size, stat.st_mtime_ns
 
 
 def _explained(exc: Exception) -> PromptFailed:
-    from text2img.errors import PromptFailed
-
     return exc if isinstance(exc, PromptFailed) else refused(one_line(exc)[:200])

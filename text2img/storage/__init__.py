@@ -10,6 +10,8 @@ from text2img.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from text2img.storage.buckets import Readable
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOptions:
@@ -64,6 +66,17 @@ def check_name(name: str) -> str:
     if "\0" in name or any(not part or part.startswith(".") for part in name.split("/")):
         raise ValueError(f"{name!r} is no object name")
     return name
+
+
+def open_bucket(kind: str, name: str, options: StorageOptions, patience: float) -> Readable:
+    """A bucket to read from, of ``kind`` gs or s3; one request is tried for ``patience`` seconds."""
+    if kind == "gs":
+        from text2img.storage import gcs_bucket
+
+        return gcs_bucket.Bucket(name, None, patience, 30)
+    from text2img.storage import s3_bucket
+
+    return s3_bucket.Bucket(name, options, patience, 30)
 
 
 def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorage:

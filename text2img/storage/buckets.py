@@ -55,6 +55,32 @@ class Stored(Protocol):
         ...
 
 
+class Found(Protocol):
+    """An object that may be read. ``version`` changes with it; ``size`` is in bytes."""
+
+    @property
+    def version(self) -> str | None:
+        """A generation, an ETag."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """In bytes."""
+        ...
+
+
+class Readable(Protocol):
+    """A bucket to read from. Raises Refused for an answer that stays, StorageFailed for all else."""
+
+    def look(self, path: str) -> Found:
+        """The object as it is stored."""
+        ...
+
+    def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
+        """Its bytes from ``start`` to before ``end``, while it is of that version (Refused, 412, else)."""
+        ...
+
+
 def create_or_replace(
     where: str,
     data: bytes,

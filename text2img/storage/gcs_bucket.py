@@ -100,6 +100,24 @@ class Bucket:
         self._persist(lambda limit: blob.reload(timeout=limit, retry=None), self._patience)
         return Stored(str(blob.generation), blob.size, blob.md5_hash, blob.crc32c)
 
+    def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
+        """The object's bytes from ``start`` to before ``end``, of that generation."""
+        blob, generation = self._bucket.blob(path), int(version) if version else None
+
+        def attempt(limit: float) -> bytes:
+            return bytes(
+                blob.download_as_bytes(
+                    start=start,
+                    end=end - 1,
+                    raw_download=True,
+                    if_generation_match=generation,
+                    timeout=limit,
+                    retry=None,
+                )
+            )
+
+        return self._persist(attempt, self._patience)
+
     def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
         """Store the object over that generation (ABSENT: where there is none, None: anyhow).
 

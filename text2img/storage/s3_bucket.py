@@ -108,6 +108,17 @@ class Bucket:
         etag = found.get("ETag")
         return Stored(etag, found.get("ContentLength"), partial(self._read, path, etag))
 
+    def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
+        """The object's bytes from ``start`` to before ``end``, while it has that ETag."""
+        wanted = {"Bucket": self._name, "Key": path, "Range": f"bytes={start}-{end - 1}"}
+        wanted |= {"IfMatch": version} if version else {}
+
+        def attempt() -> bytes:
+            with self._client.get_object(**wanted)["Body"] as body:
+                return bytes(body.read())
+
+        return self._ask(attempt)
+
     def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
         """Store the object over that ETag (ABSENT: where there is none, None: anyhow).
 
