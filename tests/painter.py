@@ -12,6 +12,7 @@ from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.engine import ModelCard, Picture
 from text2img.guard import Guard
 from text2img.leases import Leases
+from text2img.loras import Library
 from text2img.progress import Silent
 from text2img.prompts import PromptId, Wishes
 from text2img.stages import Stop, Stopwatch
@@ -71,6 +72,7 @@ class Bench:
         self.storage = open_storage(str(folder / "pictures"))
         self.folder, self.file = folder / "pictures", folder / "prompts.db"
         self.stop, self.tally = Stop(), Tally()
+        self.loras = Library()
         self.serving = None
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
@@ -90,6 +92,7 @@ class Bench:
             seconds=Stopwatch(),
             recorded=lambda outcomes: None,
             serving=self.serving,
+            loras=self.loras,
         )
         Worker(parts, replace(self.plan, **changes), self.stop, self.tally).run()
 
