@@ -60,7 +60,11 @@ def _intake(
     from text2img.intake.rabbitmq.consumer import Consumer
 
     def add(prompts: list[NewPrompt]) -> None:
-        if database.enqueue(prompts):
+        added = database.enqueue(prompts)
+        if added:
             arrived.set()
+        if added < len(prompts):
+            there = len(prompts) - added
+            log.info("%d of %d messages are of prompts that are there already", there, len(prompts))
 
     return Consumer(broker, Reader(settings.dataset_id), add, stop)
