@@ -1,7 +1,7 @@
 """Requests on their way to a batch: those whose LoRAs are here pass, the others wait until they are.
 
 A few threads fetch ahead of the device, so that it need not wait for a LoRA while there is anything else to
-draw. Knows no batch and no place.
+draw. Those that wait for the same come together. Knows no batch and no place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from text2img.loras import Library
     from text2img.prompts import Request
 
+    from text2img.prompts.loras import Lora
+
+    Loras = tuple[Lora, ...]
     Ready = tuple[Request, PromptFailed | None]
 
 _THREADS: Final = 8
@@ -33,8 +36,10 @@ class Fetching:
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._asked: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Ready | BaseException] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[Loras | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[list[Ready] | BaseException] = queue.SimpleQueue()
+        self._alike: dict[Loras, list[Request]] = {}  # those that wait for the same
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self.waiting = 0
 
@@ -49,11 +54,16 @@ class Fetching:
         """Hand requests over."""
         for request in requests:
             self.waiting += 1
-            if request.parameters.loras:
-                self._start()
-                self._asked.put(request)
-            else:
-                self._done.put((request, None))
+            loras = request.parameters.loras
+            if not loras:
+                self._done.put([(request, None)])
+                continue
+            self._start()
+            with self._lock:
+                alike = self._alike.setdefault(loras, [])
+                alike.append(request)
+                if len(alike) == 1:
+                    self._asked.put(loras)
 
     def take(self, *, leave: int) -> list[Ready]:
         """Those that are ready; waits until no more than ``leave`` are still to come.
@@ -71,8 +81,8 @@ class Fetching:
                 break
             if isinstance(done, BaseException):
                 raise done
-            self.waiting -= 1
-            taken.append(done)
+            self.waiting -= len(done)
+            taken += done
         return taken
 
     def _start(self) -> None:
@@ -86,11 +96,16 @@ class Fetching:
                 thread.start()
 
     def _work(self) -> None:
-        while request := self._asked.get():
+        while loras := self._asked.get():
+            failed: PromptFailed | None = None
+            files: tuple[str, ...] = ()
             try:
-                files = tuple(self._library.file(lora) for lora in request.parameters.loras)
-                self._done.put((replace(request, lora_files=files), None))
+                files = tuple(self._library.file(lora) for lora in loras)
             except PromptFailed as exc:
-                self._done.put((request, exc))
+                failed = exc
             except BaseException as exc:  # noqa: BLE001 - it is raised again where the requests are taken
                 self._done.put(exc)
+                continue
+            with self._lock:
+                alike = self._alike.pop(loras)
+            self._done.put([(replace(request, lora_files=files), failed) for request in alike])
