@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from text2img.loras import Library
     from text2img.prompts import Request
-
     from text2img.prompts.loras import Lora
 
     Loras = tuple[Lora, ...]
