@@ -216,3 +216,42 @@ def test_the_device_does_not_wait_for_a_lora(tmp_path, httpserver, styles):
     )
     assert finished.stdout.startswith("completed 7, failed 0"), finished.stderr
     assert seen == [6]
+
+
+@pytest.mark.slow
+def test_a_model_configurations_lora(tmp_path, styles):
+    """A model configuration's LoRA counts for prompts without one, with its own scheduler and few steps; a
+    prompt's own, or none, wins. One that is not allowed ends the run before anything is claimed.
+    """
+    enqueue(
+        tmp_path, prompt("styled"), {**prompt("plain"), "lora": []}, prompt("b", styles / "other.safetensors")
+    )
+    told = (
+        "stable_diffusion",
+        str(product.MODEL),
+        json.dumps({"path": f"{styles}/good.safetensors"}),
+        "lcm",
+        4,
+        1,
+    )
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database:
+        database.execute(
+            "INSERT INTO model_configs (_id, model_type, model_path, lora, scheduler, num_inference_steps,"
+            " guidance_scale) VALUES (1, ?, ?, ?, ?, ?, ?)",
+            told,
+        )
+        database.commit()
+    refused = product.run(*JOB[:4], folder=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert "the model configuration's LoRA cannot be used: this LoRA is not from a source" in refused.stderr
+    assert {row["status"] for row in rows(tmp_path).values()} <= {None, "pending"}
+    finished = product.run(*JOB[:4], "--lora-source", str(styles), folder=tmp_path)
+    assert finished.stdout.startswith("completed 3, failed 0"), finished.stderr
+    used = {name: json.loads(row["used"]) for name, row in rows(tmp_path).items()}
+    assert {
+        (one["scheduler"], one["num_inference_steps"], one["guidance_scale"]) for one in used.values()
+    } == {("lcm", 4, 1.0)}
+    named = {name: [lora["path"] for lora in one.get("loras", ())] for name, one in used.items()}
+    paths = [f"{styles}/good.safetensors"], [], [f"{styles}/other.safetensors"]
+    assert named == dict(zip(("styled", "plain", "b"), paths, strict=True))
+    assert np.abs(pixels(tmp_path, "plain") - pixels(tmp_path, "styled")).mean() > 5

@@ -82,7 +82,7 @@ class Adapters:
             raise refused("it was not fetched")
         wanted: tuple[tuple[_Adapter, float], ...] = ()
         try:
-            adapters = [self._get(stamp) for stamp in stamps]
+            adapters = [self._numbered(number, stamps) for number in range(len(stamps))]
             wanted = tuple(zip(adapters, (lora.weight for lora in loras), strict=True))
         finally:
             self._activate(wanted)
@@ -97,6 +97,15 @@ class Adapters:
         else:
             self._put(layers=False)
         self._active = wanted
+
+    def _numbered(self, number: int, stamps: Sequence[Stamp]) -> _Adapter:
+        """The adapter of one of the files; where it fails and there are several, it is said which."""
+        try:
+            return self._get(stamps[number])
+        except PromptFailed as exc:
+            if len(stamps) == 1:
+                raise
+            raise PromptFailed(exc.code, f"lora {number + 1}: {exc}") from exc
 
     def _get(self, stamp: Stamp) -> _Adapter:
         """The adapter of that file, loaded where it is not yet."""

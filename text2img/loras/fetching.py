@@ -99,9 +99,11 @@ class Fetching:
             failed: PromptFailed | None = None
             files: tuple[str, ...] = ()
             try:
-                files = tuple(self._library.file(lora) for lora in loras)
+                for lora in loras:
+                    files = (*files, self._library.file(lora))
             except PromptFailed as exc:
-                failed = exc
+                which = f"lora {len(files) + 1}: " if len(loras) > 1 else ""
+                failed = PromptFailed(exc.code, f"{which}{exc}")
             except BaseException as exc:  # noqa: BLE001 - it is raised again where the requests are taken
                 self._done.put(exc)
                 continue
