@@ -96,6 +96,9 @@ class StubEngine:
         """Not counted; see Engine."""
         return 0
 
+    def close(self) -> None:
+        """Nothing; see Engine."""
+
     def _draw(self, request: Request) -> Picture:
         pixels = self._pictures[request.parameters.seed % _DIFFERENT]
         return Picture(pixels=pixels.copy(), scheduler="none")

@@ -54,6 +54,9 @@ class Painter:
             on_step(step + 1, 3)
         return [self.fault(request) or self._paint(request) for request in batch]
 
+    def close(self):
+        pass
+
     def _paint(self, request):
         shade = request.parameters.seed % 251
         return Picture(pixels=np.full((64, 64, 3), shade, np.uint8), scheduler="none")

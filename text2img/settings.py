@@ -166,6 +166,12 @@ class Settings:
     compile_cache: str | None = _option(
         None, "model", "folder that keeps what was compiled and measured for later runs; may be a volume"
     )
+    offload: Literal["none", "model", "sequential"] = _option(
+        "none",
+        "model",
+        "for small cards, weights wait in the host's memory: none, model (a part at a time is on the device) "
+        "or sequential (a layer at a time: slow)",
+    )
     feature_cache: Annotated[int, Ge(0), Le(1000)] | None = _option(
         None,
         "model",

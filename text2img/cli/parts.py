@@ -188,6 +188,7 @@ def _local(settings: Settings, configuration: ModelConfiguration | None) -> Engi
             safety_checker=configuration.safety_checker,
             compile=settings.compile,
             compile_cache=settings.compile_cache,
+            offload=settings.offload,
             feature_cache=every or 0,
             autoencoder=settings.autoencoder or ours.autoencoder,
         )

@@ -220,6 +220,7 @@ class Job:
         )
         with self._serving or nullcontext():
             Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
+        engine.close()  # telling may take a while, which needs no weights
 
     def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
         """What the run wishes for every picture, the most specific first."""

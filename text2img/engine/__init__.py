@@ -114,3 +114,7 @@ class Engine(Protocol):
     def peak_memory(self) -> int:
         """The most bytes held so far: the device's where it counts them, else the process's."""
         ...
+
+    def close(self) -> None:
+        """Give the weights' memory back, the device's and the host's. ``load`` may be called again."""
+        ...

@@ -117,6 +117,13 @@ class Compiling:
         if compiled in (None, len(part)):
             self._took(part, time.perf_counter() - begun, compiled=compiled is not None)
 
+    def close(self) -> None:
+        """Forget what was compiled, which holds the denoiser's weights."""
+        if self._name:
+            import torch
+
+            torch.compiler.reset()
+
     def _sizes(self, shape: Shape, size: int, most: int | None) -> list[int]:
         """The compiled sizes that ``size`` requests of the shape could run in, the smallest first."""
         known = sorted(one for of, one in self._costs if of == shape)

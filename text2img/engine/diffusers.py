@@ -20,6 +20,7 @@ from text2img.engine.fitting import check_fits
 from text2img.engine.folder import ModelFolder, read_folder
 from text2img.engine.hub import find
 from text2img.engine.inspection import card, check_model
+from text2img.engine.offloading import check_offload, choose_offload, offload
 from text2img.engine.parts import Parts, Steps
 from text2img.engine.quiet import hush, quiet
 from text2img.errors import PromptFailed
@@ -57,6 +58,8 @@ class _Loaded:
     schedulers: Schedulers
     parts: Parts
     compiling: Compiling
+    put_back: Callable[[], None]
+    """Takes what is on the device for the moment only back to the host."""
 
 
 class DiffusersEngine:
@@ -119,9 +122,17 @@ class DiffusersEngine:
         """The most bytes held so far; see Engine."""
         return peak_memory()
 
+    def close(self) -> None:
+        """Give the weights' memory back; see Engine."""
+        if self._loaded is not None:
+            self._loaded.compiling.close()
+            self._loaded = None
+            free_caches()
+
     def _inspected(self) -> _Found:
         if self._found is None:
             check_device(self._options.device)
+            check_offload(self._options)
             self._cache.check()
             path, revision = find(self._options)
             folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
@@ -156,12 +167,14 @@ class DiffusersEngine:
 
         device = choose_device(self._options.device)
         dtype = choose_dtype(self._options, device)
-        pipe = load_pipeline(found.folder, found.variants, device, dtype)
+        how = choose_offload(self._options, device)
+        pipe = load_pipeline(found.folder, found.variants, device, dtype, stay=how != "none")
         logger.info("%s is on %s in %s", found.card.name, device, str(dtype).removeprefix("torch."))
         family = found.folder.family
         decoder = Decoder(pipe, family)
         every = self._options.feature_cache
         run = install(pipe.unet, every).run if every > 1 else contextlib.nullcontext
+        offload(pipe, how, device)
         adapters = Adapters(pipe)
         return _Loaded(
             adapters=adapters,
@@ -171,11 +184,12 @@ class DiffusersEngine:
             parts=Parts(self._draw, free_caches),
             compiling=Compiling(
                 getattr(pipe, family.denoiser, None),
-                self._options.compile,
+                self._options.compile if how == "none" else "never",
                 device,
                 self._cache,
                 f", feature cache {every}" if every > 1 else "",
             ),
+            put_back=pipe.maybe_free_model_hooks,
         )
 
     def _rehearse(self, part: Sequence[Request]) -> None:
@@ -193,12 +207,18 @@ class DiffusersEngine:
 
     def _draw(self, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
         """One call of the pipeline, and its pictures."""
-        loaded, wanted = self._running(), part[0].parameters
+        loaded = self._running()
         try:
             with self._timed("load"):
                 loaded.adapters.use(part[0])
-        except PromptFailed as exc:
+            return self._drawn(loaded, part, steps)
+        except PromptFailed as exc:  # of its LoRAs
             return [exc] * len(part)
+        finally:  # the VAE, and after a failure whatever ran, would else stay on the device
+            loaded.put_back()
+
+    def _drawn(self, loaded: _Loaded, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
+        wanted = part[0].parameters
         scheduler = loaded.schedulers.get(wanted.scheduler)
         with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
             output = loaded.draughtsman.draw(part, scheduler, steps, rows)

@@ -26,18 +26,24 @@ _RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 """Classes that transformers 5 knows by another name; SD 1.4's index still has the old one."""
 
 
-def load_pipeline(model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any) -> Any:
+def load_pipeline(
+    model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any, *, stay: bool = False
+) -> Any:
     """The pipeline on ``device`` in ``dtype`` (a torch.dtype), complete and checked.
+
+    With ``stay`` it is made ready for the device and stays in the host's memory.
 
     Raises ModelFailed for a model that does not load as it is written, or not into this device's memory;
     DeviceFailed when the device stops working.
     """
     try:
-        parts = _components(model, variants, device, dtype)
+        place = "cpu" if stay else device
+        parts = _components(model, variants, place, dtype)
         pipe = _assemble(model, parts, dtype)
         check_dtypes(pipe.components, dtype)
         check_tokenizers(pipe.components)
-        _place(pipe, device, dtype)
+        pipe.to(place)
+        _suit(pipe, device, dtype)
     except Text2ImgError:
         raise
     except Exception as exc:
@@ -166,15 +172,14 @@ def _takes(pipeline: str, parameter: str) -> bool:
     return parameter in inspect.signature(getattr(diffusers, pipeline).__init__).parameters
 
 
-def _place(pipe: Any, device: str, dtype: Any) -> None:
-    """See that all is on the device; convolutions there run faster on channels-last weights.
+def _suit(pipe: Any, device: str, dtype: Any) -> None:
+    """Arrange the weights for the device: convolutions there run faster on channels-last ones.
 
     torch rounds what goes into fp32 convolutions to TF32's 11 bits. Where fp32 was asked for, it is computed.
     With fp16 only a VAE that would overflow runs in fp32: for its range, and 11 bits are what fp16 has.
     """
     import torch
 
-    pipe.to(device)
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = dtype != torch.float32
         for name in ("unet", "vae"):

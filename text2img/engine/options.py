@@ -8,6 +8,7 @@ from typing import Literal
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Compile = Literal["auto", "always", "never"]
+Offload = Literal["none", "model", "sequential"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,8 @@ class EngineOptions:
     at the first batch of each shape, or not at all; ``compile_cache`` is the folder that keeps what was
     compiled and measured for later runs. ``feature_cache`` n > 1 computes the deep part of a UNet at every
     n-th call only; ``autoencoder`` names a tiny autoencoder (a folder or hub id) that decodes in place of the
-    model's own: both are approximations.
+    model's own: both are approximations. ``offload`` keeps the weights in the host's memory but for the part
+    (``model``) or the layer (``sequential``) that is running.
     """
 
     model: str
@@ -33,3 +35,4 @@ class EngineOptions:
     compile_cache: str | None = None
     feature_cache: int = 0
     autoencoder: str | None = None
+    offload: Offload = "none"

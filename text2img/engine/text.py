@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from text2img.engine.offloading import running_device
 from text2img.engine.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _encode(reader: Reader, window: Window, *, penultimate: bool) -> tuple[Any, 
     """A window's hidden states (1, length, d), XL's from the layer before the last, and what it pools."""
     import torch
 
-    device = reader.encoder.device
+    device = running_device(reader.encoder)
     ids = torch.tensor([window], device=device)
     if penultimate:
         output = reader.encoder(ids, output_hidden_states=True)

@@ -1,0 +1,157 @@
+"""Weights that wait in the host's memory: the same pictures, wherever the hooks take them; refused where it
+cannot be.
+
+Without a GPU the hooks take the weights from the host to the host: all of them run, and what is not taken
+along by one is still missing (on torch's ``meta`` device), as it would be beside a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+
+from tests.engine.conftest import ask, draw, look, open_engine, pipe_of
+from text2img.engine.offloading import offload
+from text2img.engine.quiet import quiet
+from text2img.errors import ConfigurationError, Stopped
+
+HOW = ["model", "sequential"]
+REQUESTS = (ask(1, "a dog"), ask(2, "a cat"), ask(3, "a dog"))
+
+
+class Copies(dict):
+    """Weights of which each use gets a copy, as one gets that takes them to a GPU."""
+
+    def __getitem__(self, name):
+        return super().__getitem__(name).clone()
+
+
+def let_wait(engine, how):
+    """Have the weights of an engine on the CPU wait for their use."""
+    if how == "model":
+        with quiet():
+            offload(pipe_of(engine), how, "cpu")
+        return engine
+    for part in modules_of(engine):  # as diffusers does, but for the copies
+        own = len(part._parameters) > 0
+        cpu_offload(part, torch.device("cpu"), offload_buffers=own, state_dict=Copies(part.state_dict()))
+    return engine
+
+
+def in_place(folder, **options):
+    """An engine whose weights do not wait, in memory of their own: not where the file lies in memory, where
+    they may be aligned otherwise, which rounds otherwise.
+    """
+    engine = open_engine(folder, **options)
+    for part in modules_of(engine):
+        for weight in part.parameters():
+            weight.data = weight.data.clone(memory_format=torch.preserve_format)
+    return engine
+
+
+def modules_of(engine):
+    return [part for part in pipe_of(engine).components.values() if isinstance(part, torch.nn.Module)]
+
+
+def assert_same(ones, others):
+    for one, other in zip(ones, others, strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_same_pictures(tiny, family, how):
+    """Each family draws, batch after batch, bit by bit what it draws with all weights in their place."""
+    engine = let_wait(open_engine(tiny(family)), how)
+    expected = draw(in_place(tiny(family)), *REQUESTS)
+    assert_same(draw(engine, *REQUESTS), expected)
+    assert_same(draw(engine, *REQUESTS), expected)
+
+
+def test_layers_wait(tiny):
+    """Before and after a batch, no layer's weights are in their place with ``sequential``."""
+    engine = let_wait(open_engine(tiny("sd1")), "sequential")
+    for _ in range(2):
+        assert {weight.device.type for part in modules_of(engine) for weight in part.parameters()} == {"meta"}
+        draw(engine, ask())
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_in_half_precision_with_a_vae_in_fp32(tiny, how):
+    """XL's VAE, which is run in fp32 where the model is in fp16, is so as well where its weights wait."""
+    expected = draw(in_place(tiny("sdxl"), dtype="fp16"), *REQUESTS)
+    assert_same(draw(let_wait(open_engine(tiny("sdxl"), dtype="fp16"), how), *REQUESTS), expected)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_with_a_feature_cache(tiny, how):
+    """A feature cache takes the place of the UNet's forward and is still used, within the hooks."""
+    options = {"feature_cache": 2}
+    requests = [ask(seed, num_inference_steps=4) for seed in range(2)]
+    expected = draw(in_place(tiny("sd1"), **options), *requests)
+    engine, calls = let_wait(open_engine(tiny("sd1"), **options), how), []
+    pipe_of(engine).unet.mid_block.register_forward_pre_hook(lambda *_: calls.append("deep"))
+    assert_same(draw(engine, *requests), expected)
+    assert len(calls) == 3  # of five
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_goes_on_after_an_interruption(tiny, how):
+    """What a listener raises ends the batch; the weights that it used go back, and the next is as ever."""
+    engine = let_wait(open_engine(tiny("sd1")), how)
+
+    def stop(_done, _of):
+        raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        draw(engine, ask(), on_step=stop)
+    assert_same(draw(engine, *REQUESTS), draw(in_place(tiny("sd1")), *REQUESTS))
+
+
+def test_no_gpu(tiny, caplog):
+    """With ``auto`` on a machine without a GPU it does nothing, and says so."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with caplog.at_level(logging.WARNING):
+        engine = open_engine(tiny("sd1"), device="auto", offload="model")
+    assert "--offload model does nothing" in caplog.text
+    assert not hasattr(pipe_of(engine).unet, "_hf_hook")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "cpu"}, "leave out --offload, or use --device cuda"),
+        ({"device": "auto", "compile": "always"}, "leave out --compile always or --offload"),
+    ],
+)
+def test_refused(tiny, options, sentence):
+    """What cannot be is said when the model is inspected, before anything is claimed."""
+    with pytest.raises(ConfigurationError, match=sentence):
+        look(tiny("sd1"), offload="model", **options)
+
+
+def test_memory_is_given_back(tiny):
+    """After ``close`` none of the model's tensors is alive; another model, or the same again, then loads."""
+    engine = open_engine(tiny("sd1"))
+    before = draw(engine, ask())
+    shapes = {weight.data_ptr() for part in modules_of(engine) for weight in part.parameters()}
+    assert len(shapes) > 20
+    engine.close()
+    assert not shapes & _alive()
+    engine.close()  # again: nothing
+    other = open_engine(tiny("sdxl"))
+    draw(other, ask())
+    engine.load()
+    assert_same(draw(engine, ask()), before)
+
+
+def _alive():
+    """Where the tensors that anything still refers to keep their values."""
+    import gc
+
+    return {one.data_ptr() for one in gc.get_objects() if issubclass(type(one), torch.Tensor)}
