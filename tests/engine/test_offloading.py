@@ -8,16 +8,19 @@ along by one is still missing (on torch's ``meta`` device), as it would be besid
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
 
+from tests.engine import loras
 from tests.engine.conftest import ask, draw, look, open_engine, pipe_of
 from text2img.engine.offloading import offload
 from text2img.engine.quiet import quiet
 from text2img.errors import ConfigurationError, Stopped
+from text2img.prompts.loras import Lora
 
 HOW = ["model", "sequential"]
 REQUESTS = (ask(1, "a dog"), ask(2, "a cat"), ask(3, "a dog"))
@@ -32,13 +35,18 @@ class Copies(dict):
 
 def let_wait(engine, how):
     """Have the weights of an engine on the CPU wait for their use."""
-    if how == "model":
-        with quiet():
+
+    def again():
+        if how == "model":
             offload(pipe_of(engine), how, "cpu")
-        return engine
-    for part in modules_of(engine):  # as diffusers does, but for the copies
-        own = len(part._parameters) > 0
-        cpu_offload(part, torch.device("cpu"), offload_buffers=own, state_dict=Copies(part.state_dict()))
+            return
+        for part in modules_of(engine):  # as diffusers does, but for the copies
+            own = len(part._parameters) > 0
+            cpu_offload(part, torch.device("cpu"), offload_buffers=own, state_dict=Copies(part.state_dict()))
+
+    with quiet():
+        again()
+    engine._loaded = replace(engine._loaded, offload=again)
     return engine
 
 
@@ -110,6 +118,21 @@ def test_goes_on_after_an_interruption(tiny, how):
     with pytest.raises(Stopped):
         draw(engine, ask(), on_step=stop)
     assert_same(draw(engine, *REQUESTS), draw(in_place(tiny("sd1")), *REQUESTS))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_with_loras(tiny, tmp_path, how):
+    """LoRAs are loaded, switched and left out as ever; what is drawn with and without them is the same."""
+    engine, twin = let_wait(open_engine(tiny("sd1")), how), in_place(tiny("sd1"))
+    files = [
+        loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(twin), seed=seed, text=True)), str(seed))
+        for seed in range(2)
+    ]
+    for chosen in (files[:1], [], files[1:], files, [], files[:1]):
+        request = replace(
+            ask(loras=tuple(Lora(path=file, weight=1.0) for file in chosen)), lora_files=tuple(chosen)
+        )
+        assert_same(draw(engine, request), draw(twin, request))
 
 
 def test_no_gpu(tiny, caplog):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from text2img.engine.fitting import check_fits
 from text2img.engine.folder import ModelFolder, read_folder
 from text2img.engine.hub import find
 from text2img.engine.inspection import card, check_model
-from text2img.engine.offloading import check_offload, choose_offload, offload
+from text2img.engine.offloading import at_hand, check_offload, choose_offload, offload
 from text2img.engine.parts import Parts, Steps
 from text2img.engine.quiet import hush, quiet
 from text2img.errors import PromptFailed
@@ -58,8 +59,9 @@ class _Loaded:
     schedulers: Schedulers
     parts: Parts
     compiling: Compiling
-    put_back: Callable[[], None]
-    """Takes what is on the device for the moment only back to the host."""
+    pipe: Any
+    offload: Callable[[], None] | None
+    """Lets the weights wait in the host's memory; None where they are on the device."""
 
 
 class DiffusersEngine:
@@ -174,7 +176,9 @@ class DiffusersEngine:
         decoder = Decoder(pipe, family)
         every = self._options.feature_cache
         run = install(pipe.unet, every).run if every > 1 else contextlib.nullcontext
-        offload(pipe, how, device)
+        again = None if how == "none" else functools.partial(offload, pipe, how, device)
+        if again:
+            again()
         adapters = Adapters(pipe)
         return _Loaded(
             adapters=adapters,
@@ -189,7 +193,8 @@ class DiffusersEngine:
                 self._cache,
                 f", feature cache {every}" if every > 1 else "",
             ),
-            put_back=pipe.maybe_free_model_hooks,
+            pipe=pipe,
+            offload=again,
         )
 
     def _rehearse(self, part: Sequence[Request]) -> None:
@@ -209,13 +214,13 @@ class DiffusersEngine:
         """One call of the pipeline, and its pictures."""
         loaded = self._running()
         try:
-            with self._timed("load"):
+            with self._timed("load"), at_hand(loaded.pipe, loaded.offload):
                 loaded.adapters.use(part[0])
             return self._drawn(loaded, part, steps)
         except PromptFailed as exc:  # of its LoRAs
             return [exc] * len(part)
         finally:  # the VAE, and after a failure whatever ran, would else stay on the device
-            loaded.put_back()
+            loaded.pipe.maybe_free_model_hooks()
 
     def _drawn(self, loaded: _Loaded, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
         wanted = part[0].parameters

@@ -7,12 +7,15 @@ beside the pipeline (encoders, ``vae.decode``) passes the same hooks. Neither ch
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from text2img.engine.options import EngineOptions, Offload
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,22 @@ def offload(pipe: Any, how: Offload, device: str) -> None:
         pipe.enable_model_cpu_offload(device=device)
     elif how == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
+
+
+@contextlib.contextmanager
+def at_hand(pipe: Any, again: Callable[[], None] | None) -> Iterator[None]:
+    """Within it all weights are in the host's memory, as they are, for who changes the model's layers.
+
+    ``again`` offloads the pipeline as before; None where it never was.
+    """
+    if again is None:
+        yield
+        return
+    pipe.remove_all_hooks()
+    try:
+        yield
+    finally:
+        again()
 
 
 def running_device(module: Any) -> Any:

@@ -106,6 +106,9 @@ class HostedEngine:
         """The most bytes that this process held so far."""
         return peak_memory()
 
+    def close(self) -> None:
+        """Nothing is held here; see Engine."""
+
     def look_up(self) -> str:
         """What the service says of the key and the model's price, for ``doctor``; makes no picture.
 
