@@ -156,6 +156,7 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
         "--feature-cache (FEATURE_CACHE)": settings.feature_cache,
         "--autoencoder (AUTOENCODER)": settings.autoencoder,
         "--compile always (COMPILE)": settings.compile == "always",
+        "--offload (OFFLOAD)": settings.offload != "none",
         "--scheduler (SCHEDULER)": settings.scheduler,
         "the model configuration's lora": configuration and configuration.wishes.lora,
     }
