@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from text2img.cli.run import Job
+from text2img.cli.job import Job
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.environment import load
 from text2img.errors import Stopped, StorageFailed
@@ -77,7 +77,7 @@ def test_what_fails_during_a_stop_does_not_change_its_status(database, settings)
 
 def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, monkeypatch):
     """What has failed ends as that failure, though its end cannot be written down."""
-    monkeypatch.setattr("text2img.cli.run._LAST_WORDS", 0.1)
+    monkeypatch.setattr("text2img.cli.job._LAST_WORDS", 0.1)
     stuck, stop, ended = Stuck(database, "save_run"), Stop(), threading.Event()
     job = Job(settings, stuck, Failing(stuck.stuck.set), stop)
 

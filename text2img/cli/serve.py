@@ -8,7 +8,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts
-from text2img.cli.run import Job, add, prepare
+from text2img.cli.job import Job
+from text2img.cli.run import add, prepare
 from text2img.errors import ConfigurationError
 from text2img.guard import stopping
 from text2img.serving import Serving
