@@ -7,9 +7,9 @@ import json
 import torch
 from safetensors.torch import save_file
 
-FORMATS = ("peft", "diffusers", "kohya")
+FORMATS = ("peft", "diffusers", "mixed", "kohya")
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_TEXT = ("q_proj", "v_proj")
+_TEXT = ("q_proj", "v_proj", "fc1")
 
 
 def attention(pipe, *, text=False):
@@ -44,12 +44,14 @@ def tensors(made, style="peft", alpha=None):
     ends = {
         "peft": (".lora_A.weight", ".lora_B.weight"),
         "diffusers": (".lora.down.weight", ".lora.up.weight"),
+        "mixed": (".lora_A.weight", ".lora_B.weight"),  # what convert_state_dict_to_diffusers writes
         "kohya": (".lora_down.weight", ".lora_up.weight"),
     }[style]
     named = {}
     for name, (down, up) in made.items():
         stem = _kohya(name) if style == "kohya" else name
-        if style == "diffusers" and name.startswith("text_encoder"):
+        old = style == "diffusers" or (style == "mixed" and name.endswith("_proj"))
+        if old and name.startswith("text_encoder"):
             ends_here = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
         else:
             ends_here = ends

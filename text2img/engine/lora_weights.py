@@ -89,7 +89,7 @@ def _by_component(pipe: Any, tensors: Tensors) -> dict[str, Tensors]:
         component, _, rest = key.partition(".")
         parts[component][rest] = value
     for component, part in parts.items():
-        named = part if any("lora_A" in key for key in part) else _in_pefts_names(part, component)
+        named = part if all(key.endswith(_HALVES) for key in part) else _in_pefts_names(part, component)
         if not hasattr(getattr(pipe, component, None), "text_model"):  # CLIP's, as it was once built
             named = {key.removeprefix("text_model."): value for key, value in named.items()}
         parts[component] = named
