@@ -31,19 +31,29 @@ _LOOK = 0.5  # seconds between looks at the device at the most
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """SIGTERM ends a command at once, as SIGINT does by itself: while nothing is claimed there is nothing to
-    give back. As a container's first process it would not even hear a signal that nobody handles.
+    """SIGTERM and SIGINT end a command at once: while nothing is claimed there is nothing to give back. As a
+    container's first process it would not even hear a signal that nobody handles.
+
+    Raises SystemExit with 128 + signal, also where the code that was interrupted stumbles over that and
+    raises something else: a library's lock may not be as it left it.
     """
+    heard: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
+        heard.append(number)
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except Exception:
+        if heard:
+            raise SystemExit(128 + heard[0]) from None
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
-from text2img.guard import Guard, stacks
+import pytest
+
+from text2img.guard import Guard, leaving, stacks
 from text2img.stages import Stop
 
 PATIENCE = 20  # seconds until a test gives up
@@ -58,3 +61,18 @@ def test_stacks_name_every_thread() -> None:
     assert "waits_in_here" in stacks()
     leave.set()
     thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_counts_though_the_interrupted_code_stumbles(number) -> None:
+    """Whoever is interrupted may raise something else on the way out; the status stays the signal's, and
+    afterwards the signals mean what they meant before.
+    """
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left, leaving():
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise RuntimeError("cannot release a lock that is not held")
+    assert left.value.code == 128 + number
+    assert signal.getsignal(number) is before
