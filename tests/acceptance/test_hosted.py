@@ -237,6 +237,23 @@ def test_doctor_and_dry_run(tmp_path, fal):
     assert fal.submitted == []
 
 
+def test_a_dry_run_tells_what_the_generator_would_refuse(tmp_path, fal):
+    """A LoRA and a scheduler, which nobody at fal heeds, fail in a dry run as they do in the run."""
+    _enqueue(
+        tmp_path,
+        {"id": "plain", "text": "a boat"},
+        {"id": "lora", "text": "a boat", "lora": {"path": "artist/ink"}},
+        {"id": "scheduler", "text": "a boat", "scheduler": "euler"},
+    )
+    shown = _run(tmp_path, fal, "--dry-run").stdout
+    assert "  lora would fail: a hosted model takes no LoRAs" in shown
+    assert "  scheduler would fail: scheduler euler does not fit this model" in shown
+    assert shown.count("batch ") == 1
+    assert _run(tmp_path, fal).returncode == 3
+    codes = {name: row["error_code"] for name, row in _prompts(tmp_path).items()}
+    assert codes == {"plain": None, "lora": "invalid_parameters", "scheduler": "invalid_parameters"}
+
+
 def test_a_service_that_is_not_there(tmp_path, fal):
     """Doctor says so in one line, within its time."""
     away = {"FAL_AI_API_KEY": KEY, "GENERATOR_URL": f"http://127.0.0.1:{free_port()}"}

@@ -38,8 +38,9 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
     configured = configuration.wishes if configuration else Wishes()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     own = Wishes()
-    if settings.hosted_model:  # of which all that can be known is known without asking
-        card = parts.engine(settings, configuration).inspect()
+    hosted = parts.hosted(settings, configuration) if settings.hosted_model else None
+    if hosted:  # of which all that can be known is known without asking
+        card = hosted.inspect()
         model, own = card.name, card.wishes
     total = min(waiting, settings.limit or waiting)
     prompts = prompts[: min(total, _SHOWN)]
@@ -52,6 +53,8 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
                 hosts.check(prompt.webhook_url)
             asked = request(prompt, (settings.wishes, configured, own, DEFAULTS, _OWN_SIZE))
             encoder.check(asked.parameters)
+            if hosted:
+                hosted.prepare(asked)
             for lora in asked.parameters.loras:
                 loras.check(lora)
             batcher.add(asked.each())
