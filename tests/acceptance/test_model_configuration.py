@@ -65,3 +65,29 @@ def test_a_configuration_that_is_not_there(database, tmp_path):
     finished = product.run(*arguments, folder=tmp_path)
     assert finished.returncode == 2
     assert "nobody" in product.errors(finished)[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lora": {"path": "/x.safetensors"}}, "the model configuration's LoRA cannot be used: "),
+        ({"scheduler": "lcm", "num_inference_steps": 51}, "the run's own parameters do not fit the model: "),
+        ({"artist_name": "北"}, "the run's own signature cannot be drawn: "),
+    ],
+)
+def test_doctor_finds_what_a_run_would_refuse(database, tmp_path, fields, said):
+    """What no picture could be made with is in doctor's line of the pictures as in the run's last one."""
+    _configure(database, **fields)
+    job = ("--mongo-uri", database.uri, "--output", "pictures")
+    found = product.run("doctor", *job, folder=tmp_path)
+    refused = product.run(*job, folder=tmp_path)
+    assert f"\npictures  FAILED  {said}" in found.stdout
+    assert said in product.errors(refused)[-1]
+    assert found.returncode == refused.returncode == 2
+
+
+def test_doctor_says_what_pictures_would_be(database, tmp_path):
+    """Size, steps and guidance, where prompts ask for nothing else."""
+    _configure(database, num_inference_steps=3, guidance_scale=4, aspect_ratio="1:2")
+    found = product.run("doctor", "--mongo-uri", database.uri, "--output", "pictures", folder=tmp_path)
+    assert "\npictures  ok      128×256, 3 steps, guidance 4\n" in found.stdout

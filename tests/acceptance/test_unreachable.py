@@ -129,7 +129,7 @@ def test_doctor_reads_the_font_that_signs(folder):
     """Where pictures are to be signed, a line says of the font what it holds, or that it is none."""
     arguments = ("doctor", *DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
     signed = product.run(*arguments, "--artist-name", "Ana", folder=folder, timeout=60)
-    assert (signed.returncode, len(signed.stdout.splitlines())) == (0, 6)
+    assert (signed.returncode, len(signed.stdout.splitlines())) == (0, 7)
     assert "signature ok      DejaVuSans-Bold.ttf holds 5,898 characters" in signed.stdout
     (folder / "no.ttf").write_text("no font")
     wrong = product.run(*arguments, "--signature-font", "no.ttf", folder=folder, timeout=60)

@@ -6,14 +6,15 @@ import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
+from text2img.cli import parts, wishes
 from text2img.deadline import within
-from text2img.errors import RunFailed, Text2ImgError
+from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from text2img.engine import ModelCard
     from text2img.progress import Progress
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
@@ -28,6 +29,7 @@ class _Doctor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._configuration: ModelConfiguration | None = None
+        self.card: ModelCard | None = None
 
     def database(self) -> str:
         """Connect, count, read the model configuration."""
@@ -48,12 +50,14 @@ class _Doctor:
 
     def model(self) -> str:
         """Find the model and check what can be known without its weights' values."""
-        card = parts.engine(self._settings, self._configuration).inspect()
+        card = self.card = parts.engine(self._settings, self._configuration).inspect()
         return f"{card.name}, {card.width}×{card.height}, {card.scheduler}"
 
     def generator(self) -> str:
         """Ask the hosted generator for its price, which needs the key and costs nothing."""
-        return parts.hosted(self._settings, self._configuration).look_up()
+        hosted = parts.hosted(self._settings, self._configuration)
+        price, self.card = hosted.look_up(), hosted.inspect()
+        return price
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
@@ -74,6 +78,15 @@ class _Doctor:
             return "none is configured"
         evaluator.check()
         return evaluator.name
+
+    def pictures(self) -> str:
+        """Settle what every picture gets where its prompt asks for nothing else."""
+        if self.card is None:
+            raise ModelFailed("they cannot be settled without a model")
+        wished = wishes.for_all(self._settings, self.card, self._configuration)
+        wanted = wishes.checked(self._settings, self.card, wished)
+        steps, guidance = wanted.num_inference_steps, wanted.guidance_scale
+        return f"{wanted.width}×{wanted.height}, {steps} steps, guidance {guidance:g}"
 
     def loras(self) -> str:
         """Write to the folder that keeps them."""
@@ -104,21 +117,27 @@ class _Doctor:
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print a line for each trial; the exit status is that of the first that failed."""
     del arguments, progress
-    doctor = _Doctor(settings)
-    drawing = [doctor.generator] if settings.hosted_model else [doctor.device, doctor.model]
-    trials = [doctor.database, doctor.storage, *drawing, doctor.callback]
-    if settings.webhook_host:
-        trials.append(doctor.webhooks)
-    if settings.rabbitmq_url or settings.rabbitmq_host:
-        trials.append(doctor.rabbitmq)
-    if settings.signature_font or settings.artist_name:
-        trials.append(doctor.signature)
-    if settings.lora_source:
-        trials.append(doctor.loras)
-    if settings.evaluator != "none":
-        trials.append(doctor.evaluator)
-    statuses = [_try(trial, settings) for trial in trials]
+    statuses = [_try(trial, settings) for trial in _trials(_Doctor(settings), settings)]
     return next((status for status in statuses if status), 0)
+
+
+def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
+    """One after another: what comes may depend on what was found before."""
+    yield from (doctor.database, doctor.storage)
+    yield from [doctor.generator] if settings.hosted_model else [doctor.device, doctor.model]
+    if doctor.card:
+        yield doctor.pictures
+    yield doctor.callback
+    if settings.webhook_host:
+        yield doctor.webhooks
+    if settings.rabbitmq_url or settings.rabbitmq_host:
+        yield doctor.rabbitmq
+    if settings.signature_font or settings.artist_name:
+        yield doctor.signature
+    if settings.lora_source:
+        yield doctor.loras
+    if settings.evaluator != "none":
+        yield doctor.evaluator
 
 
 def _look_up(host: str, port: int | None) -> None:

@@ -14,18 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from text2img import __version__
-from text2img.cli import parts
+from text2img.cli import parts, wishes
 from text2img.cli.last_line import last_line, remaining
 from text2img.databases import Run
 from text2img.databases.patient import patient
 from text2img.deadline import within
-from text2img.engine.fitting import check_fits
-from text2img.errors import ConfigurationError, DatabaseFailed, PromptFailed, RunFailed, Stopped
+from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.guard import Guard
 from text2img.leases import Leases
-from text2img.prompts import Wishes
-from text2img.prompts.parameters import settle
-from text2img.settings import DEFAULTS
 from text2img.stages import Stopwatch
 from text2img.tally import Tally
 from text2img.worker import Parts, Plan, Worker
@@ -34,10 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from text2img.databases import Database
-    from text2img.engine import Engine, ModelCard
-    from text2img.images import Encoder
-    from text2img.loras import Library
+    from text2img.engine import Engine
     from text2img.progress import Progress
+    from text2img.prompts import Wishes
     from text2img.serving import Serving
     from text2img.settings import Settings
     from text2img.stages import Stop
@@ -153,9 +148,8 @@ class Job:
         engine = self._engine = parts.engine(self._settings, configuration)
         card = engine.inspect()
         self._run = replace(self._run, model=card.name)
-        wishes = self._wishes(card, configuration.wishes if configuration else Wishes())
-        loras = parts.loras(self._settings, self._stop.wait)
-        _check_wishes(card, encoder, loras, wishes)
+        wished = wishes.for_all(self._settings, card, configuration)
+        wishes.checked(self._settings, card, wished)
         worker_parts = Parts(
             database=patient(self._database, self._settings.database_patience, self._stop.wait),
             storage=self._storage,
@@ -168,26 +162,21 @@ class Job:
             recorded=self._teller.recorded,
             encoder=encoder,
             evaluator=evaluator,
-            loras=loras,
+            loras=parts.loras(self._settings, self._stop.wait),
             webhook_hosts=parts.webhook_hosts(self._settings),
             serving=self._serving,
         )
         with self._serving or nullcontext():
-            Worker(worker_parts, self._plan(wishes, card.multiple, waiting), self._stop, self.tally).run()
+            Worker(worker_parts, self._plan(wished, card.multiple, waiting), self._stop, self.tally).run()
         engine.close()  # telling may take a while, which needs no weights
 
-    def _wishes(self, card: ModelCard, configured: Wishes) -> tuple[Wishes, ...]:
-        """What the run wishes for every picture, the most specific first."""
-        own_size = Wishes(width=card.width, height=card.height)
-        return (self._settings.wishes, configured, card.wishes, DEFAULTS, own_size)
-
-    def _plan(self, wishes: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
+    def _plan(self, wished: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
         settings = self._settings
         return Plan(
             run_id=self._run.id,
             worker=self._name,
             selection=self._selection,
-            wishes=wishes,
+            wishes=wished,
             batch_size=settings.batches.most,
             fastest_size=settings.batches.auto,
             waiting=waiting,
@@ -240,24 +229,6 @@ class Job:
         if worked:
             self._save(status)
         self._teller.finish(patience, stop)
-
-
-def _check_wishes(card: ModelCard, encoder: Encoder, loras: Library, wishes: Sequence[Wishes]) -> None:
-    """What the run wishes for every picture must be something that can be done: else none would succeed."""
-    try:
-        wanted = settle(wishes, seed=0, multiple=card.multiple)
-        check_fits(card, wanted)
-    except PromptFailed as exc:
-        raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
-    try:
-        encoder.check(wanted)
-    except PromptFailed as exc:
-        raise ConfigurationError(f"the run's own signature cannot be drawn: {exc}") from None
-    try:
-        for lora in wanted.loras:
-            loras.check(lora)
-    except PromptFailed as exc:
-        raise ConfigurationError(f"the model configuration's LoRA cannot be used: {exc}") from None
 
 
 def _versions() -> dict[str, str]:
