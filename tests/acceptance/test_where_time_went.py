@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from text2img.databases import Collections, Run, open_database
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 QUICK = ("--num-inference-steps", "4", "--guidance-scale", "3", "--run-id", "night")
@@ -94,3 +97,14 @@ def test_a_plot_that_cannot_be_is_one_line(made, arguments, named):
     refused = product.run("status", *JOB[:2], *arguments, folder=made[0])
     (line,) = product.errors(refused)
     assert (refused.returncode, named in line, refused.stdout) == (2, True, "")
+
+
+def test_a_run_whose_process_is_gone_is_not_said_to_run(tmp_path):
+    """Of two runs that were never ended, the one whose lease is over is interrupted, the other is running."""
+    now = datetime.now(UTC)
+    with closing(open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())) as database:
+        database.save_run(Run(id="killed", started_at=now, host="h"), -1)
+        database.save_run(Run(id="alive", started_at=now, host="h"), 600)
+    said = product.run("status", *JOB[:2], folder=tmp_path).stdout
+    found = dict(re.findall(r"^  (killed|alive) .* (interrupted|running) ", said, re.MULTILINE))
+    assert found == {"killed": "interrupted", "alive": "running"}, said

@@ -102,7 +102,9 @@ def test_a_run_is_kept_and_replaced(stand):
     """The run's document says what the run was, to the last figure; saving it again replaces it."""
     run = Run(id="r", started_at=_NOW, host="h", model="m")
     stand.database.save_run(run, 60)
-    assert stand.database.last_runs(5) == [run]
+    (kept,) = stand.database.last_runs(5)
+    assert kept == run
+    assert timedelta(0) < kept.alive_until - datetime.now(UTC) < timedelta(minutes=2)
     assert "lease_expires_at" in stand.backend.get("r", "runs")
     over = Run(
         id="r",
@@ -125,6 +127,7 @@ def test_a_run_is_kept_and_replaced(stand):
     assert stand.database.last_runs(5) == [over]
     assert stand.database.run("r") == over
     assert stand.database.run("s") is None
+    assert stand.database.run("r").alive_until is None
     assert "lease_expires_at" not in stand.backend.get("r", "runs")
 
 

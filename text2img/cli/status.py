@@ -76,12 +76,19 @@ def _runs(runs: list[Run]) -> list[str]:
     if not runs:
         return ["no runs yet"]
     width = max(len(run.id) for run in runs)
+    wide = max(len(_status(run)) for run in runs)
     return ["last runs:"] + [
-        f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {run.status:<9}  "
+        f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {_status(run):<{wide}}  "
         f"{run.completed:,} completed{_several(run)}, {run.failed:,} failed, "
         f"{run.images_per_second:.2f} images/s"
         for run in runs
     ]
+
+
+def _status(run: Run) -> str:
+    """How it stands; of one that gives no sign of life any more its document cannot say."""
+    gone = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
+    return "interrupted" if gone else run.status
 
 
 def _several(run: Run) -> str:

@@ -73,6 +73,7 @@ class Run:
     ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
+    ``alive_until`` is what the database says of one that runs: when it has passed, the run's process is gone.
     """
 
     id: str
@@ -92,6 +93,7 @@ class Run:
     peak_memory: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    alive_until: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ def run_fields(run: Run) -> dict[str, object]:
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
     """The run of a document, or None where the document is no run of this job."""
     started, finished = fields.get("started_at"), fields.get("finished_at")
+    expires = fields.get("lease_expires_at")
     if not isinstance(started, datetime):
         return None
     return Run(
@@ -44,4 +45,5 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         peak_memory=count_of(fields.get("peak_memory")),
         seconds=object_of(fields.get("seconds")),
         versions=object_of(fields.get("versions")),
+        alive_until=expires if isinstance(expires, datetime) else None,
     )

@@ -158,7 +158,8 @@ def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
 
 
 def _run_fields(row: sqlite3.Row) -> dict[str, Any]:
-    moments = {name: datetime_of(row[name]) for name in ("started_at", "finished_at")}
+    named = ("started_at", "finished_at", "lease_expires_at")
+    moments = {name: datetime_of(row[name]) for name in named if name in row.keys()}  # noqa: SIM118 - a Row
     objects = {name: object_of(row[name]) for name in ("seconds", "versions")}
     return {**dict(row), **moments, **objects}
 
