@@ -251,7 +251,7 @@ def test_a_dry_run_tells_what_the_generator_would_refuse(tmp_path, fal):
     assert shown.count("batch ") == 1
     assert _run(tmp_path, fal).returncode == 3
     codes = {name: row["error_code"] for name, row in _prompts(tmp_path).items()}
-    assert codes == {"plain": None, "lora": "invalid_parameters", "scheduler": "invalid_parameters"}
+    assert codes == {"plain": None, "lora": "lora_failed", "scheduler": "invalid_parameters"}
 
 
 def test_a_service_that_is_not_there(tmp_path, fal):

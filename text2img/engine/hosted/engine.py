@@ -71,7 +71,7 @@ class HostedEngine:
         """The request as it is, or PromptFailed; see Engine."""
         check_fits(self.inspect(), request.parameters)
         if request.parameters.loras:
-            raise PromptFailed(ErrorCode.INVALID_PARAMETERS, "a hosted model takes no LoRAs; leave lora out")
+            raise PromptFailed(ErrorCode.LORA_FAILED, "a hosted model takes no LoRAs; leave lora out")
         return request
 
     def warm(self, batch: Sequence[Request], left: int) -> None:
