@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from dataclasses import replace
 from itertools import chain
 
@@ -213,6 +214,18 @@ def test_what_is_wrong_with_a_lora_is_said(engine, tmp_path, how, says):
     assert not np.array_equal(pixels(engine, styled(good)), plain)
     assert failure(engine, good, file).startswith("lora 2: the LoRA cannot be used")
     assert np.array_equal(pixels(engine, ask()), plain)
+
+
+def test_nothing_stays_of_a_lora_that_cannot_be_used(engine, tmp_path):
+    """What was read of a LoRA that is refused does not stay in memory, and it is refused again as before."""
+    made = loras.tensors(loras.halves(pipe_of(engine)))
+    made["unet.conv_in.lora_A.weight"] = torch.zeros(1, 1, 1, 1)
+    file = loras.save(tmp_path, made)
+    says = failure(engine, file)
+    gc.collect()
+    exceptions = [each for each in gc.get_objects() if type(each) is PromptFailed and str(each) == says]
+    assert says == failure(engine, file)
+    assert not exceptions
 
 
 @pytest.mark.parametrize("pair", [("sdxl", "sd1"), ("sd1", "sdxl"), ("sd3", "sd1"), ("sd1", "flux")])

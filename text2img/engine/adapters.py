@@ -33,6 +33,8 @@ ROOM: Final = 2**30
 one picture asks for are loaded in any case."""
 MOST: Final = 32
 """Adapters that stay loaded, however small they are."""
+REMEMBERED: Final = 1_000
+"""Files that are known to be of no use, so that they are not read again; the oldest is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Adapters:
     def __init__(self, pipe: Any, room: int = ROOM, most: int = MOST) -> None:
         self._pipe, self._room, self._most = pipe, room, most
         self._loaded: OrderedDict[Stamp, _Adapter] = OrderedDict()
-        self._unusable: dict[Stamp, PromptFailed] = {}
+        self._unusable: OrderedDict[Stamp, tuple[ErrorCode, str]] = OrderedDict()
         self._layers: dict[tuple[int, str], tuple[Any, str, Any]] = {}
         self._active: tuple[tuple[_Adapter, float], ...] = ()
         self._made = 0
@@ -110,13 +112,17 @@ class Adapters:
     def _get(self, stamp: Stamp) -> _Adapter:
         """The adapter of that file, loaded where it is not yet."""
         if stamp in self._unusable:
-            raise self._unusable[stamp]
+            raise PromptFailed(*self._unusable[stamp])
         if stamp not in self._loaded:
             try:
                 self._loaded[stamp] = self._load(stamp[0])
             except Exception as exc:
                 if trouble(exc) is Trouble.OTHER:
-                    self._unusable[stamp] = failure = _explained(exc)
+                    failure = _explained(exc)
+                    # Not the exception: by its traceback it would keep the weights that were read.
+                    self._unusable[stamp] = failure.code, str(failure)
+                    if len(self._unusable) > REMEMBERED:
+                        self._unusable.popitem(last=False)
                     raise failure from exc
                 raise
         self._loaded.move_to_end(stamp)
