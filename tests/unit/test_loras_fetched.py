@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -188,6 +189,18 @@ def test_local_files_are_not_copied(tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     assert "cannot be read" in refusal(shelf, str(tmp_path / "folder.safetensors"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_server_that_sees_many_loras_forgets_the_oldest(tmp_path):
+    """However many LoRAs are asked for over the days, only the latest thousand are remembered."""
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(weights())
+    shelf = library(tmp_path, str(tmp_path))
+    for number in range(2_000):
+        shelf.file(Lora(path=str(file), weight=number / 1_000))
+    gc.collect()
+    remembered = [each for each in gc.get_objects() if type(each) is Lora and each.path == str(file)]
+    assert len(remembered) <= 1_000
 
 
 def test_the_least_recently_used_go_first(httpserver, tmp_path):

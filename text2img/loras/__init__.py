@@ -31,6 +31,8 @@ PATIENCE: Final = 30.0
 next attempt."""
 _FRESH: Final = 300.0
 """Seconds for which a LoRA that was looked at is not looked at again."""
+_REMEMBERED: Final = 1_000
+"""So many LoRAs are known to have been looked at; the oldest is forgotten first."""
 _PIECE: Final = 2**20
 
 
@@ -77,7 +79,10 @@ class Library:
         place = self._sources.check(lora.path)
         file = str(_local(place, lora) if place.kind == "file" else self._fetched(place, lora))
         with self._lock:
+            self._seen.pop(lora, None)
             self._seen[lora] = time.monotonic(), file
+            if len(self._seen) > _REMEMBERED:
+                del self._seen[next(iter(self._seen))]
         return file
 
     def _fetched(self, place: Place, lora: Lora) -> Path:
