@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -11,8 +12,12 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-def within(seconds: float, action: Callable[[], _Result]) -> _Result:
-    """What ``action`` returns or raises; TimeoutError where it has done neither after ``seconds``.
+_LOOK = 0.2  # seconds between looks at an event
+
+
+def within(seconds: float, action: Callable[[], _Result], unless: threading.Event | None = None) -> _Result:
+    """What ``action`` returns or raises; TimeoutError where it has done neither after ``seconds``, or soon
+    after ``unless`` is set.
 
     Socket timeouts do not bound a name lookup, nor an answer that trickles in byte by byte. The action
     runs in a daemon thread, which is left behind when it overruns: it must be harmless if it ends later.
@@ -28,9 +33,18 @@ def within(seconds: float, action: Callable[[], _Result]) -> _Result:
 
     thread = threading.Thread(target=run, name="within", daemon=True)
     thread.start()
-    thread.join(seconds)
+    _join(thread, seconds, unless)
     if errors:
         raise errors[0]
     if not results:
         raise TimeoutError(f"no end after {seconds:g} s")
     return results[0]
+
+
+def _join(thread: threading.Thread, seconds: float, unless: threading.Event | None) -> None:
+    if unless is None:
+        thread.join(seconds)
+        return
+    until = time.monotonic() + seconds
+    while thread.is_alive() and not unless.is_set() and (left := until - time.monotonic()) > 0:
+        thread.join(min(_LOOK, left))

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from text2img.albums import Albums
+from text2img.deadline import within
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Failed, Postponed, failure
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     from text2img.plan import Parts, Plan
     from text2img.prompts import Claim, Outcome, Request
     from text2img.quota import Quota
+    from text2img.stages import Stop
     from text2img.tally import Tally
 
 log = logging.getLogger(__name__)
 
+_JUDGED_WITHIN = 300.0
+"""Seconds for one picture's score; when the run is stopped, none is waited for any longer."""
 _ENCODERS = 4
 """Pictures encoded at once. Uploads wait for the network, so that many threads serve; encoding needs cores,
 and more threads at it than there are only keep the device's thread from its turn."""
@@ -38,7 +42,8 @@ and more threads at it than there are only keep the device's thread from its tur
 class Finishing:
     """Finishes one run's batches, several at a time. Leaving the ``with`` block waits for all of them."""
 
-    def __init__(self, parts: Parts, plan: Plan, quota: Quota, tally: Tally) -> None:
+    def __init__(self, parts: Parts, plan: Plan, quota: Quota, tally: Tally, stop: Stop) -> None:
+        self._stop = stop
         self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
         self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
         self._encoders = threading.BoundedSemaphore(_ENCODERS)
@@ -134,8 +139,11 @@ class Finishing:
         if evaluator is None:
             return ()
         with self._parts.seconds("evaluate"):
+            judge = partial(evaluator.evaluate, picture.pixels, request.text)
             try:
-                return (evaluator.evaluate(picture.pixels, request.text),)
+                return (within(_JUDGED_WITHIN, judge, unless=self._stop.event),)
+            except TimeoutError:
+                return (Evaluation(evaluator=evaluator.name, error="there was no score in time"),)
             except EvaluationFailed as exc:
                 log.warning("%s has no score: %s", request.prompt.id, exc)
                 return (Evaluation(evaluator=evaluator.name, error=str(exc)),)

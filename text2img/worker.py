@@ -74,7 +74,7 @@ class Worker:
         with (
             self._leases,
             ThreadPoolExecutor(1, "mark") as self._aside,
-            Finishing(self._parts, self._plan, self._quota, self._tally) as finishing,
+            Finishing(self._parts, self._plan, self._quota, self._tally, self._stop) as finishing,
         ):
             while True:
                 with (

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import sqlite3
+import subprocess
+import threading
+import time
 from contextlib import closing
 
 import pytest
+from werkzeug import Response
 
 from tests.acceptance import product
 
@@ -70,3 +77,38 @@ def test_an_evaluator_that_cannot_be_is_status_2(tmp_path, chosen, says):
     assert refused.returncode == 2
     assert says in product.errors(refused)[-1]
     assert not (tmp_path / "pictures").exists() or not list((tmp_path / "pictures").iterdir())
+
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
+    """Asked to end while the evaluator says nothing, a run ends in time, and the picture that was stored is
+    recorded: without a score, and with the reason.
+    """
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(_request):
+        asked.set()
+        over.wait(60)
+        return Response("late")
+
+    httpserver.expect_request(re.compile("/v1.*")).respond_with_handler(hang)
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS[:1]))
+    with subprocess.Popen(
+        product.command(*JOB, "--evaluator", "gemini"),
+        cwd=tmp_path,
+        env=product.environment(tmp_path, GOOGLE_GEMINI_BASE_URL=httpserver.url_for("/"), GEMINI_API_KEY="k"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert asked.wait(120)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    over.set()
+    assert process.returncode == 143
+    assert time.monotonic() - began < 8 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert said.startswith("completed 1, failed 0, ")
+    (row,) = _rows(tmp_path, "SELECT * FROM datasets", "_id").values()
+    assert (row["status"], row["score"]) == ("completed", None)
+    assert json.loads(row["evaluation"])["error"] == "there was no score in time"
