@@ -268,6 +268,35 @@ def test_the_end_comes_after_the_progress(database, httpserver, courier):
     assert percents[-1] == 90
 
 
+class Stumbling:
+    """The database, whose first claim of a notice raises what nobody thought of."""
+
+    def __init__(self, database):
+        self._database, self.stumbled = database, False
+
+    def __getattr__(self, name):
+        return getattr(self._database, name)
+
+    def claim_notice(self, *arguments, **named):
+        if not self.stumbled:
+            self.stumbled = True
+            raise ValueError("a document of somebody else's")
+        return self._database.claim_notice(*arguments, **named)
+
+
+def test_what_nobody_thought_of_does_not_end_the_telling(database, httpserver):
+    """A failure of any kind is a line in the log; what is owed is told all the same."""
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
+    stumbling = Stumbling(database)
+    courier = Courier(stumbling, Webhooks(HOSTS, Credentials(), 2.0), "w")
+    courier.start()
+    work(database, base(httpserver), "a")
+    courier.wake()
+    until(lambda: httpserver.log)
+    courier.close(5)
+    assert stumbling.stumbled
+
+
 def _prompts(name, url):
     from text2img.prompts import Claim, Prompt
 

@@ -115,8 +115,9 @@ class Courier:
                 if self._take_news():
                     gather_owed(self._database)
                 self._send_due(self._over, float("inf"))
-            except DatabaseFailed as exc:
-                log.warning("telling prompts' webhooks has to wait: %s", exc)
+            except Exception as exc:
+                # Whatever it was: without this thread a server's prompts would be told of no more.
+                log.warning("telling prompts' webhooks has to wait: %s", exc, exc_info=exc)
                 self._news = True
                 self._over.wait(_SOON * _LOOK)
             due = self._next_due()

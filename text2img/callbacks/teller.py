@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
-from text2img.errors import DatabaseFailed
 from text2img.progress import Several
 from text2img.prompts import Postponed
 
@@ -126,9 +125,9 @@ class Teller:
                 self._wait()
                 if not self._over.is_set():
                     self._gather_some()
-            except DatabaseFailed as exc:
-                # The flow meets the same failure, and decides; what is untold stays so.
-                log.warning("telling the receiver has to wait: %s", exc)
+            except Exception as exc:
+                # If it is the database, the flow meets the same, and decides; what is untold stays so.
+                log.warning("telling the receiver has to wait: %s", exc, exc_info=exc)
                 self._over.wait(_PAUSE)
 
     def _wait(self) -> None:
