@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["KINDS", "Evaluation", "Evaluator"]
-
-KINDS = ("none", "clip", "gemini", "demo")
-"""What ``--evaluator`` knows; ``clip`` and ``gemini`` may be followed by ``:`` and a model."""
+__all__ = ["Evaluation", "Evaluator"]
 
 
 class Evaluator(Protocol):
