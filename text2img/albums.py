@@ -54,20 +54,5 @@ def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
     done = [became for became in pictures if isinstance(became, Completed)]
     if len(done) < len(pictures):
         return None
-    first, *rest = sorted(done, key=lambda one: one.request.number)
-    if not rest:
-        return first
-    urls = tuple(one.image_url for one in (first, *rest))
-    evaluations = tuple(seen for one in (first, *rest) for seen in one.evaluations)
-    truncated = any(one.truncated for one in done)
-    return replace(
-        first, image_urls=urls, evaluations=evaluations, truncated=truncated, notes=_noted(first, rest)
-    )
-
-
-def _noted(first: Completed, rest: Sequence[Completed]) -> dict[str, object]:
-    """The first picture's notes, with what was billed for all of them, where every one tells it."""
-    units = [one.notes.get("billed_units") for one in (first, *rest)]
-    told = [unit for unit in units if isinstance(unit, float)]
-    others = {name: note for name, note in first.notes.items() if name != "billed_units"}
-    return {**others, "billed_units": sum(told)} if len(told) == len(units) else others
+    stored = sorted((each for one in done for each in one.pictures), key=lambda each: each.number)
+    return replace(done[0], pictures=tuple(stored))

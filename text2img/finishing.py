@@ -17,7 +17,7 @@ from text2img.albums import Albums
 from text2img.deadline import within
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
-from text2img.prompts import Completed, Failed, Postponed, failure
+from text2img.prompts import Completed, Failed, Postponed, Stored, failure
 from text2img.prompts.evaluations import Evaluation
 
 if TYPE_CHECKING:
@@ -115,38 +115,37 @@ class Finishing:
         request = _as_made(asked, picture)
         card, claim = self._parts.card, request.prompt.claim
         made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
-        made["approximations"] = card.approximations
-        facts = parameters(request, revision=card.revision, **made)
+        facts = parameters(request, revision=card.revision, approximations=card.approximations, **made)
         with self._encoders, self._parts.seconds("encode"):
             file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
         name = self._plan.object_name.of(claim.id, request.number) + file.ending
         still_ours = partial(self._parts.database.holds, claim)
         with self._parts.seconds("upload"):
             url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
-        return Completed(
-            request=request,
+        stored = Stored(
             image_url=url,
             sha256=hashlib.sha256(file.data).hexdigest(),
+            used={**request.parameters.recorded, **made, **card.approximations, **picture.notes},
+            number=request.number,
             truncated=picture.truncated,
-            evaluations=self._evaluated(picture, request),
-            notes=picture.notes,
-            **made,
+            evaluation=self._evaluated(picture, request),
         )
+        return Completed(prompt=request.prompt, text=request.text, pictures=(stored,))
 
-    def _evaluated(self, picture: Picture, request: Request) -> tuple[Evaluation, ...]:
+    def _evaluated(self, picture: Picture, request: Request) -> Evaluation | None:
         """What the evaluator, if there is one, says of the picture, which is stored already."""
         evaluator = self._parts.evaluator
         if evaluator is None:
-            return ()
+            return None
         with self._parts.seconds("evaluate"):
             judge = partial(evaluator.evaluate, picture.pixels, request.text)
             try:
-                return (within(_JUDGED_WITHIN, judge, unless=self._stop.event),)
+                return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
             except TimeoutError:
-                return (Evaluation(evaluator=evaluator.name, error="there was no score in time"),)
+                return Evaluation(evaluator=evaluator.name, error="there was no score in time")
             except EvaluationFailed as exc:
                 log.warning("%s has no score: %s", request.prompt.id, exc)
-                return (Evaluation(evaluator=evaluator.name, error=str(exc)),)
+                return Evaluation(evaluator=evaluator.name, error=str(exc))
 
     def _lost(self, claims: Collection[Claim]) -> None:
         for claim in claims:
@@ -167,7 +166,7 @@ def _as_made(request: Request, picture: Picture) -> Request:
 def _log(outcome: Outcome) -> None:
     facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
     if isinstance(outcome, Completed):
-        facts |= {"image_url": outcome.image_url, "images": outcome.pictures}
+        facts |= {"image_url": outcome.first.image_url, "images": len(outcome.pictures)}
         log.info("completed %s", outcome.claim.id, extra=facts)
         return
     fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"

@@ -130,7 +130,7 @@ class Bar:
         """Move the bar on by what is final."""
         done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
         self._completed += len(done)
-        self._pictures += sum(outcome.pictures for outcome in done)
+        self._pictures += sum(len(outcome.pictures) for outcome in done)
         self._failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
         pace = self._pictures / (time.monotonic() - self._begun) if self._begun else 0.0
         self._progress.update(

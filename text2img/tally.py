@@ -42,7 +42,7 @@ class Tally:
         with self._lock:
             done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
             self.completed += len(done)
-            self.pictures += sum(outcome.pictures for outcome in done)
+            self.pictures += sum(len(outcome.pictures) for outcome in done)
             self.failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
             self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
             self._last_record = time.monotonic()

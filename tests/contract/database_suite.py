@@ -13,10 +13,9 @@ from pymongo import MongoClient
 
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import ErrorCode
-from text2img.prompts import Completed, Failed, Postponed, Wishes, request
+from text2img.prompts import Failed, Postponed
 
 ALL = Selection()
-DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 MINUTE = 60.0
 STRUCTURES = {"used", "image_urls", "loras", "lora", "prompt_tags"}
 """What SQLite keeps as JSON."""
@@ -134,16 +133,6 @@ class Stand:
 
 def opened(url, collections=None):
     return open_database(url, collections or Collections())
-
-
-def completed(prompt, **fields):
-    given = {
-        "image_url": f"gs://b/{prompt.id.name}.png",
-        "sha256": "ab" * 32,
-        "scheduler": "euler",
-        "model": "m",
-    }
-    return Completed(request=request(prompt, [DEFAULTS]), **{**given, **fields})
 
 
 def failed(prompt, code=ErrorCode.SAFETY):

@@ -15,11 +15,12 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError
 
 from tests import arbitrary
-from tests.contract.database_suite import ALL, DEFAULTS, MongoBackend, opened
+from tests.contract.database_suite import ALL, MongoBackend, opened
+from tests.outcomes import DEFAULTS, completed
 from tests.painter import Bench, Painter
 from text2img.callbacks.entry import compose
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.prompts import Completed, ModelConfiguration, failure, request
+from text2img.prompts import ModelConfiguration, failure, request
 
 BOUNDED = settings(  # failures are not shrunk: each try is a whole pass on a server
     phases=[Phase.explicit, Phase.generate],
@@ -122,7 +123,7 @@ def _outcome(prompt):
         asked = request(prompt, [DEFAULTS])
     except PromptFailed as exc:
         return failure(prompt, exc, 3)
-    return Completed(request=asked, image_url="gs://b/x.png", sha256="ab", scheduler="s", model="m")
+    return completed(asked, "gs://b/x.png")
 
 
 def _check_told(database):

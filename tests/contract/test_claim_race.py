@@ -10,7 +10,8 @@ from itertools import chain
 
 import pytest
 
-from tests.contract.database_suite import ALL, completed, texts
+from tests.contract.database_suite import ALL, texts
+from tests.outcomes import completed
 
 
 def _race(url, workers, limit):

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.contract.database_suite import ALL, MINUTE, completed, failed, postponed, texts
+from tests.contract.database_suite import ALL, MINUTE, failed, postponed, texts
+from tests.outcomes import completed
 from text2img.databases import Selection
 from text2img.prompts import Claim, PromptId
 

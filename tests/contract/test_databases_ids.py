@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, ObjectId, Timestamp
 
-from tests.contract.database_suite import ALL, completed
+from tests.contract.database_suite import ALL
+from tests.outcomes import completed
 from text2img.databases import NewPrompt, Selection
 from text2img.errors import DatabaseFailed
 from text2img.prompts import PromptId, Wishes

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.contract.database_suite import ALL, completed, failed, postponed, texts
+from tests.contract.database_suite import ALL, failed, postponed, texts
+from tests.outcomes import completed
 from text2img.databases import NewPrompt, Run, Selection
 from text2img.errors import ConfigurationError, ErrorCode
 from text2img.prompts import Lora, ModelConfiguration, PromptId, Wishes

@@ -7,7 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from tests.contract.database_suite import ALL, completed, failed, postponed, texts
+from tests.contract.database_suite import ALL, failed, postponed, texts
+from tests.outcomes import completed
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed
 from text2img.prompts.evaluations import Evaluation
@@ -210,11 +211,11 @@ def test_approximations_stand_where_they_were_on(stand):
     """They are told of in the prompt and in the result, and gone from both when it is made again without."""
     on = {"feature_cache": 3, "autoencoder": "./tiny"}
     stand.put({"_id": 1})
-    stand.record(completed(stand.claim_one(), approximations=on))
+    stand.record(completed(stand.claim_one(), **on))
     assert on.items() <= stand.get(1)["used"].items()
     assert on.items() <= stand.result(1).items()
     stand.backend.change(1, {"status": "pending"})
-    stand.record(completed(stand.claim_one(), approximations={"feature_cache": 5}))
+    stand.record(completed(stand.claim_one(), feature_cache=5))
     assert (stand.get(1)["used"]["feature_cache"], stand.result(1)["feature_cache"]) == (5, 5)
     assert "autoencoder" not in {**stand.get(1)["used"], **stand.result(1)}
     stand.backend.change(1, {"status": "pending"})
@@ -288,7 +289,11 @@ def test_what_an_evaluator_said_is_recorded(stand):
     """Score and words stand in the prompt and its result; a retry without an evaluator takes them away."""
     stand.put({"_id": 1})
     seen = Evaluation(evaluator="demo", score=0.75, matches=("red",), missing=("a star",))
-    stand.record(completed(stand.claim_one(), evaluations=(seen, Evaluation(evaluator="demo", error="no"))))
+    stand.record(
+        completed(
+            stand.claim_one(), image_urls="ab", evaluations=(seen, Evaluation(evaluator="demo", error="no"))
+        )
+    )
     for found in (stand.get(1), stand.result(1)):
         assert found["score"] == 0.75
         said = found["evaluation"]

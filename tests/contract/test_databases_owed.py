@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract.database_suite import ALL, completed, failed, postponed
+from tests.contract.database_suite import ALL, failed, postponed
+from tests.outcomes import completed
 from text2img.databases import NewPrompt, Notice
 from text2img.databases.documents import OWED
 from text2img.prompts import PromptId, Wishes

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.contract.database_suite import ALL, completed, failed, postponed
+from tests.contract.database_suite import ALL, failed, postponed
+from tests.outcomes import completed
 from text2img.databases import Notice, Run, Untold
 from text2img.prompts import PromptId
 

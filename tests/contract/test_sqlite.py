@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 import psutil
 import pytest
 
-from tests.contract.database_suite import ALL, completed, opened, texts
+from tests.contract.database_suite import ALL, opened, texts
+from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Run, open_database
 from text2img.databases.sqlite.queue import EXPIRED, ORDER, PENDING
 from text2img.errors import ConfigurationError, DatabaseFailed

@@ -19,7 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, completed, failed, opened
+from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened
+from tests.outcomes import completed
 from text2img.callbacks.entry import compose
 from text2img.callbacks.telling import _own
 from text2img.databases import Collections, NewPrompt, Notice

@@ -7,20 +7,15 @@ from itertools import permutations
 
 import pytest
 
+from tests.outcomes import completed
 from text2img.albums import Albums
 from text2img.errors import ErrorCode
-from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
 ASKED = request(PROMPT, [WISHES]).each()
-DONE = [
-    Completed(
-        request=one, image_url=f"u{one.number}", sha256=f"s{one.number}", scheduler="s", model="m",
-        truncated=one.number == 2,
-    )
-    for one in ASKED
-]  # fmt: skip
+DONE = [completed(one, f"u{one.number}", sha256=f"s{one.number}") for one in ASKED]
 FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, sentence="flagged", attempts=1)
 LATER = Postponed(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, sentence="no", attempts=1, wait=2)
 
@@ -39,13 +34,13 @@ def test_each_picture_has_a_seed_of_its_own():
 
 
 def test_in_whatever_order_they_come_the_last_one_completes_the_prompt():
-    """Until the last there is nothing; then all URLs in order, and the first picture's seed and hash."""
+    """Until the last there is nothing; then all pictures in order, each with its own seed and hash."""
     for order in permutations(range(3)):
         albums = Albums()
         *early, last = (albums.add(ASKED[number], DONE[number]) for number in order)
         assert early == [None, None]
-        assert (last.image_url, last.image_urls, last.sha256) == ("u0", ("u0", "u1", "u2"), "s0")
-        assert (last.request.parameters.seed, last.pictures, last.truncated) == (7, 3, True)
+        assert [one.image_url for one in last.pictures] == ["u0", "u1", "u2"]
+        assert [(one.sha256, one.used["seed"]) for one in last.pictures] == [("s0", 7), ("s1", 8), ("s2", 9)]
 
 
 @pytest.mark.parametrize(
@@ -76,18 +71,7 @@ def test_what_is_spoilt_is_known_before_the_last_has_come():
 
 
 def test_a_prompt_with_one_picture_waits_for_nothing():
-    """Its outcome passes as it is, without a list of URLs."""
+    """Its outcome is there at once."""
     (alone,) = request(PROMPT, [replace(WISHES, num_images=None)]).each()
-    done = replace(DONE[0], request=alone)
-    assert Albums().add(alone, done) is done
-    assert (done.image_urls, done.pictures) == ((), 1)
-
-
-def test_what_was_billed_is_the_sum_of_all_pictures():
-    """The prompt's cost is that of all its pictures, and unknown where one picture's is."""
-    billed = [
-        replace(done, notes={"request_id": f"r{number}", "billed_units": number + 0.5})
-        for number, done in enumerate(DONE)
-    ]
-    assert _become(*billed)[-1].notes == {"request_id": "r0", "billed_units": 4.5}
-    assert _become(*billed[:2], replace(billed[2], notes={}))[-1].notes == {"request_id": "r0"}
+    done = completed(alone)
+    assert Albums().add(alone, done) == done

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 import pytest
 from werkzeug import Response
 
+from tests.outcomes import completed
 from tests.servers import free_port
 from text2img.callbacks import Receiver, deliver, gather, gather_left_over
 from text2img.databases import Collections, NewPrompt, Run, Selection, open_database
 from text2img.errors import ErrorCode
-from text2img.prompts import Completed, Failed, PromptId, Wishes, request
+from text2img.prompts import Failed, PromptId, Wishes, request
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64)
 
@@ -47,13 +48,7 @@ def work(database, count, run_id="run-1", first=0):
     outcomes = [
         Failed(prompt=prompt, code=ErrorCode.SAFETY, sentence="flagged", attempts=1)
         if int(prompt.id.text) % 3 == 2
-        else Completed(
-            request=request(prompt, [WISHES]),
-            image_url=f"gs://b/{prompt.id.name}.png",
-            sha256="0" * 64,
-            scheduler="ddim",
-            model="m",
-        )
+        else completed(request(prompt, [WISHES]))
         for prompt in prompts
     ]
     assert len(database.record(outcomes, run_id, tell=True)) == count

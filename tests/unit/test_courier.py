@@ -9,6 +9,7 @@ import time
 import pytest
 from werkzeug import Response
 
+from tests.outcomes import completed
 from tests.servers import free_port
 from text2img.callbacks.courier import Courier
 from text2img.callbacks.credentials import Credentials
@@ -16,7 +17,7 @@ from text2img.callbacks.telling import gather_owed
 from text2img.callbacks.webhooks import Webhooks
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import ErrorCode
-from text2img.prompts import Completed, Failed, PromptId, Wishes, request
+from text2img.prompts import Failed, PromptId, Wishes, request
 from text2img.prompts.webhooks import WebhookHosts
 
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
@@ -54,12 +55,9 @@ def work(database, base, *names, code=None, attempts=1):
     outcomes = [
         Failed(prompt=prompt, code=code, sentence="it broke", attempts=attempts)
         if code
-        else Completed(
-            request=request(prompt, [DEFAULTS]), image_url=f"gs://b/{prompt.id}.png",
-            sha256="0" * 64, scheduler="ddim", model="m",
-        )
+        else completed(request(prompt, [DEFAULTS]))
         for prompt in database.claim("w", len(names), 60, Selection())
-    ]  # fmt: skip
+    ]
     assert len(database.record(outcomes, "run-1", tell=False)) == len(names)
 
 

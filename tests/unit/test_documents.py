@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import mongomock
 import pytest
 
+from tests.outcomes import completed
 from text2img.databases import NewPrompt, Run
 from text2img.databases.documents import count_of, deaths_at_claim, new_fields, prompt_of, readings, untold_of
 from text2img.databases.outcomes import change_of, result_of, written_already
 from text2img.databases.runs import run_fields, run_of
 from text2img.errors import ErrorCode
-from text2img.prompts import Claim, Completed, Failed, Postponed, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
 
 _CLAIM = Claim(PromptId("int", "1"), "w", 3)
 _WISHES = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512, seed=7)
@@ -20,8 +22,7 @@ _PROMPT = Prompt(claim=_CLAIM, text="a boat", wishes=_WISHES)
 
 
 def _completed(url="gs://b/1.png"):
-    drawn = request(_PROMPT, [])
-    return Completed(request=drawn, image_url=url, sha256="ab", scheduler="euler", model="m", truncated=True)
+    return completed(request(_PROMPT, []), url, sha256="ab", truncated=True)
 
 
 def _failed(sentence="no"):
@@ -114,6 +115,15 @@ def test_a_result_is_as_documented():
         public,
         "gs://b/1.png",
     ]
+
+
+def test_what_was_billed_is_the_sum_of_all_pictures():
+    """The prompt's cost is that of all its pictures, and unknown where one picture's is."""
+    done = completed(request(_PROMPT, []), image_urls="abc", request_id="r")
+    billed = [replace(one, used={**one.used, "billed_units": n + 0.5}) for n, one in enumerate(done.pictures)]
+    assert result_of(replace(done, pictures=tuple(billed)), "r")["billed_units"] == 4.5
+    partly = result_of(replace(done, pictures=(*billed[:2], done.pictures[2])), "r")
+    assert ("billed_units" in partly, partly["request_id"]) == (False, "r")
 
 
 def test_each_outcome_changes_the_document_as_documented():

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.outcomes import completed
 from text2img.callbacks.milestones import MILESTONES, Milestones, reached
-from text2img.prompts import Claim, Completed, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
 
 URL = "http://backend.example"
 
@@ -138,8 +139,7 @@ def test_what_is_recorded_is_remembered_no_more():
     for number in range(30):
         (made,) = requests(str(number))
         heard.make([made])
-        done = Completed(request=made, image_url="x", sha256="", scheduler="", model="")
-        heard.milestones.settled([done])
+        heard.milestones.settled([completed(made)])
     assert heard.milestones._earlier == {}
 
 

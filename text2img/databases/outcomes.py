@@ -36,14 +36,14 @@ class Change:
 def result_of(done: Completed, run_id: str) -> dict[str, object]:
     """A completed prompt's result, without ``dataset_id`` and ``created_at``."""
     return {
-        "prompt": done.request.text,
-        "image_url": done.image_url,
+        "prompt": done.text,
+        "image_url": done.first.image_url,
         **_more(done),
-        "gcs_url": gcs_url(done.image_url),
+        "gcs_url": gcs_url(done.first.image_url),
         "status": Status.COMPLETED.value,
         **_used(done),
         "run_id": run_id,
-        "prompt_truncated": done.truncated,
+        "prompt_truncated": any(picture.truncated for picture in done.pictures),
         "claim_number": done.claim.number,
     }
 
@@ -83,12 +83,12 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
 
 def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
     more = _more(done)
-    marks = _marks(done.request.prompt, tell=tell)
+    marks = _marks(done.prompt, tell=tell)
     fields = {
         "status": Status.COMPLETED.value,
-        "image_url": done.image_url,
+        "image_url": done.first.image_url,
         **more,
-        "sha256": done.sha256,
+        "sha256": done.first.sha256,
         "run_id": run_id,
         "used": _used(done),
         **marks,
@@ -98,22 +98,25 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
 
 
 def _used(done: Completed) -> dict[str, object]:
-    used = done.request.parameters.recorded
-    made = {"scheduler": done.scheduler, "model": done.model}
-    return {**used, **made, **done.approximations, **done.notes}
+    """What the first picture was made with, and what was billed for all of them, where every one tells it."""
+    units = [picture.used.get("billed_units") for picture in done.pictures]
+    told = [unit for unit in units if isinstance(unit, float)]
+    others = {name: value for name, value in done.first.used.items() if name != "billed_units"}
+    return {**others, "billed_units": sum(told)} if len(told) == len(units) else others
 
 
 def _more(done: Completed) -> dict[str, object]:
     """Where all pictures are, of a prompt that has several; what an evaluator said."""
-    more: dict[str, object] = {"image_urls": list(done.image_urls)} if done.image_urls else {}
-    if not done.evaluations:
+    several = len(done.pictures) > 1
+    more: dict[str, object] = {"image_urls": [one.image_url for one in done.pictures]} if several else {}
+    first = done.first.evaluation
+    if first is None:
         return more
-    first, *rest = done.evaluations
     more["evaluation"] = first.document
     if first.score is not None:
         more["score"] = first.score
-    if rest:
-        more["scores"] = [evaluation.score for evaluation in done.evaluations]
+    if several:
+        more["scores"] = [one.evaluation and one.evaluation.score for one in done.pictures]
     return more
 
 

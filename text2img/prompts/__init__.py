@@ -13,12 +13,11 @@ from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
 from text2img.prompts.loras import Lora
+from text2img.prompts.outcomes import Completed, Failed, Outcome, Postponed, Stored, failure
 from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from text2img.prompts.evaluations import Evaluation
+    from collections.abc import Sequence
 
 __all__ = [
     "APPROXIMATIONS",
@@ -36,6 +35,7 @@ __all__ = [
     "PromptId",
     "Request",
     "Status",
+    "Stored",
     "Wishes",
     "failure",
     "request",
@@ -46,8 +46,6 @@ DEATHS_BEFORE_ALONE = 2
 """After so many workers died with it on the device, a prompt gets a batch of its own."""
 DEATHS_BEFORE_ABANDONED = 5
 """After so many it is tried no more."""
-LONGEST_WAIT = 86_400.0
-"""Seconds between two tries at the most."""
 APPROXIMATIONS = ("feature_cache", "autoencoder")
 """What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
 NOTES = ("request_id", "billed_units")
@@ -149,87 +147,6 @@ def request(prompt: Prompt, wishes: Sequence[Wishes], multiple: int = 8) -> Requ
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
     settled = settle((prompt.wishes, *wishes), seed=prompt.id.seed, multiple=multiple)
     return Request(prompt=prompt, text=text, parameters=settled)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """A prompt whose pictures are stored. ``image_url`` is where the first is, ``sha256`` that of its bytes;
-    ``image_urls``, of a prompt with several, is where all are, in order. ``request`` is the first one's.
-
-    ``evaluations``: what an evaluator saw in each picture, in order; empty where there was no evaluator.
-    ``approximations``: those of APPROXIMATIONS that were on, with their values. ``notes``: those of NOTES
-    that the engine was told.
-    """
-
-    request: Request
-    image_url: str
-    sha256: str
-    scheduler: str
-    model: str
-    truncated: bool = False
-    image_urls: tuple[str, ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
-    approximations: Mapping[str, object] = field(default_factory=dict)
-    notes: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def pictures(self) -> int:
-        """How many are stored."""
-        return len(self.image_urls) or 1
-
-    @property
-    def prompt(self) -> Prompt:
-        """The prompt that it is of."""
-        return self.request.prompt
-
-    @property
-    def claim(self) -> Claim:
-        """The claim under which it was made."""
-        return self.prompt.claim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """A prompt that failed for good, with a sentence for its owner."""
-
-    prompt: Prompt
-    code: ErrorCode
-    sentence: str
-    attempts: int
-
-    @property
-    def claim(self) -> Claim:
-        """The claim under which it failed."""
-        return self.prompt.claim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Postponed:
-    """A prompt that failed but is worth another try: pending again, not before ``wait`` seconds from now."""
-
-    prompt: Prompt
-    code: ErrorCode
-    sentence: str
-    attempts: int
-    wait: float
-
-    @property
-    def claim(self) -> Claim:
-        """The claim under which it failed."""
-        return self.prompt.claim
-
-
-Outcome = Completed | Failed | Postponed
-
-
-def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:
-    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds, at most a day."""
-    # Who is abandoned did not fail by itself this time: nobody tried.
-    attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
-    if exc.code.worth_another_try and attempts < max_attempts:
-        wait = min(2.0 * 4 ** min(attempts - 1, 20), LONGEST_WAIT)
-        return Postponed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts, wait=wait)
-    return Failed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,30 @@
+"""Outcomes for tests that need no device: a prompt that is completed, by what they want to see of it."""
+
+from __future__ import annotations
+
+from text2img.prompts import Completed, Prompt, Stored, Wishes, request
+
+DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
+
+
+def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
+    """The prompt (or request) with its picture at ``image_url``, or several at ``image_urls``.
+
+    ``more``: their ``sha256`` and ``truncated``, and what else was used.
+    """
+    asked = request(of, [DEFAULTS]) if isinstance(of, Prompt) else of
+    urls = image_urls or [image_url or f"gs://b/{asked.prompt.id.name}.png"]
+    hashed, cut = more.pop("sha256", "ab" * 32), more.pop("truncated", False)
+    made = {**asked.parameters.recorded, "scheduler": "euler", "model": "m", **more}
+    pictures = tuple(
+        Stored(
+            image_url=url,
+            sha256=hashed,
+            used=made,
+            number=asked.number + place,
+            truncated=cut,
+            evaluation=evaluations[place] if evaluations else None,
+        )
+        for place, url in enumerate(urls)
+    )
+    return Completed(prompt=asked.prompt, text=asked.text, pictures=pictures)

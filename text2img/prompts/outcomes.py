@@ -1,0 +1,99 @@
+"""What becomes of a prompt: pictures that are stored, a failure for good, or another try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from text2img.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from text2img.errors import PromptFailed
+    from text2img.prompts import Claim, Prompt
+    from text2img.prompts.evaluations import Evaluation
+
+LONGEST_WAIT = 86_400.0
+"""Seconds between two tries at the most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A picture that is stored at ``image_url``, its bytes' hash beside it.
+
+    ``used`` is all that it was made with, by the names it is recorded under; ``evaluation`` what an evaluator
+    saw in it. ``number`` says which of its prompt's pictures it is, from 0.
+    """
+
+    image_url: str
+    sha256: str
+    used: Mapping[str, object]
+    number: int = 0
+    truncated: bool = False
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A prompt whose ``pictures`` are stored, in the order of their numbers: the first of them is the result,
+    the others are what a prompt with several gets besides. ``text`` is what the prompt asked for.
+    """
+
+    prompt: Prompt
+    text: str
+    pictures: tuple[Stored, ...]
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it was made."""
+        return self.prompt.claim
+
+    @property
+    def first(self) -> Stored:
+        """The picture that is the result."""
+        return self.pictures[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A prompt that failed for good, with a sentence for its owner."""
+
+    prompt: Prompt
+    code: ErrorCode
+    sentence: str
+    attempts: int
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it failed."""
+        return self.prompt.claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postponed:
+    """A prompt that failed but is worth another try: pending again, not before ``wait`` seconds from now."""
+
+    prompt: Prompt
+    code: ErrorCode
+    sentence: str
+    attempts: int
+    wait: float
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which it failed."""
+        return self.prompt.claim
+
+
+Outcome = Completed | Failed | Postponed
+
+
+def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:
+    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds, at most a day."""
+    # Who is abandoned did not fail by itself this time: nobody tried.
+    attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
+    if exc.code.worth_another_try and attempts < max_attempts:
+        wait = min(2.0 * 4 ** min(attempts - 1, 20), LONGEST_WAIT)
+        return Postponed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts, wait=wait)
+    return Failed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts)
