@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from text2img.prompts import Completed, Prompt, Stored, Wishes, request
+from dataclasses import replace
+
+from text2img.prompts import Completed, Iterated, Prompt, Stored, Wishes, request
+from text2img.prompts.evaluations import Evaluation
 
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 
@@ -20,6 +23,7 @@ def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
         Stored(
             image_url=url,
             sha256=hashed,
+            text=asked.text,
             used=made,
             number=asked.number + place,
             truncated=cut,
@@ -28,3 +32,20 @@ def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
         for place, url in enumerate(urls)
     )
     return Completed(prompt=asked.prompt, text=asked.text, pictures=pictures)
+
+
+def iterated(prompt, score=0.5, words="$a boat, red"):
+    """The prompt after one more iteration of one try."""
+    seen = Evaluation(
+        evaluator="demo", score=score, matches=("a boat",), missing=("red",), better_prompt=words
+    )
+    number = len(prompt.tries)
+    (picture,) = completed(prompt, f"gs://b/{number}.png", evaluations=[seen]).pictures
+    picture = replace(picture, number=number, iteration=number + 1)
+    return Iterated(
+        prompt=prompt,
+        text="a boat",
+        tries=(*prompt.tries, picture),
+        iterations=number + 1,
+        next_prompt=words,
+    )

@@ -9,18 +9,24 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from text2img.prompts import Completed, Failed, Postponed
+from text2img.prompts import Completed
+from text2img.prompts.loop import worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from text2img.prompts import Claim, Outcome, Request
+    from text2img.prompts.loop import Loop
 
 
 class Albums:
-    """The pictures so far of each claim that has not got all of its own. Safe to use from several threads."""
+    """The pictures so far of each claim that has not got all of its own. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    With a ``loop`` they are candidates, of which it keeps the best.
+    """
+
+    def __init__(self, loop: Loop | None = None) -> None:
+        self._loop = loop
         self._open: dict[Claim, list[Outcome | None]] = {}
         self._lock = threading.Lock()
 
@@ -34,23 +40,24 @@ class Albums:
         with self._lock:
             pictures = self._open.setdefault(claim, [])
             pictures.append(became)
-            if len(pictures) < request.parameters.num_images:
+            if len(pictures) < request.pictures:
                 return None
             del self._open[claim]
-        return _together(pictures)
+        return _together(pictures) if self._loop is None else self._loop.settle(request, pictures)
 
     def spoilt(self, claim: Claim) -> bool:
         """Whether a picture of the claim is missing for good: the others would be made for nothing."""
         with self._lock:
-            return not all(isinstance(became, Completed) for became in self._open.get(claim, ()))
+            pictures = self._open.get(claim, ())
+        if self._loop is not None:
+            return None in pictures
+        return not all(isinstance(became, Completed) for became in pictures)
 
 
 def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
     """One failure is the prompt's, first of all one for good; with a claim that is lost there is nothing."""
-    for kind in (Failed, Postponed):
-        for became in pictures:
-            if isinstance(became, kind):
-                return became
+    if failed := worst(pictures):
+        return failed
     done = [became for became in pictures if isinstance(became, Completed)]
     if len(done) < len(pictures):
         return None

@@ -17,8 +17,9 @@ from text2img.albums import Albums
 from text2img.deadline import within
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
-from text2img.prompts import Completed, Failed, Postponed, Stored, failure
+from text2img.prompts import Completed, Failed, Iterated, Postponed, Stored, failure
 from text2img.prompts.evaluations import Evaluation
+from text2img.prompts.loop import rescued
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -47,7 +48,7 @@ class Finishing:
         self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
         self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
         self._encoders = threading.BoundedSemaphore(_ENCODERS)
-        self._albums = Albums()
+        self._albums = Albums(plan.loop)
 
     def __enter__(self) -> Self:
         return self
@@ -84,17 +85,28 @@ class Finishing:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
+        outcomes = [rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
+        self._write_beside(outcomes)
         with self._parts.seconds("record"):
             recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
         self._parts.leases.drop(outcome.claim for outcome in outcomes)
         self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
         again = [outcome.wait for outcome in recorded if isinstance(outcome, Postponed)]
+        again += [0.0 for outcome in recorded if isinstance(outcome, Iterated)]
         self._quota.put_back(again)
         self._tally.add(recorded)
         self._parts.progress.settled(recorded)
         self._parts.recorded(recorded)
         for outcome in recorded:
             _log(outcome)
+
+    def _write_beside(self, outcomes: Sequence[Outcome]) -> None:
+        """What stands beside the pictures, before it is recorded that there is no more to do."""
+        if self._parts.sidecars is None:
+            return
+        with self._parts.seconds("upload"):
+            for done in [self._pool.submit(self._parts.sidecars.write, outcome) for outcome in outcomes]:
+                done.result()
 
     def _outcome(self, request: Request, result: Picture | PromptFailed | None) -> Outcome | None:
         """What becomes of one request; None where its claim was lost, or its picture of no use."""
@@ -118,7 +130,7 @@ class Finishing:
         facts = parameters(request, revision=card.revision, approximations=card.approximations, **made)
         with self._encoders, self._parts.seconds("encode"):
             file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
-        name = self._plan.object_name.of(claim.id, request.number) + file.ending
+        name = self._plan.object_name.name_of(request) + file.ending
         still_ours = partial(self._parts.database.holds, claim)
         with self._parts.seconds("upload"):
             url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
@@ -126,11 +138,13 @@ class Finishing:
             image_url=url,
             sha256=hashlib.sha256(file.data).hexdigest(),
             used={**request.parameters.recorded, **made, **card.approximations, **picture.notes},
+            text=request.text,
             number=request.number,
+            iteration=request.iteration,
             truncated=picture.truncated,
             evaluation=self._evaluated(picture, request),
         )
-        return Completed(prompt=request.prompt, text=request.text, pictures=(stored,))
+        return Completed(prompt=request.prompt, text=request.meant, pictures=(stored,))
 
     def _evaluated(self, picture: Picture, request: Request) -> Evaluation | None:
         """What the evaluator, if there is one, says of the picture, which is stored already."""
@@ -138,7 +152,7 @@ class Finishing:
         if evaluator is None:
             return None
         with self._parts.seconds("evaluate"):
-            judge = partial(evaluator.evaluate, picture.pixels, request.text)
+            judge = partial(evaluator.evaluate, picture.pixels, request.meant)
             try:
                 return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
             except TimeoutError:
@@ -165,9 +179,9 @@ def _as_made(request: Request, picture: Picture) -> Request:
 
 def _log(outcome: Outcome) -> None:
     facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
-    if isinstance(outcome, Completed):
-        facts |= {"image_url": outcome.first.image_url, "images": len(outcome.pictures)}
-        log.info("completed %s", outcome.claim.id, extra=facts)
+    if isinstance(outcome, Completed | Iterated):
+        fate = "completed" if isinstance(outcome, Completed) else "not good enough yet:"
+        log.info("%s %s%s", fate, outcome.claim.id, _in_words(outcome), extra=facts | _facts(outcome))
         return
     fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"
     log.warning(
@@ -178,3 +192,21 @@ def _log(outcome: Outcome) -> None:
         outcome.code,
         extra=facts | {"error_code": str(outcome.code)},
     )
+
+
+def _facts(outcome: Completed | Iterated) -> dict[str, object]:
+    facts: dict[str, object] = {"images": outcome.made}
+    facts |= (
+        {"image_url": outcome.first.image_url} if isinstance(outcome, Completed) else {"event": "iteration"}
+    )
+    score = outcome.first.score
+    facts |= {} if score is None else {"score": score}
+    return facts | ({"iterations": outcome.iterations} if outcome.tries else {})
+
+
+def _in_words(outcome: Completed | Iterated) -> str:
+    """The best score so far, and after how many iterations; nothing where there is neither."""
+    score = outcome.first.score
+    words = "" if score is None else f", score {score:.2f}"
+    plural = "s" if outcome.iterations > 1 else ""
+    return f"{words} after {outcome.iterations} iteration{plural}" if outcome.tries else words

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from text2img.images import Encoder
 from text2img.loras import Library
-from text2img.prompts.names import ObjectName
+from text2img.prompts.names import ObjectName, TryName
 from text2img.prompts.webhooks import WebhookHosts
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from text2img.leases import Leases
     from text2img.progress import Progress
     from text2img.prompts import Outcome, Wishes
+    from text2img.prompts.loop import Loop
     from text2img.serving import Serving
+    from text2img.sidecars import Sidecars
     from text2img.stages import Stopwatch
     from text2img.storage import ImageStorage
 
@@ -31,6 +33,7 @@ class Plan:
 
     ``multiple`` is what a size must be a multiple of, as the model wants it.
     ``batch_size`` is the largest; with ``fastest_size`` the run finds out which size up to it is fastest.
+    With a ``loop`` prompts are drawn until an evaluator is content.
     ``waiting`` is how many prompts could be claimed when the run began, ``limit`` how many it takes at most.
     """
 
@@ -46,7 +49,8 @@ class Plan:
     upload_workers: int = 16
     tell: bool = False
     multiple: int = 8
-    object_name: ObjectName = field(default_factory=ObjectName)
+    object_name: ObjectName | TryName = field(default_factory=ObjectName)
+    loop: Loop | None = None
 
     @property
     def to_make(self) -> int:
@@ -74,6 +78,7 @@ class Parts:
     recorded: Callable[[Sequence[Outcome]], None]
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
+    sidecars: Sidecars | None = None
     loras: Library = field(default_factory=Library)
     webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
     serving: Serving | None = None

@@ -61,7 +61,7 @@ class Quota:
         """Prompts were put back, to be claimed again after so many seconds each."""
         now = time.monotonic()
         with self._lock:
-            self._due.update(math.ceil(now + wait) for wait in waits)
+            self._due.update(math.ceil(now + wait) if wait else math.floor(now) for wait in waits)
 
     def next_due(self) -> float | None:
         """When the next of them can be claimed again; None: there is none. Those that come due by then no

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from text2img.errors import ConfigurationError
-from text2img.prompts.names import ObjectName
+from text2img.prompts.loop import MOST_CANDIDATES, MOST_ITERATIONS, Loop
+from text2img.prompts.names import ObjectName, TryName
 from text2img.prompts.parameters import Wishes
 from text2img.prompts.sizes import BatchSize
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+DATABASE_NAME = "text2img.db"
+"""The file in an output folder that holds its database."""
 DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5)
 """What a picture gets where nobody wishes otherwise; its size is the model's own."""
 _HOSTED = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,7}", re.ASCII)
@@ -72,7 +76,8 @@ class Settings:
     database: str | None = _option(
         None,
         "database",
-        "the same by URL: mongodb://…, mongodb+srv://… or sqlite:///FILE; one of the two is required",
+        "the same by URL: mongodb://…, mongodb+srv://… or sqlite:///FILE; one of the two is required, "
+        "or --output-dir",
         variable="DATABASE_URL",
         secret=True,
     )
@@ -87,8 +92,19 @@ class Settings:
     output: str | None = _option(
         None,
         "output",
-        "where images go: gs://bucket/prefix, s3://bucket/prefix or a folder; one of the three is required",
+        "where images go: gs://bucket/prefix, s3://bucket/prefix or a folder; one of these is required",
         variable="OUTPUT_URL",
+    )
+    output_dir: str | None = _option(
+        None,
+        "output",
+        "a folder for all of it: the database DIR/text2img.db, and in DIR/results/ a folder for each prompt",
+    )
+    layout: Literal["flat", "folders"] | None = _option(
+        None,
+        "output",
+        "flat: a file for each picture; folders: one for each prompt, with its iterations and what is known",
+        shown="flat; folders with --output-dir",
     )
     s3_endpoint: str | None = _option(
         None, "output", "the URL of an S3-compatible service; else what AWS_ENDPOINT_URL says, else Amazon's"
@@ -268,6 +284,17 @@ class Settings:
         "evaluation",
         "scores each picture: none, clip or clip:MODEL (folder or hub id), gemini or gemini:MODEL, demo",
     )
+    iterations: Annotated[int, Ge(1), Le(MOST_ITERATIONS)] = _option(
+        1,
+        "evaluation",
+        "rounds that a prompt gets, refined from the second on, until a picture scores enough",
+    )
+    candidates: Annotated[int, Ge(1), Le(MOST_CANDIDATES)] = _option(
+        1, "evaluation", "pictures in each round, with a seed each; the best of all is the result"
+    )
+    min_score: Annotated[float, Ge(0), Le(1)] | None = _option(
+        None, "evaluation", "the score, from 0 to 1, that is enough", shown="1"
+    )
     gemini_api_key: str | None = _option(None, "evaluation", "the key of --evaluator gemini", secret=True)
 
     batch_size: str = _option(
@@ -349,14 +376,42 @@ class Settings:
             ) from None
 
     @property
-    def object_names(self) -> ObjectName:
+    def object_names(self) -> ObjectName | TryName:
         """What pictures are called; raises ConfigurationError for a template that cannot be."""
+        if self.folders:
+            if self.object_name != ObjectName.TEMPLATE:
+                raise ConfigurationError(
+                    "--object-name (OBJECT_NAME) does nothing for a layout of folders; give --layout flat, or"
+                    " leave it out"
+                )
+            return TryName()
         try:
             return ObjectName.parse(self.object_name)
         except ValueError as exc:
             raise ConfigurationError(
                 f"--object-name (OBJECT_NAME): {exc}; it is {self.object_name[:60]!r}"
             ) from None
+
+    @property
+    def folders(self) -> bool:
+        """Whether each prompt gets a folder of its own, with all that is known of it."""
+        return (self.layout or ("folders" if self.output_dir else "flat")) == "folders"
+
+    @property
+    def loop(self) -> Loop | None:
+        """How often a prompt is drawn until it is good enough; None: once, whatever becomes of it.
+
+        Raises ConfigurationError where nothing could say how good a picture is.
+        """
+        if (self.iterations, self.candidates, self.min_score) == (1, 1, None):
+            return None
+        if self.evaluator == "none":
+            raise ConfigurationError(
+                "--iterations, --candidates and --min-score need scores; say by --evaluator (EVALUATOR) who"
+                " gives them"
+            )
+        enough = 1.0 if self.min_score is None else self.min_score
+        return Loop(iterations=self.iterations, candidates=self.candidates, min_score=enough)
 
     @property
     def hosted_model(self) -> str | None:
@@ -378,7 +433,12 @@ class Settings:
     def database_url(self) -> str:
         """The database's URL; raises ConfigurationError unless exactly one was given."""
         return _one_of(
-            {"--mongo-uri (MONGO_URI)": self.mongo_uri, "--database (DATABASE_URL)": self.database}
+            {
+                "--mongo-uri (MONGO_URI)": self.mongo_uri,
+                "--database (DATABASE_URL)": self.database,
+                "--output-dir (OUTPUT_DIR)": self.output_dir
+                and f"sqlite:///{Path(self.output_dir).expanduser().absolute() / DATABASE_NAME}",
+            }
         )
 
     @property
@@ -389,6 +449,7 @@ class Settings:
                 "--gcs-bucket (GCS_BUCKET)": self.gcs_bucket and f"gs://{self.gcs_bucket}/generated",
                 "--s3-bucket (S3_BUCKET)": self.s3_bucket and f"s3://{self.s3_bucket}/generated",
                 "--output (OUTPUT_URL)": self.output,
+                "--output-dir (OUTPUT_DIR)": self.output_dir,
             }
         )
 

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from text2img.prompts import Completed, Failed, Postponed
+from text2img.prompts import Completed, Failed, Iterated, Postponed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 class Tally:
     """Counts outcomes as they are recorded and batches as they are made, from several threads.
 
-    ``completed`` and ``failed`` are prompts whose outcome is final, ``pictures`` those of the completed;
-    ``postponed`` counts prompts that were put back to be tried again, once for each time. ``made`` counts the
-    pictures that the device has worked on.
+    ``completed`` and ``failed`` are prompts that are final; ``postponed`` counts prompts that were put
+    back to be tried again, once for each time, ``iterated`` those that go on with another iteration.
+    ``pictures`` are those that were recorded, ``made`` those that the device has worked on.
     """
 
     def __init__(self) -> None:
         self.completed = 0
         self.pictures = 0
         self.failed = 0
+        self.iterated = 0
         self.postponed = 0
         self.made = 0
         self._lock = threading.Lock()
@@ -40,9 +41,9 @@ class Tally:
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count recorded outcomes."""
         with self._lock:
-            done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
-            self.completed += len(done)
-            self.pictures += sum(len(outcome.pictures) for outcome in done)
+            self.completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
+            self.iterated += sum(isinstance(outcome, Iterated) for outcome in outcomes)
+            self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | Iterated))
             self.failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
             self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
             self._last_record = time.monotonic()
@@ -68,7 +69,7 @@ class Tally:
     def settled(self) -> int:
         """How many outcomes were recorded, of whatever kind."""
         with self._lock:
-            return self.completed + self.failed + self.postponed
+            return self.completed + self.failed + self.postponed + self.iterated
 
     @property
     def seconds(self) -> float:
@@ -77,7 +78,7 @@ class Tally:
 
     @property
     def images_per_second(self) -> float:
-        """Pictures of completed prompts a second, from the first batch's start to the last record."""
+        """Recorded pictures a second, from the first batch's start to the last record."""
         return 0.0 if self._first is None else _share(self.pictures, self._last_record - self._first[1])
 
     @property

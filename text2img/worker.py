@@ -150,11 +150,12 @@ class Worker:
             try:
                 prompt = self._addressed(claimed)
                 asked = request(prompt, self._plan.wishes, self._plan.multiple)
+                asked = self._plan.loop.next(asked) if self._plan.loop else asked
                 self._parts.encoder.check(asked.parameters)
                 ready.append(self._engine.prepare(asked))
             except PromptFailed as exc:
                 refused.append(failure(prompt, exc, self._plan.max_attempts))
-        self._quota.prepared(len(ready), sum(each.parameters.num_images for each in ready))
+        self._quota.prepared(len(ready), sum(each.pictures for each in ready))
         return ready, refused
 
     def _fetched(self, fetching: Fetching, record: Gather[Outcome], *, leave: int) -> list[Request]:
@@ -231,7 +232,8 @@ class Worker:
         now, due = time.monotonic(), self._quota.next_due()
         if due is None or due > now + LONGEST_WAIT_FOR_A_RETRY:
             return False
-        log.info("waiting %.0f s for a prompt that is tried again", max(0.0, due - now))
+        if due > now:
+            log.info("waiting %.0f s for a prompt that is tried again", due - now)
         with self._parts.seconds("wait"):
-            self._stop.wait(due - now)
+            self._stop.wait(max(0.0, due - now))
         return True

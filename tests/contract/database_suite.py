@@ -17,7 +17,7 @@ from text2img.prompts import Failed, Postponed
 
 ALL = Selection()
 MINUTE = 60.0
-STRUCTURES = {"used", "image_urls", "loras", "lora", "prompt_tags"}
+STRUCTURES = {"tries", "used", "image_urls", "loras", "lora", "prompt_tags"}
 """What SQLite keeps as JSON."""
 
 

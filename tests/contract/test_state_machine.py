@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 )
 
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened, postponed
-from tests.outcomes import completed
+from tests.outcomes import completed, iterated
 from text2img.callbacks.entry import compose
 from text2img.databases import Collections, NewPrompt, Notice
-from text2img.prompts import Completed, Failed, PromptId, Wishes
+from text2img.prompts import Completed, Failed, Postponed, PromptId, Wishes
 
 WORKERS = st.sampled_from(["ann", "bob", "cy"])
 RUN = "run-1"
@@ -37,7 +37,7 @@ class Believed:
     def __init__(self):
         self.status, self.number, self.deaths, self.attempts = "pending", 0, 0, 0
         self.holder, self.expired, self.started = None, False, False
-        self.untold, self.noticed = False, 0
+        self.untold, self.noticed, self.tries = False, 0, 0
 
 
 class Machine(RuleBasedStateMachine):
@@ -80,7 +80,7 @@ class Machine(RuleBasedStateMachine):
         for prompt, one in zip(prompts, map(self.known.get, got), strict=True):
             one.deaths += one.expired and one.started
             assert (prompt.claim.number, prompt.deaths) == (one.number + 1, one.deaths)
-            assert prompt.attempts == one.attempts
+            assert (prompt.attempts, len(prompt.tries)) == (one.attempts, one.tries)
             one.status, one.number, one.holder = "processing", prompt.claim.number, prompt.claim
             one.expired, one.started = lease == 0, False
             self.claims.append(prompt)
@@ -120,7 +120,7 @@ class Machine(RuleBasedStateMachine):
             one.status, one.holder, one.expired, one.started = "pending", None, False, False
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), become=st.sampled_from([completed, failed, postponed]))
+    @rule(data=st.data(), become=st.sampled_from([completed, iterated, failed, postponed]))
     def record(self, data, become):
         prompt = data.draw(st.sampled_from(self.claims))
         urls = tuple(f"u{n}" for n in range(IMAGES[int(prompt.id.text)]))
@@ -134,7 +134,8 @@ class Machine(RuleBasedStateMachine):
             return
         assert written == [outcome]
         one.holder, one.expired, one.started = None, False, False
-        one.attempts = 0 if isinstance(outcome, Completed) else outcome.attempts
+        one.attempts = outcome.attempts if isinstance(outcome, Failed | Postponed) else 0
+        one.tries = 0 if isinstance(outcome, Completed | Failed) else one.tries + (become is iterated)
         one.deaths = 0 if isinstance(outcome, Completed) else one.deaths
         one.status = (
             "completed"

@@ -89,6 +89,7 @@ def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
         "gcs_url": gcs_url(url),
         "seed": outcome.seed,
         **({"score": outcome.score} if outcome.score is not None else {}),
+        **({"iterations": outcome.iterations} if outcome.iterations else {}),
     }
 
 

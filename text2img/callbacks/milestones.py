@@ -131,8 +131,8 @@ class Milestones:
 
 
 def _pictures(request: Request) -> int:
-    """How many pictures the request's prompt asks for."""
-    return request.parameters.num_images
+    """How many pictures the request's prompt gets."""
+    return request.pictures
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
 from text2img.progress import Several
-from text2img.prompts import Postponed
+from text2img.prompts import Completed, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Teller:
 
     def recorded(self, outcomes: Sequence[Outcome]) -> None:
         """These outcomes have been recorded."""
-        final = [outcome for outcome in outcomes if not isinstance(outcome, Postponed)]
+        final = [outcome for outcome in outcomes if isinstance(outcome, Completed | Failed)]
         if self._courier is not None and any(each.prompt.webhook_url is not None for each in final):
             self._courier.wake()
         with self._lock:

@@ -150,8 +150,9 @@ class Job:
         self._run = replace(self._run, model=card.name)
         wished = wishes.for_all(self._settings, card, configuration)
         wishes.checked(self._settings, card, wished)
+        database = patient(self._database, self._settings.database_patience, self._stop.wait)
         worker_parts = Parts(
-            database=patient(self._database, self._settings.database_patience, self._stop.wait),
+            database=database,
             storage=self._storage,
             engine=engine,
             card=card,
@@ -162,6 +163,7 @@ class Job:
             recorded=self._teller.recorded,
             encoder=encoder,
             evaluator=evaluator,
+            sidecars=parts.sidecars(self._settings, self._storage, database.holds),
             loras=parts.loras(self._settings, self._stop.wait),
             webhook_hosts=parts.webhook_hosts(self._settings),
             serving=self._serving,
@@ -186,6 +188,7 @@ class Job:
             tell=settings.callback_url is not None,
             multiple=multiple,
             object_name=settings.object_names,
+            loop=settings.loop,
         )
 
     def _save(self, status: str) -> None:

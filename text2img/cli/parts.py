@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
-from text2img.errors import ConfigurationError
+from text2img.errors import ConfigurationError, StorageFailed
 from text2img.prompts.webhooks import WebhookHosts
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from text2img.images import Encoder
     from text2img.intake.rabbitmq.broker import Broker
     from text2img.loras import Library
-    from text2img.prompts import ModelConfiguration
+    from text2img.prompts import Claim, ModelConfiguration
     from text2img.settings import Settings
+    from text2img.sidecars import Sidecars
 
 
 def database(settings: Settings, *, create: bool = True) -> Database:
@@ -40,7 +41,16 @@ def database(settings: Settings, *, create: bool = True) -> Database:
         runs=settings.runs_collection,
         callbacks=settings.callbacks_collection,
     )
+    if create and settings.output_dir:
+        _made_ready(Path(settings.output_dir).expanduser())
     return open_database(settings.database_url, collections, create=create)
+
+
+def _made_ready(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageFailed(f"{folder} cannot be made: {exc.strerror}; choose another --output-dir") from exc
 
 
 def storage(settings: Settings) -> ImageStorage:
@@ -49,6 +59,15 @@ def storage(settings: Settings) -> ImageStorage:
         acl=settings.acl, public_urls=settings.public_urls, s3_endpoint=settings.s3_endpoint
     )
     return open_storage(settings.output_url, options)
+
+
+def sidecars(settings: Settings, storage: ImageStorage, holds: Callable[[Claim], bool]) -> Sidecars | None:
+    """What writes beside the pictures in a layout of folders; None in a flat one."""
+    from text2img.prompts.names import TryName
+    from text2img.sidecars import Sidecars
+
+    names = settings.object_names
+    return Sidecars(storage, names, holds) if isinstance(names, TryName) else None
 
 
 def selection(settings: Settings) -> Selection:

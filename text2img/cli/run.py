@@ -46,6 +46,7 @@ def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
     parts.encoder(settings)
     parts.loras(settings)
     parts.evaluator(settings)
+    _ = settings.object_names, settings.loop
     return storage, read_prompts(settings.input_file) if settings.input_file else []
 
 

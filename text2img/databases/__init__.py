@@ -91,11 +91,11 @@ class Queue(Protocol):
         """Write the outcomes down; returns those that were written, the rest had lost their claim.
 
         For a completed prompt: first its result is upserted (one for each prompt, never over a result with
-        a greater claim number), then the prompt becomes completed. A failed prompt becomes ``error``, a
-        postponed one pending with a ``not_before``. ``tell`` marks final outcomes as untold, and a
-        prompt's ``webhook_url`` (which the worker has checked) marks its final outcome as owed. Each step is
-        fenced by worker and claim number and may be repeated; a crash between two leaves a prompt that
-        is claimed and done again.
+        a greater claim number), then the prompt becomes completed. A failed prompt becomes ``error``, an
+        iterated one pending with what its loop has come to, a postponed one pending with a ``not_before``.
+        ``tell`` marks final outcomes as untold, and a prompt's ``webhook_url`` (which the worker has checked)
+        marks its final outcome as owed. Each step is fenced by worker and claim number and may be repeated;
+        a crash between two leaves a prompt that is claimed and done again.
         """
         ...
 

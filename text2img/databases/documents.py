@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Untold
+from text2img.databases.tries import tries_of
 from text2img.errors import PromptFailed
 from text2img.prompts import Prompt, Status, Wishes
 from text2img.prompts.checks import check_prompt_text
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
-AT_TIMES: Final = ("image_urls", "score", "scores", "evaluation")
-"""What only some completed prompts have: those with several pictures, or with an evaluator."""
+AT_TIMES: Final = ("image_urls", "score", "scores", "evaluation", "iterations", "tries")
+"""What only some completed prompts have: those with several pictures, an evaluator, or a loop."""
+NEXT: Final = "next_prompt"
+"""In a pending prompt: what the next iteration of its loop draws."""
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *AT_TIMES)
 OWED: Final = "webhook_untold"
 """In a final prompt: the id of the notice for its own webhook, until that is kept."""
-OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, "untold", OWED, "run_id")
+OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, NEXT, "untold", OWED, "run_id")
 """What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
     "text",
@@ -43,10 +46,12 @@ PROMPT_FIELDS: Final = (
     "claim_number",
     "started_claim",
     "status",
+    "tries",
+    NEXT,
 )
 """Whatever a claim reads of a prompt's document."""
 TOLD_FIELDS: Final = (
-    *("text", "prompt_tags", "status", "image_url", "image_urls", "score", "used"),
+    *("text", "prompt_tags", "status", "image_url", "image_urls", "score", "iterations", "used"),
     *("error_code", "error", "attempts"),
 )
 """Whatever those who are told of an outcome hear comes from these."""
@@ -86,6 +91,8 @@ def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt
         priority=number_of(fields.get("priority")),
         attempts=count_of(fields.get("attempts")),
         deaths=deaths,
+        tries=tries_of(fields.get("tries")),
+        next_prompt=_text(fields.get(NEXT)) or None,
     )
 
 
@@ -136,6 +143,7 @@ def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
             image_url=_text(fields.get("image_url")) or None,
             image_urls=tuple(map(_text, urls)) if isinstance(urls, list) else (),
             score=score if isinstance(score := fields.get("score"), float) else None,
+            iterations=_whole(fields.get("iterations")),
             seed=_whole(used.get("seed")),
             steps=_whole(used.get("num_inference_steps")),
             guidance_scale=number_of(used.get("guidance_scale")) if "guidance_scale" in used else None,

@@ -69,7 +69,7 @@ class Counts:
 class Run:
     """One run of the job.
 
-    ``completed`` and ``failed`` count prompts, ``images`` the pictures of the completed.
+    ``completed`` and ``failed`` count prompts, ``images`` the pictures that were recorded.
     ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
@@ -101,7 +101,7 @@ class Untold:
     """A final outcome that somebody has not been told of. Either completed or failed.
 
     ``image_urls`` are those of a prompt with several pictures, ``score`` is an evaluator's of the first one,
-    ``attempts`` the prompt's own failures, this one counted in.
+    ``iterations`` how many its loop took, ``attempts`` the prompt's own failures, this one counted in.
     """
 
     id: PromptId
@@ -110,6 +110,7 @@ class Untold:
     image_urls: tuple[str, ...] = ()
     seed: int | None = None
     score: float | None = None
+    iterations: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
     code: str | None = None

@@ -1,7 +1,8 @@
 """Evaluates the demo model's pictures: the judge looks at the pixels, so a score here is a fact.
 
 Reads a prompt more freely than the demo model does (any order of words, ``big`` for ``large``), and suggests
-the sentence that the model was taught.
+the sentence that the model was taught: also where that was drawn already and came out wrong, since it means
+another thing with another seed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class DemoEvaluator:
             evaluator=self.name,
             matches=tuple(phrase for name, phrase in phrases.items() if name not in wrong),
             missing=tuple(phrases[name] for name in wrong),
-            better_prompt=None if text == scene.caption else scene.caption,
+            better_prompt=scene.caption if wrong or text != scene.caption else None,
         )
 
 

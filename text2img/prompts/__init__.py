@@ -13,8 +13,8 @@ from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
 from text2img.prompts.loras import Lora
-from text2img.prompts.outcomes import Completed, Failed, Outcome, Postponed, Stored, failure
-from text2img.prompts.parameters import SCHEDULERS, Parameters, Wishes, settle
+from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
+from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, Wishes, settle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ __all__ = [
     "Claim",
     "Completed",
     "Failed",
+    "Iterated",
     "Lora",
     "ModelConfiguration",
     "Outcome",
@@ -46,6 +47,7 @@ DEATHS_BEFORE_ALONE = 2
 """After so many workers died with it on the device, a prompt gets a batch of its own."""
 DEATHS_BEFORE_ABANDONED = 5
 """After so many it is tried no more."""
+SEEDS = LARGEST_SEED + 1
 APPROXIMATIONS = ("feature_cache", "autoencoder")
 """What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
 NOTES = ("request_id", "billed_units")
@@ -77,6 +79,7 @@ class Prompt:
     ``prompt_tags`` count where there is no ``text``; ``webhook_url`` is told of this prompt alone.
 
     ``attempts`` counts its own failures so far, ``deaths`` the workers that died with it on the device.
+    ``tries`` are the pictures of earlier iterations of its loop, ``next_prompt`` is what the next one draws.
     """
 
     claim: Claim
@@ -87,6 +90,8 @@ class Prompt:
     priority: float = 0
     attempts: int = 0
     deaths: int = 0
+    tries: tuple[Stored, ...] = ()
+    next_prompt: str | None = None
 
     @property
     def id(self) -> PromptId:
@@ -98,7 +103,9 @@ class Prompt:
 class Request:
     """A prompt whose text and parameters are settled: what an engine turns into one picture.
 
-    ``number`` says which of the prompt's pictures, from 0; the seed is that picture's own.
+    ``number`` says which of the prompt's pictures, from 0; the seed is that picture's own. It gets so many
+    ``pictures`` under this claim, of which this is the ``candidate`` (from 0); in a loop they are those of
+    one ``iteration`` (from 1), which may draw another text than the ``original``.
     ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills;
     ``lora_files`` is where the LoRAs of its parameters are on this machine, once they are fetched.
     """
@@ -108,7 +115,16 @@ class Request:
     parameters: Parameters
     chunks: int = 1
     number: int = 0
+    pictures: int = 1
+    candidate: int = 0
+    iteration: int = 1
+    original: str | None = None
     lora_files: tuple[str, ...] = ()
+
+    @property
+    def meant(self) -> str:
+        """What the prompt asks for, whatever is drawn of it."""
+        return self.text if self.original is None else self.original
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -128,11 +144,12 @@ class Request:
         )
 
     def each(self) -> list[Request]:
-        """A request for each of the prompt's pictures; this is the one for the first."""
+        """A request for each of the pictures; this is for the first, and has the seed of the picture 0."""
         wanted = self.parameters
         return [
-            replace(self, number=number, parameters=replace(wanted, seed=wanted.seed + number))
-            for number in range(wanted.num_images)
+            replace(self, candidate=place, number=number, parameters=replace(wanted, seed=seed % SEEDS))
+            for place, number in enumerate(range(self.number, self.number + self.pictures))
+            for seed in [wanted.seed + number]
         ]
 
 
@@ -146,7 +163,7 @@ def request(prompt: Prompt, wishes: Sequence[Wishes], multiple: int = 8) -> Requ
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
     settled = settle((prompt.wishes, *wishes), seed=prompt.id.seed, multiple=multiple)
-    return Request(prompt=prompt, text=text, parameters=settled)
+    return Request(prompt=prompt, text=text, parameters=settled, pictures=settled.num_images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,22 @@ class Evaluation:
     missing: tuple[str, ...] = ()
     better_prompt: str | None = None
     error: str | None = None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Evaluation:
+        """What was recorded, read again; ValueError for what was not."""
+        score, phrases = document.get("score"), {n: document.get(n, []) for n in ("matches", "missing")}
+        said = {name: document.get(name) for name in ("evaluator", "better_prompt", "error")}
+        texts = [
+            *phrases["matches"],
+            *phrases["missing"],
+            *(text for text in said.values() if text is not None),
+        ]
+        scored = score is None or (isinstance(score, int | float) and 0 <= score <= 1)
+        if said["evaluator"] is None or not scored or not all(isinstance(text, str) for text in texts):
+            raise ValueError("this is no evaluation")
+        told: Any = {**said, **{name: tuple(words) for name, words in phrases.items()}}
+        return cls(**told, score=score)
 
     @property
     def document(self) -> dict[str, object]:

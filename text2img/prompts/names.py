@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
+    from text2img.prompts import Request
     from text2img.prompts.ids import PromptId
 
 _FIELD: Final = re.compile(r"\{(?:id|generation_id)\}")
@@ -18,6 +19,8 @@ LONGEST_AROUND: Final = 40
 @dataclass(frozen=True, slots=True)
 class ObjectName:
     """``before`` and ``after`` stand around the id's name."""
+
+    TEMPLATE: ClassVar = "{id}"
 
     before: str = ""
     after: str = ""
@@ -41,6 +44,10 @@ class ObjectName:
             raise ValueError("no part of it may be empty, start with a dot, or hold two dots in a row")
         return cls(*around)
 
+    def name_of(self, request: Request) -> str:
+        """The name of the picture that is asked for."""
+        return self.of(request.prompt.id, request.number)
+
     def of(self, prompt_id: PromptId, number: int = 0) -> str:
         """The name of the prompt's picture of that number, from 0; the first has no number in it.
 
@@ -50,3 +57,19 @@ class ObjectName:
         """
         digits = "".join(f"~{digit}" for digit in str(number)) if number else ""
         return f"{self.before}{prompt_id.name}{self.after}{digits}"
+
+
+@dataclass(frozen=True, slots=True)
+class TryName:
+    """A folder for each prompt, in it the pictures of each iteration: ``results/<id>/iteration_2``."""
+
+    def folder(self, prompt_id: PromptId) -> str:
+        """The prompt's folder."""
+        return f"results/{prompt_id.name}"
+
+    def name_of(self, request: Request) -> str:
+        """The name of the picture that is asked for; of several in one iteration all but the first are
+        numbered, from 2 on.
+        """
+        nth = f"_image_{request.candidate + 1}" if request.candidate else ""
+        return f"{self.folder(request.prompt.id)}/iteration_{request.iteration}{nth}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from text2img.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from text2img.errors import PromptFailed
     from text2img.prompts import Claim, Prompt
@@ -22,27 +22,39 @@ LONGEST_WAIT = 86_400.0
 class Stored:
     """A picture that is stored at ``image_url``, its bytes' hash beside it.
 
-    ``used`` is all that it was made with, by the names it is recorded under; ``evaluation`` what an evaluator
-    saw in it. ``number`` says which of its prompt's pictures it is, from 0.
+    ``text`` is what was drawn, ``used`` all else that it was made with, by the names it is recorded under;
+    ``evaluation`` what an evaluator saw in it. ``number`` says which of its prompt's pictures it is, from 0,
+    ``iteration`` in which round it was made, from 1.
     """
 
     image_url: str
     sha256: str
+    text: str
     used: Mapping[str, object]
     number: int = 0
+    iteration: int = 1
     truncated: bool = False
     evaluation: Evaluation | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The evaluator's score in [0, 1]; None where there is none."""
+        return None if self.evaluation is None else self.evaluation.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """A prompt whose ``pictures`` are stored, in the order of their numbers: the first of them is the result,
     the others are what a prompt with several gets besides. ``text`` is what the prompt asked for.
+
+    In a loop the result is the best of its ``tries``, which it made in so many ``iterations``.
     """
 
     prompt: Prompt
     text: str
     pictures: tuple[Stored, ...]
+    tries: tuple[Stored, ...] = ()
+    iterations: int = 0
 
     @property
     def claim(self) -> Claim:
@@ -53,6 +65,39 @@ class Completed:
     def first(self) -> Stored:
         """The picture that is the result."""
         return self.pictures[0]
+
+    @property
+    def made(self) -> int:
+        """How many pictures were made under this claim."""
+        return _made(self.tries, self.iterations) if self.tries else len(self.pictures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iterated:
+    """A prompt whose ``tries`` are not good enough after so many ``iterations``: pending again at once, to be
+    drawn as ``next_prompt``. ``text`` is what it asked for.
+    """
+
+    prompt: Prompt
+    text: str
+    tries: tuple[Stored, ...]
+    iterations: int
+    next_prompt: str
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which the last of them were made."""
+        return self.prompt.claim
+
+    @property
+    def first(self) -> Stored:
+        """The picture that would be the result."""
+        return best_of(self.tries)
+
+    @property
+    def made(self) -> int:
+        """How many pictures were made under this claim."""
+        return _made(self.tries, self.iterations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +131,16 @@ class Postponed:
         return self.prompt.claim
 
 
-Outcome = Completed | Failed | Postponed
+Outcome = Completed | Iterated | Failed | Postponed
+
+
+def best_of(tries: Sequence[Stored]) -> Stored:
+    """The try with the highest score, of equals the first; one without a score only where none has any."""
+    return max(tries, key=lambda each: -1.0 if each.score is None else each.score)
+
+
+def _made(tries: Sequence[Stored], iteration: int) -> int:
+    return sum(each.iteration == iteration for each in tries)
 
 
 def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:

@@ -30,7 +30,7 @@ from text2img.databases.mongo.updates import (
     selected,
     within,
 )
-from text2img.databases.outcomes import absent_from, change_of, result_of, written_already
+from text2img.databases.outcomes import MARKS, absent_from, change_of, result_of, written_already
 from text2img.prompts import Completed, Status
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from text2img.prompts import Claim, Outcome, Prompt, PromptId
 
 _DUPLICATE_KEY: Final = 11000
-_WHAT_IS_WRITTEN: Final = ("status", "claim_number", "run_id", "attempts", "sha256", "error_code")
+_WHAT_IS_WRITTEN: Final = ("claim_number", *MARKS)
 _IS_ON_DEVICE: Final = {"$set": {"started_claim": "$claim_number"}}
 _HAS_LEFT: Final = {"$unset": "started_claim"}
 _LETTING_GO: Final = dict.fromkeys(CLAIM_FIELDS, "")

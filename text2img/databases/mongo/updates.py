@@ -66,7 +66,7 @@ def literals(fields: Mapping[str, object]) -> Expression:
 
 def changed(change: Change) -> list[Expression]:
     """The update that an outcome makes."""
-    moments: Expression = {change.moment: NOW}
+    moments: Expression = {change.moment: NOW} if change.moment else {}
     if change.wait is not None:
         moments["not_before"] = within(change.wait)
     return [{"$set": {**literals(change.fields), **moments}}, {"$unset": list(change.gone)}]

@@ -164,7 +164,9 @@ class SqliteQueue(Session):
         if isinstance(outcome, Completed) and not self._record_result(connection, outcome, run_id):
             return False
         change = change_of(outcome, run_id, tell=tell)
-        fields = {**change.fields, **dict.fromkeys(change.gone), change.moment: moment()}
+        fields = {**change.fields, **dict.fromkeys(change.gone)}
+        if change.moment is not None:
+            fields[change.moment] = moment()
         if change.wait is not None:
             fields["not_before"] = moment(change.wait)
         self._set(connection, columns_of(fields), names)
@@ -217,6 +219,6 @@ def _names(claim: Claim) -> dict[str, object]:
 
 
 def _prompt(row: sqlite3.Row, worker: str) -> Prompt:
-    fields = {**dict(row), **{name: structure_of(row[name]) for name in ("lora", "prompt_tags")}}
+    fields = {**dict(row), **{name: structure_of(row[name]) for name in ("lora", "prompt_tags", "tries")}}
     number = count_of(fields["claim_number"]) + 1
     return prompt_of(Claim(id_of(fields["_id"]), worker, number), fields, deaths_at_claim(fields))

@@ -32,7 +32,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         # From here on the job's own.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
-        *("score", "scores", "evaluation"),
+        *("score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
         *("error", "error_code", "error_at", "untold", "webhook_untold"),
     ),
     "model_configs": (
@@ -54,6 +54,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     "dataset_records": (
         "dataset_id NOT NULL PRIMARY KEY",
         *("prompt", "image_url", "image_urls", "gcs_url", "status", "score", "scores", "evaluation"),
+        *("iterations", "tries", "refined_prompt"),
         *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
         *NOTES,
