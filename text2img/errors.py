@@ -12,6 +12,7 @@
     ├── Stopped              128 + n    signal n asked the run to end
     ├── PromptFailed         –          one prompt's own failure: data, not the run's end
     ├── EvaluationFailed     –          a picture that could not be judged: it is kept, without a score
+    ├── Unreadable           –          a stored picture that cannot be read back: whoever looks does without
     └── ClaimLost            –          another worker holds the prompt now: drop the outcome
 
 A message is one line that says what is wrong and what to do. This module does not know who raises what.
@@ -100,6 +101,10 @@ class PromptFailed(Text2ImgError):  # noqa: N818 - becomes data: the prompt's ou
 
 class EvaluationFailed(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
     """A picture could not be judged; it is stored all the same, without a score."""
+
+
+class Unreadable(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
+    """One stored object cannot be read back: it is gone, elsewhere, too large, or not for this account."""
 
 
 class ClaimLost(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do

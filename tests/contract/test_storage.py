@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers.s3 import client
-from text2img.errors import ClaimLost, ConfigurationError
+from text2img.errors import ClaimLost, ConfigurationError, Unreadable
 from text2img.prompts import PromptId
 from text2img.storage import StorageOptions, open_storage
 
@@ -181,6 +181,35 @@ def test_try_write_leaves_nothing(place):
     place.put("7.png", b"picture")
     place.storage.try_write()
     assert place.read() == {"7.png": b"picture"}
+
+
+@pytest.mark.parametrize("public", [False, True], ids=["own", "public"])
+def test_what_was_stored_is_read_by_its_url(place, public):
+    """The URL that put returned, of whatever form and for a name of any id, gives the same bytes back."""
+    if public and "://" not in place.url:
+        pytest.skip("a folder has no public URLs")
+    storage = open_storage(place.url, StorageOptions(public_urls=public))
+    contents = {f"deep/{each.name}.png": os.urandom(1000) for each in NASTY} | {"empty.png": b""}
+    urls = {name: storage.put(name, data, "image/png", lambda: False) for name, data in contents.items()}
+    assert {name: place.storage.read(url) for name, url in urls.items()} == contents
+
+
+def test_nothing_is_read_from_elsewhere(place):
+    """A URL beside the place, above it, of another kind, or of no object at all is told so, and so is one
+    whose object is not there; nothing of it is asked of any network or disk but the last.
+    """
+    url = place.put("7.png", b"picture")
+    above, name = url.rsplit("/generated/", 1) if "/generated/" in url else url.rsplit("/", 1)
+    elsewhere = [
+        *(f"{above}/other.png", f"{above}-2/{name}", f"{url.removesuffix(name)}../other.png"),
+        *(url.removesuffix(name), f"{url}/", f"{url}\0", f"{url.removesuffix(name)}\ud800.png", ""),
+        *("/etc/hostname", "file:///etc/hostname", "javascript:alert(1)", "https://example.com/7.png"),
+    ]
+    for each in elsewhere:
+        with pytest.raises(Unreadable, match=r"is not in|cannot be read"):
+            place.storage.read(each)
+    with pytest.raises(Unreadable, match=r"cannot be read: (it is not there|No such file)"):
+        place.storage.read(url.replace("7.png", "8.png"))
 
 
 @pytest.mark.parametrize(

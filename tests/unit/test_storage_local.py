@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
-from text2img.storage import open_storage
+from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed, Unreadable
+from text2img.storage import LARGEST, open_storage
 from text2img.storage.local import LocalStorage
 
 
@@ -180,3 +180,20 @@ def test_folder_that_is_none(folder):
     """An empty name and one with a NUL are configuration errors."""
     with pytest.raises(ConfigurationError, match="--output"):
         open_storage(folder)
+
+
+def test_only_files_of_a_sensible_size_are_read(tmp_path):
+    """A link out of the folder, a pipe that nobody fills, a folder and a vast file are refused at once."""
+    folder = tmp_path / "pictures"
+    url = put(folder)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    with (folder / "vast.png").open("wb") as vast:
+        vast.truncate(LARGEST + 1)
+    reasons = {"link": "symbolic link", "pipe": "no file", "folder": "directory", "vast": "larger than"}
+    for name, reason in reasons.items():
+        with pytest.raises(Unreadable, match=reason):
+            LocalStorage(str(folder)).read(url.replace("7.png", f"{name}.png"))
+    assert LocalStorage(str(folder)).read(url) == b"picture"

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import unquote
 
-from text2img.errors import ConfigurationError
+from text2img.errors import ConfigurationError, Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from text2img.storage.buckets import Readable
+
+
+LARGEST: Final = 64 * 2**20
+"""Bytes of an object that is read back, at the most: a PNG of 4,096×4,096 pixels of noise has fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +65,45 @@ class ImageStorage(Protocol):
         """
         ...
 
+    def read(self, url: str) -> bytes:
+        """The content of the object that ``put`` said that URL of, in any of the forms that it can say.
+
+        Changes nothing. Raises Unreadable for a URL outside this place, for an object that is not there, is
+        larger than LARGEST, or that this account may not read; StorageFailed where nobody answers.
+        """
+        ...
+
 
 def check_name(name: str) -> str:
     """The name itself; ValueError, which is a bug of ours, for one that ObjectName could not have made."""
     if "\0" in name or any(not part or part.startswith(".") for part in name.split("/")):
         raise ValueError(f"{name!r} is no object name")
     return name
+
+
+def name_in(places: Mapping[str, Callable[[str], str]], url: str) -> str:
+    """The name of the object that a URL means. ``places`` are what the URLs of one storage begin with, each
+    with how what follows is read. Raises Unreadable for a URL that begins with none, or names no object.
+    """
+    for place, reading in places.items():
+        if url.startswith(place):
+            try:
+                name = check_name(reading(url.removeprefix(place)))
+                name.encode()  # half of a surrogate pair is in no name
+            except ValueError:
+                break
+            return name
+    raise Unreadable(f"{url[:200]!r} is not in {next(iter(places))}; name where it is by --output")
+
+
+def as_written(name: str) -> str:
+    """A name that stands in its URL as it is."""
+    return name
+
+
+def as_encoded(name: str) -> str:
+    """A name that stands percent-encoded in its URL, as it does in ``https://`` ones."""
+    return unquote(name)
 
 
 def open_bucket(kind: str, name: str, options: StorageOptions, patience: float) -> Readable:

@@ -10,7 +10,15 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
+from text2img.errors import (
+    ClaimLost,
+    ConfigurationError,
+    ErrorCode,
+    PromptFailed,
+    StorageFailed,
+    Unreadable,
+)
+from text2img.storage import LARGEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +28,8 @@ _PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
 _LONGEST_PREFIX = 760  # bytes; an object's whole name may have 1,024, a picture's own at most 255
 _ROUNDS = 5  # how often an object may change under our hands before we give it up
 _LONGEST_PAUSE = 16.0  # seconds
+
+_REASONS: Final = {404: "it is not there", 403: "this account may not read it"}
 
 ABSENT: Final = ""
 """As the version to write over: no object may be there."""
@@ -105,6 +115,19 @@ def create_or_replace(
         if stored is not None and not may_replace():
             raise ClaimLost(f"{where} is there already and the claim is lost")
     raise rejected(where, "it keeps changing; do other jobs write there?")
+
+
+def read_whole(bucket: Readable, path: str, where: str) -> bytes:
+    """All of an object by one request, under the rules of ImageStorage.read; ``where`` is its URL."""
+    try:
+        data = bucket.read(path, None, 0, LARGEST + 1)
+    except Refused as exc:
+        if exc.status == 416:  # it has no first byte
+            return b""
+        raise Unreadable(f"{where} cannot be read: {_REASONS.get(exc.status, str(exc))}") from exc
+    if len(data) > LARGEST:
+        raise Unreadable(f"{where} is larger than {LARGEST >> 20} MiB")
+    return data
 
 
 def rejected(where: str, reason: str) -> PromptFailed:

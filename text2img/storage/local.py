@@ -14,8 +14,15 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed
-from text2img.storage import check_name
+from text2img.errors import (
+    ClaimLost,
+    ConfigurationError,
+    ErrorCode,
+    PromptFailed,
+    StorageFailed,
+    Unreadable,
+)
+from text2img.storage import LARGEST, as_written, check_name, name_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,6 +82,21 @@ class LocalStorage:
                 raise self._rejected(name, exc.strerror) from exc
             raise self._failed(exc) from exc
         return target
+
+    def read(self, url: str) -> bytes:
+        """As ImageStorage.read. Neither a symbolic link nor anything else that is no file is read."""
+        target = os.path.join(self._folder, name_in({os.path.join(self._folder, ""): as_written}, url))
+        try:
+            with open(target, "rb", opener=_no_link) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise Unreadable(f"{target} is no file")
+                data = file.read(LARGEST + 1)
+        except OSError as exc:
+            reason = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+            raise Unreadable(f"{target} cannot be read: {reason}") from exc
+        if len(data) > LARGEST:
+            raise Unreadable(f"{target} is larger than {LARGEST >> 20} MiB")
+        return data
 
     def _prepare(self, folder: str) -> None:
         try:
@@ -164,3 +186,8 @@ class LocalStorage:
     def _rejected(self, name: str, reason: str | None) -> PromptFailed:
         sentence = f"{name} cannot be written to {self._folder}: {reason}"
         return PromptFailed(ErrorCode.STORAGE_REJECTED, sentence)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file but no link; a pipe that nobody writes to would hold up whoever asks without O_NONBLOCK."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

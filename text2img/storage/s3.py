@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from text2img.deadline import within
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
-from text2img.storage import StorageOptions, check_name
-from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, rejected
+from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
+from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +115,12 @@ class S3Storage:
             may_replace,
         )
         return self._bucket().public_url(path) if self._options.public_urls else self._url() + name
+
+    def read(self, url: str) -> bytes:
+        """As ImageStorage.read; needs s3:GetObject."""
+        public = self._bucket().public_url(self._prefix)
+        name = name_in({self._url(): as_written, public: as_encoded}, url)
+        return read_whole(self._bucket(), self._prefix + name, self._url() + name)
 
     def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
         """Store the object over that ETag (None: over any); False where another one is there."""
