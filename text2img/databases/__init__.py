@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from text2img.databases.records import (
     Collections,
     Counts,
+    Failure,
+    Made,
     NewPrompt,
     Notice,
     Owed,
@@ -21,16 +23,19 @@ from text2img.databases.records import (
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
 
 __all__ = [
+    "Archive",
     "Collections",
     "Counts",
     "Database",
+    "Failure",
     "Journal",
+    "Made",
     "NewPrompt",
     "Notice",
     "Owed",
@@ -228,7 +233,26 @@ class Journal(Protocol):
         ...
 
 
-class Database(Queue, Telling, Journal, Protocol):
+class Archive(Protocol):
+    """What was made and what failed, to be looked through: one document after another, by the index on their
+    status, so that the memory it takes does not grow with them. Nothing is written.
+
+    An iterator belongs to the thread that began it, and is over when the database is closed. It raises
+    DatabaseFailed in the midst where the database goes away. What changes meanwhile may be seen or not.
+    """
+
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+        """The completed prompts of a selection, or those of them that this run completed, in no order that
+        is promised.
+        """
+        ...
+
+    def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
+        """The prompts that failed for good, in the same way."""
+        ...
+
+
+class Database(Queue, Telling, Journal, Archive, Protocol):
     """All of it. Safe to use from several threads."""
 
     def open(self, *, create: bool = True) -> None:

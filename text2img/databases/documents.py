@@ -134,7 +134,7 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
 
 def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
     """What is to be told of a completed or failed prompt's document."""
-    text = _prompt_text(fields)
+    text = drawn_text(fields)
     if fields.get("status") == Status.COMPLETED:
         used, urls = object_of(fields.get("used")), fields.get("image_urls")
         return Untold(
@@ -161,7 +161,7 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _prompt_text(fields: Mapping[str, Any]) -> object:
+def drawn_text(fields: Mapping[str, Any]) -> object:
     """The text that is drawn; what stands in its place where that is none."""
     try:
         return check_prompt_text(fields.get("text"), fields.get("prompt_tags"))

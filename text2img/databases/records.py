@@ -97,6 +97,42 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A completed prompt, as it stands written.
+
+    ``dataset_id`` and ``run_id`` as text; ``image_urls`` are all of its pictures, the first one first, and
+    ``scores`` belong to them (None: unscored). ``used`` are its parameters. Of a prompt that was tried
+    several times ``iterations`` says how many were used, and ``tries`` holds each as it was recorded.
+    """
+
+    id: PromptId
+    text: str
+    dataset_id: str | None
+    run_id: str | None
+    image_urls: tuple[str, ...]
+    completed_at: datetime | None
+    used: Mapping[str, object]
+    scores: tuple[float | None, ...] = ()
+    evaluation: Mapping[str, object] = field(default_factory=dict)
+    iterations: int | None = None
+    tries: tuple[Mapping[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A prompt that failed for good: ``code`` as it stands written, ``sentence`` for its owner."""
+
+    id: PromptId
+    text: str
+    dataset_id: str | None
+    run_id: str | None
+    code: str
+    sentence: str
+    attempts: int
+    failed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
     """A final outcome that somebody has not been told of. Either completed or failed.
 

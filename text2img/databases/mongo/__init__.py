@@ -5,6 +5,7 @@ The only place that knows pymongo and BSON; it is imported when a MongoDB URL is
 
 from __future__ import annotations
 
+from text2img.databases.mongo.archive import MongoArchive
 from text2img.databases.mongo.journal import MongoJournal
 from text2img.databases.mongo.queue import MongoQueue
 from text2img.databases.mongo.telling import MongoTelling
@@ -12,7 +13,7 @@ from text2img.databases.mongo.telling import MongoTelling
 __all__ = ["MongoDatabase"]
 
 
-class MongoDatabase(MongoQueue, MongoTelling, MongoJournal):
+class MongoDatabase(MongoQueue, MongoTelling, MongoJournal, MongoArchive):
     """A MongoDB database by its URI; whatever may be asked of it stands in text2img.databases.Database.
 
     ``open`` must come first; raises ConfigurationError for a URI that cannot be read.

@@ -6,6 +6,7 @@ well enough for it.
 
 from __future__ import annotations
 
+from text2img.databases.sqlite.archive import SqliteArchive
 from text2img.databases.sqlite.journal import SqliteJournal
 from text2img.databases.sqlite.queue import SqliteQueue
 from text2img.databases.sqlite.telling import SqliteTelling
@@ -13,7 +14,7 @@ from text2img.databases.sqlite.telling import SqliteTelling
 __all__ = ["SqliteDatabase"]
 
 
-class SqliteDatabase(SqliteQueue, SqliteTelling, SqliteJournal):
+class SqliteDatabase(SqliteQueue, SqliteTelling, SqliteJournal, SqliteArchive):
     """A SQLite database by its URL; whatever may be asked of it stands in text2img.databases.Database.
 
     ``open`` must come first; raises ConfigurationError for a URL that names no file.
