@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from text2img.errors import Stopped
 from text2img.images.lettering import Lettering
+from text2img.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +25,6 @@ ROWS: Final = 20
 """Rows of pictures on a page; with COLUMNS the bound of what a page takes in memory, some 25 MB."""
 COLUMNS: Final = 6
 """Pictures in a row; a prompt with more tries goes on in the next."""
-LARGEST: Final = 64_000_000
-"""Pixels of a picture that is still opened: a small file may claim to have more than fit in memory."""
 PICTURE, TEXT, MARGIN, LETTERS, SMALL = 180, 260, 16, 14, 11  # pixels
 _CAPTION: Final = 3  # lines
 _PAPER, _INK, _FAINT, _FRAME, _BEST = "#ffffff", "#1a202c", "#5a6577", "#a0aec0", "#1c6b41"
@@ -120,7 +119,7 @@ def _show(page: Image.Image, one: Try, at: tuple[int, int], letters: Lettering) 
     """A try: its picture in a frame, or an empty frame that says why, and what is known of it below."""
     left, top = at
     try:
-        picture = _thumbnail(one.picture())
+        picture = thumbnail(one.picture(), PICTURE)
     except Stopped:
         raise
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with one picture, the others are shown
@@ -152,21 +151,8 @@ def _mark(page: Image.Image, at: tuple[int, int], letters: Lettering) -> None:
 
 
 def _excuse(page: Image.Image, exc: Exception, at: tuple[int, int], letters: Lettering) -> None:
-    said = "it is no picture" if isinstance(exc, UnidentifiedImageError) else str(exc) or type(exc).__name__
-    lines = letters.lines(f"cannot be shown: {said}", PICTURE - 12, PICTURE // letters.height - 2)
+    lines = letters.lines(
+        f"cannot be shown: {str(exc) or type(exc).__name__}", PICTURE - 12, PICTURE // letters.height - 2
+    )
     for number, line in enumerate(lines, 1):
         letters.draw(page, (at[0] + 6, at[1] + 6 + number * letters.height), line, _FAINT)
-
-
-def _thumbnail(file: bytes) -> Image.Image:
-    """The picture as large as fits into PICTURE × PICTURE, its proportions kept; transparent is white."""
-    with Image.open(io.BytesIO(file)) as picture:
-        if picture.width * picture.height > LARGEST:
-            raise ValueError(f"it has {picture.width:,} × {picture.height:,} pixels, which is too large")
-        picture.draft("RGB", (2 * PICTURE, 2 * PICTURE))  # a JPEG is read at a fraction of its size
-        scale = PICTURE / max(picture.size)
-        size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
-        small = picture.convert("RGBA").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    shown = Image.new("RGB", size, _PAPER)
-    shown.paste(small, mask=small)
-    return shown
