@@ -19,7 +19,7 @@ from text2img.cli.last_line import last_line, remaining
 from text2img.databases import Run
 from text2img.databases.patient import patient
 from text2img.deadline import within
-from text2img.errors import DatabaseFailed, RunFailed, Stopped
+from text2img.errors import DatabaseFailed, RunFailed, Stopped, StorageFailed
 from text2img.guard import Guard
 from text2img.leases import Leases
 from text2img.stages import Stopwatch
@@ -78,6 +78,7 @@ class Job:
         try:
             with Guard(self._stop, self._settings.stall_timeout, self.give_up) as guard:
                 self.run(progress, guard)
+                self._look_over()
         except (Stopped, RunFailed):
             self.conclude(1)
             raise
@@ -172,6 +173,18 @@ class Job:
             Worker(worker_parts, self._plan(wished, card.multiple, waiting), self._stop, self.tally).run()
         engine.close()  # telling may take a while, which needs no weights
 
+    def _look_over(self) -> None:
+        """Write what there is to look at; the work is done and told of, so that it cannot fail the run."""
+        if not self._settings.folders or not self.tally.settled:
+            return
+        from text2img.overview import Overview
+
+        overview = Overview(self._database, self._storage, self._stop.check)
+        try:
+            overview.write(self._state("completed"), self._selection, self._settings.loop)
+        except (DatabaseFailed, StorageFailed) as exc:
+            log.warning("the run's summary and contact sheet could not be written: %s", exc)
+
     def _plan(self, wished: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
         settings = self._settings
         return Plan(
@@ -193,8 +206,11 @@ class Job:
 
     def _save(self, status: str) -> None:
         """Write down how the run stands; while it runs this also says that it is alive."""
+        self._database.save_run(self._state(status), self._settings.lease_seconds)
+
+    def _state(self, status: str) -> Run:
         tally, engine = self.tally, self._engine
-        run = replace(
+        return replace(
             self._run,
             status=status,
             finished_at=None if status == "running" else datetime.now(UTC),
@@ -211,7 +227,6 @@ class Job:
             seconds={stage: round(spent, 3) for stage, spent in self._spent().items()},
             versions=_versions(),
         )
-        self._database.save_run(run, self._settings.lease_seconds)
 
     def _close(self, status: str, *, worked: bool) -> None:
         """Keep the run's end and tell of it; a database that has failed has been reported already."""
