@@ -30,6 +30,7 @@ class Tally:
         self.iterated = 0
         self.postponed = 0
         self.made = 0
+        self._scored, self._scores = 0, 0.0
         self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._first: tuple[int, float, float] | None = None  # the first batch: its size, start and end
@@ -41,7 +42,10 @@ class Tally:
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count recorded outcomes."""
         with self._lock:
-            self.completed += sum(isinstance(outcome, Completed) for outcome in outcomes)
+            done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+            self.completed += len(done)
+            scores = [one.first.score for one in done if one.first.score is not None]
+            self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
             self.iterated += sum(isinstance(outcome, Iterated) for outcome in outcomes)
             self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | Iterated))
             self.failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
@@ -64,6 +68,12 @@ class Tally:
         with self._lock:
             if self._first is not None:
                 self._warming += time.monotonic() - started
+
+    @property
+    def score(self) -> float | None:
+        """The mean score of the completed prompts' results; None where none has one."""
+        with self._lock:
+            return self._scores / self._scored if self._scored else None
 
     @property
     def settled(self) -> int:

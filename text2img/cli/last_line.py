@@ -17,8 +17,9 @@ def last_line(tally: Tally, spent: Mapping[str, float], remaining: str, place: s
     """The line; ``spent`` in seconds by stage, ``place`` the storage's URL."""
     several = f" ({tally.pictures} pictures)" if tally.pictures != tally.completed else ""
     done = f"completed {tally.completed}{several}, failed {tally.failed}, remaining {remaining}"
+    score = [] if tally.score is None else [f"mean score {tally.score:.2f}"]
     pace = f"{tally.images_per_second:.2f} images/s"
-    return "; ".join([done, pace, *_where_time_went(tally, spent), place])
+    return "; ".join([done, *score, pace, *_where_time_went(tally, spent), place])
 
 
 def remaining(left: Counts, later: int) -> str:
