@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,26 @@ def run(*arguments: str, folder: Path, timeout: float = 120, stdin: str | None =
         text=True,
         check=False,
     )
+
+
+@contextmanager
+def running(*arguments: str, folder: Path, **variables: str):
+    """The process, which somebody may do something to; killed at the end of the block if it still lives.
+
+    Its output are two pipes of text: what writes more than they hold must be read along.
+    """
+    with subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder, **variables),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def command(*arguments: str) -> list[str]:

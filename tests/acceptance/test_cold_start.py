@@ -90,14 +90,7 @@ def test_wishes_that_do_not_fit_are_found_before_the_first_claim(tmp_path):
 def test_a_signal_while_the_model_loads_gives_everything_back(tmp_path):
     """The first prompts are claimed before the model is there; a signal then ends the run in good order."""
     _enqueue(tmp_path, 5)
-    with subprocess.Popen(
-        product.command(*JOB),
-        cwd=tmp_path,
-        env=product.environment(tmp_path),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with product.running(*JOB, folder=tmp_path) as process:
         with sqlite3.connect(tmp_path / "prompts.db", timeout=20) as database:
             claimed = "SELECT count(*) FROM datasets WHERE status = 'processing'"
             while process.poll() is None and database.execute(claimed).fetchone() == (0,):

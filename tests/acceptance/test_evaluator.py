@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from contextlib import closing
@@ -93,14 +92,8 @@ def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
 
     httpserver.expect_request(re.compile("/v1.*")).respond_with_handler(hang)
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS[:1]))
-    with subprocess.Popen(
-        product.command(*JOB, "--evaluator", "gemini"),
-        cwd=tmp_path,
-        env=product.environment(tmp_path, GOOGLE_GEMINI_BASE_URL=httpserver.url_for("/"), GEMINI_API_KEY="k"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    gemini = {"GOOGLE_GEMINI_BASE_URL": httpserver.url_for("/"), "GEMINI_API_KEY": "k"}
+    with product.running(*JOB, "--evaluator", "gemini", folder=tmp_path, **gemini) as process:
         assert asked.wait(120)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

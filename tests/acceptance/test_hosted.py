@@ -7,9 +7,8 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import pytest
 from PIL import Image
@@ -52,21 +51,8 @@ def _untouched(prompt):
     return (prompt["status"], prompt["claimed_by"], prompt["attempts"] or 0) == ("pending", None, 0)
 
 
-@contextmanager
 def _running(folder, fal, *arguments):
-    """The process, killed at the end of the block if need be."""
-    with subprocess.Popen(
-        product.command(*JOB, *SMALL, *arguments),
-        cwd=folder,
-        env=product.environment(folder, **_variables(fal)),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return product.running(*JOB, *SMALL, *arguments, folder=folder, **_variables(fal))
 
 
 def test_prompts_become_pictures(tmp_path, fal):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
 import threading
 from contextlib import closing
 
@@ -178,18 +177,13 @@ def test_a_run_that_waits_for_a_lora_stops_at_once(tmp_path, httpserver):
 
     httpserver.expect_request("/slow").respond_with_handler(hang)
     enqueue(tmp_path, prompt("a", httpserver.url_for("/slow")))
-    job = subprocess.Popen(
-        product.command(*JOB, *QUICK, "--lora-source", httpserver.url_for("/")),
-        cwd=tmp_path, env=product.environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        assert asked.wait(60)
-        job.send_signal(signal.SIGTERM)
-        assert job.wait(8) == 143
-    finally:
-        end.set()
-        job.kill()
-        job.wait()
+    with product.running(*JOB, *QUICK, "--lora-source", httpserver.url_for("/"), folder=tmp_path) as job:
+        try:
+            assert asked.wait(60)
+            job.send_signal(signal.SIGTERM)
+            assert job.wait(8) == 143
+        finally:
+            end.set()
     row = rows(tmp_path)["a"]
     assert (row["status"], row["attempts"] or 0) == ("pending", 0)
 

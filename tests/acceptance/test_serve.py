@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -61,18 +60,8 @@ class Server:
 
 @contextmanager
 def serving(folder, *arguments, **variables):
-    with subprocess.Popen(
-        product.command("serve", *JOB, *QUICK, *arguments),
-        cwd=folder,
-        env=product.environment(folder, **variables),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield Server(process)
-        finally:
-            process.kill()
+    with product.running("serve", *JOB, *QUICK, *arguments, folder=folder, **variables) as process:
+        yield Server(process)
 
 
 def message(number, **fields):
@@ -294,12 +283,9 @@ def test_no_password_of_the_broker_is_said(tmp_path, rabbitmq):
         url = f"amqp://night:hush%2Fw%C3%B6rd@127.0.0.1:{port}/%2F?connection_attempts=1"
         for command in ("serve", "doctor"):
             job = (command, *JOB, *QUICK, "--log-file", "said.log")
-            with subprocess.Popen(
-                product.command(*job), cwd=tmp_path, env=product.environment(tmp_path, RABBITMQ_URL=url),
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            ) as process:  # fmt: skip
-                said += process.communicate(timeout=PATIENCE)[0]
-            assert process.returncode == 1
+            finished = product.run(*job, folder=tmp_path, timeout=PATIENCE, RABBITMQ_URL=url)
+            said += finished.stdout + finished.stderr
+            assert finished.returncode == 1
     said += (tmp_path / "said.log").read_text()
     assert "the user name or password is refused" in said
     assert "Connection refused" in said

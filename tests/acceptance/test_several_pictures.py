@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
 import time
 from contextlib import closing
 
@@ -106,21 +105,12 @@ def test_each_picture_of_several_is_the_one_of_its_seed(tmp_path):
 
 def _kill_when(folder, condition, *flags):
     """Start a run and kill it once the condition holds; the run must be alive until then."""
-    with subprocess.Popen(
-        product.command(*JOB, *flags),
-        cwd=folder,
-        env=product.environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with product.running(*JOB, *flags, folder=folder) as process:
         until = time.monotonic() + 120
-        try:
-            while not condition():
-                assert process.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < until
-                time.sleep(0.01)  # a file's appearance is no event of ours
-        finally:
-            process.kill()
+        while not condition():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.01)  # a file's appearance is no event of ours
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 from werkzeug import Response
@@ -24,23 +23,6 @@ JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id
 def _soon():
     """Seconds: the eight that are promised, where as many processes as there are cores want to run."""
     return 8 * max(1, os.getloadavg()[0] / os.cpu_count())
-
-
-@contextmanager
-def _running(folder, *arguments, **variables):
-    """The process, killed at the end of the block if need be."""
-    with subprocess.Popen(
-        product.command(*arguments),
-        cwd=folder,
-        env=product.environment(folder, **variables),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def _says(process, words):
@@ -64,7 +46,8 @@ def test_a_signal_releases_what_is_claimed(tmp_path, number, status):
     rows = [{"id": n, "text": "a large red circle on a blue background"} for n in range(40)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert product.run("enqueue", *JOB[:2], "prompts.jsonl", folder=tmp_path).returncode == 0
-    with _running(tmp_path, *JOB, "--batch-size", "4", "--num-inference-steps", "20") as process:
+    slowly = ("--batch-size", "4", "--num-inference-steps", "20")
+    with product.running(*JOB, *slowly, folder=tmp_path) as process:
         _says(process, '"message": "completed')
         assert _asked_to_end(process, number) == (status, True)
         said = process.last_line
@@ -102,7 +85,7 @@ def uploading(request, tmp_path, httpserver, prompt):
     httpserver.expect_request("/storage/v1/b/bucket").respond_with_json({"name": "bucket"})
     httpserver.expect_request(re.compile("/upload/.*"), method="POST").respond_with_handler(handle)
     job = (*JOB[:2], *JOB[4:], "--gcs-bucket", "bucket", "--num-inference-steps", "2")
-    with _running(tmp_path, *job, STORAGE_EMULATOR_HOST=httpserver.url_for("")) as process:
+    with product.running(*job, folder=tmp_path, STORAGE_EMULATOR_HOST=httpserver.url_for("")) as process:
         try:
             assert reached.wait(120)
             yield process
@@ -125,7 +108,7 @@ def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, uploading, num
 @SIGNALS
 def test_a_stop_while_the_weights_load(tmp_path, prompt, number, status):
     """Asked to end before its model is there, a run ends within 8 s, and its prompt is pending."""
-    with _running(tmp_path, *JOB) as process:
+    with product.running(*JOB, folder=tmp_path) as process:
         _says(process, "prompts waiting")
         assert _asked_to_end(process, number) == (status, True)
         # A run that is cut off in the midst of loading has no time to ask the database what remains.
@@ -145,7 +128,7 @@ def test_a_stop_while_the_receiver_is_told(tmp_path, prompt, httpserver, number,
 
     httpserver.expect_request("/told", method="POST").respond_with_handler(handle)
     told = ("--callback-url", httpserver.url_for("/told"), "--callback-patience", "600")
-    with _running(tmp_path, *JOB, "--num-inference-steps", "1", *told) as process:
+    with product.running(*JOB, "--num-inference-steps", "1", *told, folder=tmp_path) as process:
         assert tried.wait(120)
         assert _asked_to_end(process, number) == (status, True)
     standing = product.run("status", *JOB[:2], folder=tmp_path).stdout
@@ -160,7 +143,7 @@ def test_a_stop_before_the_database_has_answered(tmp_path, number, status):
     """Asked to end while it waits for a database that says nothing, a run ends soon, with that status."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"mongodb://127.0.0.1:{silent.getsockname()[1]}/art?directConnection=true"
-        with _running(tmp_path, "--mongo-uri", uri, "--output", "pictures") as process:
+        with product.running("--mongo-uri", uri, "--output", "pictures", folder=tmp_path) as process:
             silent.settimeout(120)
             with silent.accept()[0] as asked:
                 asked.recv(1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
-import subprocess
 import time
 import uuid
 from contextlib import closing
@@ -208,22 +206,12 @@ def test_what_a_dead_backend_missed_the_next_run_tells(tmp_path, backend):
 
 def _killed_when(folder, condition):
     """Start a run, and kill it with SIGKILL once the condition is true."""
-    process = subprocess.Popen(
-        product.command(*JOB, "--num-inference-steps", "1"),
-        cwd=folder,
-        env=product.environment(folder),
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
+    with product.running(*JOB, "--num-inference-steps", "1", folder=folder) as process:
         until = time.monotonic() + 60
         while not condition():
             assert process.poll() is None, "it ended before"
             assert time.monotonic() < until
             time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 def test_killed_between_record_and_notice_the_next_run_tells_it(tmp_path, backend):
