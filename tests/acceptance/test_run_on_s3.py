@@ -176,3 +176,29 @@ def test_a_refusal_costs_what_it_is_about(job, httpserver, refused, status, stat
     rows = job.rows("datasets")
     assert [row["status"] for row in rows] == statuses
     assert {row["error_code"] for row in rows} == ({None} if status == 1 else {None, "storage_rejected"})
+
+
+def test_folders_stand_in_a_bucket_as_well(job, s3_server):
+    """``--layout folders`` puts the same objects under the prefix, whole, each with its own content type."""
+    loop = ("--evaluator", "demo", "--candidates", "2", "--limit", "1")
+    finished = job.run("run", "--output", f"s3://{s3_server.bucket}/art", "--layout", "folders", *loop)
+    assert finished.returncode == 0, finished.stderr
+    (done,) = [row for row in job.rows("datasets") if row["status"] == "completed"]
+    bucket = client(s3_server)
+    objects = {
+        each["Key"]: bucket.get_object(Bucket=s3_server.bucket, Key=each["Key"])
+        for each in bucket.list_objects_v2(Bucket=s3_server.bucket)["Contents"]
+    }
+    place = done["image_url"].removeprefix(f"s3://{s3_server.bucket}/").rpartition("/")[0]
+    assert place.startswith("art/results/~2E.~2F")  # the first id's, which would climb out of its folder
+    kinds = {"png": "image/png", "json": "application/json", "yaml": "application/yaml"}
+    files = (
+        *("iteration_1.png", "iteration_1_image_2.png", "iteration_1_results.json"),
+        *("iteration_1_results.yaml", "iteration_1_evaluation.json", "summary.json"),
+    )
+    run = {f"art/{name}" for name in ("summary.json", "contact-sheet.png", "scores.png")}
+    assert set(objects) == {f"{place}/{name}" for name in files} | run
+    for name, found in objects.items():
+        assert found["ContentType"] == kinds[name.rpartition(".")[2]]
+    summary = json.loads(objects[f"{place}/summary.json"]["Body"].read())
+    assert summary["best"]["image_url"] == done["image_url"]
