@@ -8,7 +8,6 @@ file that a run is using is locked by it, and no run removes it. Knows no networ
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,9 +18,10 @@ import weakref
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
+from text2img.locks import ALONE, SHARED, lock, locked, try_lock
 from text2img.loras.sources import ENDING
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _HELD: Final = 256
 """Files that a run keeps locked at the most: each is an open file."""
 _TORN: Final = 86_400.0  # seconds after which a download that was never finished is removed
-_LOOK: Final = 0.2  # seconds between looks at a lock that another process has
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,7 @@ class Cache:
     def locked(self, key: str) -> Iterator[None]:
         """Nobody else, in this process or another, fetches for that key within."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self._folder / f"{_digest(key)}.lock").open("ab") as lock:
-            while not _lock(lock, fcntl.LOCK_EX):
-                self._wait(_LOOK)
+        with locked(self._folder / f"{_digest(key)}.lock", self._wait):
             yield
 
     def find(self, key: str) -> Note | None:
@@ -171,7 +168,7 @@ class Cache:
     def _remove(self, name: str) -> bool:
         file = self._folder / name
         with contextlib.suppress(OSError), file.open("rb") as opened:
-            if _lock(opened, fcntl.LOCK_EX):
+            if try_lock(opened, ALONE):
                 file.unlink()
                 return True
         return False
@@ -189,7 +186,7 @@ class Cache:
                     descriptor = os.open(file, os.O_RDONLY)
                 except FileNotFoundError:
                     return False
-                fcntl.flock(descriptor, fcntl.LOCK_SH)  # who removes it holds its lock for a moment alone
+                lock(descriptor, SHARED)  # who removes it holds its lock for a moment alone
                 self._held[name] = descriptor
             if not file.exists():
                 os.close(self._held.pop(name))
@@ -216,14 +213,6 @@ def _close(held: dict[str, int]) -> None:
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:40]
-
-
-def _lock(file: Any, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _used(file: Path) -> float:
