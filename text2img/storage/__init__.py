@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
 from text2img.errors import ConfigurationError, Unreadable
+from text2img.storage.buckets import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,6 +105,22 @@ def as_written(name: str) -> str:
 def as_encoded(name: str) -> str:
     """A name that stands percent-encoded in its URL, as it does in ``https://`` ones."""
     return unquote(name)
+
+
+def locate(url: str, option: str) -> tuple[str, str, str] | None:
+    """The kind (gs or s3), the bucket, and the prefix (empty, or ending in a slash) of such a URL; None for
+    any other. Raises ConfigurationError, which names the ``option``, where the rest cannot be read.
+    """
+    kind = url.partition("://")[0].lower() if "://" in url else ""
+    if kind == "gs":
+        from text2img.storage.gcs import is_bucket
+
+        return kind, *parse(url, kind, is_bucket, option)
+    if kind == "s3":
+        from text2img.storage import s3
+
+        return kind, *parse(url, kind, s3.is_bucket, option)
+    return None
 
 
 def open_bucket(kind: str, name: str, options: StorageOptions, patience: float) -> Readable:

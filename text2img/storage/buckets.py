@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from text2img.errors import (
@@ -79,8 +80,42 @@ class Found(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object as a listing tells of it: its whole name, bytes, version (a generation, an ETag), and a sum
+    of its content, the same for the same content.
+    """
+
+    path: str
+    size: int
+    version: str
+    checksum: str
+
+
+class Sum(Protocol):
+    """A checksum that is being made, as hashlib's are."""
+
+    def update(self, data: bytes, /) -> object:
+        """Take the next piece."""
+        ...
+
+    def digest(self) -> bytes:
+        """Of all pieces so far."""
+        ...
+
+
 class Readable(Protocol):
     """A bucket to read from. Raises Refused for an answer that stays, StorageFailed for all else."""
+
+    def objects(self, prefix: str, most: int) -> list[Listed]:
+        """The objects whose names begin so, ``most`` of them at the most."""
+        ...
+
+    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+        """How the object's content is summed, and what that must come to; None where the service tells of no
+        sum that can be made here.
+        """
+        ...
 
     def look(self, path: str) -> Found:
         """The object as it is stored."""
@@ -135,10 +170,16 @@ def rejected(where: str, reason: str) -> PromptFailed:
     return PromptFailed(ErrorCode.STORAGE_REJECTED, f"{where} could not be stored: {reason}")
 
 
-def persist(attempt: Callable[[float], _Result], patience: float, timeout: float) -> _Result:
+def persist(
+    attempt: Callable[[float], _Result],
+    patience: float,
+    timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> _Result:
     """Try until it succeeds or raises anything but Faltered, for ``patience`` seconds; waits grow to 16 s.
 
     ``attempt`` is told how many seconds it may take: ``timeout``, or less where less patience is left.
+    ``sleep`` may raise, and so end it.
     """
     until = time.monotonic() + patience
     wait = 0.5
@@ -149,7 +190,7 @@ def persist(attempt: Callable[[float], _Result], patience: float, timeout: float
             pause = wait * secrets.SystemRandom().uniform(0.5, 1)
             if time.monotonic() + pause > until:
                 raise
-        time.sleep(pause)
+        sleep(pause)
         wait = min(2 * wait, _LONGEST_PAUSE)
 
 
@@ -159,24 +200,26 @@ def one_line(text: object) -> str:
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
-def parse(url: str, scheme: str, is_bucket: Callable[[str], bool]) -> tuple[str, str]:
+def parse(
+    url: str, scheme: str, is_bucket: Callable[[str], bool], option: str = "--output"
+) -> tuple[str, str]:
     """The bucket and the prefix (empty, or ending in a slash) of ``scheme://bucket/prefix``.
 
-    Raises ConfigurationError where it is none.
+    Raises ConfigurationError, which names the ``option``, where it is none.
     """
     given, _, rest = url.strip().partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     if given.lower() != scheme or not is_bucket(bucket):
-        raise ConfigurationError(f"{bucket!r} is no bucket's name; write --output {scheme}://BUCKET/PREFIX")
+        raise ConfigurationError(f"{bucket!r} is no bucket's name; write {option} {scheme}://BUCKET/PREFIX")
     if not prefix:
         return bucket, ""
     if not all(_is_part(part) for part in prefix.split("/")):
         raise ConfigurationError(
-            f"the prefix in --output holds an empty or odd part; write {scheme}://BUCKET/PREFIX"
+            f"the prefix in {option} holds an empty or odd part; write {scheme}://BUCKET/PREFIX"
         )
     if len(prefix.encode()) >= _LONGEST_PREFIX:
-        raise ConfigurationError(f"the prefix in --output is longer than {_LONGEST_PREFIX} bytes")
+        raise ConfigurationError(f"the prefix in {option} is longer than {_LONGEST_PREFIX} bytes")
     return bucket, f"{prefix}/"
 
 

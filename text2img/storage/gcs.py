@@ -37,7 +37,7 @@ class GcsStorage:
     def __init__(
         self, url: str, options: StorageOptions | None = None, *, patience: float = 60, timeout: float = 30
     ) -> None:
-        self._bucket_name, self._prefix = parse(url, "gs", _is_bucket)
+        self._bucket_name, self._prefix = parse(url, "gs", is_bucket)
         self._options = options or StorageOptions()
         self._patience = patience
         self._timeout = timeout
@@ -165,6 +165,7 @@ class GcsStorage:
             return self._opened
 
 
-def _is_bucket(name: str) -> bool:
+def is_bucket(name: str) -> bool:
+    """By Cloud Storage's rules for bucket names."""
     parts = name.split(".")
     return bool(_BUCKET.fullmatch(name)) and all(0 < len(part) <= 63 for part in parts)

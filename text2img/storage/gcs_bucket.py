@@ -29,10 +29,12 @@ from google.cloud.storage.exceptions import DataCorruption
 from text2img import __version__
 from text2img.deadline import within
 from text2img.errors import StorageFailed
-from text2img.storage.buckets import ABSENT, Faltered, Refused, one_line, persist
+from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from text2img.storage.buckets import Sum
 
 _Result = TypeVar("_Result")
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -93,6 +95,20 @@ class Bucket:
         self._persist(lambda limit: self._bucket.reload(timeout=limit, retry=None), patience)
         if self._acl and self._bucket.iam_configuration.uniform_bucket_level_access_enabled:
             raise Refused(400, "it has uniform bucket-level access")
+
+    def objects(self, prefix: str, most: int) -> list[Listed]:
+        """The objects whose names begin so, ``most`` of them at the most; needs storage.objects.list."""
+
+        def attempt(limit: float) -> list[Listed]:
+            blobs = self._bucket.list_blobs(prefix=prefix, max_results=most, timeout=limit, retry=None)
+            return [Listed(b.name, int(b.size or 0), str(b.generation), str(b.crc32c)) for b in blobs]
+
+        return self._persist(attempt, self._patience)
+
+    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+        """The CRC32C, which every object has (composed ones have no MD5)."""
+        checksum: Sum = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+        return checksum, base64.b64decode(listed.checksum)
 
     def look(self, path: str) -> Stored:
         """The object as it is stored."""

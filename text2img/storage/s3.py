@@ -53,7 +53,7 @@ class S3Storage:
     def __init__(
         self, url: str, options: StorageOptions | None = None, *, patience: float = 60, timeout: float = 30
     ) -> None:
-        self._bucket_name, self._prefix = parse(url, "s3", _is_bucket)
+        self._bucket_name, self._prefix = parse(url, "s3", is_bucket)
         self._options = options or StorageOptions()
         endpoint = self._options.s3_endpoint
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
@@ -227,6 +227,6 @@ class S3Storage:
             return self._opened
 
 
-def _is_bucket(name: str) -> bool:
+def is_bucket(name: str) -> bool:
     """By S3's rules for the names of general purpose buckets."""
     return bool(_BUCKET.fullmatch(name)) and ".." not in name and not _NUMBERS.fullmatch(name)

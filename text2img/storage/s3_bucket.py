@@ -21,13 +21,15 @@ from botocore.parsers import ResponseParserError
 from text2img import __version__
 from text2img.errors import StorageFailed
 from text2img.prompts.places import quoted
-from text2img.storage.buckets import ABSENT, Faltered, Refused, one_line, persist
+from text2img.storage import s3_sums
+from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
 from text2img.storage.s3 import LOG_IN, NO_ACLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.storage import StorageOptions
+    from text2img.storage.buckets import Sum
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -101,6 +103,26 @@ class Bucket:
             self._ask(partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), patience)
         if self._acl and self._takes_no_acls(patience):
             raise Refused(400, "its object ownership is BucketOwnerEnforced", NO_ACLS)
+
+    def objects(self, prefix: str, most: int) -> list[Listed]:
+        """The objects whose names begin so, ``most`` of them at the most; needs s3:ListBucket."""
+
+        def attempt() -> list[Listed]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._name, Prefix=prefix, PaginationConfig={"MaxItems": most}
+            )
+            found = (each for page in pages for each in page.get("Contents", ()))
+            return [Listed(each["Key"], each["Size"], each["ETag"], each["ETag"]) for each in found]
+
+        return self._ask(attempt)
+
+    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+        """A sum of the whole object where S3 has one, else the ETag where it is made of MD5s."""
+        head = partial(self._client.head_object, Bucket=self._name, Key=listed.path)
+        found = s3_sums.whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
+        if found or "-" not in listed.version:
+            return found
+        return s3_sums.of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
 
     def look(self, path: str) -> Stored:
         """The object as it is stored."""
