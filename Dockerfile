@@ -59,6 +59,7 @@ ENV DEVICE=cuda \
     HF_HOME=/cache/huggingface \
     COMPILE_CACHE=/cache/compile \
     LORA_CACHE=/cache/loras \
+    MODEL_CACHE=/cache/models \
     HOME=/cache \
     USER=text2img \
     PYTHONUNBUFFERED=1

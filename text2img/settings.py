@@ -167,9 +167,18 @@ class Settings:
         "the model configuration to use, by _id; else the first with model_type stable_diffusion",
     )
     model_id: str | None = _option(
-        None, "model", "hub id or folder of the model; beats the model configuration's", shown=DEFAULT_MODEL
+        None,
+        "model",
+        "hub id, folder, gs://… or s3://… of the model; beats the model configuration's",
+        shown=DEFAULT_MODEL,
     )
     model_revision: str | None = _option(None, "model", "pins a hub revision")
+    model_cache: str | None = _option(
+        None,
+        "model",
+        "folder that keeps models from buckets for later runs",
+        shown="~/.cache/text2img/models",
+    )
     device: Literal["auto", "cuda", "mps", "cpu"] = _option("auto", "model", "auto, cuda, mps or cpu")
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = _option(
         "auto", "model", "auto (fp16 on a GPU, fp32 on the CPU), fp16, bf16 or fp32"

@@ -146,7 +146,7 @@ class Job:
         if evaluator is not None:
             evaluator.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
-        engine = self._engine = parts.engine(self._settings, configuration)
+        engine = self._engine = parts.engine(self._settings, configuration, self._stop.wait)
         card = engine.inspect()
         self._run = replace(self._run, model=card.name)
         wished = wishes.for_all(self._settings, card, configuration)

@@ -135,11 +135,13 @@ def check_device(settings: Settings) -> None:
     check_device(settings.device)
 
 
-def engine(settings: Settings, configuration: ModelConfiguration | None) -> Engine:
-    """What draws: the hosted generator, or the engine for the model that wins here."""
+def engine(
+    settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None] = time.sleep
+) -> Engine:
+    """What draws: the hosted generator, or the engine for the model that wins; ``wait`` as in ``loras``."""
     if settings.hosted_model is not None:
         return hosted(settings, configuration)
-    return _local(settings, configuration)
+    return _local(settings, configuration, wait)
 
 
 def hosted(settings: Settings, configuration: ModelConfiguration | None) -> HostedEngine:
@@ -187,10 +189,13 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
             )
 
 
-def _local(settings: Settings, configuration: ModelConfiguration | None) -> Engine:
+def _local(
+    settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None]
+) -> Engine:
     """The engine for the model that wins: the flag's, then the configuration's, then the default."""
     from text2img.engine.diffusers import DiffusersEngine
     from text2img.engine.options import EngineOptions
+    from text2img.models import Shelf
     from text2img.prompts import ModelConfiguration
     from text2img.settings import DEFAULT_MODEL
 
@@ -211,8 +216,15 @@ def _local(settings: Settings, configuration: ModelConfiguration | None) -> Engi
             offload=settings.offload,
             feature_cache=every or 0,
             autoencoder=settings.autoencoder or ours.autoencoder,
-        )
+        ),
+        Shelf(_kept(settings.model_cache, "models"), wait, s3_endpoint=settings.s3_endpoint).find,
     )
+
+
+def _kept(folder: str | None, name: str) -> Path:
+    """Where what was fetched stays for later runs, unless the settings name a ``folder``."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder or f"{home}/text2img/{name}").expanduser()
 
 
 def evaluator(settings: Settings) -> Evaluator | None:
@@ -244,9 +256,7 @@ def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Lib
     from text2img.loras import Library, Sources
     from text2img.loras.cache import Cache
 
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(settings.lora_cache or f"{home}/text2img/loras").expanduser()
-    cache = Cache(folder, round(settings.lora_cache_size * 1e9), wait)
+    cache = Cache(_kept(settings.lora_cache, "loras"), round(settings.lora_cache_size * 1e9), wait)
     sources = Sources.parse(settings.lora_source)
     return Library(sources, cache, wait, s3_endpoint=settings.s3_endpoint)
 

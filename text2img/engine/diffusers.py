@@ -28,6 +28,7 @@ from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from text2img.engine.adapters import Adapters
     from text2img.engine.compiling import Compiling
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from text2img.engine.options import EngineOptions
     from text2img.engine.schedulers import Schedulers
     from text2img.prompts import Request
+
+    Find = Callable[[EngineOptions], tuple[Path, str | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +70,9 @@ class _Loaded:
 class DiffusersEngine:
     """Implements ``text2img.engine.Engine``; its promises stand there."""
 
-    def __init__(self, options: EngineOptions) -> None:
-        self._options = options
+    def __init__(self, options: EngineOptions, find: Find = find) -> None:
+        """``find`` gets the model to this machine; by default from the hub, where it is no folder."""
+        self._options, self._find = options, find
         self._seconds = {"load": 0.0, "compile": 0.0, "denoise": 0.0, "decode": 0.0}
         self._cache = CompileCache(options.compile_cache)
         self._found: _Found | None = None
@@ -136,7 +140,7 @@ class DiffusersEngine:
             check_device(self._options.device)
             check_offload(self._options)
             self._cache.check()
-            path, revision = find(self._options)
+            path, revision = self._find(self._options)
             folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
             folder, approximations = self._approximated(folder)
             variants = check_model(folder, self._options.variant)

@@ -61,7 +61,7 @@ def _find(sought: _Sought) -> tuple[Path, str | None]:
     name, kind = sought.name, sought.kind
     if "://" in name:
         raise ConfigurationError(
-            f"{kind}s at {name.split('://')[0]}:// cannot be read yet; copy the {kind} into a folder"
+            f"{kind}s at {name.split('://')[0]}:// cannot be read; copy the {kind} into a folder"
         )
     folder = Path(name).expanduser()
     if folder.is_dir():
