@@ -309,7 +309,12 @@ class Settings:
     batch_size: str = _option(
         "10", "run", "prompts a batch at the most; auto or auto:N: the fastest size, found up to N (64)"
     )
-    run_id: str | None = _option(None, "run", "names the run in documents, logs and callbacks", shown="made")
+    run_id: str | None = _option(
+        None,
+        "run",
+        "names the run in documents, logs and callbacks; a task of a job adds its index",
+        shown="made",
+    )
     max_attempts: Annotated[int, Ge(1)] = _option(3, "run", "tries a prompt gets when it fails itself")
     lease_seconds: Annotated[float, Gt(0), Le(86_400)] = _option(
         60, "run", "how long a silent worker keeps its prompts"

@@ -111,6 +111,8 @@ def test_a_run_is_kept_and_replaced(stand):
         id="r",
         started_at=_NOW,
         host="h",
+        task_index=3,
+        execution="text2img-x7k2p",
         status="completed",
         finished_at=_NOW + timedelta(minutes=1),
         completed=3,

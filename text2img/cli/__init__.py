@@ -103,11 +103,13 @@ def _run(arguments: argparse.Namespace) -> int:
     names = {option.name for option in _options(command.groups)}
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     settings = load(flags, environment=command.environment)
+    from text2img.cli import tasks
     from text2img.guard import leaving
     from text2img.logs import Mask, report_failure, set_up
 
     mask = Mask(settings.secrets)
     progress = set_up(settings, mask)
+    tasks.mark_logs(tasks.find())
     try:
         with leaving():
             module = import_module(f"text2img.cli.{command.module}")

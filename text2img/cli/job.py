@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import socket
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -14,9 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from text2img import __version__
-from text2img.cli import parts, wishes
+from text2img.cli import parts, tasks, wishes
 from text2img.cli.last_line import last_line, remaining
-from text2img.databases import Run
 from text2img.databases.patient import patient
 from text2img.deadline import within
 from text2img.errors import DatabaseFailed, RunFailed, Stopped, StorageFailed
@@ -62,9 +60,7 @@ class Job:
         self._settings, self._database, self._storage, self._stop = settings, database, storage, stop
         self._selection = parts.selection(settings)
         self._name = parts.worker_name()
-        self._run = Run(
-            id=settings.run_id or parts.run_id(), started_at=datetime.now(UTC), host=socket.gethostname()
-        )
+        self._run = tasks.new_run(settings.run_id)
         every = None if serving is None else _TOLD_EVERY
         self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))

@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -266,11 +265,6 @@ def encoder(settings: Settings) -> Encoder:
     from text2img.images import Encoder
 
     return Encoder(settings.signature_font)
-
-
-def run_id() -> str:
-    """A name for a run that sorts by its start and meets no other."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 def worker_name() -> str:

@@ -74,11 +74,14 @@ class Run:
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
     ``alive_until`` is what the database says of one that runs: when it has passed, the run's process is gone.
+    ``task_index`` and ``execution`` are the platform's, of a run that is one of a job's tasks.
     """
 
     id: str
     started_at: datetime
     host: str
+    task_index: int | None = None
+    execution: str | None = None
     status: str = "running"
     finished_at: datetime | None = None
     model: str | None = None

@@ -15,22 +15,25 @@ if TYPE_CHECKING:
 def run_fields(run: Run) -> dict[str, object]:
     """A run's document without its ``_id``; moments in time are datetimes."""
     names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "images")
+    task = ("task_index", "execution")
     pace = ("images_per_second", "steady_images_per_second")
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
-    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, "postponed", *measured)}
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, "postponed", *measured)}
     return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
 
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
     """The run of a document, or None where the document is no run of this job."""
     started, finished = fields.get("started_at"), fields.get("finished_at")
-    expires = fields.get("lease_expires_at")
+    expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
     if not isinstance(started, datetime):
         return None
     return Run(
         id=run_id,
         started_at=started,
         host=str(fields.get("host") or ""),
+        task_index=index if isinstance(index, int) else None,
+        execution=str(execution) if execution else None,
         status=str(fields.get("status") or ""),
         finished_at=finished if isinstance(finished, datetime) else None,
         model=fields.get("model"),

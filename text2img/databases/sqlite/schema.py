@@ -65,6 +65,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         "postponed",
         *("images_per_second", "steady_images_per_second", "device_busy", "device_busy_of_run"),
         *("peak_memory", "seconds", "versions", "lease_expires_at"),
+        *("task_index", "execution"),
     ),
     "callbacks": (
         _ID,
