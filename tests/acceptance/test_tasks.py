@@ -24,7 +24,7 @@ def rows(folder, query):
 
 
 def test_tasks_share_a_queue_under_one_run_id(tmp_path):
-    """Three tasks with the same RUN_ID: every prompt once, each task with a run document that counts its own, with
+    """Three tasks with the same RUN_ID: every prompt once, each task with a run document of its own, with
     its index and the platform's execution, and both in every line of its log.
     """
     (tmp_path / "prompts.json").write_text(json.dumps([{"id": f"p{n}", "text": TEXT} for n in range(9)]))

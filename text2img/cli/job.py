@@ -27,7 +27,7 @@ from text2img.worker import Parts, Plan, Worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from text2img.databases import Database
+    from text2img.databases import Database, Run
     from text2img.engine import Engine
     from text2img.progress import Progress
     from text2img.prompts import Wishes
