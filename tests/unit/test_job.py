@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from text2img.cli.job import Job
+from text2img.cli.labour import Single
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.environment import load
 from text2img.errors import Stopped, StorageFailed
@@ -60,6 +61,10 @@ class Stuck:
         return getattr(self._database, name)
 
 
+def failing(settings, database, storage, stop):
+    return Job(settings, database, Single(settings, database, storage, stop), stop)
+
+
 def run(job, stop):
     with Guard(stop, 300, lambda status: None) as guard:
         job.run(Silent(), guard)
@@ -68,7 +73,7 @@ def run(job, stop):
 def test_what_fails_during_a_stop_does_not_change_its_status(database, settings):
     """A storage that fails while the run is being stopped leaves it stopped, by that signal."""
     stop = Stop()
-    job = Job(settings, database, Failing(lambda: stop.set(15)), stop)
+    job = failing(settings, database, Failing(lambda: stop.set(15)), stop)
     with pytest.raises(Stopped) as stopped:
         run(job, stop)
     assert stopped.value.exit_status == 143
@@ -79,7 +84,7 @@ def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings,
     """What has failed ends as that failure, though its end cannot be written down."""
     monkeypatch.setattr("text2img.cli.job._LAST_WORDS", 0.1)
     stuck, stop, ended = Stuck(database, "save_run"), Stop(), threading.Event()
-    job = Job(settings, stuck, Failing(stuck.stuck.set), stop)
+    job = failing(settings, stuck, Failing(stuck.stuck.set), stop)
 
     def work():
         with pytest.raises(StorageFailed):
@@ -96,7 +101,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(data
     """A release that hangs takes its second, and the run's document still says how it ended."""
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
-    job = Job(settings, stuck, Failing(lambda: None), Stop())
+    job = failing(settings, stuck, Failing(lambda: None), Stop())
     job._leases.hold(prompt.claim for prompt in database.claim("w1", 1, 60, Selection()))
     stuck.stuck.set()
     job.give_up(143)
@@ -110,7 +115,7 @@ def test_giving_up_does_not_belie_a_run_that_was_completed(database, settings, m
     database.claim("w1", 1, 600, Selection())
     monkeypatch.setattr(os, "_exit", lambda status: None)
     stop = Stop()
-    job = Job(settings, database, Failing(lambda: None), stop)
+    job = failing(settings, database, Failing(lambda: None), stop)
     run(job, stop)
     job.give_up(143)
     assert [each.status for each in database.last_runs(1)] == ["completed"]

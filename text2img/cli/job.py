@@ -1,4 +1,4 @@
-"""One run of the job: what is checked before the first claim, the work, what is kept and told afterwards."""
+"""One run of the job: its document, what is told of it, its one line and its end. Somebody else works."""
 
 from __future__ import annotations
 
@@ -6,35 +6,31 @@ import logging
 import os
 import platform
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from text2img import __version__
-from text2img.cli import parts, tasks, wishes
+from text2img.cli import parts, tasks
+from text2img.cli.labour import Place
 from text2img.cli.last_line import last_line, remaining
-from text2img.databases.patient import patient
 from text2img.deadline import within
-from text2img.errors import DatabaseFailed, RunFailed, Stopped, StorageFailed
+from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.guard import Guard
 from text2img.leases import Leases
-from text2img.stages import Stopwatch
 from text2img.tally import Tally
-from text2img.worker import Parts, Plan, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
+    from text2img.cli.labour import Labour
     from text2img.databases import Database, Run
-    from text2img.engine import Engine
     from text2img.progress import Progress
-    from text2img.prompts import Wishes
     from text2img.serving import Serving
     from text2img.settings import Settings
     from text2img.stages import Stop
-    from text2img.storage import ImageStorage
 
 log = logging.getLogger("text2img.run")
 
@@ -43,7 +39,7 @@ _LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write
 
 
 class Job:
-    """One run: what is checked before the first claim, the worker, what is kept and told afterwards.
+    """One run: its document, what is told of it, its line and its end. ``labour`` does the work.
 
     With ``serving`` it is a server's: the model is loaded though nothing waits, and the end is the server's.
     """
@@ -52,29 +48,30 @@ class Job:
         self,
         settings: Settings,
         database: Database,
-        storage: ImageStorage,
+        labour: Labour,
         stop: Stop,
         serving: Serving | None = None,
     ) -> None:
         self._serving = serving
-        self._settings, self._database, self._storage, self._stop = settings, database, storage, stop
+        self._settings, self._database, self._labour, self._stop = settings, database, labour, stop
         self._selection = parts.selection(settings)
         self._name = parts.worker_name()
         self._run = tasks.new_run(settings.run_id)
         every = None if serving is None else _TOLD_EVERY
         self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
-        self._seconds = Stopwatch()
-        self._engine: Engine | None = None
         self._ended: str | None = None
         self.tally = Tally()
 
-    def carry_out(self, progress: Progress) -> None:
-        """Run, and print the one line at the end, whatever the end."""
+    def carry_out(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
+        """Run, and print the one line at the end, whatever the end. ``look_over``, if there was something to
+        settle, writes down what can be looked at; the run has ended well by then.
+        """
         try:
             with Guard(self._stop, self._settings.stall_timeout, self.give_up) as guard:
                 self.run(progress, guard)
-                self._look_over()
+                if look_over is not None and self.tally.settled:
+                    look_over(self._state("completed"))
         except (Stopped, RunFailed):
             self.conclude(1)
             raise
@@ -118,11 +115,7 @@ class Job:
             print(line, flush=True)
 
     def _line(self, left: str) -> str:
-        return last_line(self.tally, self._spent(), left, self._settings.output_url)
-
-    def _spent(self) -> dict[str, float]:
-        """Seconds so far, by stage."""
-        return {**self._seconds.seconds(), **(self._engine.seconds if self._engine else {})}
+        return last_line(self.tally, self._labour.spent(), left, self._settings.output_url)
 
     def give_up(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
@@ -137,67 +130,18 @@ class Job:
     def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
         self._save("running")
         progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
-        encoder, evaluator = parts.encoder(self._settings), parts.evaluator(self._settings)
-        self._storage.check()
-        if evaluator is not None:
-            evaluator.check()
-        configuration = self._database.model_configuration(self._settings.model_config_id)
-        engine = self._engine = parts.engine(self._settings, configuration, self._stop.wait)
-        card = engine.inspect()
-        self._run = replace(self._run, model=card.name)
-        wished = wishes.for_all(self._settings, card, configuration)
-        wishes.checked(self._settings, card, wished)
-        database = patient(self._database, self._settings.database_patience, self._stop.wait)
-        worker_parts = Parts(
-            database=database,
-            storage=self._storage,
-            engine=engine,
-            card=card,
-            leases=self._leases,
-            guard=guard,
-            progress=progress,
-            seconds=self._seconds,
-            recorded=self._teller.recorded,
-            encoder=encoder,
-            evaluator=evaluator,
-            sidecars=parts.sidecars(self._settings, self._storage, database.holds),
-            loras=parts.loras(self._settings, self._stop.wait),
-            webhook_hosts=parts.webhook_hosts(self._settings),
-            serving=self._serving,
-        )
-        with self._serving or nullcontext():
-            Worker(worker_parts, self._plan(wished, card.multiple, waiting), self._stop, self.tally).run()
-        engine.close()  # telling may take a while, which needs no weights
-
-    def _look_over(self) -> None:
-        """Write what there is to look at; the work is done and told of, so that it cannot fail the run."""
-        if not self._settings.folders or not self.tally.settled:
-            return
-        from text2img.overview import Overview
-
-        overview = Overview(self._database, self._storage, self._stop.check)
-        try:
-            overview.write(self._state("completed"), self._selection, self._settings.loop)
-        except (DatabaseFailed, StorageFailed) as exc:
-            log.warning("the run's summary and contact sheet could not be written: %s", exc)
-
-    def _plan(self, wished: Sequence[Wishes], multiple: int, waiting: int) -> Plan:
-        settings = self._settings
-        return Plan(
-            run_id=self._run.id,
-            worker=self._name,
-            selection=self._selection,
-            wishes=wished,
-            batch_size=settings.batches.most,
-            fastest_size=settings.batches.auto,
-            waiting=waiting,
-            limit=settings.limit,
-            max_attempts=settings.max_attempts,
-            upload_workers=settings.upload_workers,
-            tell=settings.callback_url is not None,
-            multiple=multiple,
-            object_name=settings.object_names,
-            loop=settings.loop,
+        self._labour.work(
+            Place(
+                run_id=self._run.id,
+                name=self._name,
+                waiting=waiting,
+                leases=self._leases,
+                guard=guard,
+                progress=progress,
+                tally=self.tally,
+                recorded=self._teller.recorded,
+                serving=self._serving,
+            )
         )
 
     def _save(self, status: str) -> None:
@@ -205,10 +149,11 @@ class Job:
         self._database.save_run(self._state(status), self._settings.lease_seconds)
 
     def _state(self, status: str) -> Run:
-        tally, engine = self.tally, self._engine
+        tally, labour = self.tally, self._labour
         return replace(
             self._run,
             status=status,
+            model=labour.model,
             finished_at=None if status == "running" else datetime.now(UTC),
             completed=tally.completed,
             failed=tally.failed,
@@ -219,8 +164,8 @@ class Job:
             device_busy=round(tally.device_busy, 4),
             device_busy_of_run=round(tally.device_busy_of_run, 4),
             # Not before the first batch: while its libraries are being imported, an engine cannot say.
-            peak_memory=engine.peak_memory() if engine and tally.made else 0,
-            seconds={stage: round(spent, 3) for stage, spent in self._spent().items()},
+            peak_memory=labour.peak_memory() if tally.made else 0,
+            seconds={stage: round(spent, 3) for stage, spent in labour.spent().items()},
             versions=_versions(),
         )
 

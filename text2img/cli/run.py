@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 from text2img.cli import parts
 from text2img.cli.job import Job
+from text2img.cli.labour import Single
+from text2img.errors import DatabaseFailed, StorageFailed
 from text2img.guard import stopping
 from text2img.intake import read_prompts
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from text2img.databases import Database, NewPrompt
+    from text2img.databases import Database, NewPrompt, Run
     from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.stages import Stop
     from text2img.storage import ImageStorage
 
 log = logging.getLogger("text2img.run")
@@ -56,9 +59,27 @@ def work(
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
-        job = Job(settings, database, storage, stop)
-        job.carry_out(progress)
+        job = Job(settings, database, Single(settings, database, storage, stop), stop)
+        job.carry_out(progress, overview(settings, database, storage, stop))
     return 3 if job.tally.failed else 0
+
+
+def overview(
+    settings: Settings, database: Database, storage: ImageStorage, stop: Stop
+) -> Callable[[Run], None] | None:
+    """What writes the things to look at, in a layout of folders."""
+    if not settings.folders:
+        return None
+
+    def write(run: Run) -> None:
+        from text2img.overview import Overview
+
+        try:
+            Overview(database, storage, stop.check).write(run, parts.selection(settings), settings.loop)
+        except (DatabaseFailed, StorageFailed) as exc:
+            log.warning("the run's summary and contact sheet could not be written: %s", exc)
+
+    return write
 
 
 def add(database: Database, prompts: Sequence[NewPrompt]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from text2img.cli import parts
 from text2img.cli.job import Job
+from text2img.cli.labour import Single
 from text2img.cli.run import add, prepare
 from text2img.errors import ConfigurationError
 from text2img.guard import stopping
@@ -39,7 +40,9 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     parts.check_device(settings)
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
-        Job(settings, database, storage, stop, _serving(settings, broker, database, stop)).carry_out(progress)
+        labour = Single(settings, database, storage, stop)
+        serving = _serving(settings, broker, database, stop)
+        Job(settings, database, labour, stop, serving).carry_out(progress)
     return 0
 
 
