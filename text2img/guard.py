@@ -78,12 +78,15 @@ def stopping() -> Iterator[Stop]:
 class Guard:
     """A thread that calls ``give_up(status)`` when the run has to end and does not.
 
-    That is GRACE seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse`` came
-    for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard.
+    That is ``grace`` seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse``
+    came for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard.
     """
 
-    def __init__(self, stop: Stop, stall_timeout: float, give_up: Callable[[int], None]) -> None:
+    def __init__(
+        self, stop: Stop, stall_timeout: float, give_up: Callable[[int], None], grace: float = GRACE
+    ) -> None:
         self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, give_up
+        self._grace = grace
         self._over = threading.Event()
         self._last: float | None = None
         self._thread = threading.Thread(target=self._guard, name="guard", daemon=True)
@@ -111,8 +114,8 @@ class Guard:
     def _guard(self) -> None:
         while not self._over.wait(min(_LOOK, self._stall_timeout / 4)):
             if self._stop.event.is_set():
-                if not self._over.wait(GRACE):
-                    log.warning("what is still under way after %g s is left behind", GRACE)
+                if not self._over.wait(self._grace):
+                    log.warning("what is still under way after %g s is left behind", self._grace)
                     self._give_up(self._stop.status)
                 return
             last = self._last

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from text2img.progress import Progress
     from text2img.prompts import Outcome, Wishes
     from text2img.prompts.loop import Loop
-    from text2img.serving import Serving
+    from text2img.serving import Rounds
     from text2img.sidecars import Sidecars
     from text2img.stages import Stopwatch
     from text2img.storage import ImageStorage
@@ -64,7 +64,7 @@ class Parts:
 
     ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
     have webhooks on ``webhook_hosts`` alone. ``serving`` waits for more where nothing is left; without it the
-    run ends then.
+    run ends then. ``more(wanted)`` is asked for a share of the run's limit, where others work at it as well.
     """
 
     database: Database
@@ -81,4 +81,5 @@ class Parts:
     sidecars: Sidecars | None = None
     loras: Library = field(default_factory=Library)
     webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
-    serving: Serving | None = None
+    serving: Rounds | None = None
+    more: Callable[[int], int] | None = None

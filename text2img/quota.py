@@ -12,18 +12,20 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class Quota:
     """Counted from several threads.
 
     ``limit``: prompts the run takes at the most (None: all). ``waiting``: how many there were at its start.
+    ``more(wanted)``: where several workers share the limit, how many of so many this one may claim besides.
     The place of a prompt that was put back is kept for it until it comes due: no other is taken instead.
     """
 
-    def __init__(self, limit: int | None, waiting: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None, waiting: int, more: Callable[[int], int] | None = None) -> None:
+        self._limit = limit if more is None else 0
+        self._more = more
         self._claimed = 0
         self._waiting = waiting
         self._prepared, self._pictures = 0, 0
@@ -33,7 +35,13 @@ class Quota:
     def claimable(self, wanted: int) -> int:
         """How many of the ``wanted`` prompts the run may claim."""
         with self._lock:
-            return wanted if self._limit is None else min(wanted, self._limit - self._claimed)
+            room = wanted if self._limit is None else min(wanted, self._limit - self._claimed)
+        if self._more is None or room == wanted:
+            return room
+        granted = self._more(wanted - room)
+        with self._lock:
+            self._limit = (self._limit or 0) + granted
+        return room + granted
 
     def unclaimed(self) -> int:
         """How many prompts are still there for this run, if nobody else takes any and none is added."""

@@ -39,8 +39,31 @@ class Intake(Protocol):
         ...
 
 
+class Rounds(Protocol):
+    """What decides, whenever nothing is left to claim, whether a worker goes on. The work is inside its
+    ``with`` block.
+    """
+
+    @property
+    def endless(self) -> bool:
+        """Whether there may be prompts for ever, so that whatever pays in the long run pays."""
+        ...
+
+    def another(self, waits: Callable[[], bool], settled: int, due: float | None) -> bool:
+        """Wait until there may be something to claim; False where the worker shall end.
+
+        ``waits()`` says whether something could be claimed, ``settled`` how many outcomes there were so far,
+        ``due`` when a prompt that was put back can be claimed again (``time.monotonic``), if one was.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
 class Serving:
-    """A server's waits between its rounds. Inside the ``with`` block its intake, if it has one, takes in.
+    """A server's waits between its rounds; see Rounds. In the ``with`` block its intake, if any, takes in.
 
     ``idle_exit``: seconds after which a server with nothing to do ends; None: never. ``poll_seconds``: the
     longest time between looks for work. ``arrived``, set by whoever knows of some, ends a wait at once.
@@ -58,6 +81,7 @@ class Serving:
         self._stop, self._arrived, self._intake = stop, arrived, intake
         self._poll_seconds = poll_seconds
         self._idle_exit = math.inf if idle_exit is None else idle_exit
+        self.endless = True
         self._settled = -1
         self._idle_since = 0.0
 

@@ -327,6 +327,18 @@ class Settings:
         300, "run", "seconds without a step after which the device counts as hung and the run ends"
     )
 
+    workers: Annotated[int, Ge(1), Le(10_000)] | Literal["auto"] | None = _option(
+        None,
+        "distributed",
+        "workers in processes of their own, by Ray: how many, or auto: one for each GPU, else one",
+        shown="one, in this process",
+    )
+    ray_address: str | None = _option(
+        None,
+        "distributed",
+        "the Ray cluster that --workers work on, auto or HOST:PORT; else one is started on this machine",
+    )
+
     rabbitmq_url: str | None = _option(
         None,
         "serving",

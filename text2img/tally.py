@@ -21,6 +21,7 @@ class Tally:
     ``completed`` and ``failed`` are prompts that are final; ``postponed`` counts prompts that were put
     back to be tried again, once for each time, ``iterated`` those that go on with another iteration.
     ``pictures`` are those that were recorded, ``made`` those that the device has worked on.
+    ``devices``: how many work, which are busy each for themselves.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class Tally:
         self.postponed = 0
         self.made = 0
         self._scored, self._scores = 0, 0.0
+        self.devices = 1
         self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._first: tuple[int, float, float] | None = None  # the first batch: its size, start and end
@@ -59,6 +61,11 @@ class Tally:
             self._first = self._first or (size, started, ended)
             self._last_end = ended
             self._busy += ended - started
+
+    def correct(self, completed: int, failed: int, pictures: int) -> None:
+        """Outcomes were recorded of which nobody here was told: these are all."""
+        with self._lock:
+            self.completed, self.failed, self.pictures = completed, failed, pictures
 
     @contextmanager
     def warming(self) -> Iterator[None]:
@@ -106,12 +113,13 @@ class Tally:
         """
         if self._first is None:
             return 0.0
-        return min(1.0, _share(self._busy, self._last_end - self._first[1] - self._warming))
+        whole = self._last_end - self._first[1] - self._warming
+        return min(1.0, _share(self._busy, whole * self.devices))
 
     @property
     def device_busy_of_run(self) -> float:
         """The share of the whole run, loading and all, in which the device worked on a batch, in [0, 1]."""
-        return min(1.0, _share(self._busy, self.seconds))
+        return min(1.0, _share(self._busy, self.seconds * self.devices))
 
 
 def _share(part: float, whole: float) -> float:

@@ -61,7 +61,7 @@ class Worker:
         self._database, self._engine = parts.database, parts.engine
         self._leases = parts.leases
         self._sizes = (FastestSize if plan.fastest_size else FixedSize)(plan.batch_size)
-        self._quota = Quota(plan.limit, plan.waiting)
+        self._quota = Quota(plan.limit, plan.waiting, parts.more)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
 
@@ -214,7 +214,7 @@ class Worker:
 
     def _left_to_make(self) -> int:
         """How many pictures are still to come, as far as that can be known."""
-        if self._parts.serving is not None:
+        if self._parts.serving is not None and self._parts.serving.endless:
             return ENDLESS
         return round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
 

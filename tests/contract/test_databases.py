@@ -166,6 +166,22 @@ def test_a_release_counts_no_death(stand):
     assert (again.claim.number, again.deaths, again.attempts) == (2, 0, 0)
 
 
+def test_the_leases_of_the_dead_run_out_at_once(stand):
+    """What a dead worker held can be claimed, with its death where its batch had started; the living keep
+    theirs, and a second time there is nothing to do.
+    """
+    stand.put({"_id": 1}, {"_id": 2}, {"_id": 3})
+    started, waiting = stand.claim("$dead", limit=2)
+    living = stand.claim_one("alive")
+    stand.database.start([started.claim])
+    assert stand.database.expire("$dead") == 2
+    assert stand.database.holds(started.claim)
+    assert {prompt.id.text: prompt.deaths for prompt in stand.claim("next")} == {"1": 1, "2": 0}
+    assert stand.database.expire("$dead") == 0
+    assert stand.database.holds(living.claim)
+    assert not stand.database.holds(waiting.claim)
+
+
 def test_extend_keeps_the_lease_and_names_the_lost(stand):
     """Leases of held claims run on; the claims that are lost come back."""
     stand.put({"_id": 1}, {"_id": 2})

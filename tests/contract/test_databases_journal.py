@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.database_suite import ALL, failed, postponed, texts
 from tests.outcomes import completed
-from text2img.databases import NewPrompt, Run, Selection
+from text2img.databases import NewPrompt, Run, Selection, Settled
 from text2img.errors import ConfigurationError, ErrorCode
 from text2img.prompts import Lora, ModelConfiguration, PromptId, Wishes
 
@@ -264,3 +264,14 @@ def test_retry_can_be_narrowed(stand):
     assert texts(stand.claim()) == ["2"]
     assert stand.database.retry(ErrorCode.ABANDONED, ALL) == 0
     assert stand.database.retry(None, ALL) == 2
+
+
+def test_what_a_run_came_to(stand):
+    """Its completed and failed prompts and all pictures of the completed; not other runs', nor what waits."""
+    stand.put(*({"_id": number} for number in range(1, 7)))
+    one, two, three, four, five, _ = stand.claim()
+    pictures = ("gs://b/2-1.png", "gs://b/2-2.png")
+    stand.record(completed(one), completed(two, image_urls=pictures), failed(three), postponed(four))
+    stand.record(completed(five), run_id="run-2")
+    assert stand.database.settled("run-1") == Settled(completed=2, failed=1, images=3)
+    assert stand.database.settled("$run_id") == Settled(completed=0, failed=0, images=0)

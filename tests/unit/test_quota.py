@@ -64,3 +64,24 @@ def test_retries_take_no_memory_a_prompt() -> None:
     for _ in range(10_000):
         quota.put_back([2.0])
     assert len(quota._due) < 100
+
+
+def test_a_shared_limit_is_asked_for() -> None:
+    """Only what is missing is asked for, what was granted and not claimed is kept, and nothing beyond it is
+    claimed.
+    """
+    left, asked = [12], []
+
+    def more(wanted: int) -> int:
+        asked.append(wanted)
+        granted = min(wanted, left[0])
+        left[0] -= granted
+        return granted
+
+    quota = Quota(12, 100, more)
+    assert quota.claimable(10) == 10
+    quota.claimed(4)
+    assert quota.claimable(5) == 5
+    quota.claimed(5)
+    assert quota.claimable(10) == 3
+    assert asked == [10, 9]

@@ -41,7 +41,9 @@ class Command:
 
 
 COMMANDS = {
-    "run": Command("run", "claim what is pending, generate, store, record, notify, exit", _EVERYTHING),
+    "run": Command(
+        "run", "claim what is pending, generate, store, record, notify, exit", (*_EVERYTHING, "distributed")
+    ),
     "serve": Command("serve", "the same without an end: work until stopped", (*_EVERYTHING, "serving")),
     "demo": Command(
         "demo", "the same job on built-in parts: no server, no GPU, no download", ("model", "logging"), False
@@ -50,7 +52,9 @@ COMMANDS = {
     "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
     "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
     "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
-    "doctor": Command("doctor", "try every dependency and say what is wrong", (*_EVERYTHING, "serving")),
+    "doctor": Command(
+        "doctor", "try every dependency and say what is wrong", (*_EVERYTHING, "serving", "distributed")
+    ),
 }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from text2img.leases import Leases
     from text2img.progress import Progress
     from text2img.prompts import Outcome, Wishes
-    from text2img.serving import Serving
+    from text2img.serving import Rounds
     from text2img.settings import Settings
     from text2img.stages import Stop
     from text2img.storage import ImageStorage
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """What a run gives whoever works in it. ``name`` is who claims, ``waiting`` how many prompts could be
-    claimed when the run began; ``recorded`` is called with outcomes once they are written down.
+    claimed when the run began; ``recorded`` is called with outcomes once they are written down; ``serving``
+    and ``more`` as in Parts.
     """
 
     run_id: str
@@ -44,7 +45,8 @@ class Place:
     progress: Progress
     tally: Tally
     recorded: Callable[[Sequence[Outcome]], None]
-    serving: Serving | None = None
+    serving: Rounds | None = None
+    more: Callable[[int], int] | None = None
 
 
 class Labour(Protocol):
@@ -110,6 +112,7 @@ class Single:
             loras=parts.loras(self._settings, self._stop.wait),
             webhook_hosts=parts.webhook_hosts(self._settings),
             serving=place.serving,
+            more=place.more,
         )
         with place.serving or nullcontext():
             Worker(worker_parts, self._plan(place, wished, card), self._stop, place.tally).run()

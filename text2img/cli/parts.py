@@ -134,6 +134,29 @@ def check_device(settings: Settings) -> None:
     check_device(settings.device)
 
 
+def check_workers(settings: Settings) -> None:
+    """Raise ConfigurationError where several workers cannot be had, as far as that takes no time."""
+    if settings.workers is None:
+        return
+    from text2img.distributed import cluster
+
+    cluster.check(settings.ray_address)
+    if not cluster.is_here(settings.ray_address):
+        check_shared(settings)
+
+
+def check_shared(settings: Settings) -> None:
+    """Raise ConfigurationError for what workers on several machines cannot share."""
+    if settings.database_url.lower().startswith("sqlite:"):
+        raise ConfigurationError(
+            "SQLite is a file on one machine, and the Ray cluster has several; use MongoDB (--mongo-uri)"
+        )
+    if "://" not in settings.output_url:
+        raise ConfigurationError(
+            "a folder is on one machine, and the Ray cluster has several; let --output be a bucket"
+        )
+
+
 def engine(
     settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None] = time.sleep
 ) -> Engine:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from text2img.cli.labour import Labour
     from text2img.databases import Database, NewPrompt, Run
     from text2img.progress import Progress
     from text2img.settings import Settings
@@ -33,7 +34,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         from text2img.cli.dry_run import show
 
         return show(settings, prompts)
-    parts.check_device(settings)
+    if settings.ray_address is None or settings.workers is None:
+        parts.check_device(settings)
     return work(settings, storage, progress, prompts)
 
 
@@ -50,6 +52,7 @@ def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
     parts.loras(settings)
     parts.evaluator(settings)
     _ = settings.object_names, settings.loop
+    parts.check_workers(settings)
     return storage, read_prompts(settings.input_file) if settings.input_file else []
 
 
@@ -59,7 +62,7 @@ def work(
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
-        job = Job(settings, database, Single(settings, database, storage, stop), stop)
+        job = Job(settings, database, labour(settings, database, storage, stop), stop)
         job.carry_out(progress, overview(settings, database, storage, stop))
     return 3 if job.tally.failed else 0
 
@@ -80,6 +83,15 @@ def overview(
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
+
+
+def labour(settings: Settings, database: Database, storage: ImageStorage, stop: Stop) -> Labour:
+    """Who does the work: one worker in this process, or several in processes of their own."""
+    if settings.workers is None:
+        return Single(settings, database, storage, stop)
+    from text2img.cli.crew import Crew
+
+    return Crew(settings, database, stop)
 
 
 def add(database: Database, prompts: Sequence[NewPrompt]) -> None:

@@ -17,6 +17,7 @@ from text2img.databases.records import (
     Owed,
     Run,
     Selection,
+    Settled,
     Untold,
     webhook_id,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Queue",
     "Run",
     "Selection",
+    "Settled",
     "Telling",
     "Untold",
     "open_database",
@@ -108,6 +110,14 @@ class Queue(Protocol):
         """Give the prompts back: pending at once, with neither an attempt nor a death counted.
 
         May be repeated. A claim that is lost is passed over.
+        """
+        ...
+
+    def expire(self, worker: str) -> int:
+        """Let the leases of a worker that is known to be dead run out now; returns how many.
+
+        They count as any other lease that ran out. May be repeated, and is safe should the worker live: it
+        holds its claims until somebody takes them.
         """
         ...
 
@@ -208,6 +218,10 @@ class Journal(Protocol):
 
     def run(self, run_id: str) -> Run | None:
         """The run of that id; None where there is none."""
+        ...
+
+    def settled(self, run_id: str) -> Settled:
+        """What the run came to, by the prompts that say so now. One look at all of them."""
         ...
 
     def counts(self, selection: Selection) -> Counts:

@@ -136,6 +136,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What a run came to: prompts that are completed and failed, and the pictures of the completed."""
+
+    completed: int
+    failed: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
     """A final outcome that somebody has not been told of. Either completed or failed.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
 from text2img.errors import ConfigurationError, Unreadable
-from text2img.storage.buckets import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,6 +110,8 @@ def locate(url: str, option: str) -> tuple[str, str, str] | None:
     """The kind (gs or s3), the bucket, and the prefix (empty, or ending in a slash) of such a URL; None for
     any other. Raises ConfigurationError, which names the ``option``, where the rest cannot be read.
     """
+    from text2img.storage.buckets import parse
+
     kind = url.partition("://")[0].lower() if "://" in url else ""
     if kind == "gs":
         from text2img.storage.gcs import is_bucket

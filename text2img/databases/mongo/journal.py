@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
-from text2img.databases import Counts
+from text2img.databases import Counts, Settled
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import FAILURE_FIELDS, OUTCOME_FIELDS, OWED, content_of, new_fields
 from text2img.databases.mongo.connection import reported
@@ -77,6 +77,20 @@ class MongoJournal(Session):
         """See Journal.run."""
         document = self.runs.find_one({"_id": {"$eq": run_id}})
         return None if document is None else run_of(run_id, document)
+
+    @reported
+    def settled(self, run_id: str) -> Settled:
+        """See Journal.settled. One command."""
+        pictures = {"$cond": [{"$isArray": "$image_urls"}, {"$size": "$image_urls"}, 1]}
+        sums = {"n": {"$sum": 1}, "images": {"$sum": pictures}}
+        groups = self.datasets.aggregate(
+            [{"$match": {"run_id": {"$eq": run_id}}}, {"$group": {"_id": "$status", **sums}}]
+        )
+        found = {str(group["_id"]): group for group in groups}
+        done, failed = (found.get(each.value, {}) for each in (Status.COMPLETED, Status.ERROR))
+        return Settled(
+            completed=int(done.get("n", 0)), failed=int(failed.get("n", 0)), images=int(done.get("images", 0))
+        )
 
     @reported
     def counts(self, selection: Selection) -> Counts:

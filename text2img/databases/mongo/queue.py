@@ -19,6 +19,7 @@ from text2img.databases.mongo.updates import (
     CLAIMABLE,
     DUE,
     EXPIRED,
+    NOW,
     PENDING,
     POSTPONED,
     PROCESSING,
@@ -105,6 +106,12 @@ class MongoQueue(Session):
         if claims:
             pending = {"status": Status.PENDING.value}
             self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _LETTING_GO})
+
+    @reported
+    def expire(self, worker: str) -> int:
+        """See Queue.expire. One command."""
+        gone = {**PROCESSING, "claimed_by": {"$eq": worker}}
+        return self.datasets.update_many(gone, [{"$set": {"lease_expires_at": NOW}}]).matched_count
 
     @reported
     def waits(self, selection: Selection) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases import Counts
+from text2img.databases import Counts, Settled
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
@@ -46,6 +46,11 @@ _COUNTS: Final = (
     "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
     "sum(webhook_untold IS NOT NULL) AS owed, "
     "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
+)
+_SETTLED: Final = (
+    "SELECT sum(status = 'completed') AS completed, sum(status = 'error') AS failed, "
+    "sum(CASE status WHEN 'completed' THEN coalesce(json_array_length(image_urls), 1) END) AS images "
+    "FROM {datasets} WHERE run_id = :run"
 )
 _RETRY: Final = (
     "UPDATE {datasets} SET status = 'pending', {forgotten} "
@@ -93,6 +98,12 @@ class SqliteJournal(Session):
         with self._reading() as connection:
             row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
         return None if row is None else run_of(run_id, _run_fields(row))
+
+    def settled(self, run_id: str) -> Settled:
+        """See Journal.settled."""
+        with self._reading() as connection:
+            row = connection.execute(self._sql(_SETTLED), {"run": run_id}).fetchone()
+        return Settled(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
 
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. A snapshot."""

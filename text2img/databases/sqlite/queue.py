@@ -40,6 +40,9 @@ LETTING_GO: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
 
 _READ: Final = "SELECT _id, {fields} FROM {datasets} WHERE {condition} AND {where} {order}"
 _UPDATE: Final = "UPDATE {datasets} SET {assignments} WHERE {held}"
+_EXPIRE: Final = (
+    "UPDATE {datasets} SET lease_expires_at = :now WHERE status = 'processing' AND claimed_by = :worker"
+)
 _CLAIM: Final = (
     "UPDATE {datasets} SET status = 'processing', claimed_by = :worker, claim_number = :number, "
     "claim_token = :token, lease_expires_at = :until, deaths = :deaths, started_claim = NULL, "
@@ -101,6 +104,11 @@ class SqliteQueue(Session):
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
         self._update_held(f"status = 'pending', {LETTING_GO}", claims)
+
+    def expire(self, worker: str) -> int:
+        """See Queue.expire."""
+        with self._writing() as connection:
+            return connection.execute(self._sql(_EXPIRE), {"worker": worker, "now": moment()}).rowcount
 
     def waits(self, selection: Selection) -> bool:
         """See Queue.waits. Two looks at an index, each of which ends at the first prompt."""
