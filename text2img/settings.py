@@ -326,6 +326,9 @@ class Settings:
     stall_timeout: Annotated[float, Gt(0), Le(86_400)] = _option(
         300, "run", "seconds without a step after which the device counts as hung and the run ends"
     )
+    gpu_hour_price: Annotated[float, Ge(0), Le(1_000_000)] | None = _option(
+        None, "run", "dollars that an hour of the machine costs; the run then says what 1,000 images cost"
+    )
 
     workers: Annotated[int, Ge(1), Le(10_000)] | Literal["auto"] | None = _option(
         None,

@@ -125,13 +125,28 @@ def test_a_run_is_kept_and_replaced(stand):
         peak_memory=2**33,
         seconds={"claim": 0.5},
         versions={"torch": "2"},
+        images=6,
+        gpu_hour_price=3.6,
     )
     stand.database.save_run(over, 60)
     assert stand.database.last_runs(5) == [over]
     assert stand.database.run("r") == over
     assert stand.database.run("s") is None
     assert stand.database.run("r").alive_until is None
-    assert "lease_expires_at" not in stand.backend.get("r", "runs")
+    kept = stand.backend.get("r", "runs")
+    assert "lease_expires_at" not in kept
+    assert (kept["gpu_hour_price"], kept["dollars_per_1000_images"]) == (3.6, 10)
+
+
+def test_what_1000_images_cost_is_left_out_where_nobody_knows(stand):
+    """Without a price, without an image, and before its end, a run's document says no cost."""
+    over = {"started_at": _NOW, "finished_at": _NOW + timedelta(minutes=1), "host": "h"}
+    stand.database.save_run(Run(id="free", images=6, **over), 60)
+    stand.database.save_run(Run(id="idle", gpu_hour_price=3.6, **over), 60)
+    stand.database.save_run(Run(id="on", started_at=_NOW, host="h", gpu_hour_price=3.6, images=6), 60)
+    for run_id in ("free", "idle", "on"):
+        assert "dollars_per_1000_images" not in stand.backend.get(run_id, "runs")
+        assert stand.database.run(run_id).dollars_per_1000_images is None
 
 
 def test_the_last_runs_come_newest_first(stand):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from text2img import __version__
 from text2img.cli import parts, tasks
 from text2img.cli.labour import Place
 from text2img.cli.last_line import last_line, remaining
+from text2img.cli.versions import versions
 from text2img.deadline import within
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.guard import Guard
@@ -56,11 +54,12 @@ class Job:
         self._settings, self._database, self._labour, self._stop = settings, database, labour, stop
         self._selection = parts.selection(settings)
         self._name = parts.worker_name()
-        self._run = tasks.new_run(settings.run_id)
+        self._run = replace(tasks.new_run(settings.run_id), gpu_hour_price=settings.gpu_hour_price)
         every = None if serving is None else _TOLD_EVERY
         self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self._ended: str | None = None
+        self._finished_at: datetime | None = None
         self.tally = Tally()
 
     def carry_out(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
@@ -94,7 +93,7 @@ class Job:
             raise
         finally:
             progress.end()
-            self._ended = status
+            self._ended, self._finished_at = status, datetime.now(UTC)
             self._close(status, worked=worked)
         self._stop.check()
 
@@ -115,7 +114,9 @@ class Job:
             print(line, flush=True)
 
     def _line(self, left: str) -> str:
-        return last_line(self.tally, self._labour.spent(), left, self._settings.output_url)
+        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.tally.pictures)
+        cost = so_far.dollars_per_1000_images
+        return last_line(self.tally, self._labour.spent(), left, cost, self._settings.output_url)
 
     def give_up(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
@@ -154,7 +155,7 @@ class Job:
             self._run,
             status=status,
             model=labour.model,
-            finished_at=None if status == "running" else datetime.now(UTC),
+            finished_at=None if status == "running" else self._end_or_now(),
             completed=tally.completed,
             failed=tally.failed,
             images=tally.pictures,
@@ -166,8 +167,12 @@ class Job:
             # Not before the first batch: while its libraries are being imported, an engine cannot say.
             peak_memory=labour.peak_memory() if tally.made else 0,
             seconds={stage: round(spent, 3) for stage, spent in labour.spent().items()},
-            versions=_versions(),
+            versions=versions(),
         )
+
+    def _end_or_now(self) -> datetime:
+        """When the work was over; before that, the present moment."""
+        return self._finished_at or datetime.now(UTC)
 
     def _close(self, status: str, *, worked: bool) -> None:
         """Keep the run's end and tell of it; a database that has failed has been reported already."""
@@ -188,21 +193,3 @@ class Job:
         if worked:
             self._save(status)
         self._teller.finish(patience, stop)
-
-
-def _versions() -> dict[str, str]:
-    """What could matter for making the same pictures again."""
-    known = {"python": platform.python_version(), "text2img": __version__}
-    for name in (
-        "torch",
-        "diffusers",
-        "transformers",
-        "peft",
-        "pymongo",
-        "google-cloud-storage",
-        "boto3",
-        "pillow",
-    ):
-        with suppress(PackageNotFoundError):
-            known[name] = version(name)
-    return known

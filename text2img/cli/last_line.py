@@ -13,13 +13,23 @@ if TYPE_CHECKING:
     from text2img.tally import Tally
 
 
-def last_line(tally: Tally, spent: Mapping[str, float], remaining: str, place: str) -> str:
-    """The line; ``spent`` in seconds by stage, ``place`` the storage's URL."""
+def last_line(
+    tally: Tally, spent: Mapping[str, float], remaining: str, cost: float | None, place: str
+) -> str:
+    """The line; ``spent`` in seconds by stage, ``cost`` in dollars for 1,000 images, ``place`` the storage's
+    URL.
+    """
     several = f" ({tally.pictures} pictures)" if tally.pictures != tally.completed else ""
     done = f"completed {tally.completed}{several}, failed {tally.failed}, remaining {remaining}"
     score = [] if tally.score is None else [f"mean score {tally.score:.2f}"]
     pace = f"{tally.images_per_second:.2f} images/s"
-    return "; ".join([done, *score, pace, *_where_time_went(tally, spent), place])
+    priced = [] if cost is None else [dollars(cost)]
+    return "; ".join([done, *score, pace, *_where_time_went(tally, spent), *priced, place])
+
+
+def dollars(cost: float) -> str:
+    """What 1,000 images cost, as people read it; less than a dollar to a hundredth of a cent."""
+    return f"${cost:,.2f} per 1,000 images" if cost >= 1 else f"${cost:.4f} per 1,000 images"
 
 
 def remaining(left: Counts, later: int) -> str:

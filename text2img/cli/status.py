@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts, plot
+from text2img.cli.last_line import dollars
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _runs(runs: list[Run]) -> list[str]:
     return ["last runs:"] + [
         f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {_status(run):<{wide}}  "
         f"{run.completed:,} completed{_several(run)}, {run.failed:,} failed, "
-        f"{run.images_per_second:.2f} images/s"
+        f"{run.images_per_second:.2f} images/s{_cost(run)}"
         for run in runs
     ]
 
@@ -94,6 +95,11 @@ def _status(run: Run) -> str:
 def _several(run: Run) -> str:
     """How many pictures the completed prompts have, where that is another number."""
     return f" ({run.images:,} pictures)" if run.images > run.completed else ""
+
+
+def _cost(run: Run) -> str:
+    cost = run.dollars_per_1000_images
+    return "" if cost is None else f", {dollars(cost)}"
 
 
 def _age(moment: datetime) -> str:

@@ -73,6 +73,7 @@ class Run:
     ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
+    ``gpu_hour_price``: dollars that an hour of what the run works on costs, where somebody said so.
     ``alive_until`` is what the database says of one that runs: when it has passed, the run's process is gone.
     ``task_index`` and ``execution`` are the platform's, of a run that is one of a job's tasks.
     """
@@ -96,7 +97,18 @@ class Run:
     peak_memory: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    gpu_hour_price: float | None = None
     alive_until: datetime | None = field(default=None, compare=False)
+
+    @property
+    def dollars_per_1000_images(self) -> float | None:
+        """What 1,000 images of this run cost: the seconds from its start to its end, loading and all, at the
+        hour's price, for each of its ``images``. None without a price, without images, before its end.
+        """
+        if self.gpu_hour_price is None or self.finished_at is None or not self.images:
+            return None
+        seconds = (self.finished_at - self.started_at).total_seconds()
+        return seconds * self.gpu_hour_price / 3600 / self.images * 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

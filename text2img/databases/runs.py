@@ -19,7 +19,14 @@ def run_fields(run: Run) -> dict[str, object]:
     pace = ("images_per_second", "steady_images_per_second")
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
     plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, "postponed", *measured)}
-    return {**plain, "seconds": dict(run.seconds), "versions": dict(run.versions)}
+    return {**plain, **_cost(run), "seconds": dict(run.seconds), "versions": dict(run.versions)}
+
+
+def _cost(run: Run) -> dict[str, object]:
+    """What it costs, where that is known."""
+    cost = run.dollars_per_1000_images
+    fields = {"gpu_hour_price": run.gpu_hour_price, "dollars_per_1000_images": cost and round(cost, 6)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
@@ -28,6 +35,7 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
     expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
     if not isinstance(started, datetime):
         return None
+    price = fields.get("gpu_hour_price")
     return Run(
         id=run_id,
         started_at=started,
@@ -48,5 +56,6 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         peak_memory=count_of(fields.get("peak_memory")),
         seconds=object_of(fields.get("seconds")),
         versions=object_of(fields.get("versions")),
+        gpu_hour_price=None if price is None else number_of(price),
         alive_until=expires if isinstance(expires, datetime) else None,
     )
