@@ -93,7 +93,7 @@ def _summary(run: Run, loop: Loop | None) -> Mapping[str, object]:
     """The run as its document says it, and its loop."""
     fields = {
         name: value.isoformat() if hasattr(value, "isoformat") else value
-        for name, value in run_fields(run).items()
+        for name, value in run_fields(run, 0).items()
     }
     asked = {name: getattr(loop, name) for name in ("iterations", "candidates", "min_score")} if loop else {}
     return {"run_id": run.id, **fields, **({"loop": asked} if asked else {})}

@@ -101,10 +101,11 @@ def test_a_configuration_of_another_kind_is_refused_by_id(stand):
 
 def test_a_run_is_kept_and_replaced(stand):
     """The run's document says what the run was, to the last figure; saving it again replaces it."""
-    run = Run(id="r", started_at=_NOW, host="h", model="m")
+    run = Run(id="r", started_at=_NOW, host="h", model="m", worker="h-1-ab")
     stand.database.save_run(run, 60)
     (kept,) = stand.database.last_runs(5)
     assert kept == run
+    assert kept.alive_until - kept.seen_at == timedelta(seconds=60)
     assert timedelta(0) < kept.alive_until - datetime.now(UTC) < timedelta(minutes=2)
     assert "lease_expires_at" in stand.backend.get("r", "runs")
     over = Run(
@@ -132,7 +133,7 @@ def test_a_run_is_kept_and_replaced(stand):
     assert stand.database.last_runs(5) == [over]
     assert stand.database.run("r") == over
     assert stand.database.run("s") is None
-    assert stand.database.run("r").alive_until is None
+    assert (stand.database.run("r").alive_until, stand.database.run("r").seen_at) == (None, None)
     kept = stand.backend.get("r", "runs")
     assert "lease_expires_at" not in kept
     assert (kept["gpu_hour_price"], kept["dollars_per_1000_images"]) == (3.6, 10)
@@ -290,3 +291,33 @@ def test_what_a_run_came_to(stand):
     stand.record(completed(five), run_id="run-2")
     assert stand.database.settled("run-1") == Settled(completed=2, failed=1, images=3)
     assert stand.database.settled("$run_id") == Settled(completed=0, failed=0, images=0)
+
+
+def test_counts_know_the_pictures_of_completed_prompts(stand):
+    """A prompt of three pictures counts three times, one of one once, what is not completed not at all."""
+    stand.put(*({"_id": n} for n in range(4)))
+    several, one, bad, _ = stand.claim("w", 4)
+    urls = tuple(f"gs://b/{n}.png" for n in range(3))
+    stand.record(completed(several, image_urls=urls), completed(one), failed(bad))
+    assert stand.database.counts(ALL).images == 4
+
+
+def test_holdings_say_what_each_worker_has(stand):
+    """Two workers, one of them silent beyond its lease, and a prompt that another program holds; not what is
+    pending or done, and of a data set only its own.
+    """
+    stand.put(*({"_id": n, "dataset_id": "spring" if n < 2 else "autumn"} for n in range(7)))
+    stand.put({"_id": "foreign", "status": "processing"})
+    assert [each.worker for each in stand.database.holdings(ALL)] == ["unknown"]
+    stand.backend.change("foreign", {"status": "completed"})
+    stand.claim("gone", 2, -60)
+    alive = stand.claim("alive", 4, selection=Selection("autumn"))
+    stand.record(completed(alive[0]))
+    held = {each.worker: each for each in stand.database.holdings(ALL)}
+    assert {name: (each.prompts, each.expired) for name, each in held.items()} == {
+        "gone": (2, 2),
+        "alive": (3, 0),
+    }
+    now = datetime.now(UTC)
+    assert held["gone"].lease_until < now < held["alive"].lease_until < now + timedelta(minutes=2)
+    assert [each.worker for each in stand.database.holdings(Selection("spring"))] == ["gone"]

@@ -185,7 +185,7 @@ def test_what_is_told_depends_on_the_status():
 def test_a_run_survives_its_document():
     """Out of its fields the same run comes again; a document without a start is none."""
     run = Run(id="r", started_at=datetime(2026, 1, 1, tzinfo=UTC), host="h", seconds={"claim": 1.5})
-    assert run_of("r", run_fields(run)) == run
+    assert run_of("r", run_fields(run, 60)) == run
     assert run_of("r", {"host": "h"}) is None
     odd = {"started_at": run.started_at, "images_per_second": "fast", "completed": "x", "seconds": 3}
     assert run_of("r", odd) == Run(id="r", started_at=run.started_at, host="", status="")

@@ -203,6 +203,8 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
             "--plot", metavar="RUN", help="plot where a run's time went; last: the latest one"
         )
         parser.add_argument("--plot-file", metavar="FILE", help="draw that plot into a PNG")
+        watch = "show it again every so many seconds (2), with pace and workers, until stopped"
+        parser.add_argument("--watch", nargs="?", const="2", metavar="SECONDS", help=watch)
     if name == "retry":
         parser.add_argument("--error-code", help="only prompts that failed with this code")
     group = parser.add_argument_group

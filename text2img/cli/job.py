@@ -54,7 +54,9 @@ class Job:
         self._settings, self._database, self._labour, self._stop = settings, database, labour, stop
         self._selection = parts.selection(settings)
         self._name = parts.worker_name()
-        self._run = replace(tasks.new_run(settings.run_id), gpu_hour_price=settings.gpu_hour_price)
+        self._run = replace(
+            tasks.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
+        )
         every = None if serving is None else _TOLD_EVERY
         self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, plot
+from text2img.cli import parts, plot, standing
 from text2img.cli.last_line import dollars
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.databases import Counts, Run
+    from text2img.databases import Run
     from text2img.progress import Progress
     from text2img.settings import Settings
 
 _RUNS_SHOWN = 5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 86_400.0  # seconds
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print it; the exit status."""
     del progress
+    if arguments.watch is not None:
+        return _watch(settings, arguments)
     if arguments.plot or arguments.plot_file:
         return _plot(settings, arguments.plot, arguments.plot_file)
     with closing(parts.database(settings, create=False)) as database:
@@ -30,11 +34,26 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         notices = database.notices()
         own = database.notices(webhooks=True)
         runs = database.last_runs(_RUNS_SHOWN)
-    told = [_told("untold", counts.untold, "callbacks", notices)]
-    if counts.owed or any(own):
-        told.append(_told("webhooks", counts.owed, "notices", own))
-    print("\n".join([*_prompts(counts), *told, *_runs(runs)]))
+    print("\n".join([*standing.prompts(counts), *standing.told(counts, notices, own), *_runs(runs)]))
     return 0
+
+
+def _watch(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Show it until somebody stops that; raises ConfigurationError for a pause that is none."""
+    from text2img.cli.watch import watch
+
+    if arguments.plot or arguments.plot_file:
+        raise ConfigurationError("--watch shows how things stand now, --plot a run: give only one of them")
+    try:
+        pause = float(arguments.watch)
+    except ValueError:
+        pause = math.nan
+    if not _SHORTEST_PAUSE <= pause <= _LONGEST_PAUSE:
+        raise ConfigurationError(
+            f"--watch: it should be a number of seconds from {_SHORTEST_PAUSE:g} to {_LONGEST_PAUSE:g};"
+            f" it is {arguments.watch[:60]!r}"
+        )
+    return watch(settings, pause)
 
 
 def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
@@ -54,23 +73,6 @@ def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
         raise ConfigurationError(f"--plot-file {file} cannot be written: {exc.strerror}") from exc
     print(f"where the time of {run.id} went: {file}")
     return 0
-
-
-def _prompts(counts: Counts) -> list[str]:
-    oldest = f"  (oldest {_age(counts.oldest_pending)} old)" if counts.oldest_pending else ""
-    live, expired = counts.live_leases, counts.expired_leases
-    errors = ", ".join(f"{code} {count}" for code, count in sorted(counts.errors.items()))
-    return [
-        f"pending     {counts.pending:>8,}{oldest}",
-        f"processing  {counts.processing:>8,}  (leases: {live:,} live, {expired:,} expired)",
-        f"completed   {counts.completed:>8,}",
-        f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
-    ]
-
-
-def _told(what: str, outcomes: int, kind: str, notices: tuple[int, int]) -> str:
-    due, refused = notices
-    return f"{what:<11} {outcomes:>8,}  ({kind}: {due:,} still to be told, {refused:,} refused for good)"
 
 
 def _runs(runs: list[Run]) -> list[str]:
@@ -100,12 +102,3 @@ def _several(run: Run) -> str:
 def _cost(run: Run) -> str:
     cost = run.dollars_per_1000_images
     return "" if cost is None else f", {dollars(cost)}"
-
-
-def _age(moment: datetime) -> str:
-    """How long ago, in its largest unit."""
-    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

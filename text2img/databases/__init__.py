@@ -11,6 +11,7 @@ from text2img.databases.records import (
     Collections,
     Counts,
     Failure,
+    Holding,
     Made,
     NewPrompt,
     Notice,
@@ -35,6 +36,7 @@ __all__ = [
     "Counts",
     "Database",
     "Failure",
+    "Holding",
     "Journal",
     "Made",
     "NewPrompt",
@@ -226,6 +228,13 @@ class Journal(Protocol):
 
     def counts(self, selection: Selection) -> Counts:
         """How many prompts stand where."""
+        ...
+
+    def holdings(self, selection: Selection) -> list[Holding]:
+        """What each worker holds: one entry for each that has prompts in processing, the dead as well.
+
+        A prompt that another program has put in processing may be in the hands of ``unknown``.
+        """
         ...
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:

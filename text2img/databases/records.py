@@ -50,7 +50,8 @@ class NewPrompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """How many prompts stand where. Leases are those of prompts in processing; ``untold`` outcomes are final
-    and in no notice yet, ``owed`` ones in none for the prompt's own webhook.
+    and in no notice yet, ``owed`` ones in none for the prompt's own webhook. ``images`` are the pictures of
+    the completed.
     """
 
     pending: int
@@ -62,7 +63,20 @@ class Counts:
     oldest_pending: datetime | None
     untold: int
     owed: int = 0
+    images: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What one worker has claimed: how many ``prompts`` are in processing under its name, how many of their
+    leases have ``expired``, and when the last of them ends.
+    """
+
+    worker: str
+    prompts: int
+    expired: int
+    lease_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +88,10 @@ class Run:
     batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
     ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
     ``gpu_hour_price``: dollars that an hour of what the run works on costs, where somebody said so.
+    ``worker`` is the name that it claims by.
     ``alive_until`` is what the database says of one that runs: when it has passed, the run's process is gone.
     ``task_index`` and ``execution`` are the platform's, of a run that is one of a job's tasks.
+    ``seen_at`` is when it last said that it lives.
     """
 
     id: str
@@ -98,7 +114,9 @@ class Run:
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     gpu_hour_price: float | None = None
+    worker: str | None = None
     alive_until: datetime | None = field(default=None, compare=False)
+    seen_at: datetime | None = field(default=None, compare=False)
 
     @property
     def dollars_per_1000_images(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from text2img.databases import Run
@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def run_fields(run: Run) -> dict[str, object]:
-    """A run's document without its ``_id``; moments in time are datetimes."""
-    names = ("host", "status", "started_at", "finished_at", "model", "completed", "failed", "images")
+def run_fields(run: Run, lease_seconds: float) -> dict[str, object]:
+    """A run's document without its ``_id`` and the end of its lease; moments in time are datetimes.
+
+    While it runs, the lease's length stands beside its end, and so tells when it was written.
+    """
+    names = ("host", "worker", "status", "started_at", "finished_at", "model")
+    counts = ("completed", "failed", "images", "postponed")
     task = ("task_index", "execution")
     pace = ("images_per_second", "steady_images_per_second")
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
-    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, "postponed", *measured)}
-    return {**plain, **_cost(run), "seconds": dict(run.seconds), "versions": dict(run.versions)}
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, *counts, *measured)}
+    alive: dict[str, object] = {"lease_seconds": lease_seconds} if run.status == "running" else {}
+    return {**plain, **_cost(run), **alive, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
 
 def _cost(run: Run) -> dict[str, object]:
@@ -35,7 +40,8 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
     expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
     if not isinstance(started, datetime):
         return None
-    price = fields.get("gpu_hour_price")
+    price, until = fields.get("gpu_hour_price"), expires if isinstance(expires, datetime) else None
+    lease = number_of(fields.get("lease_seconds"))
     return Run(
         id=run_id,
         started_at=started,
@@ -57,5 +63,11 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         seconds=object_of(fields.get("seconds")),
         versions=object_of(fields.get("versions")),
         gpu_hour_price=None if price is None else number_of(price),
-        alive_until=expires if isinstance(expires, datetime) else None,
+        worker=_text(fields.get("worker")),
+        alive_until=until,
+        seen_at=until - timedelta(seconds=lease) if until and lease else None,
     )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
-from text2img.databases import Counts, Settled
+from text2img.databases import Counts, Holding, Settled
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import FAILURE_FIELDS, OUTCOME_FIELDS, OWED, content_of, new_fields
 from text2img.databases.mongo.connection import reported
 from text2img.databases.mongo.ids import id_of, value_of, values_for
 from text2img.databases.mongo.session import Session
-from text2img.databases.mongo.updates import is_ahead, literals, other_than, selected, within
+from text2img.databases.mongo.updates import PROCESSING, is_ahead, literals, other_than, selected, within
 from text2img.databases.runs import run_fields, run_of
 from text2img.prompts import Status
 
@@ -39,6 +39,10 @@ _BORN: Final = {
     }
 }
 """When a prompt was written: its ``created_at``, else the time that its ObjectId tells."""
+_PICTURES: Final = {
+    "$cond": [{"$eq": [{"$type": "$image_urls"}, "array"]}, {"$max": [1, {"$size": "$image_urls"}]}, 1]
+}
+"""How many pictures a completed prompt has."""
 
 
 class MongoJournal(Session):
@@ -61,7 +65,7 @@ class MongoJournal(Session):
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See Journal.save_run."""
         alive = {"lease_expires_at": within(lease_seconds)} if run.status == "running" else {}
-        document = {"$literal": {"_id": run.id, **run_fields(run)}}
+        document = {"$literal": {"_id": run.id, **run_fields(run, lease_seconds)}}
         update = [{"$replaceWith": {"$mergeObjects": [document, alive]}}]
         self.runs.update_one({"_id": run.id}, update, upsert=True)
 
@@ -101,9 +105,26 @@ class MongoJournal(Session):
         )
         by = {"status": {"$ifNull": ["$status", Status.PENDING.value]}, "code": "$error_code"}
         sums = {"n": {"$sum": 1}, "live": {"$sum": live}, "untold": {"$sum": untold}}
-        totals = {**sums, "owed": {"$sum": owed}, "oldest": {"$min": _BORN}}
+        totals = {**sums, "owed": {"$sum": owed}, "oldest": {"$min": _BORN}, "images": {"$sum": _PICTURES}}
         groups = self.datasets.aggregate([{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}])
         return _counts(list(groups))
+
+    @reported
+    def holdings(self, selection: Selection) -> list[Holding]:
+        """See Journal.holdings. One command, served by the index."""
+        expired = {"$cond": [is_ahead("lease_expires_at"), 0, 1]}
+        totals = {"n": {"$sum": 1}, "expired": {"$sum": expired}, "until": {"$max": "$lease_expires_at"}}
+        held = {**selected(selection), **PROCESSING}
+        groups = self.datasets.aggregate([{"$match": held}, {"$group": {"_id": "$claimed_by", **totals}}])
+        return [
+            Holding(
+                worker=str(group["_id"] or "unknown"),
+                prompts=int(group["n"]),
+                expired=int(group["expired"]),
+                lease_until=until if isinstance(until := group["until"], datetime) else None,
+            )
+            for group in groups
+        ]
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
         """See Journal.enqueue. A thousand at a time, each of them atomic for itself."""
@@ -173,5 +194,6 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         oldest_pending=min((moment for moment in born if isinstance(moment, datetime)), default=None),
         untold=sum(int(group["untold"]) for group in groups),
         owed=sum(int(group["owed"]) for group in groups),
+        images=sum(int(group["images"]) for group in groups if group["_id"]["status"] == Status.COMPLETED),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},
     )

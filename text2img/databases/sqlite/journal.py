@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases import Counts, Settled
+from text2img.databases import Counts, Holding, Settled
 from text2img.databases.configurations import MODEL_TYPE, configuration_of, missing_configuration
 from text2img.databases.documents import (
     FAILURE_FIELDS,
@@ -45,12 +45,17 @@ _COUNTS: Final = (
     "SELECT {status} AS state, error_code, count(*) AS n, "
     "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
     "sum(webhook_untold IS NOT NULL) AS owed, "
+    "sum(CASE WHEN json_valid(image_urls) THEN max(1, json_array_length(image_urls)) ELSE 1 END) AS images, "
     "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
 )
 _SETTLED: Final = (
     "SELECT sum(status = 'completed') AS completed, sum(status = 'error') AS failed, "
     "sum(CASE status WHEN 'completed' THEN coalesce(json_array_length(image_urls), 1) END) AS images "
     "FROM {datasets} WHERE run_id = :run"
+)
+_HOLDINGS: Final = (
+    "SELECT claimed_by, count(*) AS n, sum(NOT {leased}) AS expired, max(lease_expires_at) AS until "
+    "FROM {datasets} WHERE {status} = 'processing' AND {where} GROUP BY claimed_by"
 )
 _RETRY: Final = (
     "UPDATE {datasets} SET status = 'pending', {forgotten} "
@@ -82,7 +87,7 @@ class SqliteJournal(Session):
         """See Journal.save_run."""
         until = moment(lease_seconds) if run.status == "running" else None
         with self._writing() as connection:
-            fields = {"_id": run.id, **run_fields(run), "lease_expires_at": until}
+            fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
             self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
 
     def last_runs(self, limit: int) -> list[Run]:
@@ -111,6 +116,22 @@ class SqliteJournal(Session):
         statement = self._sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
         with self._reading() as connection:
             return _counts(connection.execute(statement, {**values, "now": moment()}).fetchall())
+
+    def holdings(self, selection: Selection) -> list[Holding]:
+        """See Journal.holdings."""
+        where, values = selected(selection)
+        statement = self._sql(_HOLDINGS, status=STATUS, where=where, leased=LEASED)
+        with self._reading() as connection:
+            rows = connection.execute(statement, {**values, "now": moment()}).fetchall()
+        return [
+            Holding(
+                worker=str(row["claimed_by"] or "unknown"),
+                prompts=row["n"],
+                expired=row["expired"],
+                lease_until=datetime_of(row["until"]),
+            )
+            for row in rows
+        ]
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
         """See Journal.enqueue. A thousand at a time, all of them or none."""
@@ -186,5 +207,6 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
         oldest_pending=min((moment for moment in born if moment is not None), default=None),
         untold=sum(row["untold"] for row in rows),
         owed=sum(row["owed"] for row in rows),
+        images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
         errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
     )

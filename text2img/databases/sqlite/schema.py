@@ -66,7 +66,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("images_per_second", "steady_images_per_second", "device_busy", "device_busy_of_run"),
         *("peak_memory", "seconds", "versions", "lease_expires_at"),
         *("task_index", "execution"),
-        *("gpu_hour_price", "dollars_per_1000_images"),
+        *("gpu_hour_price", "dollars_per_1000_images", "worker", "lease_seconds"),
     ),
     "callbacks": (
         _ID,
