@@ -113,7 +113,7 @@ def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    _ = settings.batches, settings.object_names, settings.hosted_model
+    _ = settings.batches, settings.object_names, settings.hosted_model, settings.metrics_address
     try:
         settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
     except PromptFailed as exc:

@@ -89,8 +89,8 @@ class Finishing:
         self._write_beside(outcomes)
         with self._parts.seconds("record"):
             recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
-        self._parts.leases.drop(outcome.claim for outcome in outcomes)
         self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
+        self._parts.leases.drop(outcome.claim for outcome in outcomes)
         again = [outcome.wait for outcome in recorded if isinstance(outcome, Postponed)]
         again += [0.0 for outcome in recorded if isinstance(outcome, Iterated)]
         self._quota.put_back(again)
@@ -119,7 +119,6 @@ class Finishing:
         except PromptFailed as exc:
             return failure(request.prompt, exc, self._plan.max_attempts)
         except ClaimLost:
-            self._parts.leases.drop([request.prompt.claim])
             self._lost([request.prompt.claim])
             return None
 
@@ -162,6 +161,7 @@ class Finishing:
                 return Evaluation(evaluator=evaluator.name, error=str(exc))
 
     def _lost(self, claims: Collection[Claim]) -> None:
+        self._parts.leases.lose(claims)
         for claim in claims:
             log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
 

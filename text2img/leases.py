@@ -29,13 +29,15 @@ class Leases:
     """Extends the leases of all held claims every third of their length, also while the device is busy.
 
     ``beat`` is called just as often: it says that the run is alive. Leaving the ``with`` block releases
-    what is still held, at once; should the database be away, that is given up after a few seconds.
+    what is still held, at once; should the database be away, that is given up after a few seconds. ``lost``
+    counts claims that went to other workers.
     """
 
     def __init__(self, queue: Queue, seconds: float, beat: Callable[[], None]) -> None:
         self.seconds = seconds
         self._queue = queue
         self._beat = beat
+        self.lost = 0
         self._held: set[Claim] = set()
         self._lock = threading.Lock()
         self._leave = threading.Event()
@@ -64,6 +66,13 @@ class Leases:
         """These are done with, or lost."""
         with self._lock:
             self._held.difference_update(claims)
+
+    def lose(self, claims: Iterable[Claim]) -> None:
+        """These are other workers' now; those that were held count as ``lost``, once."""
+        with self._lock:
+            gone = self._held.intersection(claims)
+            self._held -= gone
+            self.lost += len(gone)
 
     def release(self) -> None:
         """Give back all that is held. Should the database be away, the leases run out by themselves."""
@@ -98,5 +107,5 @@ class Leases:
             with self._lock:
                 lost = [claim for claim in lost if claim in self._held]  # the rest was done with meanwhile
             if lost:
-                self.drop(lost)
+                self.lose(lost)
                 log.warning("%d claims were lost to other workers", len(lost), extra={"lost": len(lost)})

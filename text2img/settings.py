@@ -326,6 +326,15 @@ class Settings:
     stall_timeout: Annotated[float, Gt(0), Le(86_400)] = _option(
         300, "run", "seconds without a step after which the device counts as hung and the run ends"
     )
+    metrics_textfile: str | None = _option(
+        None, "metrics", "a .prom file for node_exporter, written anew every --metrics-seconds and at the end"
+    )
+    pushgateway: str | None = _option(
+        None, "metrics", "URL of a Prometheus Pushgateway that gets the run's metrics as often", secret=True
+    )
+    metrics_seconds: Annotated[float, Ge(1), Le(86_400)] = _option(
+        15, "metrics", "seconds between looks at the database for the metrics, and between writing them"
+    )
     gpu_hour_price: Annotated[float, Ge(0), Le(1_000_000)] | None = _option(
         None, "run", "dollars that an hour of the machine costs; the run then says what 1,000 images cost"
     )
@@ -360,6 +369,11 @@ class Settings:
     )
     rabbitmq_prefetch: Annotated[int, Ge(1), Le(10_000)] = _option(
         100, "serving", "messages that may be on their way into the database at once"
+    )
+    metrics_port: str | None = _option(
+        None,
+        "serving",
+        "PORT, or HOST:PORT: answers Prometheus at /metrics there; on 127.0.0.1 where no host is named",
     )
     idle_exit: Annotated[float, Gt(0), Le(10_000_000)] | None = _option(
         None, "serving", "seconds without work after which the server ends, with status 0"
@@ -481,6 +495,19 @@ class Settings:
                 "--output-dir (OUTPUT_DIR)": self.output_dir,
             }
         )
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """The host and port where metrics can be asked for; raises ConfigurationError for what is none."""
+        if self.metrics_port is None:
+            return None
+        host, _, port = self.metrics_port.rpartition(":")
+        if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65_535:
+            raise ConfigurationError(
+                "--metrics-port (METRICS_PORT): it should be PORT or HOST:PORT;"
+                f" it is {self.metrics_port[:60]!r}"
+            )
+        return host.strip("[]") or "127.0.0.1", int(port)
 
     @property
     def broker_url(self) -> str | None:

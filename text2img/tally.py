@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,16 +13,18 @@ from text2img.prompts import Completed, Failed, Iterated, Postponed
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from text2img.errors import ErrorCode
     from text2img.prompts import Outcome
 
 
 class Tally:
     """Counts outcomes as they are recorded and batches as they are made, from several threads.
 
-    ``completed`` and ``failed`` are prompts that are final; ``postponed`` counts prompts that were put
-    back to be tried again, once for each time, ``iterated`` those that go on with another iteration.
-    ``pictures`` are those that were recorded, ``made`` those that the device has worked on.
-    ``devices``: how many work, which are busy each for themselves.
+    ``completed`` and ``failed`` are prompts that are final, ``failures`` the failed by their codes;
+    ``postponed`` counts prompts that were put back to be tried again, once for each time, ``iterated`` those
+    that go on with another iteration. ``pictures`` are those that were recorded, ``made`` those that the
+    device has worked on, in so many ``batches``, ``busy`` with them for so many seconds. ``devices``: how
+    many work, which are busy each for themselves.
     """
 
     def __init__(self) -> None:
@@ -33,12 +36,14 @@ class Tally:
         self.made = 0
         self._scored, self._scores = 0, 0.0
         self.devices = 1
+        self.batches = 0
+        self.busy = 0.0
+        self.failures: Counter[ErrorCode] = Counter()
         self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._first: tuple[int, float, float] | None = None  # the first batch: its size, start and end
         self._last_end = 0.0
         self._last_record = 0.0
-        self._busy = 0.0
         self._warming = 0.0  # seconds since the first batch began
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
@@ -50,7 +55,9 @@ class Tally:
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
             self.iterated += sum(isinstance(outcome, Iterated) for outcome in outcomes)
             self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | Iterated))
-            self.failed += sum(isinstance(outcome, Failed) for outcome in outcomes)
+            failed = [outcome.code for outcome in outcomes if isinstance(outcome, Failed)]
+            self.failed += len(failed)
+            self.failures.update(failed)
             self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
             self._last_record = time.monotonic()
 
@@ -58,14 +65,16 @@ class Tally:
         """The device worked on so many pictures between these moments (``time.monotonic``)."""
         with self._lock:
             self.made += size
+            self.batches += 1
             self._first = self._first or (size, started, ended)
             self._last_end = ended
-            self._busy += ended - started
+            self.busy += ended - started
 
     def correct(self, completed: int, failed: int, pictures: int) -> None:
         """Outcomes were recorded of which nobody here was told: these are all."""
         with self._lock:
-            self.completed, self.failed, self.pictures = completed, failed, pictures
+            self.completed, self.failed = completed, failed
+            self.pictures = max(self.pictures, pictures)  # the database counts no tries of loops
 
     @contextmanager
     def warming(self) -> Iterator[None]:
@@ -114,12 +123,12 @@ class Tally:
         if self._first is None:
             return 0.0
         whole = self._last_end - self._first[1] - self._warming
-        return min(1.0, _share(self._busy, whole * self.devices))
+        return min(1.0, _share(self.busy, whole * self.devices))
 
     @property
     def device_busy_of_run(self) -> float:
         """The share of the whole run, loading and all, in which the device worked on a batch, in [0, 1]."""
-        return min(1.0, _share(self._busy, self.seconds * self.devices))
+        return min(1.0, _share(self.busy, self.seconds * self.devices))
 
 
 def _share(part: float, whole: float) -> float:

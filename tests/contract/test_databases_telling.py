@@ -177,3 +177,17 @@ def test_a_late_sender_does_not_postpone_anothers_try(stand):
     stand.database.claim_notice("v", 60)
     stand.database.postpone_notice(late, 0, "late")
     assert stand.database.claim_notice("u", 60) is None
+
+
+def test_untold_outcomes_are_counted_until_a_notice_keeps_them(stand):
+    """Those for the receiver and those for prompts' own webhooks, each by itself; gathered is not told."""
+    stand.put({"_id": 1, "webhook_url": "https://h.example/1"}, {"_id": 2}, {"_id": 3})
+    database = stand.database
+    assert (database.untold(), database.untold(webhooks=True)) == (0, 0)
+    one, two, _ = stand.claim()
+    stand.record(completed(one), failed(two), tell=True)
+    assert (database.untold(), database.untold(webhooks=True)) == (2, 1)
+    database.gather("run-1", "n1", 10)
+    assert database.untold() == 2
+    database.save_notice(_notice())
+    assert (database.untold(), database.untold(webhooks=True)) == (0, 1)

@@ -123,3 +123,15 @@ def test_a_beat_that_fails_costs_no_claim(database):
         leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
         beats.wait_for(7)
         assert database.claim("w2", 2, 60, Selection()) == []
+
+
+def test_a_lost_claim_counts_once(database):
+    """However many notice that it went to another worker; one that was dropped before does not count."""
+    leases = Leases(database, 60, lambda: None)
+    lost, done = (prompt.claim for prompt in database.claim("w1", 2, 60, Selection()))
+    leases.hold([lost, done])
+    leases.drop([done])
+    for _ in range(2):
+        leases.lose([lost, done])
+    assert leases.lost == 1
+    assert not leases.holds(lost)

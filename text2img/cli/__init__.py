@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _EVERYTHING = (
     *("database", "output", "callback", "input", "selection", "model", "generator", "generation", "picture"),
-    *("evaluation", "run"),
+    *("evaluation", "run", "metrics"),
     "logging",
 )
 _QUEUE = ("database", "logging")

@@ -118,7 +118,20 @@ class Job:
     def _line(self, left: str) -> str:
         so_far = replace(self._run, finished_at=self._end_or_now(), images=self.tally.pictures)
         cost = so_far.dollars_per_1000_images
-        return last_line(self.tally, self._labour.spent(), left, cost, self._settings.output_url)
+        return last_line(self.tally, self.spent(), left, cost, self._settings.output_url)
+
+    @property
+    def started_at(self) -> datetime:
+        """When the run began."""
+        return self._run.started_at
+
+    def lost(self) -> int:
+        """How many claims went to other workers so far."""
+        return self._leases.lost
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far, by stage."""
+        return self._labour.spent()
 
     def give_up(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
@@ -168,7 +181,7 @@ class Job:
             device_busy_of_run=round(tally.device_busy_of_run, 4),
             # Not before the first batch: while its libraries are being imported, an engine cannot say.
             peak_memory=labour.peak_memory() if tally.made else 0,
-            seconds={stage: round(spent, 3) for stage, spent in labour.spent().items()},
+            seconds={stage: round(spent, 3) for stage, spent in self.spent().items()},
             versions=versions(),
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from text2img.cli import parts
 from text2img.cli.job import Job
 from text2img.cli.labour import Single
+from text2img.cli.telemetry import check, publishing
 from text2img.errors import DatabaseFailed, StorageFailed
 from text2img.guard import stopping
 from text2img.intake import read_prompts
@@ -53,6 +54,7 @@ def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
     parts.evaluator(settings)
     _ = settings.object_names, settings.loop
     parts.check_workers(settings)
+    check(settings)
     return storage, read_prompts(settings.input_file) if settings.input_file else []
 
 
@@ -63,7 +65,8 @@ def work(
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
         job = Job(settings, database, labour(settings, database, storage, stop), stop)
-        job.carry_out(progress, overview(settings, database, storage, stop))
+        with publishing(settings, job, database):
+            job.carry_out(progress, overview(settings, database, storage, stop))
     return 3 if job.tally.failed else 0
 
 

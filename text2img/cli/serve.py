@@ -11,6 +11,7 @@ from text2img.cli import parts
 from text2img.cli.job import Job
 from text2img.cli.labour import Single
 from text2img.cli.run import add, prepare
+from text2img.cli.telemetry import publishing
 from text2img.errors import ConfigurationError
 from text2img.guard import stopping
 from text2img.serving import Serving
@@ -41,8 +42,9 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
         labour = Single(settings, database, storage, stop)
-        serving = _serving(settings, broker, database, stop)
-        Job(settings, database, labour, stop, serving).carry_out(progress)
+        job = Job(settings, database, labour, stop, _serving(settings, broker, database, stop))
+        with publishing(settings, job, database):
+            job.carry_out(progress)
     return 0
 
 

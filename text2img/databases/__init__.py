@@ -197,6 +197,12 @@ class Telling(Protocol):
         """
         ...
 
+    def untold(self, *, webhooks: bool = False) -> int:
+        """How many final outcomes are in no kept notice yet: those to be told to the callback's receiver, or
+        with ``webhooks`` those that are owed to prompts' own. A look at an index.
+        """
+        ...
+
 
 class Journal(Protocol):
     """What runs and their owners want to know and to say."""

@@ -162,6 +162,11 @@ class MongoTelling(Session):
         )
         return due, refused
 
+    @reported
+    def untold(self, *, webhooks: bool = False) -> int:
+        """See Telling.untold. One command."""
+        return self.datasets.count_documents({OWED if webhooks else "untold": {"$exists": True}})
+
     def _alive(self, run_ids: set[object]) -> set[object]:
         running = {"_id": {"$in": list(run_ids)}, "status": "running", **LEASED}
         return {run["_id"] for run in self.runs.find(running, {"_id": 1})}

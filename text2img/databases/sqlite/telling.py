@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notice, Owed
-from text2img.databases.documents import count_of, untold_of
+from text2img.databases.documents import OWED, count_of, untold_of
 from text2img.databases.sqlite.session import Session
 from text2img.databases.sqlite.values import id_of, moment, object_of, structure_of
 
@@ -141,6 +141,14 @@ class SqliteTelling(Session):
         with self._reading() as connection:
             standing = dict(tuple(row) for row in connection.execute(statement))
         return standing.get("due", 0), standing.get("refused", 0)
+
+    def untold(self, *, webhooks: bool = False) -> int:
+        """See Telling.untold."""
+        mark = OWED if webhooks else "untold"
+        statement = self._sql("SELECT count(*) FROM {datasets} WHERE {mark} IS NOT NULL", mark=mark)
+        with self._reading() as connection:
+            (number,) = connection.execute(statement).fetchone()
+        return int(number)
 
     def _keep(self, connection: sqlite3.Connection, notices: Sequence[Notice]) -> None:
         rows = [

@@ -1,0 +1,180 @@
+"""What Prometheus gets of a run: a file, a push, an answer while a server works; and what that costs."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sqlite3
+import time
+import urllib.request
+from base64 import b64encode
+from contextlib import closing
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pytest_httpserver import HTTPServer
+
+from tests.acceptance import product
+from tests.acceptance.test_serve import JOB, enqueue, serving
+from tests.servers import free_port
+from text2img.errors import ErrorCode
+
+QUICK = ("--num-inference-steps", "2", "--metrics-seconds", "1")
+PATIENCE = 120  # seconds until a test gives up
+
+
+def parsed(text):
+    """Each sample by its name and label, after a check of what promtool would check."""
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families)
+    found = {}
+    for family in families:
+        assert family.name.startswith("text2img_")
+        assert family.documentation
+        assert family.type in {"counter", "gauge"}
+        for sample in family.samples:
+            assert sample.name.endswith("_total") is (family.type == "counter")
+            assert len(sample.labels) <= 1
+            found[(sample.name.removeprefix("text2img_"), *sample.labels.values())] = sample.value
+    return found
+
+
+@pytest.fixture(scope="module")
+def gateway():
+    """A server that takes pushes as a Pushgateway does: PUT replaces a group, 200 is success."""
+    with HTTPServer(host="127.0.0.1", port=0) as server:
+        server.expect_request(re.compile("/hub/metrics/job/.*"), method="PUT").respond_with_data("")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, gateway):
+    """A run of two prompts with two pictures each, and one that fails; its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("made")
+    enqueue(folder, "a large red circle on a blue background", "a large green square on a white background")
+    with closing(sqlite3.connect(folder / "prompts.db")) as database, database:
+        database.execute("INSERT INTO datasets (_id, text) VALUES (1, '')")
+    url = f"http://night:hush%2Fword@127.0.0.1:{gateway.port}/hub"
+    told = ("--callback-url", f"http://127.0.0.1:{free_port()}/", "--callback-patience", "0")
+    arguments = ("--num-images", "2", "--metrics-textfile", "night.prom", "--pushgateway", url, *told)
+    finished = product.run("run", *JOB, *QUICK, *arguments, "--log-level", "DEBUG", folder=folder)
+    return folder, finished
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_figures_in_a_file(made):
+    """Images, outcomes, failures by code, seconds by stage, the device's share, backlogs: as they were."""
+    folder, finished = made
+    assert finished.returncode == 3, finished.stderr
+    found = parsed((folder / "night.prom").read_text())
+    assert found["images_total",] == 4
+    assert (found["prompts_total", "completed"], found["prompts_total", "failed"]) == (2, 1)
+    codes = {code: value for (name, *code), value in found.items() if name == "prompt_failures_total"
+             for code in code}  # fmt: skip
+    assert codes == {**dict.fromkeys(map(str, ErrorCode), 0), "invalid_prompt": 1}
+    stages = {"claim", "load", "denoise", "decode", "encode", "upload", "record"}
+    assert all(found["stage_seconds_total", stage] > 0 for stage in stages)
+    device = found["stage_seconds_total", "denoise"] + found["stage_seconds_total", "decode"]
+    assert found["device_busy_seconds_total",] >= device - 0.01
+    assert 0 < found["device_busy_ratio",] <= 1
+    assert found["queue_prompts", "claimable"] == found["expired_leases",] == found["claims_lost_total",] == 0
+    assert found["untold_notices", "callback"] == 1
+    assert found["run_succeeded",] == 1
+    assert time.time() - 3600 < found["run_start_time_seconds",] < found["run_end_time_seconds",]
+    assert [path.name for path in folder.glob("night.prom*")] == ["night.prom"]
+
+
+@pytest.mark.slow
+def test_a_run_pushes_its_figures(made, gateway):
+    """Several times, the last time all of them; as the user of the URL, whose password is said nowhere."""
+    pushed = [request for request, _ in gateway.log]
+    assert len(pushed) > 1
+    assert {request.path for request in pushed} == {
+        f"/hub/metrics/job/text2img/instance/{socket.gethostname()}"
+    }
+    assert pushed[-1].headers["Authorization"] == f"Basic {b64encode(b'night:hush/word').decode()}"
+    last = parsed(pushed[-1].get_data(as_text=True))
+    assert (last["images_total",], last["run_succeeded",]) == (4, 1)
+    assert ("run_succeeded",) not in parsed(pushed[0].get_data(as_text=True))
+    assert "completed 2" in made[1].stdout
+    assert "hush" not in made[1].stdout + made[1].stderr
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
+def test_a_dead_gateway_costs_nothing(tmp_path, answers):
+    """One that refuses, and one that takes the connection and says no more: status 0, soon, the file is
+    written, and the URL's password stays where it was.
+    """
+    enqueue(tmp_path, "a boat")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = free_port() if answers else silent.getsockname()[1]
+        url = f"http://night:hushword@127.0.0.1:{port}/metrics/job/j/team/a"
+        other = ("--dataset-id", "none", "--metrics-textfile", "t.prom", "--pushgateway", url)
+        begun = time.monotonic()
+        finished = product.run("run", *JOB, *other, "--log-level", "DEBUG", folder=tmp_path)
+        took = time.monotonic() - begun
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("completed 0, ")
+    assert "published" in finished.stderr
+    assert "hushword" not in finished.stderr
+    assert took < 20  # three for the end, the rest for a process that starts on busy cores
+    assert parsed((tmp_path / "t.prom").read_text())["run_succeeded",] == 1
+
+
+def scraped(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+        return parsed(answer.read().decode())
+
+
+@pytest.mark.slow
+def test_a_server_answers_while_it_works(tmp_path):
+    """Before there is anything, while prompts wait that it does not take, and after it has made one."""
+    port = free_port()
+    with serving(tmp_path, "--metrics-port", str(port), "--metrics-seconds", "1") as server:
+        server.says(f"metrics at http://127.0.0.1:{port}/metrics")
+        assert scraped(port)["images_total",] == 0
+        enqueue(tmp_path, "a large red circle on a blue background")
+        server.says("completed p-")
+        end = time.monotonic() + PATIENCE
+        while (found := scraped(port))["images_total",] < 1:
+            assert time.monotonic() < end
+        assert found["stage_seconds_total", "denoise"] > 0
+        assert ("run_succeeded",) not in found
+        assert server.ends(15)[0] == 143
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        ("run", ("--metrics-textfile", "no/folder/t.prom"), "--metrics-textfile"),
+        ("run", ("--pushgateway", "gateway:9091"), "--pushgateway"),
+        ("run", ("--pushgateway", "http://gateway/metrics/job/a/b"), "--pushgateway"),
+        ("serve", ("--metrics-port", "high"), "--metrics-port"),
+        ("serve", ("--metrics-port", "70000"), "--metrics-port"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, command, arguments, named):
+    """Before anything is claimed: status 2, and a line that names the option."""
+    refused = product.run(command, *JOB, *arguments, folder=tmp_path)
+    assert (refused.returncode, named in product.errors(refused)[-1]) == (2, True), refused.stderr
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path):
+    """A server that could not be asked would not be noticed: status 2."""
+    enqueue(tmp_path, "a boat")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = product.run("serve", *JOB, "--metrics-port", port, folder=tmp_path)
+    assert (refused.returncode, "--metrics-port" in refused.stderr) == (2, True), refused.stderr
+
+
+def test_without_the_package_a_sentence_says_what_to_install(tmp_path):
+    """Asked for and not installed: status 2; not asked for: it is not even looked for."""
+    (tmp_path / "prometheus_client.py").write_text(
+        "raise ModuleNotFoundError('no', name='prometheus_client')\n"
+    )
+    missing = {"folder": tmp_path, "PYTHONPATH": str(tmp_path)}
+    enqueue(tmp_path, "a boat")
+    refused = product.run("run", *JOB, "--metrics-textfile", "t.prom", **missing)
+    assert (refused.returncode, "text2img[metrics]" in refused.stderr) == (2, True)
+    assert product.run("run", *JOB, "--dataset-id", "none", **missing).returncode == 0

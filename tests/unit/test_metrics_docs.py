@@ -1,0 +1,41 @@
+"""docs/metrics.md against the code: a metric that is documented wrongly, or not at all, fails here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from text2img.tally import Tally
+from text2img.telemetry.backlog import RECEIVERS, Backlog
+from text2img.telemetry.figures import Figures
+
+DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_metrics_is_the_code() -> None:
+    """Name, type, labels and meaning of each metric of a run that is over stand there, in its order."""
+    figures = Figures(Tally(), lambda: {"load": 1.0}, lambda: 0, 0.0)
+    nobody = dict.fromkeys(RECEIVERS, 0)
+    figures.succeeded = True
+    figures.backlog = Backlog(
+        claimable=0, postponed=0, workers=0, expired=0, untold=nobody, notices=nobody, refused=nobody
+    )
+    declared = [
+        [
+            family.samples[0].name,
+            family.type,
+            ", ".join(family.samples[0].labels),
+            family.documentation,
+        ]
+        for family in figures.collect()
+    ]
+    table = DOCS.split("<!-- metrics:", 1)[1].split("<!-- end of metrics -->", 1)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line[:3] == "| `"
+    ]
+    documented = [
+        [name.strip("`"), kind, labels.partition(":")[0].strip("`"), meaning]
+        for name, kind, labels, meaning in rows
+    ]
+    assert documented == declared
