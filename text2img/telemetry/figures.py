@@ -50,9 +50,10 @@ class Figures(Collector):
 
     def _counted(self) -> Iterator[Metric]:
         tally = self._tally
-        outcomes = {"completed": tally.completed, "failed": tally.failed, "postponed": tally.postponed}
+        kinds = ("completed", "failed", "postponed", "iterated")
+        outcomes = {kind: getattr(tally, kind) for kind in kinds}
         codes = {code.value: tally.failures[code] for code in ErrorCode}
-        yield _counter("images", "Pictures of completed prompts, stored and recorded.", tally.pictures)
+        yield _counter("images", "Pictures that were stored and recorded.", tally.pictures)
         yield _counters("prompts", "Outcomes recorded, by kind.", "outcome", outcomes)
         yield _counters("prompt_failures", "Prompts that failed for good, by error code.", "code", codes)
         yield _counter("batches", "Batches that the device has worked on.", tally.batches)
