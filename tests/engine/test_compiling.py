@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from tests.engine.conftest import ask
 from text2img.engine.breakeven import Estimate
 from text2img.engine.compile_cache import CompileCache
+from text2img.engine.compiler import Compiler
 from text2img.engine.compiling import Compiling
 from text2img.engine.quiet import quiet
 from text2img.errors import DeviceFailed, Stopped
@@ -46,7 +47,7 @@ class Desk:
 
     def __init__(self, mode="always", device="cpu", folder=None, backend="eager", most=None):
         self.denoiser = Denoiser(backend)
-        self.compiling = Compiling(self.denoiser, mode, device, CompileCache(folder))
+        self.compiling = Compiling(Compiler(self.denoiser, device), mode, CompileCache(folder))
         self.rehearsed, self.rows, self.most = [], [], most
 
     def rehearse(self, part):

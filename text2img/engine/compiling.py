@@ -4,16 +4,15 @@
 time. Batches whose shape was chosen run compiled, filled up to the compiled size where they are smaller, so
 that nothing is compiled twice; all others run as they are, as after a failure all do. So do batches with
 LoRAs: each set of them is another model to the compiler. How to draw a batch is not known here, nor whether
-compiling pays: see ``breakeven``.
+compiling pays (see ``breakeven``), nor how to compile (see ``compiler``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from text2img.engine.breakeven import CAUTIOUS, Decision, Estimate, Ledger
 from text2img.engine.devices import Trouble, free_caches, one_line, trouble
@@ -23,15 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from text2img.engine.compile_cache import CompileCache
+    from text2img.engine.compiler import Compiler
     from text2img.engine.options import Compile
     from text2img.prompts import Request
 
     Rehearse = Callable[[Sequence[Request]], None]
 
 logger = logging.getLogger(__name__)
-
-_MOST: Final = 64
-"""Shapes and sizes that one run compiles at the most; torch alone stops at 8."""
 
 
 class Shape(NamedTuple):
@@ -58,20 +55,18 @@ class Shape(NamedTuple):
 class Compiling:
     """Compiles one denoiser, shape by shape; used from the thread that owns the device.
 
-    ``denoiser`` None is one that is never compiled. With ``auto`` nothing is compiled on a device other than
+    Without a denoiser nothing is. With ``auto`` nothing is compiled on a device other than
     ``cuda``: elsewhere it takes longer and brings less. ``recompilations`` counts what was compiled while
     pictures were drawn, where nothing should be. ``about`` is what else a measurement depends on.
     """
 
-    def __init__(
-        self, denoiser: Any, mode: Compile, device: str, cache: CompileCache, about: str = ""
-    ) -> None:
-        if denoiser is None and mode == "always":
+    def __init__(self, compiler: Compiler, mode: Compile, cache: CompileCache, about: str = "") -> None:
+        known = bool(compiler.name)
+        if not known and mode == "always":
             logger.info("a pipeline of this kind is not compiled: it is not known what its denoiser is")
-        runs = denoiser is not None and (mode != "auto" or device == "cuda")
+        runs = known and (mode != "auto" or compiler.device == "cuda")
         self._mode: Compile = mode if runs else "never"
-        self._denoiser, self._device, self._cache, self._about = denoiser, device, cache, about
-        self._name = ""
+        self._compiler, self._cache, self._about = compiler, cache, about
         self._ledger = Ledger()
         self._costs: dict[tuple[Shape, int], float] = {}
         self._refused: set[tuple[Shape, int]] = set()
@@ -105,24 +100,21 @@ class Compiling:
         """
         shape = Shape.of(part[0])
         compiled = next((one for one in self._sizes(shape, len(part), most) if one < 2 * len(part)), None)
-        graphs, begun = self._graphs(), time.perf_counter()
+        graphs, begun = self._compiler.graphs, time.perf_counter()
         try:
-            with self._stance(compiled=compiled is not None):
+            with self._compiler.stance(compiled=compiled is not None):
                 yield compiled or len(part)
         except Exception as exc:
             if compiled is not None and trouble(exc) is Trouble.MEMORY:
                 del self._costs[shape, compiled]
             raise
-        self._count(self._graphs() - graphs)
+        self._count(self._compiler.graphs - graphs)
         if compiled in (None, len(part)):
             self._took(part, time.perf_counter() - begun, compiled=compiled is not None)
 
     def close(self) -> None:
         """Forget what was compiled, which holds the denoiser's weights."""
-        if self._name:
-            import torch
-
-            torch.compiler.reset()
+        self._compiler.close()
 
     def _sizes(self, shape: Shape, size: int, most: int | None) -> list[int]:
         """The compiled sizes that ``size`` requests of the shape could run in, the smallest first."""
@@ -168,8 +160,8 @@ class Compiling:
     def _attempt(self, part: Sequence[Request], rehearse: Rehearse) -> tuple[Trouble, str] | None:
         """What went wrong; no more of it is kept, as a traceback holds the tensors of all its frames."""
         try:
-            self._install()
-            with self._stance(compiled=True):
+            self._compiler.install(self._cache)
+            with self._compiler.stance(compiled=True):
                 rehearse(part)
         except Text2ImgError:
             raise
@@ -177,43 +169,6 @@ class Compiling:
             logger.debug("compiling failed", exc_info=True)
             return trouble(exc), one_line(exc)
         return None
-
-    def _install(self) -> None:
-        """Once: have the denoiser compiled whole, or where it is one block over and over, that block.
-
-        The UNets name their attention blocks as repeated too; their convolutions would stay uncompiled.
-        """
-        if self._name:
-            return
-        import torch
-        from torch._logging import set_logs
-
-        self._cache.open()
-        self._name = _name(self._denoiser, self._device)
-        torch.compiler.config.recompile_limit = _MOST
-        set_logs(all=logging.ERROR)  # unless the variable TORCH_LOGS asks for more
-        repeats = getattr(self._denoiser, "_repeated_blocks", None) and not hasattr(self._denoiser, "conv_in")
-        compile_ = self._denoiser.compile_repeated_blocks if repeats else self._denoiser.compile
-        compile_(fullgraph=True, dynamic=False)
-
-    def _stance(self, *, compiled: bool) -> contextlib.AbstractContextManager[Any]:
-        """Within it the denoiser runs compiled, or as if nothing had ever been."""
-        if not self._name:
-            return contextlib.nullcontext()
-        import torch
-
-        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(
-            "default" if compiled else "force_eager"
-        )
-        return stance
-
-    def _graphs(self) -> int:
-        """Graphs that torch has compiled so far in this process."""
-        if not self._name:
-            return 0
-        from torch._dynamo.utils import counters
-
-        return int(counters["stats"]["unique_graphs"])
 
     def _count(self, graphs: int) -> None:
         if graphs:
@@ -236,16 +191,5 @@ class Compiling:
 
     def _key(self, shape: Shape, size: int) -> str:
         """What a measurement holds for: chip, versions, model, shape and size."""
-        name = self._name or _name(self._denoiser, self._device)
         kind = f"{shape.width}x{shape.height}, {shape.chunks} chunks, guided {shape.guided}"
-        return f"{name}; {size} of {kind}, scheduler {shape.scheduler}{self._about}"
-
-
-def _name(denoiser: Any, device: str) -> str:
-    import diffusers
-    import torch
-
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    weights = sum(one.numel() for one in denoiser.parameters())
-    model = f"{type(denoiser).__name__} of {weights:,} weights in {denoiser.dtype}"
-    return f"{device} {chip}; torch {torch.__version__}, diffusers {diffusers.__version__}; {model}"
+        return f"{self._compiler.name}; {size} of {kind}, scheduler {shape.scheduler}{self._about}"

@@ -165,6 +165,7 @@ class DiffusersEngine:
 
     def _load(self, found: _Found) -> _Loaded:
         from text2img.engine.adapters import Adapters
+        from text2img.engine.compiler import Compiler
         from text2img.engine.compiling import Compiling
         from text2img.engine.decoding import Decoder
         from text2img.engine.drawing import Draughtsman
@@ -191,9 +192,8 @@ class DiffusersEngine:
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
             parts=Parts(self._draw, free_caches),
             compiling=Compiling(
-                getattr(pipe, family.denoiser, None),
+                Compiler(getattr(pipe, family.denoiser, None), device),
                 self._options.compile if how == "none" else "never",
-                device,
                 self._cache,
                 f", feature cache {every}" if every > 1 else "",
             ),

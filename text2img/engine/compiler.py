@@ -1,0 +1,84 @@
+"""torch's compiler at one denoiser: set up once, and switched on and off from batch to batch.
+
+When that pays and for which batches, ``compiling`` decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from text2img.engine.compile_cache import CompileCache
+
+_MOST: Final = 64
+"""Shapes and sizes that one run compiles at the most; torch alone stops at 8."""
+
+
+class Compiler:
+    """Compiles one denoiser, on ``device``; ``name`` says what a measurement of it holds for: chip, versions,
+    model. ``denoiser`` None, and "", where it is not known what the denoiser is.
+    """
+
+    def __init__(self, denoiser: Any, device: str) -> None:
+        self._denoiser = denoiser
+        self._installed = False
+        self.device = device
+        self.name = "" if denoiser is None else _name(denoiser, device)
+
+    def install(self, cache: CompileCache) -> None:
+        """Once: have the denoiser compiled whole, or where it is one block over and over, that block.
+
+        The UNets name their attention blocks as repeated too; their convolutions would stay uncompiled.
+        """
+        if self._installed:
+            return
+        import torch
+        from torch._logging import set_logs
+
+        cache.open()
+        self._installed = True
+        torch.compiler.config.recompile_limit = _MOST
+        set_logs(all=logging.ERROR)  # unless the variable TORCH_LOGS asks for more
+        repeats = getattr(self._denoiser, "_repeated_blocks", None) and not hasattr(self._denoiser, "conv_in")
+        compile_ = self._denoiser.compile_repeated_blocks if repeats else self._denoiser.compile
+        compile_(fullgraph=True, dynamic=False)
+
+    def stance(self, *, compiled: bool) -> contextlib.AbstractContextManager[Any]:
+        """Within it the denoiser runs compiled, or as if nothing had ever been."""
+        if not self._installed:
+            return contextlib.nullcontext()
+        import torch
+
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(
+            "default" if compiled else "force_eager"
+        )
+        return stance
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that torch has compiled so far in this process."""
+        if not self._installed:
+            return 0
+        from torch._dynamo.utils import counters
+
+        return int(counters["stats"]["unique_graphs"])
+
+    def close(self) -> None:
+        """Forget what was compiled, which holds the denoiser's weights."""
+        if self._installed:
+            import torch
+
+            torch.compiler.reset()
+
+
+def _name(denoiser: Any, device: str) -> str:
+    import diffusers
+    import torch
+
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    weights = sum(one.numel() for one in denoiser.parameters())
+    model = f"{type(denoiser).__name__} of {weights:,} weights in {denoiser.dtype}"
+    return f"{device} {chip}; torch {torch.__version__}, diffusers {diffusers.__version__}; {model}"
