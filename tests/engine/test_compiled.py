@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -11,12 +10,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.engine import loras
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.quiet import quiet
 from text2img.errors import Stopped
 from text2img.prompts import SCHEDULERS
-from text2img.prompts.loras import Lora
 
 FAMILIES = ["sd1", "sdxl", "sd3", "flux"]
 
@@ -78,27 +75,6 @@ def test_families(loaded, tiny, family):
     theirs, _ = work(loaded(family), sizes, num_inference_steps=3)
     assert apart(ours, theirs) <= 1
     assert engine.seconds["compile"] > 0
-
-
-def test_loras_leave_what_is_compiled_alone(tiny, tmp_path):
-    """Batches with LoRAs run uncompiled, whichever are loaded; those without run, before and after, on what
-    was compiled, and draw the same.
-    """
-    engine = traced(open_engine(tiny("sd1"), compile="always"))
-    files = [
-        loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(engine), rank=rank, text=True)), f"{rank}")
-        for rank in (2, 4)
-    ]
-    (first,), _ = work(engine, (3,))
-    before = counters["stats"]["unique_graphs"]
-    for file in files:
-        batch = [replace(ask(seed, loras=(Lora(file, 1.0),)), lora_files=(file,)) for seed in range(3)]
-        batch = [engine.prepare(request) for request in batch]
-        engine.warm(batch, 1000)
-        assert apart([engine.generate(batch, lambda _done, _of: None)], [first]) > 10
-        (again,), _ = work(engine, (3,))
-        assert apart([again], [first]) == 0
-    assert (counters["stats"]["unique_graphs"], engine.recompilations) == (before, 0)
 
 
 def test_what_else_may_change(compiled):

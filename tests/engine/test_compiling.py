@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask
+from text2img.engine.adapters import Adapters
 from text2img.engine.breakeven import Estimate
 from text2img.engine.compile_cache import CompileCache
 from text2img.engine.compiler import Compiler
@@ -47,7 +48,9 @@ class Desk:
 
     def __init__(self, mode="always", device="cpu", folder=None, backend="eager", most=None):
         self.denoiser = Denoiser(backend)
-        self.compiling = Compiling(Compiler(self.denoiser, device), mode, CompileCache(folder))
+        self.compiling = Compiling(
+            Compiler(self.denoiser, device, Adapters(None)), mode, CompileCache(folder)
+        )
         self.rehearsed, self.rows, self.most = [], [], most
 
     def rehearse(self, part):

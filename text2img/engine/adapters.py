@@ -3,15 +3,17 @@
 A LoRA adds a product of two small matrices to some of a model's weights (Hu et al. 2021, arXiv 2106.09685).
 peft puts a layer of its own in the place of each module that it adds to. Those layers stand in the model only
 while a batch wants LoRAs: without, the model is, module by module, the one that was loaded, so that its
-pictures are the same to the bit and what was compiled of it stays valid. Fetches no file; whether a file fits
-the model, ``lora_weights`` says.
+pictures are the same to the bit and what was compiled of it stays valid. While a batch with LoRAs runs
+compiled, ``slots`` stand there instead of peft's layers. Fetches no file; whether a file fits the model,
+``lora_weights`` says.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +23,9 @@ from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from text2img.engine.slots import Active, Key, Place, Room
     from text2img.prompts import Request
 
     Stamp = tuple[str, int, int]
@@ -50,10 +54,13 @@ class Adapters:
     """The LoRAs of one pipeline, used from the thread that owns the device."""
 
     def __init__(self, pipe: Any, room: int = ROOM, most: int = MOST) -> None:
+        from text2img.engine.slots import Slots
+
         self._pipe, self._room, self._most = pipe, room, most
+        self._slots = Slots()
         self._loaded: OrderedDict[Stamp, _Adapter] = OrderedDict()
         self._unusable: OrderedDict[Stamp, tuple[ErrorCode, str]] = OrderedDict()
-        self._layers: dict[tuple[int, str], tuple[Any, str, Any]] = {}
+        self._layers: defaultdict[str, dict[Key, Place]] = defaultdict(dict)
         self._active: tuple[tuple[_Adapter, float], ...] = ()
         self._made = 0
         # peft says of weights that it stands before that they are not trained; to the compiler they are then
@@ -66,6 +73,19 @@ class Adapters:
     def voice(self) -> Hashable:
         """What decides, beside a text, how it is read now: equal voices read equal texts alike."""
         return tuple((adapter.name, weight) for adapter, weight in self._active if adapter.reads)
+
+    def room(self) -> Room | None:
+        """What decides, beside a batch's shape, which compiled code the active LoRAs run on; see Slots."""
+        return self._slots.room(*self._in_denoiser())
+
+    def in_slots(self) -> AbstractContextManager[None]:
+        """Within it the active LoRAs stand in the denoiser as its compiled code wants them; see Slots."""
+        return self._slots.standing(*self._in_denoiser())
+
+    def _in_denoiser(self) -> tuple[dict[Key, Place], Active]:
+        parts = (places for part, places in self._layers.items() if not _reads(part))
+        places = {key: place for part in parts for key, place in part.items()}
+        return places, tuple((adapter.name, weight) for adapter, weight in self._active)
 
     @property
     def names(self) -> list[str]:
@@ -148,7 +168,7 @@ class Adapters:
             raise
         size = sum(value.nbytes for value in named.values())
         logger.info("loaded a LoRA of %d weights, %.1f MB", len(named), size / 1e6)
-        return _Adapter(name, size, any(part.startswith("text_encoder") for part in parts))
+        return _Adapter(name, size, any(map(_reads, parts)))
 
     def _check(self, name: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise unless the adapter in the model is, weight by weight, what was read, and nothing else."""
@@ -174,11 +194,11 @@ class Adapters:
             for parent in list(getattr(self._pipe, part).modules()):
                 for name, child in parent.named_children():
                     if isinstance(child, BaseTunerLayer):
-                        self._layers[id(parent), name] = parent, name, child
+                        self._layers[part][id(parent), name] = parent, name, child
 
     def _put(self, *, layers: bool) -> None:
         """Put peft's layers into the model, or the modules in whose places they stand."""
-        for parent, name, layer in self._layers.values():
+        for parent, name, layer in chain.from_iterable(part.values() for part in self._layers.values()):
             parent.register_module(name, layer if layers else layer.get_base_layer())
 
     def _forget(self, keep: Sequence[Stamp]) -> None:
@@ -203,6 +223,11 @@ def _stamp(file: str) -> Stamp:
         sentence = f"the LoRA's file cannot be read ({exc.strerror})"
         raise PromptFailed(ErrorCode.GENERATION_FAILED, sentence) from exc
     return file, stat.st_size, stat.st_mtime_ns
+
+
+def _reads(part: str) -> bool:
+    """Whether the pipeline's component of that name reads texts."""
+    return part.startswith("text_encoder")
 
 
 def _explained(exc: Exception) -> PromptFailed:

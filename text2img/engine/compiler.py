@@ -11,19 +11,25 @@ import platform
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from text2img.engine.adapters import Adapters
     from text2img.engine.compile_cache import CompileCache
+    from text2img.engine.slots import Room
 
 _MOST: Final = 64
 """Shapes and sizes that one run compiles at the most; torch alone stops at 8."""
 
 
 class Compiler:
-    """Compiles one denoiser, on ``device``; ``name`` says what a measurement of it holds for: chip, versions,
-    model. ``denoiser`` None, and "", where it is not known what the denoiser is.
+    """Compiles one denoiser, on ``device``, with the LoRAs that are active among ``adapters``.
+
+    ``name`` says what a measurement of it holds for: chip, versions, model. ``denoiser`` None, and "", where
+    it is not known what the denoiser is.
     """
 
-    def __init__(self, denoiser: Any, device: str) -> None:
-        self._denoiser = denoiser
+    def __init__(self, denoiser: Any, device: str, adapters: Adapters) -> None:
+        self._denoiser, self._adapters = denoiser, adapters
         self._installed = False
         self.device = device
         self.name = "" if denoiser is None else _name(denoiser, device)
@@ -46,16 +52,21 @@ class Compiler:
         compile_ = self._denoiser.compile_repeated_blocks if repeats else self._denoiser.compile
         compile_(fullgraph=True, dynamic=False)
 
-    def stance(self, *, compiled: bool) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def stance(self, *, compiled: bool) -> Iterator[None]:
         """Within it the denoiser runs compiled, or as if nothing had ever been."""
         if not self._installed:
-            return contextlib.nullcontext()
+            yield
+            return
         import torch
 
-        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(
-            "default" if compiled else "force_eager"
-        )
-        return stance
+        standing = self._adapters.in_slots() if compiled else contextlib.nullcontext()
+        with standing, torch.compiler.set_stance("default" if compiled else "force_eager"):
+            yield
+
+    def room(self) -> Room | None:
+        """What the active LoRAs need, which decides what code they run on; None where none can be made."""
+        return self._adapters.room()
 
     @property
     def graphs(self) -> int:

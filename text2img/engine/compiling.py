@@ -2,9 +2,9 @@
 
 ``torch.compile`` makes code for one size and shape: it takes minutes and then saves a share of every batch's
 time. Batches whose shape was chosen run compiled, filled up to the compiled size where they are smaller, so
-that nothing is compiled twice; all others run as they are, as after a failure all do. So do batches with
-LoRAs: each set of them is another model to the compiler. How to draw a batch is not known here, nor whether
-compiling pays (see ``breakeven``), nor how to compile (see ``compiler``).
+that nothing is compiled twice; all others run as they are, as after a failure all do. Batches with LoRAs
+have code of their own, which all LoRAs share that need no more room than it was made for. How to draw a batch
+is not known here, nor whether compiling pays (see ``breakeven``), nor how to compile (see ``compiler``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from text2img.engine.compile_cache import CompileCache
     from text2img.engine.compiler import Compiler
     from text2img.engine.options import Compile
+    from text2img.engine.slots import Room
     from text2img.prompts import Request
 
     Rehearse = Callable[[Sequence[Request]], None]
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Shape(NamedTuple):
     """What decides the shapes and kinds of all that goes into the denoiser, but for the batch's size.
 
-    ``adapted``: whether LoRAs stand in the denoiser.
+    ``room``: what its LoRAs need; None where it is more than can be compiled for.
     """
 
     width: int
@@ -42,14 +43,23 @@ class Shape(NamedTuple):
     chunks: int
     guided: bool
     scheduler: str | None
-    adapted: bool
+    room: Room | None
 
     @classmethod
-    def of(cls, request: Request) -> Shape:
+    def of(cls, request: Request, room: Room | None) -> Shape:
         """The shape that a request is drawn in."""
         wanted = request.parameters
-        guided, adapted = wanted.guidance_scale > 1, bool(wanted.loras)
-        return cls(wanted.width, wanted.height, request.chunks, guided, wanted.scheduler, adapted)
+        guided = wanted.guidance_scale > 1
+        return cls(wanted.width, wanted.height, request.chunks, guided, wanted.scheduler, room)
+
+    def __str__(self) -> str:
+        loras = f" with LoRAs of rank {self.room.rank} in {self.room.layers} layers" if self.room else ""
+        return f"{self.width}×{self.height}{loras}"
+
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRAs change the denoiser."""
+        return self.room is None or self.room.rank > 0
 
 
 class Compiling:
@@ -71,7 +81,13 @@ class Compiling:
         self._costs: dict[tuple[Shape, int], float] = {}
         self._refused: set[tuple[Shape, int]] = set()
         self._told: set[tuple[Shape, int]] = set()
+        self._without_loras = False
         self.recompilations = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything may be compiled."""
+        return self._mode != "never"
 
     def warm(self, part: Sequence[Request], left: int, most: int | None, rehearse: Rehearse) -> None:
         """Compile for parts like this one where that pays, by letting ``rehearse`` draw it.
@@ -79,14 +95,9 @@ class Compiling:
         ``most``: how many rows fit into memory, where that is known. Raises DeviceFailed when the device has
         failed; any other failure is a line in the log, and the denoiser runs uncompiled.
         """
-        shape, size = Shape.of(part[0]), len(part)
+        shape, size = self._shape(part), len(part)
         self._ledger.came(shape, size)
-        if (
-            self._mode == "never"
-            or shape.adapted
-            or (shape, size) in self._refused
-            or self._sizes(shape, size, most)
-        ):
+        if not self.runs or self._hopeless(shape, size) or self._sizes(shape, size, most):
             return
         if self._mode == "always" or self._pays(part, left):
             self._compile(part, rehearse)
@@ -98,7 +109,7 @@ class Compiling:
         They are more than the requests where the part is smaller than what was compiled. Where they would
         be twice as many or more, the part is drawn as it is: that costs less, and compiles nothing either.
         """
-        shape = Shape.of(part[0])
+        shape = self._shape(part)
         compiled = next((one for one in self._sizes(shape, len(part), most) if one < 2 * len(part)), None)
         graphs, begun = self._compiler.graphs, time.perf_counter()
         try:
@@ -116,13 +127,24 @@ class Compiling:
         """Forget what was compiled, which holds the denoiser's weights."""
         self._compiler.close()
 
+    def _hopeless(self, shape: Shape, size: int) -> bool:
+        """Whether it is known that nothing can be compiled for such a part, or that it brings nothing."""
+        if shape.room is None and (shape, 0) not in self._told:
+            logger.info("LoRAs of so high a rank, or of such layers, run uncompiled")
+            self._told.add((shape, 0))
+        refused = (shape, size) in self._refused
+        return refused or shape.room is None or (shape.adapted and self._without_loras)
+
+    def _shape(self, part: Sequence[Request]) -> Shape:
+        return Shape.of(part[0], self._compiler.room())
+
     def _sizes(self, shape: Shape, size: int, most: int | None) -> list[int]:
         """The compiled sizes that ``size`` requests of the shape could run in, the smallest first."""
         known = sorted(one for of, one in self._costs if of == shape)
         return [one for one in known if size <= one <= (most or one)]
 
     def _pays(self, part: Sequence[Request], left: int) -> bool:
-        shape, size = key = Shape.of(part[0]), len(part)
+        shape, size = key = self._shape(part), len(part)
         ahead = self._ledger.ahead(shape, size, left, part[0].parameters.num_inference_steps)
         if ahead is None:
             return False
@@ -138,12 +160,12 @@ class Compiling:
             self._told.add(key)
 
     def _compile(self, part: Sequence[Request], rehearse: Rehearse) -> None:
-        shape, size = Shape.of(part[0]), len(part)
+        shape, size = self._shape(part), len(part)
         begun = time.perf_counter()
         failure = self._attempt(part, rehearse)
         if failure is None:
             cost = self._costs[shape, size] = time.perf_counter() - begun
-            logger.info("compiled for %d pictures of %d×%d in %.0f s", size, shape.width, shape.height, cost)
+            logger.info("compiled for %d pictures of %s in %.0f s", size, shape, cost)
             return
         kind, sentence = failure
         if kind is Trouble.DEVICE:
@@ -152,6 +174,12 @@ class Compiling:
             free_caches()
             self._refused.add((shape, size))
             logger.info("compiling for %d pictures needs more memory than there is; they run as before", size)
+            return
+        if shape.adapted:
+            self._without_loras = True
+            logger.warning(
+                "the model cannot be compiled with LoRAs here; with them it runs as it is: %s", sentence
+            )
             return
         self._mode = "never"
         self._costs.clear()
@@ -177,7 +205,7 @@ class Compiling:
 
     def _took(self, part: Sequence[Request], seconds: float, *, compiled: bool) -> None:
         """Remember how long a part took; the first one counted on compiled code tells what that brought."""
-        shape, size, steps = Shape.of(part[0]), len(part), part[0].parameters.num_inference_steps
+        shape, size, steps = self._shape(part), len(part), part[0].parameters.num_inference_steps
         gain = self._ledger.took(shape, size, steps, seconds, compiled=compiled)
         if gain is not None:
             self._measured(shape, size, gain)
@@ -191,5 +219,5 @@ class Compiling:
 
     def _key(self, shape: Shape, size: int) -> str:
         """What a measurement holds for: chip, versions, model, shape and size."""
-        kind = f"{shape.width}x{shape.height}, {shape.chunks} chunks, guided {shape.guided}"
+        kind = f"{shape}, {shape.chunks} chunks, guided {shape.guided}"
         return f"{self._compiler.name}; {size} of {kind}, scheduler {shape.scheduler}{self._about}"

@@ -120,6 +120,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def wait_for(output: Any) -> None:
+    """Until the device has finished: it is told what to do long before, and the clock must not stop then."""
+    if output.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
 def _gpu_is_there() -> bool:
     """Whether NVIDIA's driver counts a device (cuInit, cuDeviceGetCount) or ROCm's node exists."""
     if Path("/dev/kfd").exists():

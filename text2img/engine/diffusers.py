@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from text2img.engine import ModelCard, Picture
 from text2img.engine.autoencoder import replace_autoencoder
 from text2img.engine.compile_cache import CompileCache
-from text2img.engine.devices import check_device, choose_device, choose_dtype, free_caches, peak_memory
+from text2img.engine.devices import (
+    check_device,
+    choose_device,
+    choose_dtype,
+    free_caches,
+    peak_memory,
+    wait_for,
+)
 from text2img.engine.feature_cache import check_unet, install
 from text2img.engine.fitting import check_fits
 from text2img.engine.folder import ModelFolder, read_folder
@@ -107,7 +114,8 @@ class DiffusersEngine:
             loaded = self._running()
             part, most = batch[: loaded.parts.size(batch)], loaded.parts.most(batch[0])
             with quiet():
-                loaded.compiling.warm(part, left, most, self._rehearse)
+                if loaded.compiling.runs and self._styled(loaded, part[0]):
+                    loaded.compiling.warm(part, left, most, self._rehearse)
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
@@ -192,7 +200,7 @@ class DiffusersEngine:
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
             parts=Parts(self._draw, free_caches),
             compiling=Compiling(
-                Compiler(getattr(pipe, family.denoiser, None), device),
+                Compiler(getattr(pipe, family.denoiser, None), device, adapters),
                 self._options.compile if how == "none" else "never",
                 self._cache,
                 f", feature cache {every}" if every > 1 else "",
@@ -200,6 +208,16 @@ class DiffusersEngine:
             pipe=pipe,
             offload=again,
         )
+
+    def _styled(self, loaded: _Loaded, request: Request) -> bool:
+        """Whether the request's LoRAs are active; why not, drawing it will meet again, and tell."""
+        try:
+            with self._timed("load"):
+                loaded.adapters.use(request)
+        except Exception:
+            logger.debug("not compiled for", exc_info=True)
+            return False
+        return True
 
     def _rehearse(self, part: Sequence[Request]) -> None:
         """Draw two steps of the part, of which nothing is kept."""
@@ -212,7 +230,7 @@ class DiffusersEngine:
         with self._timed("compile"):
             scheduler = loaded.schedulers.get(wanted.scheduler)
             output = loaded.draughtsman.draw(short, scheduler, Steps(_unheard, len(part), few), len(part))
-            _wait_for(output)
+            wait_for(output)
 
     def _draw(self, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
         """One call of the pipeline, and its pictures."""
@@ -231,7 +249,7 @@ class DiffusersEngine:
         scheduler = loaded.schedulers.get(wanted.scheduler)
         with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
             output = loaded.draughtsman.draw(part, scheduler, steps, rows)
-            _wait_for(output)
+            wait_for(output)
         with self._timed("decode"):
             drawn = loaded.decoder.pictures(output, (wanted.width, wanted.height))
         used = wanted.scheduler or self._inspected().card.scheduler
@@ -253,11 +271,3 @@ class DiffusersEngine:
 
 def _unheard(_done: int, _of: int) -> None:
     """Told of the steps that are drawn for nobody."""
-
-
-def _wait_for(output: Any) -> None:
-    """Until the device has finished: it is told what to do long before, and the clock must not stop then."""
-    if output.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
