@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from text2img.prompts import Completed, Failed, Iterated, Postponed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Outcome
@@ -76,14 +75,11 @@ class Tally:
             self.completed, self.failed = completed, failed
             self.pictures = max(self.pictures, pictures)  # the database counts no tries of loops
 
-    @contextmanager
-    def warming(self) -> Iterator[None]:
-        """Inside this block the engine makes itself faster, for what comes after."""
-        started = time.monotonic()
-        yield
+    def warmed(self, seconds: float) -> None:
+        """The engine spent so long on making itself faster, for what comes after."""
         with self._lock:
             if self._first is not None:
-                self._warming += time.monotonic() - started
+                self._warming += seconds
 
     @property
     def score(self) -> float | None:

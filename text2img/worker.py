@@ -194,8 +194,9 @@ class Worker:
         marked, self._on_device = self._aside.submit(self._database.start, on_device, left), on_device
         if not before:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
             marked.result()
-        with self._tally.warming():
-            self._engine.warm(batch, max(len(batch), self._left_to_make()))
+        compiling = self._engine.seconds.get("compile", 0.0)
+        self._engine.warm(batch, max(len(batch), self._left_to_make()))
+        self._tally.warmed(self._engine.seconds.get("compile", 0.0) - compiling)
         self._stop.check()
         self._parts.progress.batch(batch)
         started = time.monotonic()

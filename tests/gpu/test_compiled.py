@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from tests.engine.conftest import ask, open_engine
+from tests.engine import loras
+from tests.engine.conftest import ask, open_engine, pipe_of
+from text2img.prompts.loras import Lora
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,6 +68,41 @@ def test_rounding_alone(folder, cache, family, dtype):
     eager = work(open_engine(folder(family), device="cuda", dtype=dtype, compile="never"), SIZES)
     apart = [np.abs(one - other) for one, other in zip(chain(*compiled), chain(*eager), strict=True)]
     assert max(values.mean() for values in apart) <= LEVELS[dtype]
+
+
+def with_loras(engine, *wanted):
+    """The pictures of a batch with these LoRAs (file and weight)."""
+    asked = tuple(Lora(file, weight) for file, weight in wanted)
+    files = tuple(file for file, _ in wanted)
+    batch = [replace(ask(seed, loras=asked, num_inference_steps=6), lora_files=files) for seed in range(4)]
+    batch = [engine.prepare(request) for request in batch]
+    engine.warm(batch, 1000)
+    return [picture.pixels.astype(int) for picture in engine.generate(batch, lambda _done, _of: None)]
+
+
+@pytest.mark.parametrize("dtype", LEVELS)
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_loras(folder, cache, tmp_path, family, dtype):
+    """LoRAs of all ranks that fit run on one code, and differ from uncompiled ones by rounding alone; without
+    them the pictures are, bit by bit, those before.
+    """
+    engine = open_engine(
+        folder(family), device="cuda", dtype=dtype, compile="always", compile_cache=str(cache)
+    )
+    eager = open_engine(folder(family), device="cuda", dtype=dtype, compile="never")
+    one, other = (
+        loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(engine), rank=rank, seed=rank)), str(rank))
+        for rank in (4, 2)
+    )
+    (before,) = work(engine, (4,))
+    with_loras(engine, (one, 0.5))
+    graphs = counters["stats"]["unique_graphs"]
+    for wanted in ([(other, 0.5)], [(one, 0.5), (other, -0.3)], [(one, 0.2)]):
+        ours, theirs = with_loras(engine, *wanted), with_loras(eager, *wanted)
+        assert max(np.abs(a - b).mean() for a, b in zip(ours, theirs, strict=True)) <= LEVELS[dtype]
+    (after,) = work(engine, (4,))
+    assert all(map(np.array_equal, before, after))
+    assert (counters["stats"]["unique_graphs"], engine.recompilations) == (graphs, 0)
 
 
 def test_again(folder, cache):
