@@ -16,7 +16,8 @@ import pytest
 
 from tests.acceptance import product
 from tests.chaos.gates import Gate, wire_message
-from tests.contract.database_suite import ALL, completed, failed
+from tests.contract.database_suite import ALL, failed
+from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Run, open_database
 from text2img.prompts import PromptId, Wishes
 

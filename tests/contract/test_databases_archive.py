@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.contract.database_suite import ALL, MINUTE, completed, failed
+from tests.contract.database_suite import ALL, MINUTE, failed
+from tests.outcomes import completed
 from text2img.databases import Selection
 from text2img.databases.sqlite.archive import _FINISHED
 from text2img.databases.sqlite.queue import selected
