@@ -12,5 +12,5 @@ os.environ.update(
 
 pytest_plugins = [
     *("tests.servers.mongodb", "tests.servers.gcs", "tests.servers.s3"),
-    *("tests.servers.rabbitmq", "tests.servers.fal"),
+    *("tests.servers.rabbitmq", "tests.servers.fal", "tests.servers.chromium"),
 ]

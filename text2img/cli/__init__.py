@@ -52,6 +52,9 @@ COMMANDS = {
     "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
     "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
     "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
+    "report": Command(
+        "report", "write an HTML page of what was made and what failed", (*_QUEUE, "output", "selection")
+    ),
     "doctor": Command(
         "doctor", "try every dependency and say what is wrong", (*_EVERYTHING, "serving", "distributed")
     ),
@@ -205,6 +208,9 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--plot-file", metavar="FILE", help="draw that plot into a PNG")
         watch = "show it again every so many seconds (2), with pace and workers, until stopped"
         parser.add_argument("--watch", nargs="?", const="2", metavar="SECONDS", help=watch)
+    if name == "report":
+        parser.add_argument("--html", metavar="FILE", default="report.html", help="the file it writes")
+        parser.add_argument("--run-id", metavar="RUN", help="only what this run made, and what failed in it")
     if name == "retry":
         parser.add_argument("--error-code", help="only prompts that failed with this code")
     group = parser.add_argument_group

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts, plot, standing
 from text2img.cli.last_line import dollars
+from text2img.databases.runs import state_of
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -79,19 +79,13 @@ def _runs(runs: list[Run]) -> list[str]:
     if not runs:
         return ["no runs yet"]
     width = max(len(run.id) for run in runs)
-    wide = max(len(_status(run)) for run in runs)
+    wide = max(len(state_of(run)) for run in runs)
     return ["last runs:"] + [
-        f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {_status(run):<{wide}}  "
+        f"  {run.id:<{width}}  {run.started_at:%Y-%m-%d %H:%M}  {state_of(run):<{wide}}  "
         f"{run.completed:,} completed{_several(run)}, {run.failed:,} failed, "
         f"{run.images_per_second:.2f} images/s{_cost(run)}"
         for run in runs
     ]
-
-
-def _status(run: Run) -> str:
-    """How it stands; of one that gives no sign of life any more its document cannot say."""
-    gone = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
-    return "interrupted" if gone else run.status
 
 
 def _several(run: Run) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from text2img.databases import Run
@@ -32,6 +32,12 @@ def _cost(run: Run) -> dict[str, object]:
     cost = run.dollars_per_1000_images
     fields = {"gpu_hour_price": run.gpu_hour_price, "dollars_per_1000_images": cost and round(cost, 6)}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def state_of(run: Run) -> str:
+    """How a run stands: its status, but ``interrupted`` where it gives no sign of life any more."""
+    gone = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
+    return "interrupted" if gone else run.status
 
 
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
