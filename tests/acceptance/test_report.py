@@ -218,7 +218,7 @@ def test_it_fits_a_phone(page, made):
     page.visit((made / "report.html").as_uri())
     wide = "return [document.documentElement.scrollWidth, innerWidth]"
     assert page.run(wide) == [390, 390]
-    grid = "return getComputedStyle(document.getElementById('grid')).gridTemplateColumns.split(' ').length"
+    grid = "return getComputedStyle(document.querySelector('.block')).gridTemplateColumns.split(' ').length"
     assert page.run(grid) == 2
     assert not page.run("return document.getElementById('narrow').checkVisibility()")
     page.run("document.getElementById('more').click()")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SIDE: Final = 256
 """Pixels of a thumbnail's longer side, at the most."""
 _QUALITY: Final = 74
+_QUALITY_OF_SMALL: Final = 90
+"""Of originals that are no larger themselves: shown large, they show every fault."""
 _MOST_PIXELS: Final = 64_000_000
 """A picture with more would take a quarter of a gigabyte to look at; no model draws as many."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
@@ -41,7 +43,8 @@ def thumbnail(data: bytes) -> Thumbnail:
             size = picture.size
             if size[0] * size[1] > _MOST_PIXELS:
                 raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow itself does, at another number
-            return Thumbnail(_encoded(_small(picture)), size)
+            quality = _QUALITY if max(size) > SIDE else _QUALITY_OF_SMALL
+            return Thumbnail(_encoded(_small(picture), quality), size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise Unreadable(f"it has more than {_MOST_PIXELS:,} pixels: too many for a thumbnail") from exc
     except Exception as exc:  # whatever a decoder says of bytes that anybody may have written
@@ -70,7 +73,7 @@ def _small(picture: Image) -> Image:
     return small
 
 
-def _encoded(picture: Image) -> str:
+def _encoded(picture: Image, quality: int) -> str:
     written = io.BytesIO()
-    picture.save(written, "WEBP", quality=_QUALITY, method=4)
+    picture.save(written, "WEBP", quality=quality, method=4)
     return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -1,20 +1,53 @@
-// The grid: a card for each item that the filters let through, in the order that was chosen.
+// The grid: a card for each item that the filters let through, in the order that was chosen. It stands in
+// blocks of some rows: to watch every card would cost more than to draw those in view.
 const AT_ONCE = 2400; // cards; more come by a button
+const ROWS = 4; // in a block
+const WIDTH = 184; // pixels of a card, at the least
+const TALL = 1.31; // a card's height for its width, as page.css has it
 const MARGIN = "900px 0px"; // how far from the window thumbnails are loaded, and let go again
 const cards = new Map();
 let shown = items;
 let reach = AT_ONCE;
+let across = 1;
 
 const near = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
-      const image = target.querySelector("img");
-      if (isIntersecting) image.src = thumbnail(Number(image.dataset.number));
-      else image.removeAttribute("src");
+      for (const image of target.getElementsByTagName("img")) {
+        if (isIntersecting) image.src ||= thumbnail(Number(image.dataset.number));
+        else image.removeAttribute("src");
+      }
     }
   },
   { rootMargin: MARGIN },
 );
+
+const resized = new ResizeObserver(() => {
+  if (fit()) draw();
+});
+
+// How many cards stand in a row, and how tall they are; says whether the first has changed.
+function fit() {
+  const gap = parseFloat(getComputedStyle($("grid")).getPropertyValue("--gap"));
+  const width = $("grid").clientWidth;
+  const least = matchMedia("(max-width: 700px)").matches ? 2 : 1;
+  const fitting = Math.max(least, Math.floor((width + gap) / (WIDTH + gap)));
+  $("grid").style.setProperty("--row", `${(TALL * (width - gap * (fitting - 1))) / fitting}px`);
+  $("grid").style.setProperty("--across", fitting);
+  const changed = fitting !== across;
+  across = fitting;
+  return changed;
+}
+
+function blocks(those) {
+  const made = [];
+  for (let start = 0; start < those.length; start += ROWS * across) {
+    const block = make("div", { class: "block", role: "none" }, ...those.slice(start, start + ROWS * across).map(card));
+    block.style.setProperty("--rows", Math.ceil(block.childElementCount / across));
+    made.push(block);
+  }
+  return made;
+}
 
 function marks(item) {
   const said = [];
@@ -33,9 +66,8 @@ function card(item) {
     make("span", { class: "picture" }, inside, failed(item) ? null : marks(item)),
     make("span", { class: "text", text: item.text || "(no text)" }),
   );
-  if (inside.dataset.number) near.observe(button);
   button.item = item;
-  const cell = make("li", {}, button);
+  const cell = make("div", { role: "listitem" }, button);
   cards.set(item, cell);
   return cell;
 }
@@ -78,7 +110,10 @@ function show() {
 
 function draw() {
   const now = shown.slice(0, reach);
-  $("grid").replaceChildren(...now.map(card));
+  near.disconnect();
+  for (const block of $("grid").children) for (const image of block.getElementsByTagName("img")) image.removeAttribute("src");
+  $("grid").replaceChildren(...blocks(now));
+  for (const block of $("grid").children) near.observe(block);
   rove(now.length ? cards.get(now[0]).firstChild : null);
   const unread = items.some((item) => item.pictures?.some((each) => each.thumbnail === undefined));
   $("count").textContent =
@@ -98,13 +133,11 @@ function rove(button) {
 }
 
 function step(key) {
-  const across = getComputedStyle($("grid")).gridTemplateColumns.split(" ").length;
   const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -Infinity, End: Infinity }[key];
   if (by === undefined) return false;
-  const cells = $("grid").children;
-  const from = [...cells].indexOf(document.activeElement.closest("li"));
-  const to = Math.max(0, Math.min(cells.length - 1, from + by));
-  cells[to].firstChild.focus();
+  const last = Math.min(reach, shown.length) - 1;
+  const to = Math.max(0, Math.min(last, shown.indexOf(document.activeElement.item) + by));
+  cards.get(shown[to]).firstChild.focus();
   return true;
 }
 
@@ -153,7 +186,7 @@ function prepareGallery() {
     const first = reach;
     reach += AT_ONCE;
     draw();
-    $("grid").children[first]?.firstChild.focus();
+    cards.get(shown[first])?.firstChild.focus();
   });
   $("grid").addEventListener("click", (event) => {
     const button = event.target.closest(".card");

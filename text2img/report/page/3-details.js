@@ -85,6 +85,7 @@ function open(item) {
   $("previous").disabled = place <= 0;
   $("next").disabled = place < 0 || place === shown.length - 1;
   if (!$("details").open) $("details").showModal();
+  $("details").focus(); // and no button: Enter would press it
   $("details").scrollTop = 0;
 }
 

@@ -80,6 +80,9 @@ document.addEventListener("keydown", (event) => {
 function drawParts() {
   const parts = [["failures", "What failed"], ["runs", "Runs"], ["pictures", "Pictures"]].filter(([id]) => !$(id).hidden);
   $("parts").append(...parts.map(([id, text]) => make("a", { href: `#${id}`, text })));
+  $("parts").addEventListener("click", (event) => {
+    if (event.target.hash === "#runs") $("runs").open = true;
+  });
 }
 
 theme(remembered());
@@ -89,5 +92,7 @@ prepareRuns();
 drawParts();
 prepareGallery();
 prepareDetails();
+fit();
 show();
+resized.observe($("grid"));
 document.documentElement.dataset.ready = "yes";
