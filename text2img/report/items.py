@@ -55,7 +55,6 @@ def item_of_failure(failure: Failure) -> dict[str, Any]:
 
 def run_item(run: Run) -> dict[str, Any]:
     """A run's figures; ``dollars`` are those of a thousand images, None where nobody said a price."""
-    dollars = run.dollars_per_1000_images
     return {
         "id": plain(run.id),
         "started": _moment(run.started_at),
@@ -70,8 +69,8 @@ def run_item(run: Run) -> dict[str, Any]:
         "steady": run.steady_images_per_second,
         "busy": run.device_busy,
         "memory": run.peak_memory,
-        "dollars": dollars,
-        "seconds": {plain(name): number_of(seconds) for name, seconds in _first(run.seconds.items())},
+        "dollars": run.dollars_per_1000_images,
+        "seconds": {plain(str(name)): number_of(seconds) for name, seconds in _first(run.seconds.items())},
     }
 
 
