@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from tests.finished import finished_run, picture
+from text2img import cli
 from text2img.engine.quiet import quiet
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation.clip import ClipEvaluator
+from text2img.images import thumbnails
 
 RED, BLUE = ((np.zeros((48, 64, 3)) + colour).astype(np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
@@ -83,3 +88,33 @@ def test_what_is_no_clip_is_found_before_there_is_work(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ModelFailed, match="type bert"):
         ClipEvaluator(str(tmp_path)).check()
+
+
+def test_likeness_is_the_cosine_of_the_embeddings(folder, evaluator):
+    """Two pictures are as alike as the angle between what the model makes of them; each is its own equal."""
+    with quiet():
+        model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    inputs = processor(text=["red"], images=[RED, BLUE], return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        red, blue = model(**inputs).image_embeds
+    assert evaluator.similarity(RED, BLUE) == pytest.approx(float(red @ blue), abs=1e-5)
+    assert evaluator.similarity(RED, BLUE) < 0.999
+    assert evaluator.similarity(RED, RED) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_compare_asks_the_model_that_is_named(folder, tmp_path, monkeypatch, capsys):
+    """``compare --clip MODEL`` says of each pair what the model finds, in table and JSON."""
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        prompts = {"1": ("red", 100), "2": ("blue", 200)}
+        finished_run(f"sqlite:///{name}/text2img.db", str(tmp_path / name), name, prompts)
+    assert cli.main(["compare", "a", "b", "--clip", folder, "--json", "all.json"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "all.json").read_text())
+    made = ClipEvaluator(folder)
+    made.load()
+    for pair, level in zip(found["pairs"], (100, 200), strict=True):
+        both = [thumbnails.pixels(picture(level, marked=marked)) for marked in (False, True)]
+        assert pair["clip"] == pytest.approx(made.similarity(*both), abs=1e-5)
+    assert "CLIP     mean" in said

@@ -28,6 +28,7 @@ _EVERYTHING = (
     "logging",
 )
 _QUEUE = ("database", "logging")
+_OPERANDS = {"enqueue": "FILE ", "compare": "RUN_A RUN_B "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ COMMANDS = {
     "enqueue": Command("enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", _QUEUE),
     "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
     "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
+    "compare": Command(
+        "compare", "compare two runs over the same prompts", ("database", "output", "logging")
+    ),
     "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
     "report": Command(
         "report", "write an HTML page of what was made and what failed", (*_QUEUE, "output", "selection")
@@ -114,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from text2img.guard import leaving
     from text2img.logs import Mask, report_failure, set_up
 
-    mask = Mask(settings.secrets)
+    mask = Mask([*settings.secrets, *_databases(arguments)])
     progress = set_up(settings, mask)
     tasks.mark_logs(tasks.find())
     try:
@@ -128,6 +132,12 @@ def _run(arguments: argparse.Namespace) -> int:
     except Exception as exc:  # noqa: BLE001 - whatever it is ends in one line and the right status
         return report_failure(exc)
     return status
+
+
+def _databases(arguments: argparse.Namespace) -> list[str]:
+    """The databases' URLs among the operands, which may hold passwords."""
+    runs = (getattr(arguments, name, "").rpartition("#") for name in ("run_a", "run_b"))
+    return [url for before, _, behind in runs if "://" in (url := before or behind)]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -189,7 +199,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"text2img {name}",
         description=command.meaning[:1].upper() + command.meaning[1:] + ".",
-        usage=f"text2img {name} {'FILE ' if name == 'enqueue' else ''}[flags]",
+        usage=f"text2img {name} {_OPERANDS.get(name, '')}[flags]",
         allow_abbrev=False,
     )
     if name == "run":
@@ -211,6 +221,8 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     if name == "report":
         parser.add_argument("--html", metavar="FILE", default="report.html", help="the file it writes")
         parser.add_argument("--run-id", metavar="RUN", help="only what this run made, and what failed in it")
+    if name == "compare":
+        _compare_arguments(parser)
     if name == "retry":
         parser.add_argument("--error-code", help="only prompts that failed with this code")
     group = parser.add_argument_group
@@ -220,6 +232,15 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
         alone: dict[str, Any] = {"nargs": "?", "const": "true"} if option.switch else {}
         sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text, **alone)
     return parser
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    run = "a run's id; a folder that holds text2img.db, or a database's URL, either with #RUN_ID behind it"
+    parser.add_argument("run_a", metavar="RUN_A", help=run)
+    parser.add_argument("run_b", metavar="RUN_B", help="the same")
+    parser.add_argument("--json", metavar="FILE", help="write all of it as JSON; - is standard output")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the pictures")
+    parser.add_argument("--clip", metavar="MODEL", help="a CLIP model (folder or hub id) compares them too")
 
 
 def _options(groups: tuple[str, ...]) -> Iterable[Option]:

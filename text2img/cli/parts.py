@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from text2img.sidecars import Sidecars
 
 
-def database(settings: Settings, *, create: bool = True) -> Database:
-    """The database, opened; with ``create`` its tables and indexes are made."""
+def database(settings: Settings, *, url: str | None = None, create: bool = True) -> Database:
+    """The database (or the one of ``url``), opened; with ``create`` its tables and indexes are made."""
     collections = Collections(
         datasets=settings.datasets_collection,
         model_configs=settings.model_configs_collection,
@@ -42,7 +42,7 @@ def database(settings: Settings, *, create: bool = True) -> Database:
     )
     if create and settings.output_dir:
         _made_ready(Path(settings.output_dir).expanduser())
-    return open_database(settings.database_url, collections, create=create)
+    return open_database(url or settings.database_url, collections, create=create)
 
 
 def _made_ready(folder: Path) -> None:

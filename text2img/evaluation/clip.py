@@ -79,6 +79,33 @@ class ClipEvaluator:
             raise EvaluationFailed("CLIP's score of this picture is no number")
         return Evaluation(score=min(1.0, max(0.0, score)), evaluator=self.name)
 
+    def similarity(self, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+        """The cosine, in [-1, 1], of two pictures' embeddings; each uint8 (height, width, 3), RGB.
+
+        Raises EvaluationFailed where the model fails on them.
+        """
+        import torch
+
+        if self._loaded is None:
+            raise RuntimeError("the evaluator is used before load()")
+        model, processor = self._loaded
+        try:
+            with torch.inference_mode():
+                seen = [
+                    model.visual_projection(
+                        model.vision_model(
+                            **processor.image_processor(images=[pixels], return_tensors="pt")
+                        ).pooler_output
+                    )
+                    for pixels in (one, other)
+                ]
+                cosine = float(torch.nn.functional.cosine_similarity(*seen)[0])
+        except (RuntimeError, ValueError) as exc:
+            raise EvaluationFailed(f"CLIP failed on these pictures: {_line(exc)}") from exc
+        if math.isnan(cosine):
+            raise EvaluationFailed("CLIP's similarity of these pictures is no number")
+        return cosine
+
     def _load(self) -> tuple[Any, Any]:
         import torch
         from transformers import CLIPModel, CLIPProcessor
