@@ -110,6 +110,13 @@ def test_what_differs_is_told_once_with_its_pairs():
     assert found["torch version"].b == ("2.9",)
 
 
+def test_a_loop_is_told_by_what_it_used():
+    """A prompt that took three iterations differs in that from one that was drawn once."""
+    a, b = _side(_made("1")), _side(replace(_made("1"), iterations=3))
+    (found,) = differences(a, b, matched(a.pictures, b.pictures))
+    assert (found.name, found.a, found.b, found.pairs) == ("iterations", (None,), (3,), 1)
+
+
 def test_values_without_end_are_cut():
     """A seed for each prompt makes a list of bounded length and the right number of pairs."""
     several = [(_made(str(n), seed=n), _made(str(n), seed=-n)) for n in range(1, 100)]
