@@ -122,6 +122,13 @@ def test_adapters_stay_loaded(engine, style, tmp_path):
     assert len(engine._loaded.adapters.names) == 2
 
 
+def test_one_file_by_two_paths(engine, style):
+    """A file that two LoRAs of a prompt lead to counts with both weights."""
+    once, twice = styled(style, weight=0.75), styled(style, style)
+    parameters = replace(twice.parameters, loras=(Lora("a/b", 0.5), Lora("a/b/c.safetensors", 0.25)))
+    assert np.array_equal(pixels(engine, replace(twice, parameters=parameters)), pixels(engine, once))
+
+
 def test_the_least_recently_used_go(engine, tmp_path):
     """Beyond the bound the adapters go that were used longest ago, but none that a picture is asking for."""
     files = [

@@ -105,7 +105,10 @@ class Adapters:
         wanted: tuple[tuple[_Adapter, float], ...] = ()
         try:
             adapters = [self._numbered(number, stamps) for number in range(len(stamps))]
-            wanted = tuple(zip(adapters, (lora.weight for lora in loras), strict=True))
+            weights: dict[_Adapter, float] = defaultdict(float)  # two paths may lead to one file
+            for adapter, lora in zip(adapters, loras, strict=True):
+                weights[adapter] += lora.weight
+            wanted = tuple(weights.items())
         finally:
             self._activate(wanted)
         self._forget(stamps)
