@@ -31,12 +31,13 @@ def mongodb_in(folder):
     arguments = ["--port", str(port), "--storage-path", str(folder / "data"), "--sync-on-commit"]
     with (
         MongoClient(uri, serverSelectionTimeoutMS=200) as client,
-        running("secantusd-py", arguments, folder, lambda: _answers(client)),
+        running("secantusd-py", arguments, folder, lambda: answers(client)),
     ):
         yield uri
 
 
-def _answers(client):
+def answers(client):
+    """Whether the server of that client is up."""
     try:
         client.admin.command("ping")
     except PyMongoError:

@@ -26,10 +26,10 @@ class Tap:
 
 
 @contextmanager
-def tapped(url):
+def tapped(url, handler=None):
     """A Tap before that server, with its own ``url``, for as long as the block lasts."""
     tap = Tap(url)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"tap": tap}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Tapped", (handler or Handler,), {"tap": tap}))
     server.daemon_threads = True
     tap.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -43,7 +43,9 @@ def tapped(url):
         thread.join(5)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Forwards what it is asked, through its ``tap``."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
