@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import google.auth
 import google.auth.transport.requests
 import google_crc32c
 import requests
 import urllib3
 from google.api_core.client_info import ClientInfo
 from google.api_core.exceptions import GoogleAPICallError
-from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from text2img import __version__
-from text2img.deadline import within
 from text2img.errors import StorageFailed
 from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
+from text2img.storage.gcs_credentials import HOW_TO_LOG_IN, find_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
     from text2img.storage.buckets import Sum
 
 _Result = TypeVar("_Result")
-_SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
 _FAULTS = (
     requests.ConnectionError,
@@ -48,10 +43,6 @@ _FAULTS = (
     TimeoutError,
     DataCorruption,
     TransportError,
-)
-_HOW_TO_LOG_IN = (
-    "run `gcloud auth application-default login`, or mount a key and name it by "
-    "GOOGLE_APPLICATION_CREDENTIALS"
 )
 
 
@@ -178,7 +169,7 @@ def _translated(attempt: Callable[[float], _Result], limit: float) -> _Result:
 
 
 def _client() -> Any:
-    credentials = _credentials()
+    credentials = find_credentials()
     session = google.auth.transport.requests.AuthorizedSession(credentials)
     # As many kept connections as uploads at once: urllib3 keeps 10 and warns of each it throws away.
     adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
@@ -192,43 +183,6 @@ def _client() -> Any:
         return storage.Client(project=None, credentials=credentials, client_info=agent, _http=session)
     except (ValueError, GoogleAuthError) as exc:
         raise StorageFailed(f"Cloud Storage cannot be used: {_one_line(exc)}") from exc
-
-
-def _credentials() -> Any:
-    """What Google's libraries find, within 10 seconds; StorageFailed says what is missing."""
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
-        return AnonymousCredentials()
-    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    if key:
-        _check_key(key)
-    try:
-        # Away from Google's machines the lookup ends at a metadata server that may never answer.
-        return within(10, lambda: google.auth.default(scopes=_SCOPES)[0])
-    except DefaultCredentialsError as exc:
-        if key:
-            raise StorageFailed(f"the key {key} cannot be used: {_one_line(exc)}") from exc
-        raise StorageFailed(f"there are no Google credentials; {_HOW_TO_LOG_IN}") from exc
-    except (GoogleAuthError, TimeoutError, ValueError) as exc:
-        raise StorageFailed(f"Google credentials cannot be had ({_one_line(exc)}); {_HOW_TO_LOG_IN}") from exc
-
-
-def _check_key(path: str) -> None:
-    """Raise StorageFailed, naming the cause, where that file is no key that can be read."""
-    named = f"GOOGLE_APPLICATION_CREDENTIALS names {path}, which"
-    try:
-        key = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as exc:
-        raise StorageFailed(f"{named} does not exist; mount the key there or unset the variable") from exc
-    except IsADirectoryError as exc:  # what Docker makes of a mount whose source is missing
-        raise StorageFailed(f"{named} is a folder; was the key there when it was mounted?") from exc
-    except OSError as exc:
-        raise StorageFailed(
-            f"{named} user {os.geteuid()} cannot read ({exc.strerror}); make it readable, or run as its owner"
-        ) from exc
-    except ValueError as exc:
-        raise StorageFailed(f"{named} is not JSON; mount the key file as Google made it") from exc
-    if not isinstance(key, dict) or "type" not in key:
-        raise StorageFailed(f"{named} is JSON but no key (it has no type); mount the key as Google made it")
 
 
 def _may_pass(exc: Exception) -> bool:
@@ -249,7 +203,7 @@ def _explained(exc: Exception) -> Refused | StorageFailed:
         answer = f"{int(exc.code or 0)}: {_reason(exc)}"
         return kind(f"Cloud Storage keeps answering {answer}; run it again later")
     if isinstance(exc, GoogleAuthError) and not isinstance(exc, TransportError):
-        return kind(f"Google does not accept the credentials ({_one_line(exc)}); {_HOW_TO_LOG_IN}")
+        return kind(f"Google does not accept the credentials ({_one_line(exc)}); {HOW_TO_LOG_IN}")
     return kind(f"Cloud Storage cannot be reached ({type(exc).__name__}); check the network")
 
 
