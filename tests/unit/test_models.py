@@ -40,9 +40,9 @@ def s3_depot(s3, monkeypatch):
         yield found
 
 
-def find(folder, url, **options):
+def find(folder, url, patience=20, **options):
     """Where a shelf of its own has the model."""
-    return Shelf(folder / "cache", patience=0.5).find(EngineOptions(model=url, **options))
+    return Shelf(folder / "cache", patience=patience).find(EngineOptions(model=url, **options))
 
 
 def copies(folder):
@@ -90,12 +90,12 @@ def test_a_bucket_that_cannot_be_reached(there, tmp_path, monkeypatch, caplog):
     variable = next(name for name in there.variables if name.endswith(("HOST", "URL")))
     monkeypatch.setenv(variable, dead)
     with pytest.raises(ModelFailed, match=r"cannot be looked at, and this machine has no copy"):
-        find(tmp_path, there.url)
+        find(tmp_path, there.url, patience=0.5)
     monkeypatch.setenv(variable, there.tap.url)
     fetched = find(tmp_path, there.url)
     monkeypatch.setenv(variable, dead)
     with caplog.at_level(logging.WARNING):
-        assert find(tmp_path, there.url) == fetched
+        assert find(tmp_path, there.url, patience=0.5) == fetched
     assert "the latest copy of it is used" in caplog.text
 
 
@@ -166,7 +166,7 @@ def test_a_bucket_that_fails_while_it_is_read(there, tmp_path):
         find(tmp_path, there.url)
     there.tap.status = 503
     with pytest.raises(ModelFailed, match="keeps answering 503"):
-        find(tmp_path, there.url)
+        find(tmp_path, there.url, patience=2)
     assert [file.name for file in tmp_path.glob("cache/*/*")] == ["lock"]
 
 
