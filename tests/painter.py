@@ -77,6 +77,7 @@ class Bench:
         self.stop, self.tally = Stop(), Tally()
         self.loras = Library()
         self.serving = None
+        self.seconds, self.progress = Stopwatch(), Silent()
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
             run_id="night", worker="w1", selection=Selection(), wishes=WISHES, waiting=prompts,
@@ -91,8 +92,8 @@ class Bench:
             card=CARD,
             leases=self.leases(),
             guard=Guard(self.stop, 300, lambda status: None),
-            progress=Silent(),
-            seconds=Stopwatch(),
+            progress=self.progress,
+            seconds=self.seconds,
             recorded=lambda outcomes: None,
             serving=self.serving,
             loras=self.loras,

@@ -87,7 +87,7 @@ class Finishing:
         """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
         outcomes = [rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
         self._write_beside(outcomes)
-        with self._parts.seconds("record"):
+        with self._parts.seconds("record", *outcomes):
             recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
         self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
         self._parts.leases.drop(outcome.claim for outcome in outcomes)
@@ -104,7 +104,7 @@ class Finishing:
         """What stands beside the pictures, before it is recorded that there is no more to do."""
         if self._parts.sidecars is None:
             return
-        with self._parts.seconds("upload"):
+        with self._parts.seconds("upload", *outcomes):
             for done in [self._pool.submit(self._parts.sidecars.write, outcome) for outcome in outcomes]:
                 done.result()
 
@@ -127,11 +127,11 @@ class Finishing:
         card, claim = self._parts.card, request.prompt.claim
         made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
         facts = parameters(request, revision=card.revision, approximations=card.approximations, **made)
-        with self._encoders, self._parts.seconds("encode"):
+        with self._encoders, self._parts.seconds("encode", request):
             file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
         name = self._plan.object_name.name_of(request) + file.ending
         still_ours = partial(self._parts.database.holds, claim)
-        with self._parts.seconds("upload"):
+        with self._parts.seconds("upload", request):
             url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
         stored = Stored(
             image_url=url,
@@ -150,7 +150,7 @@ class Finishing:
         evaluator = self._parts.evaluator
         if evaluator is None:
             return None
-        with self._parts.seconds("evaluate"):
+        with self._parts.seconds("evaluate", request):
             judge = partial(evaluator.evaluate, picture.pixels, request.meant)
             try:
                 return within(_JUDGED_WITHIN, judge, unless=self._stop.event)

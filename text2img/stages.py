@@ -56,21 +56,29 @@ class Stop:
 
 
 class Stopwatch:
-    """Seconds spent by stage, added up over threads."""
+    """Seconds spent by stage, added up over threads.
 
-    def __init__(self) -> None:
+    ``heard``, if given, is told of each time: the stage, what it was spent on (where the caller said so), its
+    start and its end (``time.monotonic``).
+    """
+
+    def __init__(self, heard: Callable[[str, Sequence[object], float, float], None] | None = None) -> None:
+        self._heard = heard
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to ``stage``."""
+    def __call__(self, stage: str, *of: object) -> Iterator[None]:
+        """Add the time spent inside to ``stage``; it is spent on these."""
         started = time.monotonic()
         try:
             yield
         finally:
+            ended = time.monotonic()
             with self._lock:
-                self._seconds[stage] += time.monotonic() - started
+                self._seconds[stage] += ended - started
+            if self._heard is not None:
+                self._heard(stage, of, started, ended)
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """The items, one after another; the time that each takes to come is added to ``stage``."""

@@ -117,8 +117,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from text2img.cli import tasks
     from text2img.guard import leaving
     from text2img.logs import Mask, report_failure, set_up
+    from text2img.telemetry.tracing import secrets
 
-    mask = Mask([*settings.secrets, *_databases(arguments)])
+    mask = Mask([*settings.secrets, *_databases(arguments), *secrets(os.environ)])
     progress = set_up(settings, mask)
     tasks.mark_logs(tasks.find())
     try:

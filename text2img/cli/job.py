@@ -19,6 +19,7 @@ from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.guard import Guard
 from text2img.leases import Leases
 from text2img.tally import Tally
+from text2img.telemetry.tracing import traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,7 @@ class Job:
         every = None if serving is None else _TOLD_EVERY
         self._teller = parts.teller(settings, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
+        self.traces = traces(os.environ, self._run.id, endless=serving is not None)
         self._ended: str | None = None
         self._finished_at: datetime | None = None
         self.tally = Tally()
@@ -83,7 +85,7 @@ class Job:
         waiting = self._database.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status, worked = "failed", waiting > 0 or self._serving is not None
-        progress = self._teller.following(progress)
+        progress = self.traces.following(self._teller.following(progress))
         self._teller.start()
         try:
             if worked:
@@ -120,11 +122,6 @@ class Job:
         cost = so_far.dollars_per_1000_images
         return last_line(self.tally, self.spent(), left, cost, self._settings.output_url)
 
-    @property
-    def started_at(self) -> datetime:
-        """When the run began."""
-        return self._run.started_at
-
     def lost(self) -> int:
         """How many claims went to other workers so far."""
         return self._leases.lost
@@ -157,6 +154,7 @@ class Job:
                 tally=self.tally,
                 recorded=self._teller.recorded,
                 serving=self._serving,
+                traces=self.traces,
             )
         )
 

@@ -6,12 +6,13 @@ Knows neither the run's document nor its end nor who is told of it; ``job`` does
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from text2img.cli import parts, wishes
 from text2img.databases.patient import patient
 from text2img.stages import Stopwatch
+from text2img.telemetry.tracing import Untraced
 from text2img.worker import Parts, Plan, Worker
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
     from text2img.stages import Stop
     from text2img.storage import ImageStorage
     from text2img.tally import Tally
+    from text2img.telemetry.tracing import Traces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """What a run gives whoever works in it. ``name`` is who claims, ``waiting`` how many prompts could be
     claimed when the run began; ``recorded`` is called with outcomes once they are written down; ``serving``
-    and ``more`` as in Parts.
+    and ``more`` as in Parts. Who works in this process is seen by ``traces``.
     """
 
     run_id: str
@@ -47,6 +49,7 @@ class Place:
     recorded: Callable[[Sequence[Outcome]], None]
     serving: Rounds | None = None
     more: Callable[[int], int] | None = None
+    traces: Traces = field(default_factory=Untraced)
 
 
 class Labour(Protocol):
@@ -90,7 +93,9 @@ class Single:
         if evaluator is not None:
             evaluator.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
-        engine = self._engine = parts.engine(self._settings, configuration, self._stop.wait)
+        self._seconds = Stopwatch(place.traces.stage)
+        drawing = parts.engine(self._settings, configuration, self._stop.wait)
+        engine = self._engine = place.traces.engine(drawing)
         card = engine.inspect()
         self.model = card.name
         wished = wishes.for_all(self._settings, card, configuration)

@@ -21,6 +21,7 @@ from text2img.guard import Guard
 from text2img.leases import Leases
 from text2img.progress import Silent
 from text2img.tally import Tally
+from text2img.telemetry.tracing import traces
 from text2img.worker import LONGEST_WAIT_FOR_A_RETRY
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def work(share: Share, line: Line) -> None:
                 within(1, leases.release)
             os._exit(status)
 
-        tally = _Tally(line)
+        tally, seen = _Tally(line), traces(os.environ, share.run_id, endless=True)
         teller.start()
         try:
             with Guard(line.stop, settings.stall_timeout, give_up, _GRACE) as guard:
@@ -127,16 +128,18 @@ def work(share: Share, line: Line) -> None:
                         waiting=share.waiting,
                         leases=leases,
                         guard=guard,
-                        progress=teller.following(_Progress(line)),
+                        progress=seen.following(teller.following(_Progress(line))),
                         tally=tally,
                         recorded=recorded,
                         serving=_Rests(line),
+                        traces=seen,
                         more=None if settings.limit is None else line.ask,
                     )
                 )
         finally:
             line.say(_spent(labour, tally))
             teller.close("running", 1)
+            seen.close(1, succeeded=True)
 
 
 def _spent(labour: Single, tally: Tally) -> Spent:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,20 +19,30 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.telemetry.publishing import Place
 
+_LAST_TRACES, _IN_A_HURRY = 3.0, 0.5  # seconds to send the last traces; the latter of a run that ends early
+
 
 @contextmanager
 def publishing(settings: Settings, job: Job, database: Database) -> Iterator[None]:
-    """Inside this block the job's figures are published wherever the settings say; else nothing happens."""
-    if not _asked(settings):
-        yield
-        return
+    """Inside this block the job's figures are published wherever the settings say; its traces end with it."""
+    succeeded = False
+    try:
+        with _figures(settings, job, database) if _asked(settings) else nullcontext():
+            yield
+        succeeded = True
+    finally:
+        job.traces.close(_LAST_TRACES if succeeded else _IN_A_HURRY, succeeded=succeeded)
+
+
+@contextmanager
+def _figures(settings: Settings, job: Job, database: Database) -> Iterator[None]:
     places = check(settings)
     from text2img.telemetry.backlog import look
     from text2img.telemetry.figures import Figures
     from text2img.telemetry.prometheus import listen, registry_of
     from text2img.telemetry.publishing import Publishing
 
-    figures = Figures(job.tally, job.spent, job.lost, job.started_at.timestamp())
+    figures = Figures(job.tally, job.spent, job.lost, time.time() - job.tally.seconds)
     registry = registry_of(figures)
     looks = partial(look, database, parts.selection(settings))
     with ExitStack() as stack:
