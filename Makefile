@@ -14,7 +14,7 @@ demo: $(VENV)/run.stamp  ## make the demo's pictures; again: nothing to do (FRES
 	$(BIN)/python main.py demo $(if $(FRESH),--fresh)
 
 test: $(VENV)/dev.stamp  ## run every test that this machine can
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)

@@ -1,8 +1,11 @@
-"""What all tests share: one thread for torch, no hub, and the servers that fixtures start."""
+"""What all tests share: one thread for torch, no hub, the servers that fixtures start, and their turns."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Before anything imports torch or the hub's client: two OpenMP threads on busy cores stall badly, and a
 # test must not reach for a network that is not its own.
@@ -14,3 +17,23 @@ pytest_plugins = [
     *("tests.servers.mongodb", "tests.servers.gcs", "tests.servers.s3"),
     *("tests.servers.rabbitmq", "tests.servers.fal", "tests.servers.chromium"),
 ]
+
+HERE = Path(__file__).parent
+FOLDERS = ("chaos", "acceptance", "engine", "benchmarks", "contract")
+"""Whose files take longest first: with the short ones last, nobody is left alone at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """By folders; ``--no-loadscope-reorder`` lets xdist, which shares out the files, keep to that."""
+    items.sort(key=_turn)
+
+
+def _turn(item):
+    folder = item.path.relative_to(HERE).parts[0]
+    return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: tests of processes wait half of their time, for leases or an outage."""
+    return (os.cpu_count() or 1) + 1
