@@ -6,6 +6,7 @@ The engine is the one part that the command line builds itself; it is exchanged 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -19,12 +20,17 @@ from text2img.cli import parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
     from text2img.engine import Engine
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_READY_WITHIN = 120.0
+"""Seconds for processes to have imported and opened what they need, on busy cores."""
+_barriers: list[Barrier] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,26 @@ def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of ``work`` in a fresh process, which shares no interpreter with servers and proxies."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(work, *args, **kwargs).result()
+
+
+def at_once(work: Callable[..., T], arguments: Sequence[tuple[object, ...]]) -> list[T]:
+    """The results of ``work(*each, ready)``, each in a fresh process, all of them at once.
+
+    ``ready()`` returns when every one has called it: what comes after begins at the same moment.
+    """
+    context = get_context("spawn")
+    barrier = context.Barrier(len(arguments))
+    with ProcessPoolExecutor(len(arguments), context, _inherit, (barrier,)) as processes:
+        return list(processes.map(_with_others, itertools.repeat(work), arguments))
+
+
+def _inherit(barrier: Barrier) -> None:
+    _barriers.append(barrier)  # which can be handed to a process as it begins, and not later
+
+
+def _with_others(work: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    (barrier,) = _barriers
+    return work(*arguments, lambda: barrier.wait(_READY_WITHIN))
 
 
 def run_job(engine: Engine, arguments: Sequence[str], variables: Mapping[str, str], folder: Path) -> Span:

@@ -42,11 +42,16 @@ class Place:
 
     def add(self, prompts: int) -> None:
         """Let so many prompts wait; each has its number as id and seed."""
-        with closing(open_database(self.near, Collections())) as database:
-            database.enqueue(
-                NewPrompt(id=PromptId("int", str(n)), text=f"picture {n}", wishes=Wishes(seed=n))
-                for n in range(prompts)
-            )
+        add_prompts(self.near, prompts)
+
+
+def add_prompts(url: str, prompts: int) -> None:
+    """Let so many prompts wait in that database; each has its number as id and seed."""
+    with closing(open_database(url, Collections())) as database:
+        database.enqueue(
+            NewPrompt(id=PromptId("int", str(n)), text=f"picture {n}", wishes=Wishes(seed=n))
+            for n in range(prompts)
+        )
 
 
 @contextmanager

@@ -40,14 +40,14 @@ class StubEngine:
     """Sleeps ``seconds`` a picture, in ``steps`` steps, as whoever waits for a device does.
 
     The device has its own clock: a step that was noticed late does not delay the next. ``batches`` is
-    when each batch began and ended (``time.monotonic``), ``cpu`` this process's processor seconds when the
-    first one began.
+    when each batch began and ended (``time.monotonic``), ``made`` how many pictures there were in all of
+    them, ``cpu`` this process's processor seconds when the first one began.
     """
 
     def __init__(self, side: int, seconds: float = 0.0, steps: int = 20) -> None:
         self._pictures, self._side, self._per_picture, self._steps = pictures(side), side, seconds, steps
         self.batches: list[tuple[float, float]] = []
-        self.cpu = 0.0
+        self.made, self.cpu = 0, 0.0
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -90,6 +90,7 @@ class StubEngine:
             on_step(step, self._steps)
         made: list[Picture | PromptFailed] = [self._draw(request) for request in batch]
         self.batches.append((begun, time.monotonic()))
+        self.made += len(made)
         return made
 
     def peak_memory(self) -> int:

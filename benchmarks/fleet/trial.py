@@ -1,0 +1,135 @@
+"""One trial: so many workers on one database, begun at the same moment, and what came of it."""
+
+from __future__ import annotations
+
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from benchmarks.fleet.crew import Done, Shift, carry
+from benchmarks.fleet.watch import Log, real_mongodb, together
+from benchmarks.job import at_once
+from benchmarks.places import add_prompts, places
+from text2img.databases import Collections, Selection, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_TOGETHER = 16
+"""Workers that one process carries: so few that they hardly wait for one another's interpreter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What ``workers`` did with a database. ``server_cpu``: seconds of a server of our own; None: of no such.
+
+    ``left`` is how many prompts were not completed in the end.
+    """
+
+    database: str
+    workers: int
+    shift: Shift
+    done: Sequence[Done]
+    server_cpu: float | None
+    left: int
+
+    @property
+    def log(self) -> Log:
+        """What all of them saw."""
+        return together([each.log for each in self.done])
+
+    @property
+    def prompts(self) -> int:
+        """How many there were."""
+        return self.workers * self.shift.share
+
+    @property
+    def seconds(self) -> float:
+        """From the first look at the database to the last record."""
+        return max(each.ended for each in self.done) - min(each.begun for each in self.done)
+
+    @property
+    def twice(self) -> int:
+        """Prompts that were claimed once more, and pictures that were drawn once more."""
+        claimed = self.log.claimed
+        drawn = sum(each.pictures for each in self.done)
+        return len(claimed) - len(set(claimed)) + max(0, drawn - len(set(claimed)))
+
+    @property
+    def busy(self) -> float:
+        """The devices' time ÷ all of the workers' time: 1 where no device ever waited for the database."""
+        return self.shift.share * self.shift.seconds / self.seconds
+
+    @property
+    def lock_held(self) -> float:
+        """Seconds that a prompt holds SQLite's lock."""
+        return sum(self.log.held) / self.prompts
+
+
+def attempt(kind: str, url: str, workers: int, shift: Shift) -> Trial:
+    """Add the prompts, let the workers do them in processes of their own, and look at what stands there."""
+    add_prompts(url, workers * shift.share)
+    ours = kind == "mongodb" and real_mongodb() is None
+    servers = psutil.Process().children() if ours else []
+    before = _cpu(servers)
+    done = _carried(shift, workers)
+    spent = _cpu(servers) - before if ours else None
+    with closing(open_database(url, Collections())) as database:
+        counts = database.counts(Selection())
+    left = counts.pending + counts.processing + counts.error
+    return Trial(database=kind, workers=workers, shift=shift, done=done, server_cpu=spent, left=left)
+
+
+def document_sizes(url: str) -> dict[str, float]:
+    """The mean size of a MongoDB's documents in bytes, by collection; a notice's for each outcome in it."""
+    import bson
+    from pymongo import MongoClient
+
+    with MongoClient[dict[str, Any]](url) as client:
+        database = client.get_default_database()
+        sizes = {
+            name: [len(bson.encode(each)) for each in database[name].find()]
+            for name in ("datasets", "dataset_records", "runs", "callbacks")
+        }
+        prompts = len(sizes["datasets"])
+    means = {name: sum(each) / len(each) for name, each in sizes.items() if each}
+    return means | {"callbacks, an outcome": sum(sizes["callbacks"]) / prompts}
+
+
+def _carried(shift: Shift, workers: int) -> list[Done]:
+    firsts = range(0, workers, _TOGETHER)
+    return at_once(carry, [(shift, range(first, min(first + _TOGETHER, workers))) for first in firsts])
+
+
+def _cpu(processes: Sequence[psutil.Process]) -> float:
+    return float(sum(sum(each.cpu_times()[:2]) for each in processes))
+
+
+@contextmanager
+def fresh_databases(kind: str) -> Iterator[Callable[[], str]]:
+    """What gives the URL of an empty database each time: of a file, the stand-in or the real server."""
+    if kind == "mongodb" and (uri := real_mongodb()):
+        with _real(uri) as fresh:
+            yield fresh
+        return
+    with places(kind, "folder") as place:
+        yield lambda: place().database
+
+
+@contextmanager
+def _real(uri: str) -> Iterator[Callable[[], str]]:
+    from urllib.parse import urlsplit
+    from uuid import uuid4
+
+    from pymongo import MongoClient
+
+    names = [f"text2img_fleet_{uuid4().hex[:8]}_{number}" for number in range(100)]
+    unused = iter(names)
+    try:
+        yield lambda: urlsplit(uri)._replace(path=f"/{next(unused)}").geturl()
+    finally:
+        with MongoClient[dict[str, Any]](uri) as client:
+            for name in names:
+                client.drop_database(name)
