@@ -1,6 +1,6 @@
-"""The README's table of figures, from the JSON files: ``python -m benchmarks.table`` prints it.
+"""The README's tables of figures, from the JSON files: ``python -m benchmarks.table`` prints them.
 
-``--write`` puts it into the README, between its two marks; tests/benchmarks/test_table.py compares the two.
+``--write`` puts them into the README, each between its marks; tests/benchmarks/test_table.py compares them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.fleet.shown import fleet
 from benchmarks.results import RESULTS, read, table
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- speed: printed by python -m benchmarks.table -->\n"
 END = "<!-- end of speed -->"
+FLEET_BEGIN = "<!-- fleet: printed by python -m benchmarks.table -->\n"
+FLEET_END = "<!-- end of fleet -->"
 _ELSEWHERE = frozenset({"approximations"})
 """Shown in docs/approximations.md."""
 
@@ -57,24 +60,31 @@ def _places(documents: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"{', '.join(names)}: {where}" for where, names in places.items()]
 
 
-def placed(text: str, fresh: str) -> str:
-    """The README's text with the table in its place. Raises ValueError where it has no marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def fleet_block(results: Path = RESULTS) -> str:
+    """The table of benchmarks.fleet's trials, and what follows from them."""
+    file = results / "fleet.json"
+    return fleet(read(file)) if file.exists() else "Nothing has been measured.\n"
+
+
+def placed(text: str, fresh: str, begins: str = BEGIN, ends: str = END) -> str:
+    """The README's text with a table in its place. Raises ValueError where it has no marks."""
+    before, begin, rest = text.partition(begins)
+    _, end, after = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"the README lacks {BEGIN.strip()} … {END}")
+        raise ValueError(f"the README lacks {begins.strip()} … {ends}")
     return before + begin + fresh + end + after
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table, or write it into the README."""
+    """Print the tables, or write them into the README."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put it into the README")
+    parser.add_argument("--write", action="store_true", help="put them into the README")
     asked = parser.parse_args(argv)
     if asked.write:
-        README.write_text(placed(README.read_text(encoding="utf-8"), block()), encoding="utf-8")
+        text = placed(README.read_text(encoding="utf-8"), block())
+        README.write_text(placed(text, fleet_block(), FLEET_BEGIN, FLEET_END), encoding="utf-8")
     else:
-        print(block())
+        print(f"{block()}\n{fleet_block()}")
     return 0
 
 

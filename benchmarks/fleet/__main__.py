@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.fleet.crew import Shift
 from benchmarks.fleet.processes import pace
+from benchmarks.fleet.shown import KEPT_UP
 from benchmarks.fleet.trial import attempt, document_sizes, fresh_databases
 from benchmarks.fleet.watch import real_mongodb
 from benchmarks.places import DATABASES
@@ -25,23 +27,23 @@ if TYPE_CHECKING:
 
     from benchmarks.fleet.trial import Trial
 
-_KEPT_UP = 0.9
-"""Of the devices' time: below it the database is the limit."""
 _SPEEDUP = 3.6
 _PROCESSES = 4
 
 
 def measure(asked: argparse.Namespace) -> tuple[list[Trial], dict[str, float]]:
     """By database a trial for each number of workers; with the most of them one for each faster device, until
-    one does not keep up. And the mean bytes of MongoDB's documents.
+    one does not keep up, or the budget is spent. And the mean bytes of MongoDB's documents.
     """
-    trials, sizes = [], dict[str, float]()
+    until = time.monotonic() + asked.budget
+    trials: list[Trial] = []
+    sizes: dict[str, float] = {}
     for kind in asked.databases:
         shifts = [(workers, 1.0) for workers in asked.workers]
         shifts += [(max(asked.workers), faster) for faster in asked.faster]
         with fresh_databases(kind) as fresh:
             for workers, faster in shifts:
-                if faster > 1 and trials[-1].busy < _KEPT_UP:
+                if (faster > 1 and trials[-1].busy < KEPT_UP) or time.monotonic() > until:
                     break
                 seconds = asked.seconds / faster
                 shift = Shift(url=fresh(), share=asked.share, batch=asked.batch, seconds=seconds)
@@ -112,7 +114,7 @@ def checks(trials: Sequence[Trial], faster: float | None) -> list[Check]:
             key=lambda each: each.workers,
         )
         figure = f"devices busy, {most.workers} workers at {slowest:g} s a picture, {_called(kind)}"
-        made.append(Check(figure=figure, measured=most.busy, target=_KEPT_UP))
+        made.append(Check(figure=figure, measured=most.busy, target=KEPT_UP))
     if faster is not None:
         figure = f"{_PROCESSES} processes with a sleeping engine ÷ one, images/s"
         made.append(Check(figure=figure, measured=faster, target=_SPEEDUP))
@@ -153,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a device's time a picture")
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
+    parser.add_argument("--budget", type=float, default=280, help="seconds after which no trial is begun")
     parser.add_argument("--prompts", type=int, default=400, help="of the four processes; 0: leave them out")
     parser.add_argument("--device", type=float, default=0.1, help="their seconds a picture")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from benchmarks.fleet.shown import fleet
 from benchmarks.results import RESULTS, Check, Result, read, report
-from benchmarks.table import BEGIN, END, README, block, placed
+from benchmarks.table import BEGIN, END, FLEET_BEGIN, FLEET_END, README, block, fleet_block, placed
 
 REACHED = Check(figure="job ÷ loop", measured=0.97, target=0.95)
 MISSED = Check(figure="start", measured=0.4, target=0.3, at_least=False, unit="s")
@@ -25,9 +26,10 @@ def _result(**changes):
 
 
 def test_the_readme_shows_the_results_that_are_kept():
-    """The table in the README is what ``python -m benchmarks.table`` prints of the JSON files beside it."""
-    shown = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    assert shown == block()
+    """The tables in the README are what ``python -m benchmarks.table`` prints of the JSON files beside it."""
+    readme = README.read_text(encoding="utf-8")
+    assert readme.partition(BEGIN)[2].partition(END)[0] == block()
+    assert readme.partition(FLEET_BEGIN)[2].partition(FLEET_END)[0] == fleet_block()
 
 
 def test_without_a_gpus_result_nothing_is_claimed_of_one():
@@ -71,3 +73,16 @@ def test_a_rehearsal_is_no_result(tmp_path):
     assert (rehearsed.status, "rehearsed: start" in report(rehearsed)) == (0, True)
     with pytest.raises(ValueError, match="no result"):
         block(tmp_path)
+
+
+def test_a_fleet_s_limit_is_told_in_gpus():
+    """What a database recorded at the most is so many GPUs' work, and "at least" where all were kept busy."""
+    row = dict.fromkeys(("workers", "s a picture", "claim ms p50", "p99", "twice", "lock waits"), 0)
+    row |= {"lost rounds": 0, "asked again": 0}
+    rows = [{"database": name, "prompts/s": pace, "busy": busy, **row} for name, pace, busy in (
+        ("A", 60.0, 0.95), ("A", 70.0, 0.5), ("B", 30.0, 0.95),
+    )]  # fmt: skip
+    said = fleet({"rows": rows, "note": "busy cores"})
+    assert "- A: 70 prompts a second, as many as 140 GPUs at 2 s a picture make." in said
+    assert "- B: at least 30 prompts a second, as many as at least 60 GPUs" in said
+    assert said.endswith("busy cores\n")
