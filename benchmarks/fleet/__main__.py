@@ -46,7 +46,13 @@ def measure(asked: argparse.Namespace) -> tuple[list[Trial], dict[str, float]]:
                 if (faster > 1 and trials[-1].busy < KEPT_UP) or time.monotonic() > until:
                     break
                 seconds = asked.seconds / faster
-                shift = Shift(url=fresh(), share=asked.share, batch=asked.batch, seconds=seconds)
+                shift = Shift(
+                    url=fresh(),
+                    share=asked.share,
+                    batch=asked.batch,
+                    seconds=seconds,
+                    limit=asked.limit,
+                )
                 trials.append(attempt(kind, shift.url, workers, shift))
                 print(f"{kind}, {workers} workers: {trials[-1].seconds:.1f} s", file=sys.stderr)
                 if kind == "mongodb":
@@ -58,14 +64,15 @@ def row(trial: Trial) -> dict[str, Any]:
     """A trial's figures. ``busy`` is the devices' time ÷ all time; the waits are SQLite's, the lost rounds
     MongoDB's.
     """
-    log, prompts = trial.log, trial.prompts
+    log, prompts = trial.log, max(1, trial.recorded)
     claim, record = (_percentiles(log.took[name]) for name in ("claim", "record"))
     cpu = sum(each.cpu for each in trial.done)
     return {
         "database": _called(trial.database),
         "workers": trial.workers,
         "s a picture": trial.shift.seconds,
-        "prompts/s": prompts / trial.seconds,
+        "prompts": trial.recorded,
+        "prompts/s": trial.recorded / trial.seconds,
         "busy": trial.busy,
         "claim ms p50": claim[0],
         "p99": claim[1],
@@ -100,9 +107,9 @@ def checks(trials: Sequence[Trial], faster: float | None) -> list[Check]:
     """Nothing twice and nothing left; the devices kept busy; and four processes worth 3.6."""
     made = [
         Check(
-            figure="prompts claimed or drawn twice, or left, by up to "
+            figure="prompts claimed or drawn twice, or stuck, by up to "
             f"{max(each.workers for each in trials)} workers",
-            measured=sum(each.twice + each.left for each in trials),
+            measured=sum(each.twice + each.stuck for each in trials),
             target=0,
             at_least=False,
         )
@@ -155,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a device's time a picture")
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
+    parser.add_argument("--limit", type=float, default=40, help="seconds of a trial")
     parser.add_argument("--budget", type=float, default=280, help="seconds after which no trial is begun")
     parser.add_argument("--prompts", type=int, default=400, help="of the four processes; 0: leave them out")
     parser.add_argument("--device", type=float, default=0.1, help="their seconds a picture")

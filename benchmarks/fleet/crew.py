@@ -6,9 +6,11 @@ is told is gathered. Not there: a model, a picture worth encoding, a storage, a 
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from benchmarks.stub import StubEngine
 from text2img.callbacks.telling import gather
 from text2img.databases import Run, Selection
 from text2img.databases.patient import patient
+from text2img.errors import Stopped
 from text2img.guard import Guard
 from text2img.leases import Leases
 from text2img.progress import Silent
@@ -27,7 +30,7 @@ from text2img.tally import Tally
 from text2img.worker import Parts, Plan, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from text2img.databases import Database
 
@@ -40,12 +43,16 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """What each worker has to do: ``share`` prompts in batches of ``batch``, ``seconds`` a picture."""
+    """What each worker has to do: ``share`` prompts in batches of ``batch``, ``seconds`` a picture.
+
+    After ``limit`` seconds all are asked to end, as a signal would.
+    """
 
     url: str
     share: int
     batch: int
     seconds: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,53 +84,59 @@ class Nowhere:
         return f"gs://nowhere/generated/{name}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Hand:
+    """One worker, with what is its own."""
+
+    name: str
+    database: Database
+    engine: StubEngine
+
+
 def carry(shift: Shift, workers: range, ready: Callable[[], object]) -> Done:
     """Let these workers do their shares, all at once, from when every process is ready."""
     commands, logs = Log(), [Log() for _ in workers]
     count_commands(commands)
-    databases = [watched(shift.url, log) for log in logs]
-    engines = [StubEngine(_SIDE, shift.seconds, _STEPS) for _ in workers]
-    failures: list[BaseException] = []
+    crew = [
+        _Hand(f"worker-{number}", watched(shift.url, log), StubEngine(_SIDE, shift.seconds, _STEPS))
+        for number, log in zip(workers, logs, strict=True)
+    ]
     ready()
     for log in (commands, *logs):  # what opening took is no worker's work
         log.forget()
     begun, cpu = time.monotonic(), time.process_time()
-    threads = [
-        threading.Thread(target=_work, args=(shift, f"worker-{number}", database, engine, failures))
-        for number, database, engine in zip(workers, databases, engines, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    ended, cpu = time.monotonic(), time.process_time() - cpu
-    if failures:
-        raise failures[0]
-    pictures = sum(engine.made for engine in engines)
-    return Done(begun=begun, ended=ended, cpu=cpu, pictures=pictures, log=together([commands, *logs]))
+    _let_work(shift, crew)
+    return Done(
+        begun=begun,
+        ended=time.monotonic(),
+        cpu=time.process_time() - cpu,
+        pictures=sum(hand.engine.made for hand in crew),
+        log=together([commands, *logs]),
+    )
 
 
-def _work(
-    shift: Shift, name: str, database: Database, engine: StubEngine, failures: list[BaseException]
-) -> None:
-    try:
-        with closing(database):
-            _run(shift, name, database, engine)
-    except BaseException as exc:  # noqa: BLE001 - it comes out where the process's workers are waited for
-        failures.append(exc)
+def _let_work(shift: Shift, crew: Sequence[_Hand]) -> None:
+    stop = Stop()
+    over = threading.Timer(shift.limit, stop.set, [signal.SIGTERM])
+    over.start()
+    with ThreadPoolExecutor(len(crew)) as threads:
+        working = [threads.submit(_work, shift, hand, stop) for hand in crew]
+    over.cancel()
+    for each in working:
+        each.result()
 
 
-def _run(shift: Shift, name: str, database: Database, engine: StubEngine) -> None:
+def _work(shift: Shift, hand: _Hand, stop: Stop) -> None:
     """One run, in the order in which ``text2img.cli.job`` carries it out."""
-    selection, stop = Selection(), Stop()
-    run = Run(id=name, started_at=datetime.now(UTC), host="simulated", status="running")
+    database, selection = hand.database, Selection()
+    run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)
     database.save_run(run, _LEASE)
     parts = Parts(
         database=patient(database, _PATIENCE, stop.wait),
         storage=Nowhere(),
-        engine=engine,
-        card=engine.inspect(),
+        engine=hand.engine,
+        card=hand.engine.inspect(),
         leases=Leases(database, _LEASE, lambda: database.save_run(run, _LEASE)),
         guard=Guard(stop, _PATIENCE, lambda _: None),
         progress=Silent(),
@@ -131,8 +144,8 @@ def _run(shift: Shift, name: str, database: Database, engine: StubEngine) -> Non
         recorded=lambda _: None,
     )
     plan = Plan(
-        run_id=name,
-        worker=name,
+        run_id=run.id,
+        worker=hand.name,
         selection=selection,
         wishes=[_WISHES],
         batch_size=shift.batch,
@@ -141,5 +154,6 @@ def _run(shift: Shift, name: str, database: Database, engine: StubEngine) -> Non
         upload_workers=2,
         tell=True,
     )
-    Worker(parts, plan, stop, Tally()).run()
-    gather(database, name, "completed", final=True)
+    with closing(database), suppress(Stopped):
+        Worker(parts, plan, stop, Tally()).run()
+        gather(database, run.id, "completed", final=True)

@@ -25,7 +25,8 @@ _TOGETHER = 16
 class Trial:
     """What ``workers`` did with a database. ``server_cpu``: seconds of a server of our own; None: of no such.
 
-    ``left`` is how many prompts were not completed in the end.
+    ``recorded`` is how many prompts were completed, ``stuck`` how many were left in a state that nobody who
+    ends in good order leaves behind.
     """
 
     database: str
@@ -33,7 +34,8 @@ class Trial:
     shift: Shift
     done: Sequence[Done]
     server_cpu: float | None
-    left: int
+    recorded: int
+    stuck: int
 
     @property
     def log(self) -> Log:
@@ -41,31 +43,30 @@ class Trial:
         return together([each.log for each in self.done])
 
     @property
-    def prompts(self) -> int:
-        """How many there were."""
-        return self.workers * self.shift.share
-
-    @property
     def seconds(self) -> float:
         """From the first look at the database to the last record."""
         return max(each.ended for each in self.done) - min(each.begun for each in self.done)
 
     @property
+    def drawn(self) -> int:
+        """How many pictures the devices made."""
+        return sum(each.pictures for each in self.done)
+
+    @property
     def twice(self) -> int:
         """Prompts that were claimed once more, and pictures that were drawn once more."""
         claimed = self.log.claimed
-        drawn = sum(each.pictures for each in self.done)
-        return len(claimed) - len(set(claimed)) + max(0, drawn - len(set(claimed)))
+        return len(claimed) - len(set(claimed)) + max(0, self.drawn - len(set(claimed)))
 
     @property
     def busy(self) -> float:
         """The devices' time ÷ all of the workers' time: 1 where no device ever waited for the database."""
-        return self.shift.share * self.shift.seconds / self.seconds
+        return self.drawn * self.shift.seconds / (self.workers * self.seconds)
 
     @property
     def lock_held(self) -> float:
         """Seconds that a prompt holds SQLite's lock."""
-        return sum(self.log.held) / self.prompts
+        return sum(self.log.held) / max(1, self.recorded)
 
 
 def attempt(kind: str, url: str, workers: int, shift: Shift) -> Trial:
@@ -78,8 +79,15 @@ def attempt(kind: str, url: str, workers: int, shift: Shift) -> Trial:
     spent = _cpu(servers) - before if ours else None
     with closing(open_database(url, Collections())) as database:
         counts = database.counts(Selection())
-    left = counts.pending + counts.processing + counts.error
-    return Trial(database=kind, workers=workers, shift=shift, done=done, server_cpu=spent, left=left)
+    return Trial(
+        database=kind,
+        workers=workers,
+        shift=shift,
+        done=done,
+        server_cpu=spent,
+        recorded=counts.completed,
+        stuck=counts.processing + counts.error,
+    )
 
 
 def document_sizes(url: str) -> dict[str, float]:

@@ -22,9 +22,9 @@ def test_workers_share_the_prompts_of_one_database(kind):
     are the lock of a file and the commands of a server.
     """
     with fresh_databases(kind) as fresh:
-        shift = Shift(url=fresh(), share=20, batch=5, seconds=0.02)
+        shift = Shift(url=fresh(), share=20, batch=5, seconds=0.02, limit=60)
         trial = attempt(kind, shift.url, 3, shift)
-    assert (trial.prompts, trial.twice, trial.left) == (60, 0, 0)
+    assert (trial.recorded, trial.twice, trial.stuck) == (60, 0, 0)
     assert len(set(trial.log.claimed)) == 60
     assert 0 < trial.busy < 1
     seen = fleet.row(trial)
@@ -43,9 +43,21 @@ def test_what_is_claimed_and_drawn_twice_is_counted(tmp_path):
         for worker in ("a", "b"):
             assert database.claim(worker, 1, -1.0, Selection())
     done = Done(begun=0.0, ended=1.0, cpu=0.0, pictures=2, log=log)
-    shift = Shift(url=url, share=1, batch=1, seconds=0.1)
-    trial = Trial(database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, left=0)
+    shift = Shift(url=url, share=1, batch=1, seconds=0.1, limit=60)
+    trial = Trial(
+        database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, recorded=1, stuck=0
+    )
     assert trial.twice == 2
+
+
+def test_a_trial_that_takes_too_long_is_cut_short():
+    """After its limit the workers end as by a signal: what they held is free, and what was seen counts."""
+    with fresh_databases("sqlite") as fresh:
+        shift = Shift(url=fresh(), share=200, batch=5, seconds=0.1, limit=2)
+        trial = attempt("sqlite", shift.url, 2, shift)
+    assert (trial.twice, trial.stuck) == (0, 0)
+    assert 0 < trial.recorded < 400
+    assert trial.busy <= 1
 
 
 def test_a_device_that_need_not_wait_misses_the_target(tmp_path, capsys):
@@ -54,7 +66,7 @@ def test_a_device_that_need_not_wait_misses_the_target(tmp_path, capsys):
     kept_at = ["--results", str(tmp_path), "--prompts", "0", "--faster"]
     assert fleet.main([*short, *kept_at]) == 1
     said = capsys.readouterr().out
-    assert "reached: prompts claimed or drawn twice, or left, by up to 2 workers: 0" in said
+    assert "reached: prompts claimed or drawn twice, or stuck, by up to 2 workers: 0" in said
     assert "MISSED: devices busy, 2 workers at 0.001 s a picture, SQLite" in said
     kept = json.loads((tmp_path / "fleet.json").read_text())
     assert [each["workers"] for each in kept["rows"]] == [1, 2]
