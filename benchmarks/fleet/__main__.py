@@ -1,8 +1,8 @@
 """Claim and record against a database, with 1 to 64 simulated workers: at which number is it the limit?
 
-Each worker makes ``--share`` prompts on a device that sleeps ``--seconds`` a picture; all begin at once. With
-the most workers it is tried on faster devices as well, until the database cannot keep up. Then four whole
-jobs in plain processes are compared with one. Two cores carry the workers and the database alike.
+Each worker makes ``--share`` prompts on a device that sleeps ``--seconds`` a picture. With the most workers
+it is tried on faster devices as well, until the database cannot keep up. Then four whole jobs in plain
+processes are compared with one. Workers and database share this machine's cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.fleet.crew import Shift
 from benchmarks.fleet.processes import pace
 from benchmarks.fleet.shown import KEPT_UP
-from benchmarks.fleet.trial import attempt, document_sizes, fresh_databases
+from benchmarks.fleet.sizes import document_sizes
+from benchmarks.fleet.trial import attempt, fresh_databases
 from benchmarks.fleet.watch import real_mongodb
 from benchmarks.places import DATABASES
 from benchmarks.results import RESULTS, Check, Result, report
@@ -27,37 +28,47 @@ if TYPE_CHECKING:
 
     from benchmarks.fleet.trial import Trial
 
+_HOPELESS = 0.5
+"""Below it more workers are of no use to anybody."""
 _SPEEDUP = 3.6
 _PROCESSES = 4
 
 
 def measure(asked: argparse.Namespace) -> tuple[list[Trial], dict[str, float]]:
-    """By database a trial for each number of workers; with the most of them one for each faster device, until
-    one does not keep up, or the budget is spent. And the mean bytes of MongoDB's documents.
+    """By database a trial for each number of workers, and with the most of them one for each faster device;
+    and the mean bytes of MongoDB's documents.
     """
     until = time.monotonic() + asked.budget
     trials: list[Trial] = []
     sizes: dict[str, float] = {}
     for kind in asked.databases:
-        shifts = [(workers, 1.0) for workers in asked.workers]
-        shifts += [(max(asked.workers), faster) for faster in asked.faster]
+        busy = 1.0
         with fresh_databases(kind) as fresh:
-            for workers, faster in shifts:
-                if (faster > 1 and trials[-1].busy < KEPT_UP) or time.monotonic() > until:
+            if kind == "mongodb":
+                sizes = document_sizes(fresh())
+            for workers, faster in _steps(asked):
+                if busy < (KEPT_UP if faster > 1 else _HOPELESS) or time.monotonic() > until:
                     break
-                seconds = asked.seconds / faster
-                shift = Shift(
-                    url=fresh(),
-                    share=asked.share,
-                    batch=asked.batch,
-                    seconds=seconds,
-                    limit=asked.limit,
-                )
-                trials.append(attempt(kind, shift.url, workers, shift))
+                trials.append(attempt(kind, workers, _shift(asked, fresh(), faster)))
+                busy = trials[-1].busy
                 print(f"{kind}, {workers} workers: {trials[-1].seconds:.1f} s", file=sys.stderr)
-                if kind == "mongodb":
-                    sizes.update(document_sizes(shift.url))
     return trials, sizes
+
+
+def _steps(asked: argparse.Namespace) -> list[tuple[int, float]]:
+    """So many workers on devices that are so many times as fast."""
+    return [(workers, 1.0) for workers in asked.workers] + [(max(asked.workers), f) for f in asked.faster]
+
+
+def _shift(asked: argparse.Namespace, url: str, faster: float) -> Shift:
+    return Shift(
+        url=url,
+        share=asked.share,
+        batch=asked.batch,
+        seconds=asked.seconds / faster,
+        ramp=asked.ramp,
+        limit=asked.limit,
+    )
 
 
 def row(trial: Trial) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def row(trial: Trial) -> dict[str, Any]:
     MongoDB's.
     """
     log, prompts = trial.log, max(1, trial.recorded)
-    claim, record = (_percentiles(log.took[name]) for name in ("claim", "record"))
+    claim, record = (_percentiles(log.took.get(name, ())) for name in ("claim", "record"))
     cpu = sum(each.cpu for each in trial.done)
     return {
         "database": _called(trial.database),
@@ -98,7 +109,7 @@ def _called(kind: str) -> str:
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
     """The median and the 99th percentile, in milliseconds."""
     if len(seconds) < 2:
-        return (1000 * seconds[0], 1000 * seconds[0])
+        return (1000 * sum(seconds), 1000 * sum(seconds))
     cuts = quantiles(seconds, n=100, method="inclusive")
     return 1000 * cuts[49], 1000 * cuts[98]
 
@@ -107,9 +118,9 @@ def checks(trials: Sequence[Trial], faster: float | None) -> list[Check]:
     """Nothing twice and nothing left; the devices kept busy; and four processes worth 3.6."""
     made = [
         Check(
-            figure="prompts claimed or drawn twice, or stuck, by up to "
+            figure="prompts claimed or drawn twice, or lost, by up to "
             f"{max(each.workers for each in trials)} workers",
-            measured=sum(each.twice + each.stuck for each in trials),
+            measured=sum(each.twice + each.lost for each in trials),
             target=0,
             at_least=False,
         )
@@ -158,13 +169,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
-    parser.add_argument("--share", type=int, default=30, help="prompts of each worker")
+    parser.add_argument("--share", type=int, default=20, help="prompts of each worker")
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a device's time a picture")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a device's time a picture")
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
+    parser.add_argument("--ramp", type=float, default=5, help="seconds until the last worker has begun")
     parser.add_argument("--limit", type=float, default=40, help="seconds of a trial")
-    parser.add_argument("--budget", type=float, default=280, help="seconds after which no trial is begun")
-    parser.add_argument("--prompts", type=int, default=400, help="of the four processes; 0: leave them out")
+    parser.add_argument("--budget", type=float, default=240, help="seconds after which no trial is begun")
+    parser.add_argument("--prompts", type=int, default=280, help="of the four processes; 0: leave them out")
     parser.add_argument("--device", type=float, default=0.1, help="their seconds a picture")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--note", default="All workers and the database share the cores with other work.")

@@ -20,7 +20,7 @@ from benchmarks.stub import StubEngine
 from text2img.callbacks.telling import gather
 from text2img.databases import Run, Selection
 from text2img.databases.patient import patient
-from text2img.errors import Stopped
+from text2img.errors import Stopped, Unreadable
 from text2img.guard import Guard
 from text2img.leases import Leases
 from text2img.progress import Silent
@@ -45,13 +45,15 @@ _PATIENCE = 60.0
 class Shift:
     """What each worker has to do: ``share`` prompts in batches of ``batch``, ``seconds`` a picture.
 
-    After ``limit`` seconds all are asked to end, as a signal would.
+    The last one begins ``ramp`` seconds after the first. After ``limit`` seconds all are asked to end, as by
+    a signal.
     """
 
     url: str
     share: int
     batch: int
     seconds: float
+    ramp: float
     limit: float
 
 
@@ -59,11 +61,13 @@ class Shift:
 class Done:
     """What a process's workers came to. Moments are ``time.monotonic``'s, which a machine's processes share.
 
-    ``pictures`` is how many the devices made, ``cpu`` the process's processor seconds.
+    ``worked`` are the seconds of all its workers' runs, ``pictures`` is how many the devices made, ``cpu``
+    the process's processor seconds.
     """
 
     begun: float
     ended: float
+    worked: float
     cpu: float
     pictures: int
     log: Log
@@ -83,51 +87,71 @@ class Nowhere:
         del data, content_type, may_replace
         return f"gs://nowhere/generated/{name}"
 
+    def read(self, url: str) -> bytes:
+        """Nothing is there; see ImageStorage."""
+        raise Unreadable(f"{url} was never kept")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Hand:
-    """One worker, with what is its own."""
+    """One worker, with what is its own. ``after`` so many seconds it begins."""
 
     name: str
+    after: float
     database: Database
     engine: StubEngine
 
 
-def carry(shift: Shift, workers: range, ready: Callable[[], object]) -> Done:
-    """Let these workers do their shares, all at once, from when every process is ready."""
+def carry(shift: Shift, workers: range, of: int, ready: Callable[[], object]) -> Done:
+    """Let these ``workers`` of so many do their shares, from when every process is ready."""
     commands, logs = Log(), [Log() for _ in workers]
     count_commands(commands)
     crew = [
-        _Hand(f"worker-{number}", watched(shift.url, log), StubEngine(_SIDE, shift.seconds, _STEPS))
+        _Hand(
+            name=f"worker-{number}",
+            after=shift.ramp * number / of,
+            database=watched(shift.url, log),
+            engine=StubEngine(_SIDE, shift.seconds, _STEPS),
+        )
         for number, log in zip(workers, logs, strict=True)
     ]
     ready()
     for log in (commands, *logs):  # what opening took is no worker's work
         log.forget()
     begun, cpu = time.monotonic(), time.process_time()
-    _let_work(shift, crew)
+    worked = _let_work(shift, crew)
     return Done(
         begun=begun,
         ended=time.monotonic(),
+        worked=worked,
         cpu=time.process_time() - cpu,
         pictures=sum(hand.engine.made for hand in crew),
         log=together([commands, *logs]),
     )
 
 
-def _let_work(shift: Shift, crew: Sequence[_Hand]) -> None:
+def _let_work(shift: Shift, crew: Sequence[_Hand]) -> float:
+    """The seconds that all of them worked."""
     stop = Stop()
     over = threading.Timer(shift.limit, stop.set, [signal.SIGTERM])
     over.start()
     with ThreadPoolExecutor(len(crew)) as threads:
         working = [threads.submit(_work, shift, hand, stop) for hand in crew]
     over.cancel()
-    for each in working:
-        each.result()
+    return sum(each.result() for each in working)
 
 
-def _work(shift: Shift, hand: _Hand, stop: Stop) -> None:
-    """One run, in the order in which ``text2img.cli.job`` carries it out."""
+def _work(shift: Shift, hand: _Hand, stop: Stop) -> float:
+    """The seconds of a worker's run."""
+    time.sleep(hand.after)
+    begun = time.monotonic()
+    with closing(hand.database), suppress(Stopped):
+        _run(shift, hand, stop)
+    return time.monotonic() - begun
+
+
+def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
+    """What ``text2img.cli.job`` does with a worker, in its order."""
     database, selection = hand.database, Selection()
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)
@@ -154,6 +178,5 @@ def _work(shift: Shift, hand: _Hand, stop: Stop) -> None:
         upload_workers=2,
         tell=True,
     )
-    with closing(database), suppress(Stopped):
-        Worker(parts, plan, stop, Tally()).run()
-        gather(database, run.id, "completed", final=True)
+    Worker(parts, plan, stop, Tally()).run()
+    gather(database, run.id, "completed", final=True)

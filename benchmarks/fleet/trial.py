@@ -25,8 +25,7 @@ _TOGETHER = 16
 class Trial:
     """What ``workers`` did with a database. ``server_cpu``: seconds of a server of our own; None: of no such.
 
-    ``recorded`` is how many prompts were completed, ``stuck`` how many were left in a state that nobody who
-    ends in good order leaves behind.
+    ``recorded`` is how many prompts were completed.
     """
 
     database: str
@@ -35,7 +34,6 @@ class Trial:
     done: Sequence[Done]
     server_cpu: float | None
     recorded: int
-    stuck: int
 
     @property
     def log(self) -> Log:
@@ -59,9 +57,14 @@ class Trial:
         return len(claimed) - len(set(claimed)) + max(0, self.drawn - len(set(claimed)))
 
     @property
+    def lost(self) -> int:
+        """Prompts that nobody completed, unless the trial was cut short: then the rest is a later run's."""
+        return 0 if self.seconds > self.shift.limit else self.workers * self.shift.share - self.recorded
+
+    @property
     def busy(self) -> float:
         """The devices' time ÷ all of the workers' time: 1 where no device ever waited for the database."""
-        return self.drawn * self.shift.seconds / (self.workers * self.seconds)
+        return self.drawn * self.shift.seconds / sum(each.worked for each in self.done)
 
     @property
     def lock_held(self) -> float:
@@ -69,15 +72,15 @@ class Trial:
         return sum(self.log.held) / max(1, self.recorded)
 
 
-def attempt(kind: str, url: str, workers: int, shift: Shift) -> Trial:
+def attempt(kind: str, workers: int, shift: Shift) -> Trial:
     """Add the prompts, let the workers do them in processes of their own, and look at what stands there."""
-    add_prompts(url, workers * shift.share)
+    add_prompts(shift.url, workers * shift.share)
     ours = kind == "mongodb" and real_mongodb() is None
     servers = psutil.Process().children() if ours else []
     before = _cpu(servers)
     done = _carried(shift, workers)
     spent = _cpu(servers) - before if ours else None
-    with closing(open_database(url, Collections())) as database:
+    with closing(open_database(shift.url, Collections())) as database:
         counts = database.counts(Selection())
     return Trial(
         database=kind,
@@ -86,29 +89,13 @@ def attempt(kind: str, url: str, workers: int, shift: Shift) -> Trial:
         done=done,
         server_cpu=spent,
         recorded=counts.completed,
-        stuck=counts.processing + counts.error,
     )
-
-
-def document_sizes(url: str) -> dict[str, float]:
-    """The mean size of a MongoDB's documents in bytes, by collection; a notice's for each outcome in it."""
-    import bson
-    from pymongo import MongoClient
-
-    with MongoClient[dict[str, Any]](url) as client:
-        database = client.get_default_database()
-        sizes = {
-            name: [len(bson.encode(each)) for each in database[name].find()]
-            for name in ("datasets", "dataset_records", "runs", "callbacks")
-        }
-        prompts = len(sizes["datasets"])
-    means = {name: sum(each) / len(each) for name, each in sizes.items() if each}
-    return means | {"callbacks, an outcome": sum(sizes["callbacks"]) / prompts}
 
 
 def _carried(shift: Shift, workers: int) -> list[Done]:
     firsts = range(0, workers, _TOGETHER)
-    return at_once(carry, [(shift, range(first, min(first + _TOGETHER, workers))) for first in firsts])
+    crews = [range(first, min(first + _TOGETHER, workers)) for first in firsts]
+    return at_once(carry, [(shift, crew, workers) for crew in crews])
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:

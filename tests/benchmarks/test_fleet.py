@@ -10,6 +10,7 @@ import pytest
 from benchmarks.fleet import __main__ as fleet
 from benchmarks.fleet.crew import Done, Shift
 from benchmarks.fleet.processes import pace
+from benchmarks.fleet.sizes import document_sizes
 from benchmarks.fleet.trial import Trial, attempt, fresh_databases
 from benchmarks.fleet.watch import Log, watched
 from benchmarks.places import add_prompts
@@ -22,9 +23,9 @@ def test_workers_share_the_prompts_of_one_database(kind):
     are the lock of a file and the commands of a server.
     """
     with fresh_databases(kind) as fresh:
-        shift = Shift(url=fresh(), share=20, batch=5, seconds=0.02, limit=60)
-        trial = attempt(kind, shift.url, 3, shift)
-    assert (trial.recorded, trial.twice, trial.stuck) == (60, 0, 0)
+        shift = Shift(url=fresh(), share=20, batch=5, seconds=0.02, ramp=0.1, limit=60)
+        trial = attempt(kind, 3, shift)
+    assert (trial.recorded, trial.twice, trial.lost) == (60, 0, 0)
     assert len(set(trial.log.claimed)) == 60
     assert 0 < trial.busy < 1
     seen = fleet.row(trial)
@@ -35,6 +36,14 @@ def test_workers_share_the_prompts_of_one_database(kind):
     assert (trial.server_cpu or 0) > 0 or in_file
 
 
+def test_documents_grow_as_they_are_worked_on():
+    """A completed prompt is larger than a waiting one, which holds its text; all four kinds are weighed."""
+    with fresh_databases("mongodb") as fresh:
+        sizes = document_sizes(fresh())
+    assert 80 < sizes["waiting"] < sizes["completed"] < 2000
+    assert min(sizes["result"], sizes["outcome in a notice"]) > 80
+
+
 def test_what_is_claimed_and_drawn_twice_is_counted(tmp_path):
     """A prompt whose lease is over at once goes to two workers, and both draw it: that makes two."""
     url, log = f"sqlite:///{tmp_path}/prompts.db", Log()
@@ -42,34 +51,32 @@ def test_what_is_claimed_and_drawn_twice_is_counted(tmp_path):
     with closing(watched(url, log)) as database:
         for worker in ("a", "b"):
             assert database.claim(worker, 1, -1.0, Selection())
-    done = Done(begun=0.0, ended=1.0, cpu=0.0, pictures=2, log=log)
-    shift = Shift(url=url, share=1, batch=1, seconds=0.1, limit=60)
-    trial = Trial(
-        database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, recorded=1, stuck=0
-    )
+    done = Done(begun=0.0, ended=1.0, worked=1.0, cpu=0.0, pictures=2, log=log)
+    shift = Shift(url=url, share=1, batch=1, seconds=0.1, ramp=0.1, limit=60)
+    trial = Trial(database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, recorded=1)
     assert trial.twice == 2
 
 
 def test_a_trial_that_takes_too_long_is_cut_short():
     """After its limit the workers end as by a signal: what they held is free, and what was seen counts."""
     with fresh_databases("sqlite") as fresh:
-        shift = Shift(url=fresh(), share=200, batch=5, seconds=0.1, limit=2)
-        trial = attempt("sqlite", shift.url, 2, shift)
-    assert (trial.twice, trial.stuck) == (0, 0)
+        shift = Shift(url=fresh(), share=200, batch=5, seconds=0.1, ramp=0.1, limit=2)
+        trial = attempt("sqlite", 2, shift)
+    assert (trial.twice, trial.lost) == (0, 0)
     assert 0 < trial.recorded < 400
     assert trial.busy <= 1
 
 
 def test_a_device_that_need_not_wait_misses_the_target(tmp_path, capsys):
     """Devices that take no time are never busy: the figure says so, with status 1, and it is kept."""
-    short = ["--workers", "1", "2", "--databases", "sqlite", "--share", "10", "--seconds", "0.001"]
+    short = ["--workers", "2", "4", "--databases", "sqlite", "--share", "10", "--seconds", "0.001"]
     kept_at = ["--results", str(tmp_path), "--prompts", "0", "--faster"]
     assert fleet.main([*short, *kept_at]) == 1
     said = capsys.readouterr().out
-    assert "reached: prompts claimed or drawn twice, or stuck, by up to 2 workers: 0" in said
+    assert "reached: prompts claimed or drawn twice, or lost, by up to 2 workers: 0" in said
     assert "MISSED: devices busy, 2 workers at 0.001 s a picture, SQLite" in said
     kept = json.loads((tmp_path / "fleet.json").read_text())
-    assert [each["workers"] for each in kept["rows"]] == [1, 2]
+    assert [each["workers"] for each in kept["rows"]] == [2]  # four would be of no use
 
 
 def test_plain_processes_bring_what_they_are_worth():

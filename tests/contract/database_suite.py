@@ -52,7 +52,7 @@ class SqliteBackend:
             statement = f"SELECT * FROM {table} WHERE {key} IS ?"  # noqa: S608 - the tests' own names
             row = connection.execute(statement, [document_id]).fetchone()
         found = {name: value for name, value in dict(row).items() if value is not None} if row else None
-        return found and {**found, **{name: json.loads(found[name]) for name in STRUCTURES & found.keys()}}
+        return found and {**found, **{name: _read(found[name]) for name in STRUCTURES & found.keys()}}
 
     def count(self, table):
         with closing(sqlite3.connect(self.file)) as connection:
@@ -66,6 +66,11 @@ class SqliteBackend:
 
     def remove(self):
         pass
+
+
+def _read(value):
+    """A list or an object from its JSON; a notice's ``tries`` are a number."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 class MongoBackend:

@@ -1,0 +1,60 @@
+"""How many bytes a prompt comes to in MongoDB: waiting, completed, its result, its part of a notice."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from text2img.callbacks.telling import gather
+from text2img.databases import Collections, NewPrompt, Selection, open_database
+from text2img.prompts import Completed, PromptId, Stored, Wishes, request
+
+if TYPE_CHECKING:
+    from text2img.prompts import Prompt
+
+_PROMPTS = 200
+_TEXT = "A beautiful sunset over mountains, painted in oil, wide angle, golden hour light"
+_USED = Wishes(num_inference_steps=30, guidance_scale=7.5, width=512, height=512)
+_WORKER, _RUN = "gpu-worker-17-4711-a1b2c3", "run-20260101-120000-a1b2c3"
+
+
+def document_sizes(url: str) -> dict[str, float]:
+    """The mean size in bytes of usual documents (ObjectIds, a text of 80 letters), made in an empty database.
+
+    A notice's is for each outcome in it.
+    """
+    import bson
+    from pymongo import MongoClient
+
+    with closing(open_database(url, Collections())) as database, MongoClient[dict[str, Any]](url) as client:
+        documents = client.get_default_database()
+
+        def mean(collection: str) -> float:
+            return sum(len(bson.encode(each)) for each in documents[collection].find()) / _PROMPTS
+
+        database.enqueue(
+            NewPrompt(id=PromptId("objectid", str(bson.ObjectId())), text=_TEXT, wishes=Wishes(seed=number))
+            for number in range(_PROMPTS)
+        )
+        waiting = mean("datasets")
+        while claimed := database.claim(_WORKER, 10, 60.0, Selection()):
+            database.record([_completed(prompt) for prompt in claimed], _RUN, tell=True)
+        gather(database, _RUN, "completed", final=True)
+        return {
+            "waiting": waiting,
+            "completed": mean("datasets"),
+            "result": mean("dataset_records"),
+            "outcome in a notice": mean("callbacks"),
+        }
+
+
+def _completed(prompt: Prompt) -> Completed:
+    asked = request(prompt, [_USED])
+    made = {"scheduler": "dpm++", "model": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+    picture = Stored(
+        image_url=f"gs://my-pictures/generated/{prompt.id.name}.png",
+        sha256="ab" * 32,
+        text=asked.text,
+        used={**asked.parameters.recorded, **made},
+    )
+    return Completed(prompt=prompt, text=asked.text, pictures=(picture,))
