@@ -68,10 +68,11 @@ def test_two_runs_are_compared(folder):
     assert found["a"]["seconds"]["denoise"] > 0
 
     page = (folder / "page.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 8
+    assert page.count("data:image/webp;base64,") == 8
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert all(Path(pair["b"]["image_url"]).as_uri() in page for pair in found["pairs"])
+    linked = [Path(pair["b"]["image_url"]).relative_to(folder) for pair in found["pairs"]]
+    assert all(f'href="./{path}"' in page for path in linked)
 
 
 @pytest.mark.slow
@@ -91,8 +92,8 @@ def test_runs_by_their_ids(folder):
     assert "differs  num_inference_steps: A 2; B 12 (4 pairs)" in again.stdout.splitlines()
 
 
-def test_pictures_are_read_from_their_own_place_alone(folder, tmp_path):
-    """A document that names a file elsewhere is not followed: the pair says so, and the page shows none."""
+def test_a_url_that_is_no_pictures_is_not_followed(folder, tmp_path):
+    """Of a document that names another file the pair says so; the page neither shows nor links it."""
     (tmp_path / "copy").mkdir()
     with (
         closing(sqlite3.connect(folder / "few" / "text2img.db")) as database,
@@ -100,12 +101,16 @@ def test_pictures_are_read_from_their_own_place_alone(folder, tmp_path):
         copy,
     ):
         database.backup(copy)
-        copy.execute("UPDATE datasets SET image_url = ?", [str(folder / "many" / "one.png")])
+        copy.execute(
+            "UPDATE datasets SET image_urls = NULL, image_url = ?", [str(folder / "few" / "text2img.db")]
+        )
     finished = product.run("compare", "copy", "copy", "--html", "page.html", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "not compared: '" in finished.stdout
-    assert "SSIM     of no pair; 4 not compared" in finished.stdout.splitlines()
-    assert (tmp_path / "page.html").read_text().count("data:image/jpeg") == 0
+    assert "SSIM     of no pair; 3 not compared" in finished.stdout.splitlines()
+    page = (tmp_path / "page.html").read_text()
+    assert "data:image" not in page
+    assert "href=" not in page
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,7 +239,7 @@ class _Tags(HTMLParser):
 
 def _parsed(comparison, read=lambda url: _file(NOISE)):
     tags = _Tags()
-    tags.feed("".join(page(comparison, read)))
+    tags.feed("".join(page(comparison, read, Path("/pages"))))
     return tags
 
 
@@ -251,20 +252,22 @@ def test_the_page_shows_texts_as_texts():
     assert "<u>A</u>" in found.text
     assert not [name for name in found.values if name.startswith("on")]
     assert "default-src 'none'" in found.values["content"][0]
-    assert not any("\x1b" in piece or "\u202e" in piece for piece in page(_shown(), lambda url: b""))
+    assert not any(
+        "\x1b" in piece or "\u202e" in piece for piece in page(_shown(), lambda url: b"", Path("/pages"))
+    )
 
 
 def test_the_page_holds_its_pictures_and_links_originals():
-    """Pictures are in it, small; links lead to files, buckets and web pages, and to nothing else."""
+    """Pictures are in it, small; links lead to pictures' files, buckets and web pages alone."""
     found = _parsed(_shown())
     assert len(found.values["src"]) == 2
-    assert all(source.startswith("data:image/jpeg;base64,") for source in found.values["src"])
-    assert found.values["href"] == ["file:///pictures/%3Ci%3E-0.png"] * 2
+    assert all(source.startswith("data:image/webp;base64,") for source in found.values["src"])
+    assert found.values["href"] == ["../pictures/%3Ci%3E-0.png"] * 2
     links = {
-        "gs://b/a b/7.png": "https://storage.cloud.google.com/b/a%20b/7.png",
+        "gs://bucket/a b/7.png": "https://storage.cloud.google.com/bucket/a%20b/7.png",
         "https://h/7.png?a=1&b=2": "https://h/7.png?a=1&b=2",
         "javascript:alert(1)": None,
-        "s3://b/7.png": None,
+        "/etc/passwd": None,
     }
     for url, link in links.items():
         assert _parsed(_shown(url=url)).values.get("href", [None])[0] == link

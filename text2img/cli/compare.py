@@ -20,19 +20,20 @@ from text2img.comparison.page import page
 from text2img.comparison.table import table
 from text2img.databases import Selection
 from text2img.errors import ConfigurationError, Unreadable
+from text2img.report.thumbnails import quiet
 from text2img.settings import DATABASE_NAME
-from text2img.storage import open_storage
+from text2img.storage import StorageOptions
+from text2img.storage.reading import Reader
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from text2img.progress import Progress
     from text2img.settings import Settings
-    from text2img.storage import ImageStorage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,6 @@ class _Place:
     name: str
     url: str
     run_id: str | None = None
-    folder: str | None = None
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
@@ -53,11 +53,12 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         _check_file(flag, file)
     places = [_place(settings, run) for run in (arguments.run_a, arguments.run_b)]
     a, b = (_side(settings, place) for place in places)
-    read = _reader(_storages(settings, places))
-    pairs = looked_at(matched(a.pictures, b.pictures), read, _clip(arguments.clip))
-    found = Comparison(a=a, b=b, pairs=pairs)
-    if arguments.html:
-        _write("--html", arguments.html, page(found, read))
+    read, clip = _reader(settings), _clip(arguments.clip)
+    with quiet():
+        found = Comparison(a=a, b=b, pairs=looked_at(matched(a.pictures, b.pictures), read, clip))
+        if arguments.html:
+            folder = Path(arguments.html).absolute().parent
+            _write("--html", arguments.html, page(found, read, folder))
     if arguments.json and arguments.json != "-":
         _write("--json", arguments.json, [document(found)])
     print(
@@ -81,7 +82,7 @@ def _place(settings: Settings, run: str) -> _Place:
                 f"there is no {DATABASE_NAME} in the folder {where}; name one that a run made"
             )
         url = f"sqlite:///{quote(str(file.absolute()))}"
-        return _Place(name=_named(where, run_id), url=url, run_id=run_id, folder=where)
+        return _Place(name=_named(where, run_id), url=url, run_id=run_id)
     if run_id is not None or "/" in run or not run:
         raise ConfigurationError(
             f"{where!r} is no folder; name a run's id, a folder with {DATABASE_NAME}, or a database's URL"
@@ -122,24 +123,17 @@ def _nothing(place: _Place, *, known: bool) -> str:
     return f"there is no run {place.run_id!r} in {where}; status lists the last ones"
 
 
-def _storages(settings: Settings, places: Sequence[_Place]) -> list[ImageStorage]:
-    """Where pictures may be read: the place that the options name, and the runs' own folders."""
-    folders = dict.fromkeys(place.folder for place in places if place.folder is not None)
+def _reader(settings: Settings) -> Callable[[str], bytes]:
+    """Reads a picture from the output that is named, if one is, else from where its URL says."""
+    options = StorageOptions(s3_endpoint=settings.s3_endpoint)
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
-    return [*([parts.storage(settings)] if named else []), *map(open_storage, folders)]
-
-
-def _reader(storages: Sequence[ImageStorage]) -> Callable[[str], bytes]:
-    """Reads a URL from the first place that has it: what a document says is looked for nowhere else."""
+    readers = [*([Reader(parts.storage(settings), options)] if named else []), Reader(None, options)]
 
     def read(url: str) -> bytes:
-        reasons = []
-        for storage in storages:
-            try:
-                return storage.read(url)
-            except Unreadable as exc:
-                reasons.append(str(exc))
-        raise Unreadable("; ".join(reasons) or "--output does not say where the pictures are")
+        for reader in readers[:-1]:
+            with suppress(Unreadable):
+                return reader.read(url)
+        return readers[-1].read(url)
 
     return read
 

@@ -6,10 +6,8 @@ Whatever comes from a prompt, a run or a picture is escaped; the page holds no s
 
 from __future__ import annotations
 
-import base64
-import io
+from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from text2img.comparison.figures import figures
@@ -17,19 +15,19 @@ from text2img.comparison.looking import in_parallel
 from text2img.comparison.matching import differences
 from text2img.comparison.table import least_alike, name_of, one_line, pace, shown
 from text2img.errors import Unreadable
-from text2img.images.thumbnails import thumbnail
-from text2img.prompts.places import gcs_url, quoted
+from text2img.report.links import link_of
+from text2img.report.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from text2img.comparison import Comparison, Pair, Picture
     from text2img.comparison.figures import Figures
 
 SHOWN: Final = 500
-"""Pairs that the page shows, some 40 kB each, those that are least alike first; JSON has all."""
+"""Pairs that the page shows, some 16 kB each, those that are least alike first; JSON has all."""
 _TITLE: Final = "Two runs compared"
-_LONGEST = 320  # pixels of a small picture
 _TEXT = 2000  # characters of a prompt
 _STYLE: Final = """
 :root { color-scheme: light dark;
@@ -49,7 +47,7 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
 article p { margin: 0 0 .6rem }
 article div { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem }
 figure { margin: 0 }
-img { max-width: 100%; height: auto; display: block }
+img { width: 100%; height: auto; display: block }
 .none { border: 1px dashed var(--faint); padding: 2rem 1rem; color: var(--faint) }
 figcaption, small { color: var(--faint); font-size: .85rem; margin-top: .3rem }
 a { color: inherit }
@@ -57,15 +55,27 @@ a { color: inherit }
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def page(comparison: Comparison, read: Callable[[str], bytes]) -> Iterator[str]:
-    """The page, piece by piece; ``read`` gives the bytes that a URL means, or raises Unreadable."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How pictures are read, and the folder (absolute) that the page is for."""
+
+    read: Callable[[str], bytes]
+    folder: Path
+
+
+def page(comparison: Comparison, read: Callable[[str], bytes], folder: Path) -> Iterator[str]:
+    """The page, piece by piece, for that folder, which must be absolute: links to files start there.
+
+    ``read`` gives the bytes that a URL means, or raises Unreadable; it is asked by several threads at once.
+    """
+    look = _Look(read, folder)
     yield _head()
     yield from _summary(comparison)
     ordered = least_alike(comparison.pairs)[:SHOWN]
     if len(comparison.pairs) > SHOWN:
         yield f"<p>The {SHOWN:,} pairs of {len(comparison.pairs):,} that are least alike:</p>"
     yield '<div class="pairs">\n'
-    yield from in_parallel(lambda pair: _pair(pair, read), ordered)
+    yield from in_parallel(lambda pair: _pair(pair, look), ordered)
     yield "</div>\n</body>\n</html>\n"
 
 
@@ -112,7 +122,7 @@ def _row(kind: str, *cells: str) -> str:
     return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
 
 
-def _pair(pair: Pair, read: Callable[[str], bytes]) -> str:
+def _pair(pair: Pair, look: _Look) -> str:
     like = pair.likeness
     numbers = [
         f"{name} {value:.3f}"
@@ -123,37 +133,19 @@ def _pair(pair: Pair, read: Callable[[str], bytes]) -> str:
     texts = dict.fromkeys(one_line(each.text, _TEXT) for each in (pair.a, pair.b))
     return (
         f"<article><p>{'</p><p>'.join(map(escape, texts))}</p>"
-        f"<div>{_figure('A', pair.a, read)}{_figure('B', pair.b, read)}</div>"
+        f"<div>{_figure('A', pair.a, look)}{_figure('B', pair.b, look)}</div>"
         f"<small>{escape(one_line(said, 500))}</small></article>\n"
     )
 
 
-def _figure(letter: str, picture: Picture, read: Callable[[str], bytes]) -> str:
+def _figure(letter: str, picture: Picture, look: _Look) -> str:
     score = "no score" if picture.score is None else f"score {picture.score:.3f}"
     seed = "" if picture.seed is None else f" · seed {picture.seed}"
     try:
-        shown_here = _image(read(picture.url), f"{letter}: {one_line(picture.text, 200)}")
-    except (Unreadable, OSError, ValueError, SyntaxError) as exc:
+        small = thumbnail(look.read(picture.url)).url
+        shown_here = f'<img src="{small}" loading="lazy" alt="{escape(one_line(picture.text, 200))}">'
+    except Unreadable as exc:
         shown_here = f'<p class="none">{escape(one_line(str(exc), 300))}</p>'
-    if link := _link(picture.url):
+    if link := link_of(picture.url, look.folder):
         shown_here = f'<a href="{escape(link)}" rel="noreferrer">{shown_here}</a>'
     return f"<figure>{shown_here}<figcaption>{letter}: {score}{seed}</figcaption></figure>"
-
-
-def _image(file: bytes, text: str) -> str:
-    small, data = thumbnail(file, _LONGEST), io.BytesIO()
-    small.save(data, "JPEG", quality=85)
-    source = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{source}" width="{small.width}" height="{small.height}"'
-        f' loading="lazy" alt="{escape(text)}">'
-    )
-
-
-def _link(url: str) -> str | None:
-    """What a browser can open, if it is that; never a scheme that would run something."""
-    if url.startswith(("https://", "http://")):
-        return url
-    if (place := gcs_url(url)) is not None:
-        return "https://storage.cloud.google.com/" + quoted(place.removeprefix("gs://"))
-    return Path(url).as_uri() if url.startswith("/") and "\0" not in url else None
