@@ -25,8 +25,8 @@ class Nights:
         (folder / "pictures").mkdir()
         self.backend = SqliteBackend(folder)
         with closing(open_database(self.backend.url, Collections())) as database:
-            for number, (name, pace) in enumerate((("monday", 1.5), ("tuesday", 3.0))):
-                database.save_run(_run(name, BEGAN + timedelta(days=number), pace), 60)
+            for number, (name, pace, price) in enumerate((("monday", 1.5, None), ("tuesday", 3.0, 2.1))):
+                database.save_run(_run(name, BEGAN + timedelta(days=number), pace, price), 60)
 
     def picture(self, name, colour):
         path = self.folder / "pictures" / f"{name}.png"
@@ -80,11 +80,11 @@ def usual(folder):
     return nights
 
 
-def _run(name, began, pace):
+def _run(name, began, pace, price):
     return Run(
         id=name, started_at=began, finished_at=began + timedelta(minutes=5), host="h", status="completed",
         model="shapes", completed=5, failed=2, images=7, images_per_second=pace, device_busy=0.9,
-        seconds={"load": 12.0, "denoise": 200.0, "decode": 20.0, "encode": 9.0},
+        gpu_hour_price=price, seconds={"load": 12.0, "denoise": 200.0, "decode": 20.0, "encode": 9.0},
     )  # fmt: skip
 
 

@@ -229,7 +229,9 @@ def test_it_fits_a_phone(page, made):
 
 
 def test_runs_are_plotted_and_choose_their_pictures(page):
-    """A bar for each run, as high as its pace; the stages' seconds; a bar shows the run's pictures alone."""
+    """A bar for each run, as high as its pace; the stages' seconds, what a run cost; a bar shows the run's
+    pictures alone.
+    """
     heights = page.run("return [...document.querySelectorAll('#pace i')].map((bar) => bar.offsetHeight)")
     assert heights[1] == pytest.approx(2 * heights[0], abs=2)
     assert "denoise" in page.run("return document.getElementById('stages').innerText")
@@ -237,4 +239,6 @@ def test_runs_are_plotted_and_choose_their_pictures(page):
     page.run("document.querySelectorAll('#pace button')[1].click()")
     assert sorted(page.run(CARDS)) == ["a green hill", "a star"]
     assert "200" in page.run("return document.getElementById('stages').innerText")
+    assert "25.00" in page.run("return document.getElementById('table').textContent")
+    assert "$25.00" in page.run("return document.getElementById('figures').innerText")
     assert "run tuesday" in page.run("return document.getElementById('stages-of').textContent")

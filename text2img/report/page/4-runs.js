@@ -25,7 +25,7 @@ function drawPace(chosen) {
   $("pace").classList.toggle("chosen", last.some((run) => chosen === `= ${run.id}`));
   $("pace-scale").textContent = `the highest is ${pace(top)}; a bar chooses its run`;
   const ends = last.length > 1 ? [last[0], last.at(-1)] : last;
-  $("pace-ends").replaceChildren(...ends.map((run) => make("span", { text: moment(run.started) })));
+  $("pace-ends").textContent = ends.map((run) => moment(run.started)).join("  to  ");
 }
 
 function drawStages(chosen) {
