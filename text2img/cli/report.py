@@ -65,7 +65,7 @@ def _what(dataset_id: str | None, run_id: str | None) -> str:
 
 def _reader(settings: Settings) -> Reader:
     """Reads from the output alone where one is named, else from where the pictures' URLs say."""
-    named = settings.output or settings.gcs_bucket or settings.s3_bucket
+    named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
     return Reader(parts.storage(settings) if named else None, options)
 
