@@ -148,6 +148,23 @@ def test_exit_statuses_are_mapped_to_retries(decision):
     assert decision(137)
 
 
+def test_the_job_s_fields_go_together():
+    """What the documentation of the fields asks of them together, and a schema cannot: a failure policy wants
+    pods that are never restarted, and replaced only once they have failed; FailIndex wants a limit an index.
+    """
+    spec, rules = job(), job()["podFailurePolicy"]["rules"]
+    assert pod()["restartPolicy"] == "Never"
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["completionMode"] == "Indexed"
+    assert "FailIndex" in {rule["action"] for rule in rules}
+    assert spec["backoffLimitPerIndex"] > 0
+    names = {each["name"] for each in pod()["containers"]}
+    assert {rule["onExitCodes"]["containerName"] for rule in rules if "onExitCodes" in rule} <= names
+    assert all(("onExitCodes" in rule) != ("onPodConditions" in rule) for rule in rules)
+    mounted = {mount["name"] for mount in container("kubernetes")["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod()["volumes"]}
+
+
 def test_what_is_drained_is_not_blamed():
     """A pod that is drained ends with 143: the rule that ignores it must come first."""
     first = job()["podFailurePolicy"]["rules"][0]
