@@ -167,6 +167,13 @@ def test_a_bucket_that_fails_while_it_is_read(there, tmp_path):
     there.tap.status = 503
     with pytest.raises(ModelFailed, match="keeps answering 503"):
         find(tmp_path, there.url, patience=2)
+    there.tap.about = "model_index.json"
+    there.tap.status = 412
+    with pytest.raises(ModelFailed, match="changed meanwhile"):
+        find(tmp_path, there.url)
+    there.tap.status = 403
+    with pytest.raises(ConfigurationError, match="may not list and read"):
+        find(tmp_path, there.url)
     assert [file.name for file in tmp_path.glob("cache/*/*")] == ["lock"]
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -35,6 +34,7 @@ PATIENCE: Final = 20.0
 _INDEX: Final = "model_index.json"
 _LARGEST_INDEX: Final = 1_000_000  # bytes; real ones have a thousand
 _MOST: Final = 10_000  # objects in a model's folder; a pipeline of many variants has a hundred
+_CHANGED: Final = (404, 412)  # what HTTP answers where an object is not, or not any more, what was listed
 _TRY: Final = 5.0  # seconds for one request's own tries
 
 
@@ -94,9 +94,7 @@ class Shelf:
                 f"{url} cannot be kept in {self._folder} ({exc.strerror}); name another by --model-cache"
             ) from exc
         except Refused as exc:
-            changed = exc.status in {404, 412}
-            why = "it changed meanwhile; run it again" if changed else f"the bucket answers {exc}"
-            raise ModelFailed(f"{url} could not be fetched: {why}") from exc
+            raise ModelFailed(f"{url} could not be fetched: {_meaning(exc)}") from exc
         except StorageFailed as exc:
             raise ModelFailed(f"{url} could not be fetched: {exc}") from exc
 
@@ -148,9 +146,15 @@ def _by_name(found: Iterable[Listed], prefix: str, url: str) -> dict[str, Listed
 
 def _index(bucket: Readable, listed: Listed, url: str) -> dict[str, object]:
     index = None
-    with suppress(ValueError):
+    try:
         if 0 < listed.size <= _LARGEST_INDEX:
             index = json.loads(bucket.read(listed.path, listed.version, 0, listed.size))
+    except ValueError:
+        pass
+    except Refused as exc:
+        if exc.status not in _CHANGED:
+            raise
+        raise ModelFailed(f"{url} could not be fetched: {_meaning(exc)}") from exc
     if not isinstance(index, dict):
         raise ModelFailed(f"{url}/{_INDEX} cannot be read as JSON; upload the model again")
     return index
@@ -162,6 +166,11 @@ def _latest(copies: Copies, url: str, exc: Faltered) -> tuple[Path, str]:
         raise ModelFailed(f"{url} cannot be looked at, and this machine has no copy: {exc}") from exc
     log.warning("%s cannot be looked at (%s); the latest copy of it is used", url, exc)
     return latest, latest.name
+
+
+def _meaning(exc: Refused) -> str:
+    """Of a refusal to read what the bucket has just listed."""
+    return "it changed meanwhile; run it again" if exc.status in _CHANGED else f"the bucket answers {exc}"
 
 
 def _refused(url: str, exc: Refused) -> str:
