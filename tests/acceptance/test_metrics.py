@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import sqlite3
 import time
@@ -140,7 +142,24 @@ def test_a_server_answers_while_it_works(tmp_path):
             assert time.monotonic() < end
         assert found["stage_seconds_total", "denoise"] > 0
         assert ("run_succeeded",) not in found
-        assert server.ends(15)[0] == 143
+        assert server.ends(signal.SIGTERM)[0] == 143
+
+
+@pytest.mark.slow
+def test_silent_receivers_do_not_hold_up_a_stop(tmp_path):
+    """A gateway and a trace collector that take connections and say no more: asked to end after a picture, a
+    server ends within 8 s (where the cores are not wanted by others).
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        with serving(tmp_path, "--pushgateway", url, "--metrics-seconds", "1", **traced) as server:
+            enqueue(tmp_path, "a large red circle on a blue background")
+            server.says("completed p-")
+            begun = time.monotonic()
+            assert server.ends(signal.SIGTERM)[0] == 143
+            assert time.monotonic() - begun < 8 * max(1, os.getloadavg()[0] / os.cpu_count())
+    assert "the metrics of the run's end could not be published" in server.said
 
 
 @pytest.mark.parametrize(
