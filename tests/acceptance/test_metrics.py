@@ -178,6 +178,16 @@ def test_what_cannot_be_is_refused(tmp_path, command, arguments, named):
     assert (refused.returncode, named in product.errors(refused)[-1]) == (2, True), refused.stderr
 
 
+def test_doctor_finds_what_a_run_would_refuse(tmp_path):
+    """A folder that is not there fails its line, with status 2; one that is there passes, and stays empty."""
+    for file, word, status in (("no/folder/t.prom", "FAILED", 2), ("t.prom", "ok", 0)):
+        arguments = ("--metrics-textfile", file, "--pushgateway", "http://127.0.0.1:9/")
+        said = product.run("doctor", *JOB, *arguments, folder=tmp_path)
+        assert re.search(rf"^metrics +{word} .*--metrics-textfile", said.stdout, re.MULTILINE), said.stdout
+        assert said.returncode == status
+    assert not list(tmp_path.glob("*.prom"))
+
+
 def test_a_port_that_is_taken_is_refused(tmp_path):
     """A server that could not be asked would not be noticed: status 2."""
     enqueue(tmp_path, "a boat")

@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, wishes
+from text2img.cli import parts, telemetry, wishes
 from text2img.deadline import within
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 
@@ -105,6 +105,11 @@ class _Doctor:
         broker = parts.broker(self._settings)
         return "none is configured" if broker is None else broker.look()
 
+    def metrics(self) -> str:
+        """Look whether a run would publish its figures; nothing is written or pushed."""
+        port = ["--metrics-port"] if self._settings.metrics_port else []
+        return ", ".join([*(place.name for place in telemetry.check(self._settings)), *port])
+
     def signature(self) -> str:
         """Read the font that signs, and look for what it takes to draw every name with it."""
         from text2img.images.signature import Signer
@@ -132,6 +137,8 @@ def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
         yield doctor.webhooks
     if settings.rabbitmq_url or settings.rabbitmq_host:
         yield doctor.rabbitmq
+    if telemetry.asked(settings):
+        yield doctor.metrics
     if settings.signature_font or settings.artist_name:
         yield doctor.signature
     if settings.lora_source:

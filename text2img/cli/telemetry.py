@@ -27,7 +27,7 @@ def publishing(settings: Settings, job: Job, database: Database) -> Iterator[Non
     """Inside this block the job's figures are published wherever the settings say; its traces end with it."""
     succeeded = False
     try:
-        with _figures(settings, job, database) if _asked(settings) else nullcontext():
+        with _figures(settings, job, database) if asked(settings) else nullcontext():
             yield
         succeeded = True
     finally:
@@ -54,7 +54,7 @@ def _figures(settings: Settings, job: Job, database: Database) -> Iterator[None]
 
 def check(settings: Settings) -> list[Place]:
     """Where figures go besides a port; raises ConfigurationError for what cannot be."""
-    if not _asked(settings):
+    if not asked(settings):
         return []
     try:
         from text2img.telemetry.prometheus import Gateway, TextFile
@@ -70,5 +70,6 @@ def check(settings: Settings) -> list[Place]:
     return places
 
 
-def _asked(settings: Settings) -> bool:
+def asked(settings: Settings) -> bool:
+    """Whether anybody wants figures at all."""
     return bool(settings.metrics_textfile or settings.pushgateway or settings.metrics_port)
