@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import socket
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
+from text2img.cli import parts, tasks
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -66,8 +66,16 @@ def check(settings: Settings) -> list[Place]:
     if settings.metrics_textfile:
         places.append(TextFile(settings.metrics_textfile))
     if settings.pushgateway:
-        places.append(Gateway.parse(settings.pushgateway, os.environ))
+        places.append(Gateway.parse(settings.pushgateway, _instance()))
     return places
+
+
+def _instance() -> str:
+    """The task's index, where a platform gives one, else the host's name: a platform's hosts have another
+    name each time, and a gateway forgets no group by itself.
+    """
+    index = tasks.find().index
+    return socket.gethostname() if index is None else str(index)
 
 
 def asked(settings: Settings) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import unquote, urlsplit
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _GROUP: Final = "/metrics/job/"
-_TASK_INDEX: Final = ("CLOUD_RUN_TASK_INDEX", "BATCH_TASK_INDEX", "JOB_COMPLETION_INDEX")
 
 
 class TextFile:
@@ -58,12 +56,11 @@ class Gateway:
     name = "--pushgateway"
 
     @classmethod
-    def parse(cls, url: str, environment: Mapping[str, str]) -> Self:
+    def parse(cls, url: str, instance: str) -> Self:
         """The gateway of a URL, which may name the group itself: …/metrics/job/JOB/LABEL/VALUE.
 
-        Else the group is job ``text2img`` and as instance the task's index, where a platform gives one (its
-        hosts have another name each time, and no group ever goes away by itself), or the host's name. Raises
-        ConfigurationError, which does not show the URL.
+        Else the group is job ``text2img`` and this instance. Raises ConfigurationError, which does not show
+        the URL.
         """
         try:
             parts = urlsplit(url)
@@ -77,13 +74,12 @@ class Gateway:
                 "--pushgateway (PUSHGATEWAY): it should be http://HOST:PORT or https://HOST:PORT, and may "
                 "go on with /metrics/job/JOB and pairs of /LABEL/VALUE"
             )
-        index = next((environment[name] for name in _TASK_INDEX if environment.get(name)), None)
-        group = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        names, values = pairs[::2], map(unquote, pairs[1::2])
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         return cls(
             f"{parts.scheme}://{host}{port}{base}",
             unquote(job) or "text2img",
-            group if job else {"instance": index or socket.gethostname()},
+            dict(zip(names, values, strict=True)) if job else {"instance": instance},
             unquote(parts.username or ""),
             unquote(parts.password or ""),
         )
