@@ -82,12 +82,15 @@ def listen(seats: Sequence[Seat], seconds: float) -> Iterator[tuple[Seat, object
         except GetTimeoutError:
             continue
         except RayActorError as exc:
-            yield seat, Died(_first_line(exc))
+            yield seat, Died(_why(exc))
         except RayError as exc:
-            yield seat, Ended(RunFailed(f"a worker could not begin: {_first_line(exc)}"))
+            yield seat, Ended(RunFailed(f"a worker could not begin: {_why(exc)}"))
         except StopIteration:
             yield seat, Died("it ended without a word")
 
 
-def _first_line(exc: Exception) -> str:
-    return next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+def _why(exc: Exception) -> str:
+    """One line of Ray's many: the one that gives the reason, where there is such a line."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith("The actor is dead because") or "Error: " in line]
+    return (reasons[-1:] or lines[:1] or [type(exc).__name__])[0][:300]
