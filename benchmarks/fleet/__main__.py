@@ -66,7 +66,7 @@ def _shift(asked: argparse.Namespace, url: str, faster: float) -> Shift:
         share=asked.share,
         batch=asked.batch,
         seconds=asked.seconds / faster,
-        ramp=asked.ramp,
+        ramp=asked.ramp / faster,
         limit=asked.limit,
     )
 
@@ -115,7 +115,10 @@ def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 def checks(trials: Sequence[Trial], faster: float | None) -> list[Check]:
-    """Nothing twice and nothing left; the devices kept busy; and four processes worth 3.6."""
+    """Nothing twice and nothing lost; the devices kept busy; and four processes worth 3.6.
+
+    Whether what stands in MongoDB's place keeps up is nobody's target.
+    """
     made = [
         Check(
             figure="prompts claimed or drawn twice, or lost, by up to "
@@ -126,7 +129,8 @@ def checks(trials: Sequence[Trial], faster: float | None) -> list[Check]:
         )
     ]
     slowest = max(each.shift.seconds for each in trials)
-    for kind in dict.fromkeys(each.database for each in trials):
+    judged = [each for each in trials if each.database == "sqlite" or real_mongodb()]
+    for kind in dict.fromkeys(each.database for each in judged):
         most = max(
             (each for each in trials if each.database == kind and each.shift.seconds == slowest),
             key=lambda each: each.workers,
@@ -173,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a device's time a picture")
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
-    parser.add_argument("--ramp", type=float, default=5, help="seconds until the last worker has begun")
+    parser.add_argument("--ramp", type=float, default=5, help="seconds until the last has begun")
     parser.add_argument("--limit", type=float, default=40, help="seconds of a trial")
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no trial is begun")
     parser.add_argument("--prompts", type=int, default=280, help="of the four processes; 0: leave them out")
