@@ -61,12 +61,11 @@ class Overview:
     def _row(self, made: Made) -> Row:
         if made.tries:
             return Row(made.text, tuple(self._try(each) for each in made.tries))
-        alone = len(made.image_urls) == 1
         seed, scores = made.used.get("seed"), made.scores or (None,) * len(made.image_urls)
         return Row(
             made.text,
             tuple(
-                Try(1, seed + number if isinstance(seed, int) else 0, score, alone, partial(self._read, url))
+                Try(1, seed + number if isinstance(seed, int) else 0, score, False, partial(self._read, url))
                 for number, (url, score) in enumerate(zip(made.image_urls, scores, strict=False))
             ),
         )

@@ -88,8 +88,8 @@ class Nowhere:
         return f"gs://nowhere/generated/{name}"
 
     def read(self, url: str) -> bytes:
-        """Nothing is there; see ImageStorage."""
-        raise Unreadable(f"{url} was never kept")
+        """Never: nothing is there; see ImageStorage."""
+        raise Unreadable(f"{url} is nowhere")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

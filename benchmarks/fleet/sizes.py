@@ -50,7 +50,10 @@ def document_sizes(url: str) -> dict[str, float]:
 
 def _completed(prompt: Prompt) -> Completed:
     asked = request(prompt, [_USED])
-    made = {"scheduler": "dpm++", "model": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
+    made = {
+        "scheduler": "DPMSolverMultistepScheduler",
+        "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    }
     picture = Stored(
         image_url=f"gs://my-pictures/generated/{prompt.id.name}.png",
         sha256="ab" * 32,
