@@ -155,6 +155,10 @@ class Finishing:
             try:
                 return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
             except TimeoutError:
+                if (
+                    self._plan.loop is not None
+                ):  # which would end for want of a score: the iteration is for later
+                    self._stop.check()
                 return Evaluation(evaluator=evaluator.name, error="there was no score in time")
             except EvaluationFailed as exc:
                 log.warning("%s has no score: %s", request.prompt.id, exc)

@@ -78,11 +78,8 @@ def test_an_evaluator_that_cannot_be_is_status_2(tmp_path, chosen, says):
     assert not (tmp_path / "pictures").exists() or not list((tmp_path / "pictures").iterdir())
 
 
-@pytest.mark.slow
-def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
-    """Asked to end while the evaluator says nothing, a run ends in time, and the picture that was stored is
-    recorded: without a score, and with the reason.
-    """
+def _stopped_while_judging(tmp_path, httpserver, *loop):
+    """The row of a prompt whose run was asked to end while the evaluator said nothing, and its last line."""
     asked, over = threading.Event(), threading.Event()
 
     def hang(_request):
@@ -93,7 +90,7 @@ def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
     httpserver.expect_request(re.compile("/v1.*")).respond_with_handler(hang)
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS[:1]))
     gemini = {"GOOGLE_GEMINI_BASE_URL": httpserver.url_for("/"), "GEMINI_API_KEY": "k"}
-    with product.running(*JOB, "--evaluator", "gemini", folder=tmp_path, **gemini) as process:
+    with product.running(*JOB, "--evaluator", "gemini", *loop, folder=tmp_path, **gemini) as process:
         assert asked.wait(120)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -101,7 +98,24 @@ def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
     over.set()
     assert process.returncode == 143
     assert time.monotonic() - began < 8 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1))
-    assert said.startswith("completed 1, failed 0, ")
     (row,) = _rows(tmp_path, "SELECT * FROM datasets", "_id").values()
+    return row, said
+
+
+@pytest.mark.slow
+def test_a_stop_does_not_wait_for_a_score(tmp_path, httpserver):
+    """Asked to end while the evaluator says nothing, a run ends in time, and the picture that was stored is
+    recorded: without a score, and with the reason.
+    """
+    row, said = _stopped_while_judging(tmp_path, httpserver)
+    assert said.startswith("completed 1, failed 0, ")
     assert (row["status"], row["score"]) == ("completed", None)
     assert json.loads(row["evaluation"])["error"] == "there was no score in time"
+
+
+@pytest.mark.slow
+def test_a_loop_that_is_stopped_goes_on_later(tmp_path, httpserver):
+    """In a loop such a picture is no result yet: the prompt is given back, to be judged by the next run."""
+    row, said = _stopped_while_judging(tmp_path, httpserver, "--iterations", "2")
+    assert said.startswith("completed 0, failed 0, remaining 1")
+    assert (row["status"], row["tries"], row["claimed_by"]) == ("pending", None, None)
