@@ -81,6 +81,11 @@ class Settings:
         variable="DATABASE_URL",
         secret=True,
     )
+    output_dir: str | None = _option(
+        None,
+        "database",
+        "a folder for all of it: the database DIR/text2img.db, and in DIR/results/ a folder for each prompt",
+    )
     datasets_collection: str = _option("datasets", "database", "where the prompts are")
     model_configs_collection: str = _option("model_configs", "database", "where the model configurations are")
     dataset_records_collection: str = _option("dataset_records", "database", "where the results go")
@@ -94,11 +99,6 @@ class Settings:
         "output",
         "where images go: gs://bucket/prefix, s3://bucket/prefix or a folder; one of these is required",
         variable="OUTPUT_URL",
-    )
-    output_dir: str | None = _option(
-        None,
-        "output",
-        "a folder for all of it: the database DIR/text2img.db, and in DIR/results/ a folder for each prompt",
     )
     layout: Literal["flat", "folders"] | None = _option(
         None,
