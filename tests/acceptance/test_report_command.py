@@ -89,16 +89,6 @@ def test_pictures_in_buckets_are_seen_or_say_why(kind, request, tmp_path):
         assert all(_reasons(tmp_path, reasons)), arguments
 
 
-@pytest.mark.slow
-def test_a_bucket_that_does_not_answer_costs_its_patience_once(request, tmp_path):
-    """All of its pictures have that reason, after 20 seconds, and the report is there all the same."""
-    _, server = _in_a_bucket("s3", request, tmp_path)
-    server |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
-    finished = product.run("report", *DATABASE, folder=tmp_path, timeout=100, **server)
-    assert finished.returncode == 0, finished.stderr
-    assert all(_reasons(tmp_path, ("no answer within 20 seconds",) * 2))
-
-
 def _in_a_bucket(kind, request, folder):
     """Two prompts, the picture of one is in a bucket; the output's URL, and what names the server."""
     server = request.getfixturevalue(kind)

@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
     Image.effect_noise((256, 256), 90).save(data, "PNG")
     peaks = []
     _write(tmp_path / "r.html", (_made(n) for n in range(50)), read=lambda url: data.getvalue())
-    for count in (100, 300):
+    for count in (80, 240):
         tracemalloc.start()
         try:
             _write(tmp_path / "r.html", (_made(n) for n in range(count)), read=lambda url: data.getvalue())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from tests.servers import free_port
 from text2img.errors import StorageFailed, Unreadable
 from text2img.storage import StorageOptions, open_storage
 from text2img.storage.reading import Reader
@@ -74,3 +77,14 @@ def test_a_place_that_does_not_answer_is_asked_once():
         with pytest.raises(Unreadable, match="nobody answers"):
             reader.read("gs://b/7.png")
     assert deaf.asked == 1
+
+
+def test_a_server_that_does_not_answer_takes_its_patience_once(s3, monkeypatch):
+    """Where nobody listens the first picture takes as long as it may; for the second that is known."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    reader = Reader(None, StorageOptions(), patience=1)
+    for most in (10, 0.5):
+        began = time.monotonic()
+        with pytest.raises(Unreadable, match="no answer within 1 seconds"):
+            reader.read("s3://pictures/7.png")
+        assert time.monotonic() - began < most

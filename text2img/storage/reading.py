@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
 """What pictures' files are called; no other file is looked into."""
-_PATIENCE: Final = 20
-"""Seconds for one picture."""
 _MOST: Final = 16
 """Buckets that are kept open: more than anybody has, and fewer than a hostile document could name."""
 
@@ -27,13 +25,15 @@ _MOST: Final = 16
 class Reader:
     """Reads pictures from ``place`` alone, or without it from the folder or bucket that each URL names.
 
-    ``options`` are how a bucket is spoken to. Safe to use from several threads. Where nobody answered it does
-    not ask again: what was said then is said of all the pictures of that place.
+    ``options`` are how a bucket is spoken to; ``patience`` is in seconds, for one picture. Safe to use from
+    several threads. Where nobody answered it does not ask again: what was said then is said of all the
+    pictures of that place.
     """
 
-    def __init__(self, place: ImageStorage | None, options: StorageOptions) -> None:
+    def __init__(self, place: ImageStorage | None, options: StorageOptions, patience: float = 20) -> None:
         self._place = place
         self._options = options
+        self._patience = patience
         self._lock = threading.Lock()
         self._opened: dict[str, ImageStorage] = {}
         self._silent: Mapping[str, str] = {}
@@ -45,9 +45,11 @@ class Reader:
             raise Unreadable(self._silent[kind])
         storage = self._place or self._at(kind)
         try:
-            return within(_PATIENCE, lambda: storage.read(gcs_url(url) or url if kind else url))
+            return within(self._patience, lambda: storage.read(gcs_url(url) or url if kind else url))
         except (StorageFailed, TimeoutError) as exc:
-            reason = str(exc) if isinstance(exc, StorageFailed) else f"no answer within {_PATIENCE} seconds"
+            reason = (
+                str(exc) if isinstance(exc, StorageFailed) else f"no answer within {self._patience:g} seconds"
+            )
             self._silent = {**self._silent, kind: reason}
             raise Unreadable(reason) from exc
 
