@@ -179,9 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
     parser.add_argument("--ramp", type=float, default=5, help="seconds until the last has begun")
     parser.add_argument("--limit", type=float, default=40, help="seconds of a trial")
-    parser.add_argument("--budget", type=float, default=240, help="seconds after which no trial is begun")
+    parser.add_argument("--budget", type=float, default=200, help="seconds after which no trial is begun")
     parser.add_argument("--prompts", type=int, default=280, help="of the four processes; 0: leave them out")
-    parser.add_argument("--device", type=float, default=0.1, help="their seconds a picture")
+    parser.add_argument("--device", type=float, default=0.2, help="their seconds a picture")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--note", default="All workers and the database share the cores with other work.")
     return parser
