@@ -85,7 +85,7 @@ class Finishing:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
-        outcomes = [rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
+        outcomes = [_rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
         self._write_beside(outcomes)
         with self._parts.seconds("record", *outcomes):
             recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
@@ -179,6 +179,14 @@ def _as_made(request: Request, picture: Picture) -> Request:
     if picture.seed is not None:
         wanted = replace(wanted, seed=picture.seed)
     return request if wanted is request.parameters else replace(request, parameters=wanted)
+
+
+def _rescued(outcome: Outcome) -> Outcome:
+    kept = rescued(outcome)
+    if isinstance(outcome, Failed) and kept is not outcome:
+        why = (outcome.claim.id, outcome.sentence, outcome.code)
+        log.warning("%s goes no further than its best try: %s (%s)", *why)
+    return kept
 
 
 def _log(outcome: Outcome) -> None:

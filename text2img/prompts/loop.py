@@ -6,7 +6,6 @@ go on with the next one, in batches with whatever else waits. Knows scores and t
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from text2img.prompts import Prompt, Request
     from text2img.prompts.outcomes import Outcome, Stored
-
-log = logging.getLogger(__name__)
 
 MOST_ITERATIONS: Final = 20
 MOST_CANDIDATES: Final = 16
@@ -107,9 +104,6 @@ def rescued(outcome: Outcome) -> Outcome:
         return outcome
     if not (tries := _tries(outcome.prompt, text)):
         return outcome
-    log.warning(
-        "%s goes no further than its best try: %s (%s)", outcome.claim.id, outcome.sentence, outcome.code
-    )
     return Completed(
         prompt=outcome.prompt,
         text=text,
