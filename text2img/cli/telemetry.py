@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from text2img.cli import parts, tasks
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from text2img.cli.job import Job
     from text2img.databases import Database
@@ -25,13 +26,25 @@ _LAST_TRACES, _IN_A_HURRY = 3.0, 0.5  # seconds to send the last traces; the lat
 @contextmanager
 def publishing(settings: Settings, job: Job, database: Database) -> Iterator[None]:
     """Inside this block the job's figures are published wherever the settings say; its traces end with it."""
-    succeeded = False
-    try:
-        with _figures(settings, job, database) if asked(settings) else nullcontext():
+    last: list[threading.Thread] = []
+    with ExitStack() as stack:
+        stack.callback(_wait_for, last)  # sent beside the last figures, not after them
+        if asked(settings):
+            stack.enter_context(_figures(settings, job, database))
+        succeeded = False
+        try:
             yield
-        succeeded = True
-    finally:
-        job.traces.close(_LAST_TRACES if succeeded else _IN_A_HURRY, succeeded=succeeded)
+            succeeded = True
+        finally:
+            seconds = _LAST_TRACES if succeeded else _IN_A_HURRY
+            send = partial(job.traces.close, seconds, succeeded=succeeded)
+            last.append(threading.Thread(target=send, name="traces", daemon=True))
+            last[0].start()
+
+
+def _wait_for(threads: Iterable[threading.Thread]) -> None:
+    for each in threads:
+        each.join()
 
 
 @contextmanager
