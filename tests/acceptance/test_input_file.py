@@ -17,6 +17,7 @@ JOB = (
     *("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL)),
     *("--num-inference-steps", "10", "--guidance-scale", "3", "--input-file", "prompts.json"),
 )
+LOOP = ("--evaluator", "demo", "--candidates", "2")
 CAPTIONS = {
     "a": "a large red circle on a white background",
     "b": "a small blue star on a yellow background",
@@ -68,10 +69,16 @@ def test_nothing_starts_before_all_is_right(tmp_path):
 
 
 def test_a_dry_run_adds_nothing(tmp_path):
-    """--dry-run plans the file's prompts, though there is no database yet, and makes none."""
+    """--dry-run plans the file's prompts, though there is no database yet, nor the folder that the run would
+    make for it, and makes neither; of each prompt it plans as many candidates as the run would draw.
+    """
     _write(tmp_path, CAPTIONS)
     shown = product.run(*JOB, "--dry-run", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "3 prompts of prompts.json" in shown.stdout
     assert "batch 1: 3 × " in shown.stdout
+    planned = product.run(*JOB[4:], *LOOP, "--dry-run", "--output-dir", "absent", folder=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "batch 1: 6 × " in planned.stdout
+    assert "a (picture 1), a (picture 2), b (picture 1)" in planned.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.json"]

@@ -46,12 +46,13 @@ def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
     batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
-    hosts, loras = parts.webhook_hosts(settings), parts.loras(settings)
+    hosts, loras, loop = parts.webhook_hosts(settings), parts.loras(settings), settings.loop
     for prompt in prompts:
         try:
             if prompt.webhook_url is not None:
                 hosts.check(prompt.webhook_url)
             asked = request(prompt, (settings.wishes, configured, own, DEFAULTS, _OWN_SIZE))
+            asked = loop.next(asked) if loop else asked
             encoder.check(asked.parameters)
             if hosted:
                 hosted.prepare(asked)
@@ -97,7 +98,7 @@ def _print_batches(batcher: Batcher) -> None:
 
 def _picture(request: Request) -> str:
     """The prompt's id, and which picture of it, where it has several."""
-    several = request.parameters.num_images > 1
+    several = request.pictures > 1
     return f"{request.prompt.id} (picture {request.number + 1})" if several else str(request.prompt.id)
 
 

@@ -42,11 +42,7 @@ def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
     labels = {name: asked.of(_label, entry, name) for name in ("dataset_id", "style_id")}
     priority = asked.of(_priority, entry)
     asked.of(_status, entry)
-    for name in PARAMETER_NAMES:  # one by one: all that is wrong is said at once
-        asked.of(settle, (Wishes.of({name: entry.get(name)}), _DEFAULTS), seed=0)
-    wishes = Wishes.of(entry)
-    if not asked.complaints:
-        asked.of(settle, (wishes, _DEFAULTS), seed=0)  # what is wrong with two of them together
+    wishes = _wishes(asked, entry)
     # Last: what is not known to be plain may hold itself, or keys that no content can be made of.
     prompt_id = asked.of(_id, entry, made=not asked.complaints)
     if text is None or prompt_id is None or asked.complaints:
@@ -79,6 +75,22 @@ def _text(asked: _Asked, entry: Mapping[str, Any]) -> str | None:
     if text is not None and tags is not None:
         asked.of(check_prompt_text, None, tags)
     return read
+
+
+def _wishes(asked: _Asked, entry: Mapping[str, Any]) -> Wishes:
+    """The entry's parameters. Settled together, since what passes so passes alone; where that fails, one by
+    one, so that all that is wrong is said at once: what none of them is to blame for is wrong with two.
+    """
+    wishes = Wishes.of(entry)
+    try:
+        settle((wishes, _DEFAULTS), seed=0)
+    except PromptFailed as exc:
+        before = len(asked.complaints)
+        for name in PARAMETER_NAMES:
+            asked.of(settle, (Wishes.of({name: entry.get(name)}), _DEFAULTS), seed=0)
+        if len(asked.complaints) == before:
+            asked.complaints.append(str(exc))
+    return wishes
 
 
 def _webhook(entry: Mapping[str, Any]) -> str | None:

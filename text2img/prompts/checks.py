@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ LONGEST_TEXT: Final = 20_000
 """Characters: some 100 times what CLIP reads at once; beyond that a text is a mistake."""
 LONGEST_NAME: Final = 200
 """Characters of an artist's name."""
+_UNREADABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STEERING: Final = "\u200c\u200d\u200e\u200f"
 """Joiners and direction marks, which names of some scripts need."""
 
@@ -56,7 +58,7 @@ def check_text(name: str, value: object) -> str:
         raise wrong(name, value, "must be text")
     if len(value) > LONGEST_TEXT:
         raise too_long(name, len(value), LONGEST_TEXT)
-    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+    if _UNREADABLE.search(value):
         raise PromptFailed(
             ErrorCode.INVALID_PARAMETERS, f"{name} holds a NUL or half a surrogate pair; write plain Unicode"
         )

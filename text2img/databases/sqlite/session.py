@@ -49,10 +49,13 @@ class Session:
     def open(self, *, create: bool = True) -> None:
         """Make the file, the tables and the indexes that are missing; raises DatabaseFailed.
 
-        Without ``create`` the file is opened for reading only, and what it lacks seems to be there, empty.
+        Without ``create`` the file is opened for reading only, and what it lacks seems to be there, empty;
+        raises DatabaseMissing where there is no file, or no folder that it could be in.
         """
-        if not self.path.parent.is_dir():
-            raise DatabaseFailed(f"{self.path.parent} is no folder; make it, or check the path in --database")
+        folder = self.path.parent
+        if not folder.is_dir():
+            kind = DatabaseFailed if create or folder.exists() else DatabaseMissing
+            raise kind(f"{folder} is no folder; make it, or check the path in --database")
         if not create and not self.path.exists():
             raise DatabaseMissing(
                 f"there is no {self.path}; enqueue makes it, or check the path in --database"
