@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
 from contextlib import closing
 
@@ -82,3 +83,16 @@ def test_a_dry_run_adds_nothing(tmp_path):
     assert "batch 1: 6 × " in planned.stdout
     assert "a (picture 1), a (picture 2), b (picture 1)" in planned.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.json"]
+
+
+def test_ten_thousand_prompts_are_added_within_ten_seconds(tmp_path):
+    """10,000 prompts of YAML, the slowest format, are checked and added in less than 10 s of a core."""
+    lines = (
+        f"- {{id: p{n}, text: 'no. {n}: {'a quiet harbour, ' * 12}', seed: {n}}}\n" for n in range(10_000)
+    )
+    (tmp_path / "prompts.yaml").write_text("".join(lines))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    added = product.run("enqueue", *JOB[:2], "prompts.yaml", folder=tmp_path, timeout=250)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert added.stdout == "added 10000 of 10000 prompts; 0 were there already\n", added.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10

@@ -39,7 +39,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     if arguments.fresh:
         _remove(folder)
     settings = _settings(settings, folder)
-    prompts = read_prompts(str(PROMPTS))
+    prompts = list(read_prompts(str(PROMPTS)))
     if not _enqueue(settings, prompts):
         print(f"nothing to do: the pictures are in {folder}; text2img demo --fresh starts afresh")
         return 0

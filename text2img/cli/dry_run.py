@@ -13,9 +13,8 @@ from text2img.prompts.sizes import FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from text2img.databases import NewPrompt
+    from text2img.intake import Prompts
     from text2img.prompts import ModelConfiguration, Request
     from text2img.settings import Settings
 
@@ -25,16 +24,14 @@ _OWN_SIZE = Wishes(width=2040, height=2040)
 aspect ratio of it is too large. Nobody asks for this very size."""
 
 
-def show(settings: Settings, new: Sequence[NewPrompt]) -> int:
+def show(settings: Settings, new: Prompts | None) -> int:
     """Print it; the exit status. ``new`` prompts of a file are planned as if none of them were there yet."""
     waiting, prompts, configuration = _found(settings, may_be_missing=bool(new))
     if new:
-        there = {prompt.id for prompt in prompts}
-        added = [_prompt(each) for each in new if each.id not in there]
+        waiting += _add(new, prompts)
         print(
             f"{len(new)} prompts of {settings.input_file} would be added, or made again, where they are new"
         )
-        waiting, prompts = waiting + len(added), [*prompts, *added]
     configured = configuration.wishes if configuration else Wishes()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     own = Wishes()
@@ -80,6 +77,18 @@ def _found(
         if may_be_missing:
             return 0, [], None
         raise
+
+
+def _add(new: Prompts, prompts: list[Prompt]) -> int:
+    """Add the first of the new ones to those that wait already; how many all of them are."""
+    there = {prompt.id for prompt in prompts}
+    added = 0
+    for each in new:
+        if each.id not in there:
+            added += 1
+            if len(prompts) < _SHOWN:
+                prompts.append(_prompt(each))
+    return added
 
 
 def _prompt(new: NewPrompt) -> Prompt:

@@ -1,4 +1,4 @@
-"""``enqueue FILE``: adds the prompts of a file, all or none of them."""
+"""``enqueue FILE``: adds the prompts of a file, once all of them are right."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from text2img.cli import parts
 from text2img.cli.job import Job
@@ -16,15 +17,17 @@ from text2img.intake import read_prompts
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from text2img.cli.labour import Labour
-    from text2img.databases import Database, NewPrompt, Run
+    from text2img.databases import Database, Run
+    from text2img.intake import Prompts
     from text2img.progress import Progress
     from text2img.settings import Settings
     from text2img.stages import Stop
     from text2img.storage import ImageStorage
 
+_AT_ONCE: Final = 1000
 log = logging.getLogger("text2img.run")
 
 
@@ -40,7 +43,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     return work(settings, storage, progress, prompts)
 
 
-def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
+def prepare(settings: Settings) -> tuple[ImageStorage, Prompts | None]:
     """What can be known of the settings without asking anybody: the storage, and the input file's prompts.
 
     Raises ConfigurationError for whatever is wrong with them.
@@ -55,11 +58,11 @@ def prepare(settings: Settings) -> tuple[ImageStorage, list[NewPrompt]]:
     _ = settings.object_names, settings.loop
     parts.check_workers(settings)
     check(settings)
-    return storage, read_prompts(settings.input_file) if settings.input_file else []
+    return storage, read_prompts(settings.input_file) if settings.input_file else None
 
 
 def work(
-    settings: Settings, storage: ImageStorage, progress: Progress, prompts: Sequence[NewPrompt] = ()
+    settings: Settings, storage: ImageStorage, progress: Progress, prompts: Prompts | None = None
 ) -> int:
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
     with closing(parts.database(settings)) as database, stopping() as stop:
@@ -97,8 +100,13 @@ def labour(settings: Settings, database: Database, storage: ImageStorage, stop: 
     return Crew(settings, database, stop)
 
 
-def add(database: Database, prompts: Sequence[NewPrompt]) -> None:
+def add(database: Database, prompts: Prompts | None) -> None:
     """The input file's prompts: those that are new, and those that were changed."""
-    if prompts:
-        added, revised = database.enqueue(prompts), database.revise(prompts)
-        log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
+    if not prompts:
+        return
+    added = revised = 0
+    waiting = iter(prompts)
+    while chunk := list(islice(waiting, _AT_ONCE)):
+        added += database.enqueue(chunk)
+        revised += database.revise(chunk)
+    log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)

@@ -105,7 +105,7 @@ def _priority(entry: Mapping[str, Any]) -> float | None:
 
 def _label(entry: Mapping[str, Any], name: str) -> str | int | None:
     """What a prompt is put under, not read for itself: text, or a whole number that databases take."""
-    value = _whole(entry.get(name))
+    value = whole(entry.get(name))
     if isinstance(value, str):
         return check_text(name, value)
     if isinstance(value, bool) or not (value is None or (isinstance(value, int) and _is_int64(value))):
@@ -123,7 +123,7 @@ def _id(entry: Mapping[Any, Any], *, made: bool) -> PromptId | None:
     given = [entry[name] for name in ("id", "_id") if entry.get(name) is not None]
     if len(given) > 1:
         raise _wrong("id and _id are the same; give one of them")
-    value = _whole(given[0]) if given else None
+    value = whole(given[0]) if given else None
     if value is None and not made:
         return None
     if value is None:
@@ -154,7 +154,7 @@ def _is_int64(value: int) -> bool:
     return -(2**63) <= value < 2**63
 
 
-def _whole(value: object) -> Any:
+def whole(value: object) -> Any:
     """7.0 is 7, as JSON has but one kind of number; whatever else it is, as it stands."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

@@ -146,24 +146,26 @@ class SqliteJournal(Session):
 
     def revise(self, prompts: Iterable[NewPrompt]) -> int:
         """See Journal.revise. A thousand at a time, all of them or none."""
-        forgotten = ", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS)
         waiting = iter(prompts)
         revised = 0
         while chunk := list(islice(waiting, _AT_ONCE)):
+            contents = [columns_of(content_of(each)) for each in chunk]
+            statement = self._sql(
+                _REVISE,
+                written=", ".join(f"{name} = :{name}" for name in contents[0]),
+                differs=" OR ".join(f"{name} IS NOT :{name}" for name in contents[0]),
+                forgotten=", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
+                status=STATUS,
+                leased=LEASED,
+                id=ID,
+            )
+            now = moment()
+            values = [
+                {**content, **names_of(each.id), "now": now}
+                for each, content in zip(chunk, contents, strict=True)
+            ]
             with self._writing() as connection:
-                for each in chunk:
-                    content = columns_of(content_of(each))
-                    statement = self._sql(
-                        _REVISE,
-                        written=", ".join(f"{name} = :{name}" for name in content),
-                        differs=" OR ".join(f"{name} IS NOT :{name}" for name in content),
-                        forgotten=forgotten,
-                        status=STATUS,
-                        leased=LEASED,
-                        id=ID,
-                    )
-                    values = {**content, **names_of(each.id), "now": moment()}
-                    revised += connection.execute(statement, values).rowcount
+                revised += connection.executemany(statement, values).rowcount
         return revised
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
