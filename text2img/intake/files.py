@@ -9,9 +9,7 @@ import codecs
 import hashlib
 import io
 import json
-import shutil
 import sys
-import tempfile
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,6 +167,9 @@ class _Source:
 
 def _kept(stream: IO[bytes]) -> IO[bytes]:
     """A temporary file without a name, with all that the stream gives."""
+    import shutil
+    import tempfile
+
     try:
         file = tempfile.TemporaryFile()  # noqa: SIM115 - it is read for as long as the prompts are asked for
         shutil.copyfileobj(stream, file)
