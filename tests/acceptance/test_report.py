@@ -123,7 +123,8 @@ def test_failures_stand_by_code_with_their_reason(page):
     assert "a darker cellar" in shown
     page.run("document.querySelector('.code > button').click()")
     assert sorted(page.run(CARDS)) == ["a dark cellar", "a darker cellar"]
-    assert nights.SAFETY in page.run("return document.querySelector('.card').innerText")
+    # A card that was not drawn yet has no inner text.
+    page.until("return document.querySelector('.card').innerText.includes(arguments[0])", nights.SAFETY)
 
 
 def test_hostile_texts_are_texts(page):
@@ -186,7 +187,7 @@ def test_the_keyboard_alone_will_do(page):
         if page.run("return document.activeElement.className") == "card":
             break
     page.press(Keys.ARROW_RIGHT)
-    assert page.run("return document.activeElement.innerText") == "0.25\na red boat"
+    assert page.run("return document.activeElement.textContent") == "0.25a red boat"
     page.press(Keys.ENTER)
     assert page.run("return document.getElementById('details').open")
     assert page.run("return document.getElementById('details-title').textContent") == "a red boat"
@@ -194,7 +195,7 @@ def test_the_keyboard_alone_will_do(page):
     assert page.run("return document.getElementById('details-title').textContent") == "a blue boat"
     page.press(Keys.ESCAPE)
     page.until("return !document.getElementById('details').open")
-    page.until("return document.activeElement.innerText.includes('a blue boat')")
+    page.until("return document.activeElement.textContent.includes('a blue boat')")
 
 
 def test_light_and_dark_by_the_system_and_by_choice(page):

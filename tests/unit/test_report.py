@@ -201,10 +201,10 @@ def test_nothing_but_the_report_stays_and_nothing_when_it_fails(tmp_path):
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
     """Three times as many pictures are written within the same memory, give or take a quarter."""
     data = io.BytesIO()
-    Image.effect_noise((256, 256), 90).save(data, "PNG")
+    Image.effect_noise((128, 128), 90).save(data, "PNG")
     peaks = []
     _write(tmp_path / "r.html", (_made(n) for n in range(50)), read=lambda url: data.getvalue())
-    for count in (80, 240):
+    for count in (60, 180):
         tracemalloc.start()
         try:
             _write(tmp_path / "r.html", (_made(n) for n in range(count)), read=lambda url: data.getvalue())

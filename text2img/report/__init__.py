@@ -6,6 +6,7 @@ be hostile: texts stay texts, and a picture that cannot be read is a reason in i
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
     from text2img.databases import Failure, Made, Run
 
+log = logging.getLogger(__name__)
+
+_TOLD_EVERY: Final = 1000
+"""Prompts after which whoever waits hears that it goes on."""
 _AT_ONCE: Final = 8
 """Prompts whose pictures are read at the same time: a bucket's answers are waited for, not computed."""
 _AHEAD: Final = 3 * _AT_ONCE
@@ -86,6 +91,8 @@ def _write(page: Page, contents: Contents, prepare: Callable[[Made], dict[str, A
         written.pictures += len(item["pictures"])
         written.unreadable += sum("thumbnail" not in picture for picture in item["pictures"])
         page.add(item)
+        if written.prompts % _TOLD_EVERY == 0:
+            log.info("%s prompts are in the report so far", f"{written.prompts:,}")
     for failure in contents.failures:
         written.failures += 1
         page.add(item_of_failure(failure))

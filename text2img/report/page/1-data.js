@@ -44,7 +44,8 @@ const failed = (item) => item.code !== undefined;
 
 // Only what report/links.py found harmless is here at all; looked at once more where it becomes a link.
 function link(url, href) {
-  if (!href || !/^(https:\/\/|s3:\/\/|\.{1,2}\/)/.test(href)) return make("span", { class: "mono", text: url });
+  if (!href || !/^(https:\/\/|s3:\/\/|\.{1,2}\/)/.test(href))
+    return make("span", { class: "mono", text: url });
   return make("a", { href, target: "_blank", rel: "noopener noreferrer", class: "mono", text: url });
 }
 

@@ -42,7 +42,11 @@ function fit() {
 function blocks(those) {
   const made = [];
   for (let start = 0; start < those.length; start += ROWS * across) {
-    const block = make("div", { class: "block", role: "none" }, ...those.slice(start, start + ROWS * across).map(card));
+    const block = make(
+      "div",
+      { class: "block", role: "none" },
+      ...those.slice(start, start + ROWS * across).map(card),
+    );
     block.style.setProperty("--rows", Math.ceil(block.childElementCount / across));
     made.push(block);
   }
@@ -85,7 +89,12 @@ function admits() {
   const [status, dataset, run, model] = ["status", "dataset", "run", "model"].map((id) => $(id).value);
   const score = Number($("score").value) || 0;
   return (item) =>
-    (!status || (status === "completed" ? !failed(item) : status === "error" ? failed(item) : `code ${item.code}` === status)) &&
+    (!status ||
+      (status === "completed"
+        ? !failed(item)
+        : status === "error"
+          ? failed(item)
+          : `code ${item.code}` === status)) &&
     (!dataset || `= ${item.dataset ?? ""}` === dataset) &&
     (!run || `= ${item.run ?? ""}` === run) &&
     (!model || `= ${item.used?.model ?? ""}` === model) &&
@@ -94,7 +103,14 @@ function admits() {
 }
 
 function searched(item) {
-  item.searched ??= [item.text, item.id, item.used?.negative_prompt, item.sentence, item.code, item.evaluation?.missing?.join?.(" ")]
+  item.searched ??= [
+    item.text,
+    item.id,
+    item.used?.negative_prompt,
+    item.sentence,
+    item.code,
+    item.evaluation?.missing?.join?.(" "),
+  ]
     .filter((text) => typeof text === "string")
     .join("\n")
     .toLowerCase();
@@ -111,13 +127,16 @@ function show() {
 function draw() {
   const now = shown.slice(0, reach);
   near.disconnect();
-  for (const block of $("grid").children) for (const image of block.getElementsByTagName("img")) image.removeAttribute("src");
+  for (const block of $("grid").children)
+    for (const image of block.getElementsByTagName("img")) image.removeAttribute("src");
   $("grid").replaceChildren(...blocks(now));
   for (const block of $("grid").children) near.observe(block);
   rove(now.length ? cards.get(now[0]).firstChild : null);
   const unread = items.some((item) => item.pictures?.some((each) => each.thumbnail === undefined));
   $("count").textContent =
-    (shown.length === items.length ? `${whole.format(items.length)} shown` : `${whole.format(shown.length)} of ${whole.format(items.length)} shown`) +
+    (shown.length === items.length
+      ? `${whole.format(items.length)} shown`
+      : `${whole.format(shown.length)} of ${whole.format(items.length)} shown`) +
     (unread ? "; some pictures could not be read, and say why" : "");
   const left = Math.min(AT_ONCE, shown.length - reach);
   $("further").hidden = left <= 0;
@@ -133,7 +152,14 @@ function rove(button) {
 }
 
 function step(key) {
-  const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -Infinity, End: Infinity }[key];
+  const by = {
+    ArrowRight: 1,
+    ArrowLeft: -1,
+    ArrowDown: across,
+    ArrowUp: -across,
+    Home: -Infinity,
+    End: Infinity,
+  }[key];
   if (by === undefined) return false;
   const last = Math.min(reach, shown.length) - 1;
   const to = Math.max(0, Math.min(last, shown.indexOf(document.activeElement.item) + by));
@@ -146,7 +172,9 @@ function options(pairs) {
   const counts = new Map();
   for (const [value, label] of pairs) counts.set(value, [label, (counts.get(value)?.[1] ?? 0) + 1]);
   const sorted = [...counts].sort((a, b) => a[1][0].localeCompare(b[1][0], "en", { numeric: true }));
-  return sorted.map(([value, [label, count]]) => make("option", { value, text: `${label} (${whole.format(count)})` }));
+  return sorted.map(([value, [label, count]]) =>
+    make("option", { value, text: `${label} (${whole.format(count)})` }),
+  );
 }
 
 function choose(id, value) {
@@ -160,9 +188,14 @@ function prepareGallery() {
   offer("dataset", ...of((item) => item.dataset));
   offer("run", ...of((item) => item.run));
   offer("model", ...of((item) => item.used?.model));
-  const codes = options(items.filter(failed).map((item) => [`code ${item.code}`, item.code || "without a code"]));
+  const codes = options(
+    items.filter(failed).map((item) => [`code ${item.code}`, item.code || "without a code"]),
+  );
   const reasons = codes.length ? make("optgroup", { label: "failed, by code" }, ...codes) : null;
-  offer("status", ...options(items.map((item) => (failed(item) ? ["error", "failed"] : ["completed", "completed"]))));
+  offer(
+    "status",
+    ...options(items.map((item) => (failed(item) ? ["error", "failed"] : ["completed", "completed"]))),
+  );
   if (reasons) $("status").append(reasons);
   for (const [value, [text]] of Object.entries(ORDERS)) $("order").append(make("option", { value, text }));
   $("score").closest("label").hidden = !items.some((item) => best(item) !== null);
@@ -172,7 +205,8 @@ function prepareGallery() {
     clearTimeout(waiting);
     waiting = setTimeout(show, 90);
   });
-  for (const id of ["status", "dataset", "run", "model", "score", "order"]) $(id).addEventListener("input", show);
+  for (const id of ["status", "dataset", "run", "model", "score", "order"])
+    $(id).addEventListener("input", show);
   $("clear").addEventListener("click", () => {
     for (const id of ["find", "status", "dataset", "run", "model", "score"]) $(id).value = "";
     show();

@@ -2,13 +2,22 @@
 let current = null;
 
 const NAMES = {
-  seed: "seed", num_inference_steps: "steps", guidance_scale: "guidance", scheduler: "scheduler", model: "model",
-  negative_prompt: "negative", artist_name: "artist", feature_cache: "feature cache",
+  seed: "seed",
+  num_inference_steps: "steps",
+  guidance_scale: "guidance",
+  scheduler: "scheduler",
+  model: "model",
+  negative_prompt: "negative",
+  artist_name: "artist",
+  feature_cache: "feature cache",
 };
 
 function rows(pairs) {
   const said = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  const cells = said.flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: plainly(value) })]);
+  const cells = said.flatMap(([name, value]) => [
+    make("dt", { text: name }),
+    make("dd", { text: plainly(value) }),
+  ]);
   return make("dl", {}, ...cells);
 }
 
@@ -16,7 +25,10 @@ const plainly = (value) => (typeof value === "object" ? JSON.stringify(value) : 
 
 function parameters(item) {
   const { width, height, ...used } = item.used ?? {};
-  const named = Object.entries(used).map(([name, value]) => [NAMES[name] ?? name.replaceAll("_", " "), value]);
+  const named = Object.entries(used).map(([name, value]) => [
+    NAMES[name] ?? name.replaceAll("_", " "),
+    value,
+  ]);
   return [["size", width && height ? `${width} × ${height}` : null], ...named];
 }
 
@@ -36,7 +48,12 @@ function large(shown) {
   if (shown?.size) view.firstChild.setAttribute("alt", current.text);
   if (!shown) return view;
   const size = shown.size ? `${shown.size[0]} × ${shown.size[1]}: ` : "";
-  return make("div", {}, view, make("p", { class: "link" }, `Original, ${size}`, link(shown.url, shown.href)));
+  return make(
+    "div",
+    {},
+    view,
+    make("p", { class: "link" }, `Original, ${size}`, link(shown.url, shown.href)),
+  );
 }
 
 function attempt(each) {
@@ -46,8 +63,13 @@ function attempt(each) {
     "li",
     { class: each.best ? "best" : "" },
     make("div", { class: "picture" }, picture(each.picture, false)),
-    make("p", {}, make("b", { text: each.best ? `★ ${title}` : title }), each.prompt && each.prompt !== current.text ? make("br") : null,
-      each.prompt && each.prompt !== current.text ? each.prompt : null),
+    make(
+      "p",
+      {},
+      make("b", { text: each.best ? `★ ${title}` : title }),
+      each.prompt && each.prompt !== current.text ? make("br") : null,
+      each.prompt && each.prompt !== current.text ? each.prompt : null,
+    ),
     each.picture?.href ? make("p", {}, link("original", each.picture.href)) : null,
   );
 }
@@ -70,10 +92,15 @@ function right(item) {
     ["run", item.run],
     [failed(item) ? "failed" : "completed", moment(item.at)],
   ];
-  const parts = [make("p", { class: "prompt", id: "details-title", text: item.text || "(no text)" }), make("h3", { text: "What became of it" }), rows(known)];
+  const parts = [
+    make("p", { class: "prompt", id: "details-title", text: item.text || "(no text)" }),
+    make("h3", { text: "What became of it" }),
+    rows(known),
+  ];
   if (item.used) parts.push(make("h3", { text: "Parameters" }), rows(parameters(item)));
   if (item.evaluation) parts.push(make("h3", { text: "The evaluator" }), rows(judged(item.evaluation)));
-  if (item.tries?.length) parts.push(make("h3", { text: "Tries" }), make("ul", { class: "tries" }, ...item.tries.map(attempt)));
+  if (item.tries?.length)
+    parts.push(make("h3", { text: "Tries" }), make("ul", { class: "tries" }, ...item.tries.map(attempt)));
   return make("div", {}, ...parts);
 }
 

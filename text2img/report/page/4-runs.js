@@ -19,10 +19,24 @@ function drawPace(chosen) {
     const said = `${run.id}: ${pace(run.pace)} images/s, ${moment(run.started)}, ${run.status}`;
     const figure = last.length <= 12 ? make("span", { text: pace(run.pace) }) : null;
     const pressed = String(chosen === `= ${run.id}`);
-    return make("button", { type: "button", title: said, "aria-label": said, "aria-pressed": pressed, onclick: () => choose("run", `= ${run.id}`) }, figure, bar);
+    return make(
+      "button",
+      {
+        type: "button",
+        title: said,
+        "aria-label": said,
+        "aria-pressed": pressed,
+        onclick: () => choose("run", `= ${run.id}`),
+      },
+      figure,
+      bar,
+    );
   });
   $("pace").replaceChildren(...columns);
-  $("pace").classList.toggle("chosen", last.some((run) => chosen === `= ${run.id}`));
+  $("pace").classList.toggle(
+    "chosen",
+    last.some((run) => chosen === `= ${run.id}`),
+  );
   $("pace-scale").textContent = `the highest is ${pace(top)}; a bar chooses its run`;
   const ends = last.length > 1 ? [last[0], last.at(-1)] : last;
   $("pace-ends").textContent = ends.map((run) => moment(run.started)).join("  to  ");
@@ -31,9 +45,12 @@ function drawPace(chosen) {
 function drawStages(chosen) {
   const one = inTime.filter((run) => chosen === `= ${run.id}`);
   const these = one.length ? one : inTime;
-  $("stages-of").textContent = these.length === 1 ? `of run ${these[0].id}` : `of ${plural(these.length, "run", "runs")} together`;
+  $("stages-of").textContent =
+    these.length === 1 ? `of run ${these[0].id}` : `of ${plural(these.length, "run", "runs")} together`;
   const total = (stage) => these.reduce((sum, run) => sum + (run.seconds[stage] ?? 0), 0);
-  const others = [...new Set(these.flatMap((run) => Object.keys(run.seconds)))].filter((stage) => ![...DEVICE, ...BESIDE].includes(stage));
+  const others = [...new Set(these.flatMap((run) => Object.keys(run.seconds)))].filter(
+    (stage) => ![...DEVICE, ...BESIDE].includes(stage),
+  );
   const groups = [
     ["the device’s thread", "", DEVICE],
     ["beside it, all threads together", "beside", [...BESIDE, ...others]],
@@ -41,12 +58,18 @@ function drawStages(chosen) {
   const longest = Math.max(...groups.flatMap(([, , stages]) => stages.map(total))) || 1;
   const rows = groups.flatMap(([title, kind, stages]) => [
     make("span", { class: "head", text: title }),
-    ...stages.filter((stage) => total(stage) > 0).flatMap((stage) => {
-      const bar = make("i", { class: kind });
-      bar.style.width = `${(100 * total(stage)) / longest}%`;
-      const seconds = total(stage);
-      return [make("span", { text: stage }), bar, make("b", { text: `${seconds >= 100 ? whole.format(Math.round(seconds)) : seconds.toFixed(1)} s` })];
-    }),
+    ...stages
+      .filter((stage) => total(stage) > 0)
+      .flatMap((stage) => {
+        const bar = make("i", { class: kind });
+        bar.style.width = `${(100 * total(stage)) / longest}%`;
+        const seconds = total(stage);
+        return [
+          make("span", { text: stage }),
+          bar,
+          make("b", { text: `${seconds >= 100 ? whole.format(Math.round(seconds)) : seconds.toFixed(1)} s` }),
+        ];
+      }),
   ]);
   $("stages").replaceChildren(...rows);
 }
@@ -63,16 +86,33 @@ function prepareRuns() {
   $("runs").open = !matchMedia("(max-width: 700px)").matches;
   const costs = runs.some((run) => run.dollars !== null);
   const columns = [
-    ["run", (run) => run.id], ["started", (run) => moment(run.started)], ["took", took], ["status", (run) => run.status],
-    ["model", (run) => run.model ?? "–"], ["completed", (run) => whole.format(run.completed), 1], ["failed", (run) => whole.format(run.failed), 1],
-    ["images", (run) => whole.format(run.images), 1], ["images/s", (run) => pace(run.pace), 1],
-    ["steady", (run) => (run.steady ? pace(run.steady) : "–"), 1], ["device busy", (run) => `${(100 * run.busy).toFixed(0)} %`, 1],
+    ["run", (run) => run.id],
+    ["started", (run) => moment(run.started)],
+    ["took", took],
+    ["status", (run) => run.status],
+    ["model", (run) => run.model ?? "–"],
+    ["completed", (run) => whole.format(run.completed), 1],
+    ["failed", (run) => whole.format(run.failed), 1],
+    ["images", (run) => whole.format(run.images), 1],
+    ["images/s", (run) => pace(run.pace), 1],
+    ["steady", (run) => (run.steady ? pace(run.steady) : "–"), 1],
+    ["device busy", (run) => `${(100 * run.busy).toFixed(0)} %`, 1],
     ["peak memory", (run) => (run.memory ? `${(run.memory / 2 ** 30).toFixed(2)} GiB` : "–"), 1],
-    ...(costs ? [["$ per 1,000 images", (run) => (run.dollars === null ? "–" : run.dollars.toFixed(2)), 1]] : []),
+    ...(costs
+      ? [["$ per 1,000 images", (run) => (run.dollars === null ? "–" : run.dollars.toFixed(2)), 1]]
+      : []),
     ["host", (run) => run.host],
   ];
   const kind = (number) => ({ class: number ? "number" : "" });
-  const head = make("tr", {}, ...columns.map(([name, , number]) => make("th", { ...kind(number), scope: "col", text: name })));
-  const lines = [...inTime].reverse().map((run) => make("tr", {}, ...columns.map(([, read, number]) => make("td", { ...kind(number), text: read(run) }))));
+  const head = make(
+    "tr",
+    {},
+    ...columns.map(([name, , number]) => make("th", { ...kind(number), scope: "col", text: name })),
+  );
+  const lines = [...inTime]
+    .reverse()
+    .map((run) =>
+      make("tr", {}, ...columns.map(([, read, number]) => make("td", { ...kind(number), text: read(run) }))),
+    );
   $("table").append(make("thead", {}, head), make("tbody", {}, ...lines));
 }

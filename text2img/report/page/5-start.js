@@ -12,10 +12,20 @@ function grouped(list, key) {
 }
 
 function reason([sentence, those]) {
-  const buttons = those.slice(0, EXAMPLES).map((item) => make("button", { type: "button", text: item.text || item.id, onclick: () => open(item) }));
-  const rest = those.length > EXAMPLES ? make("small", { text: `and ${whole.format(those.length - EXAMPLES)} more` }) : null;
+  const buttons = those
+    .slice(0, EXAMPLES)
+    .map((item) => make("button", { type: "button", text: item.text || item.id, onclick: () => open(item) }));
+  const rest =
+    those.length > EXAMPLES
+      ? make("small", { text: `and ${whole.format(those.length - EXAMPLES)} more` })
+      : null;
   const count = those.length > 1 ? ` (${whole.format(those.length)} times)` : "";
-  return make("li", {}, make("p", { text: (sentence || "no reason is recorded") + count }), make("div", { class: "prompts" }, ...buttons, rest));
+  return make(
+    "li",
+    {},
+    make("p", { text: (sentence || "no reason is recorded") + count }),
+    make("div", { class: "prompts" }, ...buttons, rest),
+  );
 }
 
 function drawFailures() {
@@ -33,16 +43,36 @@ function drawFailures() {
         $("pictures").focus({ preventScroll: true });
       },
     });
-    const more = reasons.length > SENTENCES ? make("li", { text: `and ${whole.format(reasons.length - SENTENCES)} more reasons` }) : null;
-    const summary = make("summary", {}, make("b", { text: whole.format(those.length) }), make("code", { text: code || "without a code" }), make("span", { text: reasons[0][0] }));
-    $("codes").append(make("details", { class: "code" }, summary, make("ul", {}, ...reasons.slice(0, SENTENCES).map(reason), more), all));
+    const more =
+      reasons.length > SENTENCES
+        ? make("li", { text: `and ${whole.format(reasons.length - SENTENCES)} more reasons` })
+        : null;
+    const summary = make(
+      "summary",
+      {},
+      make("b", { text: whole.format(those.length) }),
+      make("code", { text: code || "without a code" }),
+      make("span", { text: reasons[0][0] }),
+    );
+    $("codes").append(
+      make(
+        "details",
+        { class: "code" },
+        summary,
+        make("ul", {}, ...reasons.slice(0, SENTENCES).map(reason), more),
+        all,
+      ),
+    );
   }
   if (groups.length === 1) $("codes").firstChild.open = true;
 }
 
 function drawFigures() {
   $("about").textContent = `${about.what}, ${moment(about.written)}`;
-  for (const { name, value, bad } of figures) $("figures").append(make("div", { class: bad ? "bad" : "" }, make("dt", { text: name }), make("dd", { text: value })));
+  for (const { name, value, bad } of figures)
+    $("figures").append(
+      make("div", { class: bad ? "bad" : "" }, make("dt", { text: name }), make("dd", { text: value })),
+    );
 }
 
 const THEMES = { "": "◐ auto", light: "○ light", dark: "● dark" };
@@ -78,7 +108,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 function drawParts() {
-  const parts = [["failures", "What failed"], ["runs", "Runs"], ["pictures", "Pictures"]].filter(([id]) => !$(id).hidden);
+  const parts = [
+    ["failures", "What failed"],
+    ["runs", "Runs"],
+    ["pictures", "Pictures"],
+  ].filter(([id]) => !$(id).hidden);
   $("parts").append(...parts.map(([id, text]) => make("a", { href: `#${id}`, text })));
   $("parts").addEventListener("click", (event) => {
     if (event.target.hash === "#runs") $("runs").open = true;
