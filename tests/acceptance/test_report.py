@@ -234,7 +234,9 @@ def test_runs_are_plotted_and_choose_their_pictures(page):
     pictures alone.
     """
     heights = page.run("return [...document.querySelectorAll('#pace i')].map((bar) => bar.offsetHeight)")
+    assert len(heights) == 2  # and none for the run that found nothing to do
     assert heights[1] == pytest.approx(2 * heights[0], abs=2)
+    assert "3.00" in page.run("return document.getElementById('figures').innerText")
     assert "denoise" in page.run("return document.getElementById('stages').innerText")
     assert "400" in page.run("return document.getElementById('stages').innerText")
     page.run("document.querySelectorAll('#pace button')[1].click()")

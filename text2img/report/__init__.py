@@ -151,8 +151,9 @@ def _figures(written: Written, contents: Contents, runs: Sequence[dict[str, Any]
     figures.append(("failed", f"{written.failures:,}"))
     if contents.waiting is not None:
         figures.append(("waiting", f"{contents.waiting:,}"))
-    if runs:
-        figures.append(("images/s, latest run" if len(runs) > 1 else "images/s", f"{runs[0]['pace']:,.2f}"))
+    paces = [run["pace"] for run in runs if run["pace"]]
+    if paces:
+        figures.append(("images/s, latest run" if len(runs) > 1 else "images/s", f"{paces[0]:,.2f}"))
     priced = next((run["dollars"] for run in runs if run["dollars"] is not None), None)
     if priced is not None:
         figures.append(("for 1,000 images", f"${priced:,.2f}"))

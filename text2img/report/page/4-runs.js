@@ -2,7 +2,7 @@
 const DEVICE = ["load", "compile", "denoise", "decode", "wait"];
 const BESIDE = ["claim", "encode", "upload", "evaluate", "record"];
 const MOST = 80; // columns
-const inTime = [...runs].sort((a, b) => a.started.localeCompare(b.started));
+const inTime = [...runs].sort((a, b) => (a.started ?? "").localeCompare(b.started ?? ""));
 
 function took(run) {
   const seconds = run.finished ? (new Date(run.finished) - new Date(run.started)) / 1000 : null;
@@ -11,7 +11,7 @@ function took(run) {
 }
 
 function drawPace(chosen) {
-  const last = inTime.slice(-MOST);
+  const last = inTime.filter((run) => run.pace > 0).slice(-MOST); // the others found nothing to do
   const top = Math.max(...last.map((run) => run.pace), 0) || 1;
   const columns = last.map((run) => {
     const bar = make("i");
