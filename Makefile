@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NAMES ?= coldstart fleet loras memory overhead overlap
+NAMES ?= coldstart fleet loras memory overhead overlap workers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test chaos bench gpu check audit dev format coverage clean

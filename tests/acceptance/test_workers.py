@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.servers import free_port
 from text2img.demo.judge import judge
 from text2img.demo.scenes import all_scenes
 
@@ -247,3 +252,51 @@ def test_what_machines_cannot_share_is_refused(tmp_path, arguments, words):
     (line,) = product.errors(finished)
     assert words in line
     assert not list(tmp_path.iterdir())
+
+
+def _ray(*arguments, **variables):
+    """Ray's own command, which leaves its processes running; what it says."""
+    kept = {**product.environment(Path("/tmp"), PYTHONPATH=str(product.ROOT)), **variables}  # noqa: S108
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ray")), *arguments],
+        env={**kept, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Starts a Ray cluster of one machine: its address, and the environment of those who may join it."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    folder = tempfile.mkdtemp(prefix="t2i-")  # sockets' names must be short
+    small = ("--num-cpus", "1", "--object-store-memory", "80000000")
+    node = (*small, "--temp-dir", folder)
+    said = _ray("start", "--head", "--port", str(free_port()), "--include-dashboard", "false", *node, **token)
+    (address,) = set(re.findall(r"address='([^']+)'", said))
+    yield address, token, small
+    for each in psutil.process_iter(["cmdline"]):
+        if any(folder in word for word in each.info["cmdline"] or []):
+            each.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_that_is_there_is_used_and_left_there(tmp_path, cluster):
+    """With ``--ray-address`` the workers are the cluster's; afterwards it goes on. With two machines SQLite
+    is refused: status 2, and nothing is claimed.
+    """
+    address, token, small = cluster
+    _enqueue(tmp_path, *_boats(20))
+    joined = ("--workers", "2", "--ray-address", address)
+    status, line = _finished(tmp_path, *joined, "--limit", "10", **token)
+    assert (status, line.split(";")[0]) == (0, "completed 10, failed 0, remaining 10"), _log(tmp_path)
+    _ray("start", "--address", address, "--node-ip-address", "127.0.0.2", *small, **token)
+    status, line = _finished(tmp_path, *joined, **token)
+    assert status == 2, _log(tmp_path)
+    assert "SQLite is a file on one machine" in _log(tmp_path)
+    assert (_completed(tmp_path), _hold(tmp_path)) == (10, False)

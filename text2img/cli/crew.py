@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.cli import parts
@@ -78,7 +79,7 @@ class Crew:
             workers, gpu = _how_many(self._settings, cluster)
             place.tally.devices = workers
             log.info("%d workers", workers, extra={"event": "workers", "workers": workers})
-            share = Share(self._settings, place.run_id, -(-place.waiting // workers))
+            share = Share(self._settings, place.run_id, -(-place.waiting // workers), str(Path.cwd()))
             start = partial(Seat, partial(work, share), gpu=gpu)
             self._members = [Member(start) for _ in range(workers)]
             while self._members:

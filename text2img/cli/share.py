@@ -41,11 +41,14 @@ _FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "t
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a worker is given of a run: about ``waiting`` prompts are its to make."""
+    """What a worker is given of a run: about ``waiting`` prompts are its to make, and relative paths begin at
+    ``folder``, where its machine has one of that name.
+    """
 
     settings: Settings
     run_id: str
     waiting: int
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,8 @@ class Said:
 def work(share: Share, line: Line) -> None:
     """Do the share; see Labour.work. What the process is given besides is its machine's own environment."""
     _log_to(line, share.settings.log_level)
+    with suppress(OSError):
+        os.chdir(share.folder)
     settings, name = share.settings, parts.worker_name()
     with closing(parts.database(settings)) as database:
         line.say(Here(name))

@@ -32,7 +32,7 @@ _ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to have it listen on 127.0.0.1 alone
     "RAY_AUTH_MODE": "token",
 }
-_ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
+_ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0"}
 _OBJECTS = 80 * 1024 * 1024
 """Bytes of shared memory for objects, next to the least that Ray takes: what is said here is small."""
 _LOOK = 0.05  # seconds
@@ -112,7 +112,7 @@ class _Session:
             begun = self._begun.wait(_LOOK)
             for number, handler in handlers.items():  # Ray puts its own there, whose end is an abort
                 signal.signal(number, handler)
-        logging.setLogRecordFactory(records)  # Ray's marks every record of everybody's
+            logging.setLogRecordFactory(records)  # Ray's marks every record of everybody's
         if self._failure is not None:
             first = (str(self._failure).splitlines() or [""])[0]
             where = f"at {self._address} cannot be joined" if self._address else "does not start"

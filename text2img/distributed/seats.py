@@ -82,11 +82,16 @@ def listen(seats: Sequence[Seat], seconds: float) -> Iterator[tuple[Seat, object
         except GetTimeoutError:
             continue
         except RayActorError as exc:
-            yield seat, Died(_why(exc))
+            never = exc.actor_init_failed  # its machine lacks the package, say: another process would as well
+            yield seat, Ended(_never_began(exc)) if never else Died(_why(exc))
         except RayError as exc:
-            yield seat, Ended(RunFailed(f"a worker could not begin: {_why(exc)}"))
+            yield seat, Ended(_never_began(exc))
         except StopIteration:
             yield seat, Died("it ended without a word")
+
+
+def _never_began(exc: Exception) -> RunFailed:
+    return RunFailed(f"a worker could not begin: {_why(exc)}")
 
 
 def _why(exc: Exception) -> str:
