@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.fleet.trial import Trial
 
-_HOPELESS = 0.5
+_HOPELESS = 0.8
 """Below it more workers are of no use to anybody."""
 _SPEEDUP = 3.6
 _PROCESSES = 4
@@ -175,12 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
     parser.add_argument("--share", type=int, default=20, help="prompts of each worker")
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a device's time a picture")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of a device's time a picture")
     parser.add_argument("--faster", type=float, nargs="*", default=[2, 4, 8], help="at the end")
-    parser.add_argument("--ramp", type=float, default=5, help="seconds until the last has begun")
+    parser.add_argument("--ramp", type=float, default=4, help="seconds until the last has begun")
     parser.add_argument("--limit", type=float, default=40, help="seconds of a trial")
-    parser.add_argument("--budget", type=float, default=200, help="seconds after which no trial is begun")
-    parser.add_argument("--prompts", type=int, default=280, help="of the four processes; 0: leave them out")
+    parser.add_argument("--budget", type=float, default=235, help="seconds after which no trial is begun")
+    parser.add_argument("--prompts", type=int, default=240, help="of the four processes; 0: leave them out")
     parser.add_argument("--device", type=float, default=0.2, help="their seconds a picture")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--note", default="All workers and the database share the cores with other work.")
