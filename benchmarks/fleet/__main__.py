@@ -90,6 +90,7 @@ def row(trial: Trial) -> dict[str, Any]:
         "record ms p50": record[0],
         "p99 ": record[1],
         "twice": trial.twice,
+        "claimed again": trial.again,
         "lock waits": log.lock_waits,
         "lost rounds": log.lost_rounds,
         "asked again": log.failed,

@@ -52,9 +52,15 @@ class Trial:
 
     @property
     def twice(self) -> int:
-        """Prompts that were claimed once more, and pictures that were drawn once more."""
+        """Claims of the same number that were given twice, and pictures that were drawn without a claim."""
         claimed = self.log.claimed
-        return len(claimed) - len(set(claimed)) + max(0, self.drawn - len(set(claimed)))
+        return len(claimed) - len(set(claimed)) + max(0, self.drawn - len(claimed))
+
+    @property
+    def again(self) -> int:
+        """Prompts that were rightly claimed once more: given back, or their lease was over."""
+        claimed = set(self.log.claimed)
+        return len(claimed) - len({name for name, _ in claimed})
 
     @property
     def lost(self) -> int:

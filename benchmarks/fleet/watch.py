@@ -30,14 +30,15 @@ _asking = threading.local()
 
 @dataclass(slots=True)
 class Log:
-    """What was seen. ``took``: seconds of each call, by method; ``claimed``: the ids that claims gave.
+    """What was seen. ``took``: seconds of each call, by method; ``claimed``: the claims that were
+    given, each an id and its number.
 
     ``failed``: calls that a patient caller had to repeat. ``waited``, ``held``: seconds for and with SQLite's
     write lock, by transaction. ``commands``: those sent to MongoDB, each with the method that sent it.
     """
 
     took: dict[str, list[float]] = field(default_factory=dict)
-    claimed: list[str] = field(default_factory=list)
+    claimed: list[tuple[str, int]] = field(default_factory=list)
     failed: int = 0
     waited: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
@@ -104,7 +105,7 @@ class _Watched:
             raise
         self._log.took.setdefault(name, []).append(time.monotonic() - begun)
         if name == "claim":
-            self._log.claimed.extend(prompt.id.name for prompt in answer)
+            self._log.claimed.extend((prompt.id.name, prompt.claim.number) for prompt in answer)
         return answer
 
 

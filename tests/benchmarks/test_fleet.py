@@ -44,17 +44,25 @@ def test_documents_grow_as_they_are_worked_on():
     assert min(sizes["result"], sizes["outcome in a notice"]) > 80
 
 
-def test_what_is_claimed_and_drawn_twice_is_counted(tmp_path):
-    """A prompt whose lease is over at once goes to two workers, and both draw it: that makes two."""
+def test_what_goes_to_two_workers_is_counted(tmp_path):
+    """A prompt whose lease is over goes to a second worker by a claim of another number: that is again.
+    The same claim for two, or a picture more than there were claims, is twice.
+    """
     url, log = f"sqlite:///{tmp_path}/prompts.db", Log()
     add_prompts(url, 1)
     with closing(watched(url, log)) as database:
         for worker in ("a", "b"):
             assert database.claim(worker, 1, -1.0, Selection())
-    done = Done(begun=0.0, ended=1.0, worked=1.0, cpu=0.0, pictures=2, log=log)
-    shift = Shift(url=url, share=1, batch=1, seconds=0.1, ramp=0.1, limit=60)
-    trial = Trial(database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, recorded=1)
-    assert trial.twice == 2
+    assert (_trial(log, pictures=2).twice, _trial(log, pictures=2).again) == (0, 1)
+    assert _trial(log, pictures=3).twice == 1
+    log.claimed.append(log.claimed[0])
+    assert (_trial(log, pictures=3).twice, _trial(log, pictures=3).again) == (1, 1)
+
+
+def _trial(log, pictures):
+    done = Done(begun=0.0, ended=1.0, worked=1.0, cpu=0.0, pictures=pictures, log=log)
+    shift = Shift(url="", share=1, batch=1, seconds=0.1, ramp=0.1, limit=60)
+    return Trial(database="sqlite", workers=1, shift=shift, done=[done], server_cpu=None, recorded=1)
 
 
 def test_a_trial_that_takes_too_long_is_cut_short():
