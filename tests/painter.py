@@ -76,7 +76,7 @@ class Bench:
         self.folder, self.file = folder / "pictures", folder / "prompts.db"
         self.stop, self.tally = Stop(), Tally()
         self.loras = Library()
-        self.serving = None
+        self.serving = self.evaluator = None
         self.seconds, self.progress = Stopwatch(), Silent()
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
@@ -96,6 +96,7 @@ class Bench:
             seconds=self.seconds,
             recorded=lambda outcomes: None,
             serving=self.serving,
+            evaluator=self.evaluator,
             loras=self.loras,
         )
         Worker(parts, replace(self.plan, **changes), self.stop, self.tally).run()

@@ -146,7 +146,11 @@ class Finishing:
         return Completed(prompt=request.prompt, text=request.meant, pictures=(stored,))
 
     def _evaluated(self, picture: Picture, request: Request) -> Evaluation | None:
-        """What the evaluator, if there is one, says of the picture, which is stored already."""
+        """What the evaluator, if there is one, says of the picture, which is stored already.
+
+        Raises Stopped in a loop that has to end before it has spoken: no score would end the prompt's loop,
+        so its claim is given back, and the iteration made again.
+        """
         evaluator = self._parts.evaluator
         if evaluator is None:
             return None
@@ -155,14 +159,16 @@ class Finishing:
             try:
                 return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
             except TimeoutError:
-                if (
-                    self._plan.loop is not None
-                ):  # which would end for want of a score: the iteration is for later
+                if self._plan.loop is not None:
                     self._stop.check()
-                return Evaluation(evaluator=evaluator.name, error="there was no score in time")
+                reason = "there was no score in time"
             except EvaluationFailed as exc:
-                log.warning("%s has no score: %s", request.prompt.id, exc)
-                return Evaluation(evaluator=evaluator.name, error=str(exc))
+                reason = str(exc)
+            except Exception as exc:  # whatever it stumbles over, the picture is kept
+                log.debug("the evaluator stumbled over %s", request.prompt.id, exc_info=exc)
+                reason = f"the evaluator failed unexpectedly: {type(exc).__name__}"
+        log.warning("%s has no score: %s", request.prompt.id, reason)
+        return Evaluation(evaluator=evaluator.name, error=reason)
 
     def _lost(self, claims: Collection[Claim]) -> None:
         self._parts.leases.lose(claims)
