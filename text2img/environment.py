@@ -36,6 +36,8 @@ _SAME = (
     frozenset({"rabbitmq_url", "rabbitmq_host"}),
 )
 """Variables that say the same in several ways: only the highest level that has one of them is asked."""
+_BOTH = ("output_dir", (_SAME[0], _SAME[1]))
+"""The variable that says at once what either set does: it yields to both of them together, and they to it."""
 
 
 class _Level(PydanticBaseSettingsSource):
@@ -53,6 +55,11 @@ class _Level(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         settled = set(self.current_state)
         settled = settled.union(*(same for same in _SAME if same & settled))
+        both, sets = _BOTH
+        if both in settled:
+            settled = settled.union(*sets)
+        elif all(same & settled for same in sets):
+            settled.add(both)
         said = {name: value for name, value in self._source().items() if name not in settled}
         secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else {}
         for name in secrets.keys() - settled - said.keys():
@@ -113,7 +120,13 @@ def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    _ = settings.batches, settings.object_names, settings.hosted_model, settings.metrics_address
+    _ = (
+        settings.batches,
+        settings.object_names,
+        settings.hosted_model,
+        settings.metrics_address,
+        settings.folder,
+    )
     try:
         settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
     except PromptFailed as exc:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from text2img.cli import COMMANDS, parts
 from text2img.environment import load
 from text2img.errors import ConfigurationError
+from text2img.settings import options
 
 OUTPUTS = {"gcs_bucket": "gs://b-1/generated", "s3_bucket": "s3://b-1/generated", "output": "b-1"}
 
@@ -19,6 +21,7 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("MONGO_URI", "DATABASE_URL", "GCS_BUCKET", "S3_BUCKET", "OUTPUT_URL", "ACL", "PUBLIC_URLS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OUTPUT_DIR", raising=False)
 
 
 @pytest.mark.parametrize(("name", "url"), OUTPUTS.items())
@@ -105,3 +108,36 @@ def test_a_switch_is_a_flag_or_a_variable(monkeypatch, flags, variable, wanted):
     """``--public-urls`` alone says yes (the parser gives "true"); PUBLIC_URLS says either; the flag wins."""
     monkeypatch.setenv("PUBLIC_URLS", variable)
     assert load(flags).public_urls is wanted
+
+
+def test_a_folder_for_all_of_it_beats_lower_levels_and_yields_to_higher(monkeypatch, tmp_path):
+    """It names both a database and an output: a flag beats both variables, both flags beat its variable. Only
+    one of them beside it is a question.
+    """
+    low = {"MONGO_URI": "low", "GCS_BUCKET": "low"}
+    settings = _said({"flag": {"OUTPUT_DIR": "out"}, "environment": low}, monkeypatch)
+    assert (settings.database_url, settings.output_url) == (f"sqlite:///{tmp_path}/out/text2img.db", "out")
+    lower = {"environment": {"MONGO_URI": "high", "OUTPUT_URL": "high"}, ".env": {"OUTPUT_DIR": "out"}}
+    monkeypatch.delenv("GCS_BUCKET")
+    settings = _said(lower, monkeypatch)
+    assert (settings.database_url, settings.output_url, settings.folders) == ("high", "high", False)
+    monkeypatch.delenv("OUTPUT_URL")
+    with pytest.raises(ConfigurationError, match=r"--mongo-uri .* and --output-dir .* are given"):
+        _ = load({}).database_url
+
+
+def test_any_name_of_a_folder_is_that_folder(tmp_path):
+    """What means something in a URL stands for itself; what cannot be a folder here is said."""
+    odd = tmp_path / "100%25 a?b#c"
+    settings = load({"output_dir": str(odd)})
+    parts.database(settings).close()
+    assert [file.name for file in odd.glob("*.db")] == ["text2img.db"]
+    for wrong in ("gs://b-1/prefix", "~nobody-of-that-name/out"):
+        with pytest.raises(ConfigurationError, match="--output-dir"):
+            load({"output_dir": wrong})
+
+
+@pytest.mark.parametrize("command", ["enqueue", "status", "retry", "report", "compare", "doctor", "run"])
+def test_every_command_that_asks_the_database_takes_the_folder(command):
+    """The folder that a run was given says where its database is."""
+    assert "output_dir" in {option.name for option in options() if option.group in COMMANDS[command].groups}

@@ -40,9 +40,10 @@ def database(settings: Settings, *, url: str | None = None, create: bool = True)
         runs=settings.runs_collection,
         callbacks=settings.callbacks_collection,
     )
-    if create and settings.output_dir:
-        _made_ready(Path(settings.output_dir).expanduser())
-    return open_database(url or settings.database_url, collections, create=create)
+    place = url or settings.database_url
+    if create and url is None and settings.folder:
+        _made_ready(settings.folder)
+    return open_database(place, collections, create=create)
 
 
 def _made_ready(folder: Path) -> None:

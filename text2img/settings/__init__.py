@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
 from text2img.prompts.loop import Loop
@@ -120,14 +121,31 @@ class Settings(Running):
         return model
 
     @property
+    def folder(self) -> Path | None:
+        """The folder for all of it, None where none was named; raises ConfigurationError for what is none."""
+        if not self.output_dir:
+            return None
+        if "://" in self.output_dir:
+            raise ConfigurationError(
+                "--output-dir (OUTPUT_DIR) is a folder on this machine; for a bucket give --database,"
+                " --output and --layout folders"
+            )
+        try:
+            return Path(self.output_dir).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"--output-dir (OUTPUT_DIR): there is no such home; it is {self.output_dir[:60]!r}"
+            ) from None
+
+    @property
     def database_url(self) -> str:
         """The database's URL; raises ConfigurationError unless exactly one was given."""
+        ours = f"sqlite:///{quote(str(self.folder / DATABASE_NAME))}" if self.folder else None
         return _one_of(
             {
                 "--mongo-uri (MONGO_URI)": self.mongo_uri,
                 "--database (DATABASE_URL)": self.database,
-                "--output-dir (OUTPUT_DIR)": self.output_dir
-                and f"sqlite:///{Path(self.output_dir).expanduser().absolute() / DATABASE_NAME}",
+                "--output-dir (OUTPUT_DIR)": ours,
             }
         )
 
