@@ -11,7 +11,7 @@ from text2img.cli import parts
 from text2img.cli.job import Job
 from text2img.cli.labour import Single
 from text2img.cli.telemetry import check, publishing
-from text2img.errors import DatabaseFailed, StorageFailed
+from text2img.errors import DatabaseFailed, PromptFailed, StorageFailed
 from text2img.guard import stopping
 from text2img.intake import read_prompts
 
@@ -85,7 +85,7 @@ def overview(
 
         try:
             Overview(database, storage, stop.check).write(run, parts.selection(settings), settings.loop)
-        except (DatabaseFailed, StorageFailed) as exc:
+        except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: a file of its own is refused
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
