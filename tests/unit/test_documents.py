@@ -118,12 +118,14 @@ def test_a_result_is_as_documented():
 
 
 def test_what_was_billed_is_the_sum_of_all_pictures():
-    """The prompt's cost is that of all its pictures, and unknown where one picture's is."""
+    """The prompt's cost is that of all its pictures, in a loop of all tries, and unknown where one's is."""
     done = completed(request(_PROMPT, []), image_urls="abc", request_id="r")
     billed = [replace(one, used={**one.used, "billed_units": n + 0.5}) for n, one in enumerate(done.pictures)]
     assert result_of(replace(done, pictures=tuple(billed)), "r")["billed_units"] == 4.5
     partly = result_of(replace(done, pictures=(*billed[:2], done.pictures[2])), "r")
     assert ("billed_units" in partly, partly["request_id"]) == (False, "r")
+    best = replace(done, pictures=(billed[1],), tries=tuple(billed), iterations=3)
+    assert result_of(best, "r")["billed_units"] == 4.5
 
 
 def test_each_outcome_changes_the_document_as_documented():

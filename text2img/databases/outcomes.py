@@ -126,8 +126,10 @@ def _iterated(outcome: Iterated) -> Change:
 
 
 def _used(done: Completed) -> dict[str, object]:
-    """What the first picture was made with, and what was billed for all of them, where every one tells it."""
-    units = [picture.used.get("billed_units") for picture in done.pictures]
+    """What the first picture was made with, and what was billed for all of them (of a loop: for every try),
+    where every one tells it.
+    """
+    units = [picture.used.get("billed_units") for picture in done.tries or done.pictures]
     told = [unit for unit in units if isinstance(unit, float)]
     others = {name: value for name, value in done.first.used.items() if name != "billed_units"}
     if done.first.text != done.text:
