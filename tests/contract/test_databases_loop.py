@@ -77,6 +77,18 @@ def test_nothing_of_a_loop_outlives_it(stand):
     assert not _LOOP & stand.get("p").keys()
 
 
+def test_a_loop_that_has_ended_is_not_gone_on_with(stand):
+    """A completed prompt that its owner puts back is drawn anew, however many tries it had: they neither add
+    up nor count against it.
+    """
+    stand.put({"_id": 1, "text": "a boat"})
+    stand.record(iterated(stand.claim_one()))
+    stand.record(done(stand.claim_one(), best=0))
+    stand.backend.change(1, {"status": "pending"})
+    prompt = stand.claim_one()
+    assert (prompt.tries, prompt.next_prompt) == ((), None)
+
+
 def test_an_iteration_whose_claim_is_lost_is_not_written(stand):
     """Who was too slow leaves no tries behind; a repetition of what was written is recognised."""
     stand.put({"_id": 1, "text": "a boat"})

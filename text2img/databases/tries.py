@@ -17,13 +17,14 @@ def documents_of(tries: Sequence[Stored], best: Stored | None) -> list[dict[str,
 
 
 def tries_of(value: object) -> tuple[Stored, ...]:
-    """The tries that a prompt's document holds; none where anything in it is not as it was recorded, since
+    """The tries that a prompt's document holds, for its loop to go on with: none of a loop that has ended,
+    since its owner wants the prompt made anew, and none where anything in it is not as it was recorded:
     another program may have been there.
     """
     if not isinstance(value, list):
         return ()
     try:
-        return tuple(_try_of(each) for each in value)
+        return () if any("best" in each for each in value) else tuple(_try_of(each) for each in value)
     except (KeyError, TypeError, ValueError, AttributeError):
         return ()
 
