@@ -190,3 +190,16 @@ def test_one_place_for_everything_excludes_another(tmp_path):
         refused = product.run("--output-dir", "out", *other, folder=tmp_path)
         (line,) = product.errors(refused)
         assert (refused.returncode, "--output-dir" in line, other[0] in line) == (2, True, True)
+
+
+def test_a_dry_run_counts_candidates(tmp_path):
+    """It plans a picture for each candidate, and makes no folder; keeping several of a prompt is refused."""
+    _write(tmp_path, {"a": CAPTIONS[0]})
+    shown = product.run(*JOB, "--candidates", "3", "--dry-run", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "batch 1: 3 × " in shown.stdout
+    assert "a (picture 3)" in shown.stdout
+    refused = product.run(*JOB, "--candidates", "3", "--num-images", "2", folder=tmp_path)
+    (line,) = product.errors(refused)
+    assert (refused.returncode, "--num-images" in line, "--candidates" in line) == (2, True, True)
+    assert not (tmp_path / "out").exists()

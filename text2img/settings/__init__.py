@@ -92,7 +92,7 @@ class Settings(Running):
     def loop(self) -> Loop | None:
         """How often a prompt is drawn until it is good enough; None: once, whatever becomes of it.
 
-        Raises ConfigurationError where nothing could say how good a picture is.
+        Raises ConfigurationError where nothing could say how good a picture is, or several shall be kept.
         """
         if (self.iterations, self.candidates, self.min_score) == (1, 1, None):
             return None
@@ -100,6 +100,11 @@ class Settings(Running):
             raise ConfigurationError(
                 "--iterations, --candidates and --min-score need scores; say by --evaluator (EVALUATOR) who"
                 " gives them"
+            )
+        if (self.num_images or 1) > 1:
+            raise ConfigurationError(
+                f"--num-images (NUM_IMAGES) is {self.num_images}, and the loop (--iterations, --candidates,"
+                " --min-score) keeps one picture of a prompt; leave one of the two out"
             )
         enough = 1.0 if self.min_score is None else self.min_score
         return Loop(iterations=self.iterations, candidates=self.candidates, min_score=enough)
