@@ -110,6 +110,17 @@ def test_a_candidate_that_failed_leaves_it_to_the_others():
     assert settled(PROMPT, loop, good, None) is None
 
 
+def test_a_seed_that_failed_is_not_drawn_again():
+    """The next iteration has fresh seeds, also where the last candidate of the one before failed; and as
+    many as before where there are fewer candidates now.
+    """
+    loop = Loop(iterations=3, candidates=2)
+    once = settled(PROMPT, loop, [Evaluation(evaluator="e", score=0.5)], FAILED)
+    assert [one.parameters.seed for one in asked(resumed(once), loop)] == [9, 10]
+    twice = after(resumed(after(PROMPT, loop, 0.1, 0.2)), loop, 0.1, 0.2)
+    assert [one.number for one in asked(resumed(twice), Loop(iterations=3))] == [4]
+
+
 def test_a_failure_after_good_iterations_keeps_their_best():
     """A prompt that fails for good in its second iteration is completed with the first one's picture."""
     prompt = resumed(after(PROMPT, Loop(iterations=3), 0.5))

@@ -46,12 +46,14 @@ class Loop:
                 " --min-score) keeps one picture of a prompt; leave one of the two out",
             )
         tries = _tries(asked.prompt, asked.text)
+        before = tries[-1].iteration if tries else 0
         return replace(
             asked,
             text=(asked.prompt.next_prompt if tries else None) or asked.text,
             original=asked.text,
-            iteration=tries[-1].iteration + 1 if tries else 1,
-            number=tries[-1].number + 1 if tries else 0,
+            iteration=before + 1,
+            # A candidate that failed is no try, but its seed is not fresh either.
+            number=max(before * self.candidates, tries[-1].number + 1 if tries else 0),
             pictures=self.candidates,
         )
 
