@@ -37,6 +37,11 @@ def checked(settings: Settings, card: ModelCard, wishes: tuple[Wishes, ...]) -> 
         check_fits(card, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
+    if settings.loop and wanted.num_images > 1:
+        raise ConfigurationError(
+            f"the model configuration's num_images is {wanted.num_images}, and the loop (--iterations,"
+            " --candidates, --min-score) keeps one picture of a prompt; give --num-images 1"
+        )
     try:
         encoder.check(wanted)
     except PromptFailed as exc:

@@ -1,0 +1,38 @@
+"""What a run asks of every picture: what cannot be done is found before a prompt is claimed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.painter import CARD
+from text2img.cli.wishes import checked, for_all
+from text2img.environment import load
+from text2img.errors import ConfigurationError
+from text2img.prompts import ModelConfiguration, Wishes
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    """A folder without .env files."""
+    monkeypatch.chdir(tmp_path)
+
+
+def wanted(configuration, **flags):
+    settings = load(flags)
+    return checked(settings, CARD, for_all(settings, CARD, configuration))
+
+
+def test_a_loop_and_several_pictures_exclude_each_other():
+    """A model configuration that wants several of every prompt would have each end in error; a flag helps."""
+    several = ModelConfiguration(wishes=Wishes(num_images=2))
+    loop = {"iterations": "2", "evaluator": "demo"}
+    assert wanted(several).num_images == 2
+    with pytest.raises(ConfigurationError, match="num_images is 2"):
+        wanted(several, **loop)
+    assert wanted(several, **loop, num_images="1").num_images == 1
+
+
+def test_a_loop_without_scores_is_found_by_whoever_looks():
+    """Doctor asks here, and so says what a run would refuse."""
+    with pytest.raises(ConfigurationError, match="--evaluator"):
+        wanted(None, candidates="2")
