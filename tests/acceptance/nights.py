@@ -55,7 +55,7 @@ def usual(folder):
     """Nine completed prompts of two runs, one of each kind that a report shows, and four that failed."""
     nights = Nights(folder)
     nights.made(1, "a red boat", score=0.25, evaluation={"evaluator": "eye", "missing": ["boat"]})
-    nights.made(2, "a blue boat", score=0.75)
+    nights.made(2, "a blue boat", score=0.75, used={"model": {"odd": [None]}, "width": "wide"})
     nights.made(3, "a green hill", run_id="tuesday", used={"model": "other"})
     several = [nights.picture(f"4~{place}", (200, 50 * place, 0)) for place in range(3)]
     nights.made(4, "four hills", image_url=several[0], image_urls=several, dataset_id="autumn")

@@ -34,7 +34,7 @@ class Browser:
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)
 
-    def until(self, script, *arguments, seconds=60):
+    def until(self, script, *arguments, seconds=30):
         """Wait until the script returns something that is true, and return that."""
         from selenium.webdriver.support.ui import WebDriverWait
 

@@ -184,7 +184,7 @@ function choose(id, value) {
 
 function prepareGallery() {
   const offer = (id, ...more) => $(id).append(make("option", { value: "", text: "all" }), ...more);
-  const of = (read) => options(items.map((item) => [`= ${read(item) ?? ""}`, read(item) ?? "none"]));
+  const of = (read) => options(items.map((item) => [`= ${read(item) ?? ""}`, plainly(read(item) ?? "none")]));
   offer("dataset", ...of((item) => item.dataset));
   offer("run", ...of((item) => item.run));
   offer("model", ...of((item) => item.used?.model));
