@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from pymongo import MongoClient
 
 from tests.acceptance import product
 from tests.servers import free_port
@@ -48,10 +49,10 @@ def _boats(number):
 
 
 @contextmanager
-def _running(folder, *arguments, command=(sys.executable, "-m", "tests.sleeping"), **variables):
+def _running(folder, *arguments, command=(sys.executable, "-m", "tests.sleeping"), job=JOB, **variables):
     """The process, in a group of its own and killed at the end of the block if need be; its engine sleeps."""
     with (folder / "log").open("w") as log, subprocess.Popen(
-        [*command, "run", *JOB, *arguments],
+        [*command, "run", *job, *arguments],
         cwd=folder,
         env=product.environment(folder, PYTHONPATH=str(product.ROOT), **variables),
         stdout=subprocess.PIPE,
@@ -199,11 +200,18 @@ def test_a_signal_ends_all_workers_and_releases_what_they_claimed(tmp_path, numb
     assert all(row.startswith("{") for row in _log(tmp_path).splitlines())
 
 
-def test_the_limit_holds_over_all_workers(tmp_path):
-    """Three workers take no more than the limit together, and not less."""
-    _enqueue(tmp_path, *_boats(40))
-    status, line = _finished(tmp_path, "--workers", "3", "--batch-size", "5", "--limit", "17")
-    assert (status, line.split(";")[0]) == (0, "completed 17, failed 0, remaining 23"), _log(tmp_path)
+def test_the_limit_holds_over_all_workers(tmp_path, mongodb_server):
+    """Three workers, on the database that several machines share, take no more than the limit together, and
+    not less.
+    """
+    job = ("--mongo-uri", f"{mongodb_server}/crew", "--output", "pictures")
+    with MongoClient(f"{mongodb_server}/crew") as client:
+        prompts = client.get_default_database().datasets
+        prompts.insert_many([{"_id": number, "text": text} for number, text in enumerate(_boats(40))])
+        limited = ("--workers", "3", "--batch-size", "5", "--limit", "17")
+        status, line = _finished(tmp_path, *limited, job=job)
+        assert (status, line.split(";")[0]) == (0, "completed 17, failed 0, remaining 23"), _log(tmp_path)
+        assert prompts.count_documents({"status": "completed"}) == 17
 
 
 def test_a_prompt_that_kills_workers_is_abandoned(tmp_path):

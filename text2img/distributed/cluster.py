@@ -81,14 +81,14 @@ def joined(address: str | None) -> Iterator[Cluster]:
     if folder is not None:
         os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
     session = _Session(address, folder)
-    try:
-        with redirect_stdout(_Hushed(sys.stdout)):
+    with redirect_stdout(_Hushed(sys.stdout)):  # also while Ray ends: it has most to say then
+        try:
             session.start()
             yield _found()
-    finally:
-        session.end()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            session.end()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Session:
@@ -100,7 +100,7 @@ class _Session:
         self._address, self._folder = address, folder
         self._begun, self._over = threading.Event(), threading.Event()
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._hold, name="ray", daemon=True)
+        self._thread = threading.Thread(target=self._hold, name="ray_session", daemon=True)
 
     def start(self) -> None:
         """Begin; returns once Ray is there. Raises RunFailed."""
@@ -146,7 +146,7 @@ class _Session:
 
 
 class _Hushed:
-    """Standard output, but for what Ray's own threads print: that becomes log lines of level DEBUG."""
+    """Standard output, but for what is printed by Ray, whose threads are called so: that is logged as DEBUG."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
