@@ -146,7 +146,7 @@ class _Session:
 
 
 class _Hushed:
-    """Standard output, but for what is printed by Ray, whose threads are called so: that is logged as DEBUG."""
+    """Standard output, but for what Ray prints, in threads that are called so: that is logged as DEBUG."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
