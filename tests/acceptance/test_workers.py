@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -106,11 +106,15 @@ def _hold(folder):
 
 
 def _said_by_ray(word):
-    """The files and command lines of Ray's that hold the word."""
-    files = [path for path in Path("/tmp").glob("text2img-ray-*/**/*") if path.is_file()]  # noqa: S108
-    lines = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
-    held = [path for path in files if word.encode() in path.read_bytes()]
-    return [*held, *(line for line in lines if word in line)]
+    """The files and command lines of Ray's that hold the word; other tests' come and go meanwhile."""
+    held = [" ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])]
+    held = [line for line in held if word in line]
+    for folder in Path("/tmp").glob("text2img-ray-*"):  # noqa: S108
+        for inside, _, names in os.walk(folder):
+            for path in (Path(inside, name) for name in names):
+                with suppress(OSError):
+                    held += [path] if path.is_file() and word.encode() in path.read_bytes() else []
+    return held
 
 
 def _shows(folder, number, scene):
