@@ -76,7 +76,7 @@ def _of_iteration(outcome: Completed | Iterated) -> Iterable[tuple[str, bytes, s
     same = yaml.safe_dump(json.loads(results), sort_keys=False, allow_unicode=False)
     yield f"iteration_{iteration}_results.yaml", same.encode(), YAML
     judged = [
-        {"image_url": each.image_url, **each.evaluation.document}
+        {"image_url": each.image_url, "sha256": each.sha256, **each.evaluation.document}
         for each in made
         if each.evaluation is not None
     ]
