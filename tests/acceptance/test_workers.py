@@ -218,6 +218,13 @@ def test_the_limit_holds_over_all_workers(tmp_path, mongodb_server):
         assert prompts.count_documents({"status": "completed"}) == 17
 
 
+def test_the_limit_holds_though_a_worker_dies(tmp_path):
+    """The places of what it held are given to others, once: a limited run makes neither less nor all."""
+    _enqueue(tmp_path, "kill", *_boats(12))
+    status, line = _finished(tmp_path, "--workers", "1", "--batch-size", "2", "--limit", "5")
+    assert (status, line.split(", remaining")[0]) == (0, "completed 5, failed 0"), _log(tmp_path)
+
+
 def test_a_prompt_that_kills_workers_is_abandoned(tmp_path):
     """Its workers are replaced each time, its neighbours are made, and it ends as every such prompt does."""
     _enqueue(tmp_path, "kill", *_boats(12))

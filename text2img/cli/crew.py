@@ -20,6 +20,7 @@ from text2img.distributed.cluster import joined
 from text2img.distributed.line import Asked, End, Ended, GoOn, Granted, Idle
 from text2img.distributed.seats import Died, Seat, listen
 from text2img.errors import ConfigurationError, RunFailed
+from text2img.prompts import Completed, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,9 @@ _LOOK = 1.0  # seconds between looks for more to do, while somebody has nothing 
 
 
 class Member:
-    """One of the crew, and how it stands. ``name`` is who claims, once it is here."""
+    """One of the crew, and how it stands. ``name`` is who claims, once it is here; so many ``places`` of the
+    run's limit are its own, for prompts that it has not brought to an end.
+    """
 
     def __init__(self, start: Callable[[], Seat]) -> None:
         self._start = start
@@ -52,6 +55,7 @@ class Member:
         self.seat = self._start()
         self.name: str | None = None
         self.idle = False
+        self.places = 0
 
 
 class Crew:
@@ -116,6 +120,7 @@ class Crew:
         match event:
             case Recorded(outcomes):
                 member.deaths = 0
+                member.places -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
                 place.tally.add(outcomes)
                 place.progress.settled(outcomes)
                 place.recorded(outcomes)
@@ -140,6 +145,7 @@ class Crew:
             case Asked(wanted):
                 granted = wanted if self._left is None else min(wanted, self._left)
                 self._give_back(-granted)
+                member.places += granted
                 member.seat.tell(Granted(granted))
             case Idle():
                 member.idle = True
@@ -151,6 +157,7 @@ class Crew:
 
     def _has_ended(self, member: Member, failure: Text2ImgError | None) -> None:
         member.seat.leave()
+        self._give_back(member.places)
         if failure is None:
             self._ended_well = True
             return
@@ -161,6 +168,7 @@ class Crew:
     def _has_died(self, member: Member, reason: str) -> None:
         log.warning("worker %s died: %s", member.name or "(still starting)", reason)
         member.deaths += 1
+        self._give_back(member.places)
         if member.name is not None:
             self._dead.append(member.name)
         if member.deaths == DEATHS or self._stop.event.is_set():
@@ -172,11 +180,10 @@ class Crew:
         self._bring_back()
         member.begin()
 
-    def _bring_back(self) -> int:
-        """What the dead held, if anything, can be claimed again; returns how many prompts that is."""
-        freed = sum(self._database.expire(name) for name in self._dead)
-        self._give_back(freed)
-        return freed
+    def _bring_back(self) -> None:
+        """What the dead held, if anything, can be claimed again."""
+        for name in self._dead:
+            self._database.expire(name)
 
     def _give_back(self, prompts: int) -> None:
         if self._left is not None:
@@ -184,8 +191,8 @@ class Crew:
 
     def _send_on(self) -> None:
         """Those who wait go on where there is something to do, and end where everybody waits for nothing."""
-        freed = self._bring_back()
-        if freed or (self._left != 0 and self._database.waits(self._selection)):
+        self._bring_back()
+        if self._left != 0 and self._database.waits(self._selection):
             self._tell_idle(GoOn())
         elif all(member.idle for member in self._members if member.name is not None):
             late = [member for member in self._members if member.name is None]
