@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases.runs import run_fields
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST: Final = 1_000
-"""Prompts on contact sheets: 50 pages, which is more than anybody looks through."""
+MOST: Final = 600
+"""Pictures on contact sheets, or a few more: each is read for them, at the end of every run."""
+_PRIVATE: Final = ("host", "worker", "execution", "gpu_hour_price", "dollars_per_1000_images")
+"""What a run's document says of whoever ran it; the summary may be as public as the pictures."""
 
 
 class Overview:
@@ -44,10 +45,15 @@ class Overview:
         self._scores(selection, loop)
 
     def _sheets(self, selection: Selection) -> None:
-        made = list(islice(self._archive.made(selection), MOST + 1))
-        if len(made) > MOST:
-            log.info("the contact sheets show %d prompts; a report shows all", MOST)
-        rows = (self._row(each) for each in sorted(made[:MOST], key=lambda each: each.id.name))
+        made: list[Made] = []
+        pictures = 0
+        for each in self._archive.made(selection):
+            if pictures >= MOST:
+                log.info("the contact sheets show %d prompts; a report shows all", len(made))
+                break
+            made.append(each)
+            pictures += len(each.tries or each.image_urls)
+        rows = (self._row(each) for each in sorted(made, key=lambda each: each.id.name))
         for number, page in enumerate(contact_sheets(rows), 1):
             self._put(f"contact-sheet{f'-{number}' if number > 1 else ''}.png", page, "image/png")
 
@@ -93,6 +99,7 @@ def _summary(run: Run, loop: Loop | None) -> Mapping[str, object]:
     fields = {
         name: value.isoformat() if hasattr(value, "isoformat") else value
         for name, value in run_fields(run, 0).items()
+        if name not in _PRIVATE
     }
     asked = {name: getattr(loop, name) for name in ("iterations", "candidates", "min_score")} if loop else {}
     return {"run_id": run.id, **fields, **({"loop": asked} if asked else {})}

@@ -214,10 +214,11 @@ class Worker:
         self._parts.progress.step(done, of)
 
     def _left_to_make(self) -> int:
-        """How many pictures are still to come, as far as that can be known."""
+        """How many pictures are still to come, as far as that can be known; in a loop, at the most."""
         if self._parts.serving is not None and self._parts.serving.endless:
             return ENDLESS
-        return round(self._plan.to_make * self._quota.pictures_each()) - self._tally.made
+        rounds = self._plan.loop.iterations if self._plan.loop else 1
+        return round(self._plan.to_make * self._quota.pictures_each() * rounds) - self._tally.made
 
     def _another_round(self) -> bool:
         """Wait until there is something to claim again; False where the run is over."""

@@ -162,7 +162,7 @@ def test_every_prompt_once_though_a_worker_is_killed(tmp_path, httpserver, promp
 
 def test_a_run_that_is_killed_leaves_no_worker_and_the_next_goes_on(tmp_path):
     """SIGKILL of the run itself: its workers end by themselves; the next run makes the rest."""
-    _enqueue(tmp_path, *_boats(60))
+    _enqueue(tmp_path, *_boats(160))
     job = ("--workers", "2", "--batch-size", "5", "--lease-seconds", "3")
     with _running(tmp_path, *job) as process:
         _until(lambda: _completed(tmp_path) >= 10 and len(_workers(tmp_path)) == 2, process)
@@ -174,10 +174,10 @@ def test_a_run_that_is_killed_leaves_no_worker_and_the_next_goes_on(tmp_path):
     live = f"SELECT 1 FROM datasets WHERE status = 'processing' AND lease_expires_at > {now}"  # noqa: S608
     _until(lambda: not _rows(tmp_path, live))
     before = _completed(tmp_path)
-    assert 10 <= before < 60
+    assert 10 <= before < 160
     status, line = _finished(tmp_path, *job)
-    assert (status, line.split(";")[0]) == (0, f"completed {60 - before}, failed 0, remaining 0")
-    assert len(_rows(tmp_path, "SELECT dataset_id FROM dataset_records")) == 60
+    assert (status, line.split(";")[0]) == (0, f"completed {160 - before}, failed 0, remaining 0")
+    assert len(_rows(tmp_path, "SELECT dataset_id FROM dataset_records")) == 160
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

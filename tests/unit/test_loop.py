@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import bson
 import pytest
 
 from tests.outcomes import completed
 from text2img.albums import Albums
+from text2img.databases.tries import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prompt, PromptId, Wishes, request
 from text2img.prompts.evaluations import Evaluation
@@ -137,6 +139,23 @@ def test_tries_of_another_text_count_no_more():
     assert (one.text, one.iteration, one.number) == ("a dog", 1, 0)
     failed = replace(FAILED, prompt=changed)
     assert rescued(failed) is failed
+
+
+def test_tries_fit_in_one_document():
+    """Where all tries with their long texts would outgrow what MongoDB keeps, the loop ends with the best."""
+    loop, prompt, rounds = Loop(iterations=20), PROMPT, 0
+    while isinstance(outcome := after(prompt, loop, 0.5, better_prompt="語" * 20_000), Iterated):
+        prompt, rounds = resumed(outcome), rounds + 1
+        assert len(bson.encode({"tries": documents_of(outcome.tries, None)})) < 12_000_000
+    assert isinstance(outcome, Completed)
+    assert rounds > 5
+
+
+def test_a_next_prompt_that_cannot_be_drawn_is_not():
+    """Whoever wrote it into the document: the owner's text is drawn instead."""
+    prompt = replace(resumed(after(PROMPT, Loop(iterations=3), 0.5)), next_prompt="\0")
+    (one,) = asked(prompt, Loop(iterations=3))
+    assert (one.text, one.iteration) == ("a cat", 2)
 
 
 def test_several_pictures_and_a_loop_exclude_each_other():

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 MOST_ITERATIONS: Final = 20
 MOST_CANDIDATES: Final = 16
-"""All tries of a prompt stand in its document, which must not outgrow what a database keeps in one."""
+_HEAVIEST: Final = 1_500_000
+"""Characters of all tries together, beyond which the iteration is the last: they stand in one document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class Loop:
         before = tries[-1].iteration if tries else 0
         return replace(
             asked,
-            text=(asked.prompt.next_prompt if tries else None) or asked.text,
+            text=_drawable(asked.prompt.next_prompt, asked.text) if tries else asked.text,
             original=asked.text,
             iteration=before + 1,
             # A candidate that failed is no try, but its seed is not fresh either.
@@ -71,7 +72,8 @@ class Loop:
         new.sort(key=lambda each: each.number)
         tries = (*_tries(asked.prompt, asked.meant), *new)
         best, latest = best_of(tries), best_of(new)
-        if asked.iteration < self.iterations and latest.score is not None and not self._suffices(best):
+        last = asked.iteration >= self.iterations or latest.score is None or _fill_a_document(tries)
+        if not last and not self._suffices(best):
             return Iterated(
                 prompt=asked.prompt,
                 text=asked.meant,
@@ -123,12 +125,20 @@ def refined(text: str, picture: Stored) -> str:
     if seen is None:
         return text
     missing = [phrase for phrase in seen.missing if phrase.lower() not in text.lower()]
-    for proposal in (seen.better_prompt, ", ".join([text, *missing])):
-        try:
-            return check_prompt_text(proposal)
-        except PromptFailed:
-            continue
-    return text
+    return _drawable(seen.better_prompt, _drawable(", ".join([text, *missing]), text))
+
+
+def _drawable(proposal: object, text: str) -> str:
+    """The proposal; the text where that cannot be drawn."""
+    try:
+        return check_prompt_text(proposal)
+    except PromptFailed:
+        return text
+
+
+def _fill_a_document(tries: Sequence[Stored]) -> bool:
+    """Whether a further iteration could outgrow the 16 MB of a document in MongoDB, at four bytes a character."""
+    return sum(len(str((each.text, each.used, each.evaluation))) for each in tries) > _HEAVIEST
 
 
 def _tries(prompt: Prompt, text: str) -> tuple[Stored, ...]:
