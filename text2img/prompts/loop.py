@@ -137,7 +137,7 @@ def _drawable(proposal: object, text: str) -> str:
 
 
 def _fill_a_document(tries: Sequence[Stored]) -> bool:
-    """Whether a further iteration could outgrow the 16 MB of a document in MongoDB, at four bytes a character."""
+    """Whether one more iteration could outgrow a document of MongoDB: 16 MB, at four bytes a character."""
     return sum(len(str((each.text, each.used, each.evaluation))) for each in tries) > _HEAVIEST
 
 
