@@ -113,7 +113,7 @@ def test_weights_that_are_not_its_configurations(tiny, copy):
         ("./nowhere", ModelFailed, "no autoencoder folder at ./nowhere"),
         ("owner/tiny", ModelFailed, "no copy of owner/tiny"),
         ("owner/tiny@v1", ModelFailed, "no copy of owner/tiny"),
-        ("gs://bucket/tiny", ConfigurationError, "autoencoders at gs:// cannot be read yet"),
+        ("gs://bucket/tiny", ConfigurationError, "autoencoders at gs:// cannot be read"),
     ],
 )
 def test_not_there(tiny, name, error, says):
