@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NAMES ?= coldstart fleet loras memory overhead overlap workers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test chaos bench gpu check audit dev format coverage clean
+.PHONY: help demo test chaos scale bench gpu check audit dev format coverage clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -18,6 +18,9 @@ test: $(VENV)/dev.stamp  ## run every test that this machine can
 
 chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+scale: $(VENV)/dev.stamp ## four workers make 400 prompts, and one of them is killed: minutes
+	$(BIN)/python -m pytest tests/acceptance/test_workers.py -m scale $(ARGS)
 
 bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into the README
 	@status=0; for name in $(NAMES); do \

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 MOST: Final = 600
 """Pictures on contact sheets, or a few more: each is read for them, at the end of every run."""
-_PRIVATE: Final = ("host", "worker", "execution", "gpu_hour_price", "dollars_per_1000_images")
+_PRIVATE: Final = ("host", "worker", "execution", "gpu_hour_price")
 """What a run's document says of whoever ran it; the summary may be as public as the pictures."""
 
 
