@@ -181,7 +181,7 @@ def test_a_run_that_waits_for_a_lora_stops_at_once(tmp_path, httpserver):
         try:
             assert asked.wait(60)
             job.send_signal(signal.SIGTERM)
-            assert job.wait(8) == 143
+            assert job.wait(product.soon()) == 143
         finally:
             end.set()
     row = rows(tmp_path)["a"]

@@ -132,6 +132,6 @@ def test_a_signal_while_the_model_is_fetched(there, tmp_path):
     process = started(tmp_path, there)
     assert there.tap.reached.wait(60)
     process.terminate()
-    _, errors = process.communicate(timeout=8 + 7)  # the rest is for a busy machine
+    _, errors = process.communicate(timeout=product.soon() + 4)
     assert process.returncode == 143, errors
     assert column(tmp_path, "datasets", "claim_number") == [None] * 2

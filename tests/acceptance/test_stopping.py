@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -20,11 +19,6 @@ SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 
 
-def _soon():
-    """Seconds: the eight that are promised, where as many processes as there are cores want to run."""
-    return 8 * max(1, os.getloadavg()[0] / os.cpu_count())
-
-
 def _says(process, words):
     """Read its log until a message holds these words."""
     assert any(words in line for line in process.stderr), f"it ended without saying {words!r}"
@@ -36,7 +30,7 @@ def _asked_to_end(process, number):
     process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     (process.last_line,) = said.splitlines() or [""]
-    return process.returncode, time.monotonic() - asked < _soon()
+    return process.returncode, time.monotonic() - asked < product.soon()
 
 
 @pytest.mark.slow

@@ -33,11 +33,6 @@ SCENES = [scene for scene in all_scenes() if scene.size == "large"]
 TOKEN = "hush-token-4711"
 
 
-def _soon():
-    """Seconds: the eight that are promised, where as many processes as there are cores want to run."""
-    return 8 * max(1, os.getloadavg()[0] / os.cpu_count())
-
-
 def _enqueue(folder, *texts):
     rows = [{"id": number, "text": text} for number, text in enumerate(texts, 1)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -194,7 +189,7 @@ def test_a_signal_ends_all_workers_and_releases_what_they_claimed(tmp_path, numb
         line, _ = process.communicate(timeout=PATIENCE)
         spent = time.monotonic() - asked
     assert process.returncode == status, _log(tmp_path)
-    assert spent < _soon()
+    assert spent < product.soon()
     assert not _hold(tmp_path)
     done = _completed(tmp_path)
     assert line.startswith(f"completed {done}, failed 0, remaining {200 - done}; ")
