@@ -58,7 +58,7 @@ class Sidecars:
 
 
 def as_json(document: object) -> bytes:
-    """JSON for people: indented, in UTF-8; lone surrogates, which an id may hold, are escaped."""
+    """JSON for people: indented, in ASCII; all else is escaped, lone surrogates too, which an id may hold."""
     return (json.dumps(document, ensure_ascii=True, allow_nan=False, indent=2) + "\n").encode()
 
 
