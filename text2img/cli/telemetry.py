@@ -73,7 +73,7 @@ def check(settings: Settings) -> list[Place]:
         from text2img.telemetry.prometheus import Gateway, TextFile
     except ModuleNotFoundError as exc:
         raise ConfigurationError(
-            f"metrics need {exc.name}, which is not there: pip install 'text2img[metrics]'"
+            f"metrics need {exc.name}, which is not installed; pip install 'prometheus-client>=0.22'"
         ) from exc
     places: list[Place] = []
     if settings.metrics_textfile:

@@ -32,7 +32,7 @@ def check() -> None:
     try:
         import skimage.metrics  # noqa: F401 - whether it is there
     except ImportError:
-        raise ConfigurationError("compare needs scikit-image; pip install 'text2img[compare]'") from None
+        raise ConfigurationError("compare needs scikit-image; pip install 'scikit-image>=0.26'") from None
 
 
 def likeness(

@@ -49,7 +49,7 @@ class Cluster:
 def check(address: str | None) -> None:
     """Raise ConfigurationError for what cannot be, as far as it is known without asking anybody."""
     if find_spec("ray") is None:
-        raise ConfigurationError("--workers needs Ray; install it by pip install 'text2img[ray]'")
+        raise ConfigurationError("--workers needs Ray; pip install 'ray==2.60.0'")
     if address is not None and address.startswith("ray://"):
         raise ConfigurationError(
             "--ray-address (RAY_ADDRESS): a run has to begin on a machine of the cluster (ray job submit), "

@@ -72,7 +72,7 @@ class GeminiEvaluator:
             import google.genai  # noqa: F401 - whether it is there
         except ImportError:
             raise ConfigurationError(
-                "--evaluator gemini needs Google's client; pip install 'text2img[gemini]'"
+                "--evaluator gemini needs Google's client; pip install 'google-genai>=2'"
             ) from None
 
     def load(self) -> None:

@@ -68,7 +68,10 @@ def traces(environment: Mapping[str, str], run_id: str, *, endless: bool) -> Tra
         from text2img.telemetry.spans import tracer
         from text2img.telemetry.traced import Traced
     except ModuleNotFoundError:
-        log.info("the OTEL variables ask for traces: pip install 'text2img[otel]' makes them")
+        log.info(
+            "the OTEL variables ask for traces, which need OpenTelemetry; "
+            "pip install 'opentelemetry-sdk>=1.35' 'opentelemetry-exporter-otlp-proto-http>=1.35'"
+        )
         return Untraced()
     made = tracer(names, environment)
     return Untraced() if made is None else Traced(made, run_id, endless=endless)
