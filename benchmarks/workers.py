@@ -44,9 +44,9 @@ def pace(workers: int, pictures: int, seconds: float) -> float:
             )
             job = ("--database", url, "--output", "pictures", "--batch-size", str(_BATCH))
             finished = subprocess.run(
-                [sys.executable, "-m", "tests.sleeping", "run", *job, "--workers", str(workers)],
+                [sys.executable, "-m", "tests.fakes.sleeping", "run", *job, "--workers", str(workers)],
                 cwd=folder,
-                env={**clean_environment(), "PYTHONPATH": str(_ROOT), "SECONDS_A_PICTURE": str(seconds)},
+                env={**clean_environment(), "PYTHONPATH": str(_ROOT), "SLEEP_PER_IMAGE": str(seconds)},
                 capture_output=True,
                 text=True,
                 check=False,

@@ -1,4 +1,8 @@
-"""Starts the product as its users do, in a clean environment and an empty folder."""
+"""Starts the product as its users do, in a clean environment and an empty folder.
+
+``run`` and ``running`` start ``python main.py``. Where the engine is not the subject of a test, it uses those
+of ``sleeping``, which start the same product with an engine that sleeps (``tests/fakes/sleeping.py``).
+"""
 
 from __future__ import annotations
 
@@ -6,52 +10,71 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "text2img" / "demo" / "model"
+HANG = 250
+"""Seconds after which a process counts as hung; no test waits so long for one that works."""
 _KEPT = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
 
 
-def run(*arguments: str, folder: Path, timeout: float = 120, stdin: str | None = None, **variables: str):
-    """The finished process; its output as text. Nothing of the caller's configuration reaches it."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder, **variables),
-        timeout=timeout,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@dataclass(frozen=True)
+class Product:
+    """A way to start the product: the script that stands for ``main.py``."""
+
+    script: Path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(self.script), *arguments]
+
+    def run(
+        self, *arguments: str, folder: Path, timeout: float = HANG, stdin: str | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """The finished process; its output as text. Nothing of the caller's configuration reaches it."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=folder,
+            env=environment(folder, **variables),
+            timeout=timeout,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @contextmanager
+    def running(self, *arguments: str, folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+        """The process, for a test to act on while it runs; killed at the end of the block if it still lives.
+
+        Its output are two pipes of text: what writes more than they hold must be read along.
+        """
+        with subprocess.Popen(
+            self.command(*arguments),
+            cwd=folder,
+            env=environment(folder, **variables),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
-@contextmanager
-def running(*arguments: str, folder: Path, **variables: str):
-    """The process, which somebody may do something to; killed at the end of the block if it still lives.
-
-    Its output are two pipes of text: what writes more than they hold must be read along.
-    """
-    with subprocess.Popen(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder, **variables),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "main.py"), *arguments]
+drawing = Product(ROOT / "main.py")
+sleeping = Product(ROOT / "tests" / "fakes" / "sleeping.py")
+run, running, command = drawing.run, drawing.running, drawing.command
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """The variables of a started process: a few of this one's, and those given."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {**kept, "HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import closing, contextmanager, suppress
@@ -44,10 +43,10 @@ def _boats(number):
 
 
 @contextmanager
-def _running(folder, *arguments, command=(sys.executable, "-m", "tests.sleeping"), job=JOB, **variables):
+def _running(folder, *arguments, start=product.sleeping, job=JOB, **variables):
     """The process, in a group of its own and killed at the end of the block if need be; its engine sleeps."""
     with (folder / "log").open("w") as log, subprocess.Popen(
-        [*command, "run", *job, *arguments],
+        start.command("run", *job, *arguments),
         cwd=folder,
         env=product.environment(folder, PYTHONPATH=str(product.ROOT), **variables),
         stdout=subprocess.PIPE,
@@ -131,11 +130,10 @@ def test_every_prompt_once_though_a_worker_is_killed(tmp_path, httpserver, promp
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("INSERT INTO datasets (_id, text) VALUES (9999, '')")
     workers = "4" if prompts == 400 else "2"
-    run = (sys.executable, str(product.ROOT / "main.py"))
     told = ("--callback-url", httpserver.url_for("/told"), "--run-id", "night")
     with _running(
         tmp_path, *DRAWN, *told, "--workers", workers, "--batch-size", "5",
-        command=run, INTERNAL_API_TOKEN=TOKEN,
+        start=product.drawing, INTERNAL_API_TOKEN=TOKEN,
     ) as process:  # fmt: skip
         _until(lambda: _completed(tmp_path) >= prompts // 5 and _workers(tmp_path), process)
         os.kill(_workers(tmp_path)[0], signal.SIGKILL)

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from itertools import count
 
 from tests.chaos.faults import finish
-from tests.chaos.waiting import until
 from tests.chaos.workers import Worker
+from tests.waiting import until
 
 
 def crowd(site, *, kills, chance, workers=4, seconds=600):
@@ -27,7 +27,7 @@ def crowd(site, *, kills, chance, workers=4, seconds=600):
         crew = [start() for _ in range(workers)]
         killed = 0
         for moment in moments:
-            until(lambda moment=moment: _due(site, crew, moment), seconds, f"{moment} are completed")
+            until(lambda moment=moment: _due(site, crew, moment))
             if busy := [each for each in crew if each.busy]:
                 victim = chance.choice(busy)
                 victim.kill()

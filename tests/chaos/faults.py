@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tests.chaos.gates import command_of
 from tests.chaos.triggers import Sight, holding
-from tests.chaos.waiting import until
 from tests.chaos.workers import BATCH, Worker, pictures_made
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,7 +215,7 @@ def sleep_through_the_lease(site):
         sleeper.freeze()
         with _successor(site, unfinished.reached.is_set) as other:
             late.let_go(through=True)
-            until(late.answered.is_set, 30, "the late results are answered")
+            until(late.answered.is_set)
             unfinished.let_go(through=True)
             assert other.wait() == 0, other.text[-3000:]
         sleeper.thaw()

@@ -8,7 +8,7 @@ import subprocess
 from contextlib import suppress
 
 from tests.acceptance import product
-from tests.chaos.waiting import until
+from tests.waiting import until
 
 BATCH = 4
 LEASE = 3
@@ -69,14 +69,9 @@ class Worker:
         """Its exit status."""
         return self._process.wait(seconds)
 
-    def reaches(self, condition, seconds=60):
+    def reaches(self, condition):
         """Wait until the condition is true; an error with the log's end should the worker end before."""
-
-        def seen():
-            return "reached" if condition() else not self.lives and "ended"
-
-        if until(seen, seconds, f"{self.run_id} gets there") == "ended":
-            raise AssertionError(f"{self.run_id} ended before it got there:\n{self.text[-3000:]}")
+        until(condition, lambda: not self.lives and f"{self.run_id}: {self.text[-3000:]}")
 
     def lives_on(self, seconds):
         """Let it go on for so long, or until it ends by itself."""

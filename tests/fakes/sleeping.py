@@ -1,0 +1,151 @@
+"""``text2img`` with an engine that sleeps and paints in place of one that draws: no torch, no weights.
+
+For tests whose subject is not the engine: a process is up in half a second where one that draws needs ten.
+Run it as ``python tests/fakes/sleeping.py ARGUMENTS``, in place of ``python main.py ARGUMENTS``. All else is
+the product: the model's folder is really inspected, requests are checked against it, and a text of the demo's
+form is painted as that scene, so that the demo's judge recognises which prompt an image belongs to.
+
+Environment variables: SLEEP_PER_IMAGE, seconds (0.02). A prompt's text may hold one of these words:
+
+- ``kill``: its worker's process ends by SIGKILL while the prompt is on the device;
+- ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
+- ``hang``: the device makes no step any more;
+- ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
+  working directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":  # as a script: the checkout is what can be imported, not this folder
+    sys.path[0] = str(ROOT)
+
+import numpy as np  # noqa: E402 - after the path is set
+from PIL import Image  # noqa: E402
+
+from text2img import cli  # noqa: E402
+from text2img.cli import crew, share  # noqa: E402
+from text2img.demo.scenes import Scene, draw  # noqa: E402
+from text2img.engine import ModelCard, Picture, diffusers  # noqa: E402
+from text2img.engine.fitting import check_fits  # noqa: E402
+from text2img.errors import DeviceFailed  # noqa: E402
+from text2img.settings import DEFAULT_MODEL  # noqa: E402
+
+_CARD = ModelCard(
+    name="sleeping", revision=None, family="sleeping", width=64, height=64, multiple=8,
+    scheduler="none", schedulers=(),
+)  # fmt: skip
+_POLL_INTERVAL = 0.01  # seconds
+
+
+class SleepingEngine(diffusers.DiffusersEngine):
+    """Inspects as the real engine does, and neither loads nor draws.
+
+    Without a model of the run's own, which no test could fetch, it takes any request.
+    """
+
+    def inspect(self) -> ModelCard:
+        return _CARD if self._options.model == DEFAULT_MODEL else super().inspect()
+
+    def load(self) -> None:
+        self._loaded = None
+
+    def prepare(self, request):
+        check_fits(self.inspect(), request.parameters)
+        return replace(request, chunks=1)
+
+    def warm(self, batch, left) -> None:
+        pass
+
+    def generate(self, batch, on_step):
+        begun = time.monotonic()
+        for request in batch:
+            _obey(request.text)
+        self._sleep(batch, on_step)
+        self._seconds["denoise"] += time.monotonic() - begun
+        used = batch[0].parameters.scheduler or self.inspect().scheduler
+        return [Picture(pixels=paint(request), scheduler=used) for request in batch]
+
+    def peak_memory(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def close(self) -> None:
+        pass
+
+    def _sleep(self, batch, on_step):
+        """Take the device's time, in as many steps as were asked for."""
+        steps = batch[0].parameters.num_inference_steps
+        seconds = float(os.environ.get("SLEEP_PER_IMAGE", "0.02")) * len(batch) / steps
+        held = any("hold" in request.text for request in batch)
+        for step in range(1, steps + 1):
+            time.sleep(seconds)  # clock: it is what this engine is for
+            on_step(step, steps)
+            while held and not Path("release").exists():
+                time.sleep(_POLL_INTERVAL)  # clock: a step of the device
+                on_step(step, steps)
+
+
+def paint(request):
+    """The scene that the text describes, else a grey of its own; uint8 (height, width, 3)."""
+    wanted, seed = request.parameters, request.parameters.seed
+    size = (wanted.width, wanted.height)
+    try:
+        image = draw(Scene.parse(request.text), Random(seed)).resize(size, Image.Resampling.LANCZOS)
+    except ValueError:
+        shade = hashlib.sha256(f"{request.text}\0{seed}".encode()).digest()[0]
+        image = Image.new("RGB", size, (shade, shade, shade))
+    return np.asarray(image)
+
+
+def _obey(text):
+    """Do what the words of a prompt ask of the device."""
+    if "kill" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "hang" in text:
+        threading.Event().wait()
+    if "break all" in text or ("break one" in text and _is_first()):
+        raise DeviceFailed("the device is broken")
+
+
+def _is_first():
+    """Say whether no worker has asked before, in this folder."""
+    try:
+        Path("broken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def work(part, line):
+    """What a worker's process runs; Ray starts it and imports this module by its name."""
+    with patch.object(diffusers, "DiffusersEngine", SleepingEngine):
+        share.work(part, line)
+
+
+def main():
+    from tests.fakes import sleeping  # by its name, not as __main__: the workers import it
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )  # the workers' too
+    with (
+        patch.object(crew, "work", sleeping.work),
+        patch.object(diffusers, "DiffusersEngine", sleeping.SleepingEngine),
+    ):
+        return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
