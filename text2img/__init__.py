@@ -1,3 +1,3 @@
 """Text to images in batches: claim → generate → encode → store → record → notify."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
