@@ -2,25 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 NAMES ?= coldstart fleet loras memory overhead overlap workers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test chaos scale bench gpu check audit dev format coverage clean
+.PHONY: help demo test test-all test-models chaos bench gpu check audit dev format coverage clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: $(VENV)/run.stamp  ## make the demo's pictures; again: nothing to do (FRESH=1 starts afresh)
 	$(BIN)/python main.py demo $(if $(FRESH),--fresh)
 
-test: $(VENV)/dev.stamp  ## run every test that this machine can
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(VENV)/dev.stamp  ## the tests of every commit: minutes
+	$(PYTEST) -m "not full" $(ARGS)
+
+test-all: $(VENV)/dev.stamp ## every test that needs no GPU; what CI runs
+	$(PYTEST) $(ARGS)
+
+test-models: $(VENV)/dev.stamp ## long tests of models and workers, by hand
+	$(PYTEST) -m "models or scale" $(ARGS)
 
 chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)
-
-scale: $(VENV)/dev.stamp ## four workers make 400 prompts, and one of them is killed: minutes
-	$(BIN)/python -m pytest tests/acceptance/test_workers.py -m scale $(ARGS)
 
 bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into the README
 	@status=0; for name in $(NAMES); do \

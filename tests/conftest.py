@@ -23,13 +23,29 @@ FOLDERS = ("chaos", "acceptance", "engine", "benchmarks", "contract")
 """Whose files take longest first: with the short ones last, nobody is left alone at the end."""
 
 
+FULL = ("chaos", "acceptance", "benchmarks", "gpu")
+"""Folders whose tests only ``make test-all`` runs, except for those marked ``smoke``."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items):
-    """By folders; ``--no-loadscope-reorder`` lets xdist, which shares out the files, keep to that."""
+    """Mark what only ``make test-all`` runs, and sort by folders.
+
+    ``--no-loadscope-reorder`` lets xdist, which shares out the files, keep to that order.
+    """
+    for item in items:
+        by_folder = _folder(item) in FULL and not item.get_closest_marker("smoke")
+        if by_folder or item.get_closest_marker("compiler"):
+            item.add_marker("full")
     items.sort(key=_turn)
 
 
+def _folder(item):
+    return item.path.relative_to(HERE).parts[0]
+
+
 def _turn(item):
-    folder = item.path.relative_to(HERE).parts[0]
+    folder = _folder(item)
     return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 
 
