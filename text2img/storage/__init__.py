@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
@@ -11,7 +12,7 @@ from text2img.errors import ConfigurationError, Unreadable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from text2img.storage.buckets import Readable
+    from text2img.storage.buckets import Clock, Readable
 
 
 LARGEST: Final = 64 * 2**20
@@ -124,15 +125,19 @@ def locate(url: str, option: str) -> tuple[str, str, str] | None:
     return None
 
 
-def open_bucket(kind: str, name: str, options: StorageOptions, patience: float) -> Readable:
-    """A bucket to read from, of ``kind`` gs or s3; one request is tried for ``patience`` seconds."""
+def open_bucket(
+    kind: str, name: str, options: StorageOptions, patience: float, *, clock: Clock = time
+) -> Readable:
+    """A bucket to read from, of ``kind`` gs or s3; one request is tried for ``patience`` seconds by
+    that ``clock``.
+    """
     if kind == "gs":
         from text2img.storage import gcs_bucket
 
-        return gcs_bucket.Bucket(name, None, patience, 30)
+        return gcs_bucket.Bucket(name, None, patience, 30, clock=clock)
     from text2img.storage import s3_bucket
 
-    return s3_bucket.Bucket(name, options, patience, 30)
+    return s3_bucket.Bucket(name, options, patience, 30, clock=clock)
 
 
 def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorage:

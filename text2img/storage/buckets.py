@@ -53,6 +53,18 @@ class Faltered(StorageFailed):
     """What may go better in a moment: the network, or a service that is busy."""
 
 
+class Clock(Protocol):
+    """What counts seconds and lets them pass; the module ``time`` is one."""
+
+    def monotonic(self) -> float:
+        """Return the seconds since some moment."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Return when they have passed."""
+        ...
+
+
 class Stored(Protocol):
     """An object as it is stored."""
 
@@ -175,20 +187,21 @@ def persist(
     patience: float,
     timeout: float,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> _Result:
     """Try until it succeeds or raises anything but Faltered, for ``patience`` seconds; waits grow to 16 s.
 
-    ``attempt`` is told how many seconds it may take: ``timeout``, or less where less patience is left.
-    ``sleep`` may raise, and so end it.
+    ``attempt`` is told how many seconds it may take: ``timeout``, or less where less patience is left, but
+    not less than a second for that. ``sleep`` may raise, and so end it; ``clock`` counts the seconds.
     """
-    until = time.monotonic() + patience
+    until = clock() + patience
     wait = 0.5
     while True:
         try:
-            return attempt(max(1.0, min(timeout, until - time.monotonic())))
+            return attempt(min(timeout, max(1.0, until - clock())))
         except Faltered:
             pause = wait * secrets.SystemRandom().uniform(0.5, 1)
-            if time.monotonic() + pause > until:
+            if clock() + pause > until:
                 raise
         sleep(pause)
         wait = min(2 * wait, _LONGEST_PAUSE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from text2img.deadline import within
@@ -20,7 +21,7 @@ from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Stored
+    from text2img.storage.buckets import Clock, Stored
     from text2img.storage.gcs_bucket import Bucket
 
 # Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 where dots part it.
@@ -31,16 +32,24 @@ class GcsStorage:
     """An ImageStorage over ``gs://bucket/prefix`` (the prefix may be empty).
 
     ``patience``: seconds for which one call tries again after faults that may pass (408, 429, 5xx,
-    connections), all its waits together. ``timeout``: seconds one request may be silent.
+    connections), all its waits together. ``timeout``: seconds one request may be silent. ``clock``
+    counts the seconds, and sleeps between the tries.
     """
 
     def __init__(
-        self, url: str, options: StorageOptions | None = None, *, patience: float = 60, timeout: float = 30
+        self,
+        url: str,
+        options: StorageOptions | None = None,
+        *,
+        patience: float = 60,
+        timeout: float = 30,
+        clock: Clock = time,
     ) -> None:
         self._bucket_name, self._prefix = parse(url, "gs", is_bucket)
         self._options = options or StorageOptions()
         self._patience = patience
         self._timeout = timeout
+        self._clock = clock
         self._opening = threading.Lock()
         self._opened: Bucket | None = None
 
@@ -161,7 +170,9 @@ class GcsStorage:
 
         with self._opening:
             if self._opened is None:
-                self._opened = Bucket(self._bucket_name, self._options.acl, self._patience, self._timeout)
+                self._opened = Bucket(
+                    self._bucket_name, self._options.acl, self._patience, self._timeout, clock=self._clock
+                )
             return self._opened
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import google.auth.transport.requests
@@ -30,7 +32,7 @@ from text2img.storage.gcs_credentials import HOW_TO_LOG_IN, find_credentials
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Sum
+    from text2img.storage.buckets import Clock, Sum
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -71,13 +73,16 @@ UNSEEN = Stored(version=None)
 class Bucket:
     """A bucket by name. Every method raises Refused for a 4xx that stays, StorageFailed for all else.
 
-    ``patience`` and ``timeout`` in seconds, as GcsStorage's. With STORAGE_EMULATOR_HOST set it talks to that
-    server, without credentials.
+    ``patience`` and ``timeout`` in seconds and ``clock`` as GcsStorage's. With STORAGE_EMULATOR_HOST set it
+    talks to that server, without credentials.
     """
 
-    def __init__(self, name: str, acl: str | None, patience: float, timeout: float) -> None:
+    def __init__(
+        self, name: str, acl: str | None, patience: float, timeout: float, *, clock: Clock = time
+    ) -> None:
         self._acl = acl
         self._patience = patience
+        self._persistently = partial(persist, sleep=clock.sleep, clock=clock.monotonic)
         self._timeout = timeout
         self._bucket = _client().bucket(name)
 
@@ -157,7 +162,7 @@ class Bucket:
                 raise
 
     def _persist(self, attempt: Callable[[float], _Result], patience: float) -> _Result:
-        return persist(lambda limit: _translated(attempt, limit), patience, self._timeout)
+        return self._persistently(lambda limit: _translated(attempt, limit), patience, self._timeout)
 
 
 def _translated(attempt: Callable[[float], _Result], limit: float) -> _Result:

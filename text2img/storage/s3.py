@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from text2img.deadline import within
@@ -20,7 +21,7 @@ from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Stored
+    from text2img.storage.buckets import Clock, Stored
     from text2img.storage.s3_bucket import Bucket
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,18 @@ class S3Storage:
     """An ImageStorage over ``s3://bucket/prefix`` (the prefix may be empty).
 
     ``patience``: seconds for which one call tries again after faults that may pass (408, 429, 5xx,
-    connections), all its waits together. ``timeout``: seconds one request may be silent.
+    connections), all its waits together. ``timeout``: seconds one request may be silent. ``clock``
+    counts the seconds, and sleeps between the tries.
     """
 
     def __init__(
-        self, url: str, options: StorageOptions | None = None, *, patience: float = 60, timeout: float = 30
+        self,
+        url: str,
+        options: StorageOptions | None = None,
+        *,
+        patience: float = 60,
+        timeout: float = 30,
+        clock: Clock = time,
     ) -> None:
         self._bucket_name, self._prefix = parse(url, "s3", is_bucket)
         self._options = options or StorageOptions()
@@ -62,6 +70,7 @@ class S3Storage:
             )
         self._patience = patience
         self._timeout = timeout
+        self._clock = clock
         self._lock = threading.Lock()
         self._opened: Bucket | None = None
         self._conditional = True
@@ -223,7 +232,9 @@ class S3Storage:
 
         with self._lock:
             if self._opened is None:
-                self._opened = Bucket(self._bucket_name, self._options, self._patience, self._timeout)
+                self._opened = Bucket(
+                    self._bucket_name, self._options, self._patience, self._timeout, clock=self._clock
+                )
             return self._opened
 
 

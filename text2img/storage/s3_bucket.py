@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as boto
+import botocore.session
 from botocore.config import Config
+from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from text2img import __version__
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.storage import StorageOptions
-    from text2img.storage.buckets import Sum
+    from text2img.storage.buckets import Clock, Sum
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -82,14 +85,18 @@ UNSEEN = Stored(version=None, size=None, read=lambda: None)
 class Bucket:
     """A bucket by name. Every method raises Refused for an answer that stays, StorageFailed for all else.
 
-    ``patience`` and ``timeout`` in seconds, as S3Storage's. Where it is, in which region, and who we are is
-    found by boto3's own rules (environment, ``~/.aws``, the machine's role), unless an endpoint is given.
+    ``patience`` and ``timeout`` in seconds and ``clock`` as S3Storage's. Where it is, in which region, and
+    who we are is found by boto3's own rules (environment, ``~/.aws``, the machine's role), unless an endpoint
+    is given.
     """
 
-    def __init__(self, name: str, options: StorageOptions, patience: float, timeout: float) -> None:
+    def __init__(
+        self, name: str, options: StorageOptions, patience: float, timeout: float, *, clock: Clock = time
+    ) -> None:
         self._name = name
         self._acl = options.acl
         self._patience = patience
+        self._persistently = partial(persist, sleep=clock.sleep, clock=clock.monotonic)
         self._client = _client(options.s3_endpoint, timeout)
 
     def look_at_bucket(self, patience: float) -> None:
@@ -206,7 +213,7 @@ class Bucket:
     def _ask(self, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
         """Try for that long (by default the bucket's patience). boto3 keeps the time of a single try."""
         patience = self._patience if patience is None else patience
-        return persist(lambda _: _translated(attempt), patience, 0)
+        return self._persistently(lambda _: _translated(attempt), patience, 0)
 
 
 def _client(endpoint: str | None, timeout: float) -> Any:
@@ -219,7 +226,20 @@ def _client(endpoint: str | None, timeout: float) -> Any:
         response_checksum_validation="when_required",
         user_agent_extra=f"text2img/{__version__}",
     )
-    return _translated(lambda: boto3.session.Session().client("s3", endpoint_url=endpoint, config=config))
+    return _translated(lambda: _session().client("s3", endpoint_url=endpoint, config=config))
+
+
+def _session() -> Any:
+    own = botocore.session.Session()
+    session = boto3.session.Session(botocore_session=own)
+    own.register_component("data_loader", _loader(own.get_config_variable("data_path")))
+    return session
+
+
+@cache
+def _loader(data_path: str | None) -> Any:
+    """AWS's descriptions of its services, read once: that is most of what a client costs."""
+    return create_loader(data_path)
 
 
 def _translated(attempt: Callable[[], _Result]) -> _Result:
