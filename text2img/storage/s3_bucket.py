@@ -143,7 +143,8 @@ class Bucket:
         wanted |= {"IfMatch": version} if version else {}
 
         def attempt() -> bytes:
-            with self._client.get_object(**wanted)["Body"] as body:
+            body = self._client.get_object(**wanted)["Body"]
+            with body:  # not `as`, which gives urllib3's answer, and with it urllib3's errors
                 return bytes(body.read())
 
         return self._ask(attempt)
