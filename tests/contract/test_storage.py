@@ -149,7 +149,7 @@ def test_of_many_writers_at_once_one_wins(place):
     start = threading.Barrier(16)
 
     def write(number):
-        start.wait(30)
+        start.wait()
         try:
             place.put("7.png", b"%02d" % number)
         except ClaimLost:

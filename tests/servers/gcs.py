@@ -60,7 +60,7 @@ def _answers(port):
 
 
 def _ask(port, method, target, body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, target, body, headers or {})
         response = connection.getresponse()
@@ -85,7 +85,7 @@ class _gate:  # noqa: N801 - used as a context manager only
     def __exit__(self, *exc):
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join()
 
 
 class _Gatekeeper(BaseHTTPRequestHandler):

@@ -40,7 +40,7 @@ def tapped(url, handler=None):
         tap.open.set()
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -6,11 +6,12 @@ import base64
 import hashlib
 import logging
 import os
-import threading
+import shutil
 import zlib
 
 import pytest
 
+from tests.clock import Clock
 from tests.servers import free_port
 from tests.servers.models import MODEL, depot
 from tests.servers.s3 import client
@@ -22,27 +23,40 @@ from text2img.storage.s3_sums import of_parts, whole
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The demo model's files, but with few weights: nothing here reads them, and a server takes seconds to
+    take in megabytes.
+    """
+    folder = shutil.copytree(MODEL, tmp_path_factory.mktemp("model") / "small")
+    for file in folder.rglob("*.safetensors"):
+        os.truncate(file, 1_000)
+    return folder
+
+
 @pytest.fixture(params=["gs", "s3"])
-def there(request, monkeypatch):
-    """The demo model in a bucket of its own kind, where this process finds it."""
+def there(request, monkeypatch, model):
+    """The model in a bucket of its own kind, where this process finds it."""
     server = request.getfixturevalue({"gs": "gcs_server", "s3": "s3_server"}[request.param])
-    with depot(request.param, server) as found:
+    with depot(request.param, server, model) as found:
         for name, value in found.variables.items():
             monkeypatch.setenv(name, value)
         yield found
 
 
 @pytest.fixture
-def s3_depot(s3, monkeypatch):
+def s3_depot(s3, monkeypatch, model):
     """The same on S3, whose server takes every name."""
-    with depot("s3", s3) as found:
+    with depot("s3", s3, model) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.tap.url)
         yield found
 
 
-def find(folder, url, patience=20, **options):
-    """Where a shelf of its own has the model."""
-    return Shelf(folder / "cache", patience=patience).find(EngineOptions(model=url, **options))
+def find(folder, url, clock=None, **options):
+    """Where a shelf of its own has the model; it waits by the clock."""
+    clock = clock or Clock()
+    shelf = Shelf(folder / "cache", clock.sleep, clock=clock.monotonic)
+    return shelf.find(EngineOptions(model=url, **options))
 
 
 def copies(folder):
@@ -50,7 +64,7 @@ def copies(folder):
     return sorted(each.name for each in folder.glob("cache/*/*") if each.is_dir())
 
 
-def test_fetched_once_and_whole(there, tmp_path):
+def test_fetched_once_and_whole(there, model, tmp_path):
     """The copy is the model, byte by byte, without the pickles and marks of folders beside it; the same again
     reads only the index, and its revision is that of the same files elsewhere.
     """
@@ -60,18 +74,18 @@ def test_fetched_once_and_whole(there, tmp_path):
         there.put("unet/", b"")
     path, revision = find(tmp_path, there.url)
     found = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    assert found == {str(f.relative_to(MODEL)): f.read_bytes() for f in MODEL.rglob("*") if f.is_file()}
+    assert found == {str(f.relative_to(model)): f.read_bytes() for f in model.rglob("*") if f.is_file()}
     assert path.name == revision
     del there.tap.read[:]
     assert find(tmp_path, f"{there.url}/") == (path, revision)
     assert [name.rpartition("/")[2] for name in there.tap.read] == ["model_index.json"]
 
 
-def test_a_changed_bucket_makes_a_new_copy(there, tmp_path):
+def test_a_changed_bucket_makes_a_new_copy(there, model, tmp_path):
     """Another configuration of the same length: a new copy, and the old one goes once nobody uses it."""
     using = Shelf(tmp_path / "cache")
     old, _ = using.find(EngineOptions(model=there.url))
-    config = (MODEL / "unet" / "config.json").read_bytes()
+    config = (model / "unet" / "config.json").read_bytes()
     there.put("unet/config.json", config.replace(b"\n", b" "))
     new, _ = find(tmp_path, there.url)
     assert (new / "unet" / "config.json").read_bytes() == config.replace(b"\n", b" ")
@@ -85,17 +99,21 @@ def test_a_changed_bucket_makes_a_new_copy(there, tmp_path):
 
 
 def test_a_bucket_that_cannot_be_reached(there, tmp_path, monkeypatch, caplog):
-    """Without a copy the model has failed; with one that is used, and the log says so."""
+    """It is asked again for 20 seconds. Without a copy the model has failed then; with one that is used, and
+    the log says so.
+    """
+    clock = Clock()
     dead = f"http://127.0.0.1:{free_port()}"
     variable = next(name for name in there.variables if name.endswith(("HOST", "URL")))
     monkeypatch.setenv(variable, dead)
     with pytest.raises(ModelFailed, match=r"cannot be looked at, and this machine has no copy"):
-        find(tmp_path, there.url, patience=0.5)
+        find(tmp_path, there.url, clock)
+    assert 10 < sum(clock.pauses) <= 25
     monkeypatch.setenv(variable, there.tap.url)
     fetched = find(tmp_path, there.url)
     monkeypatch.setenv(variable, dead)
     with caplog.at_level(logging.WARNING):
-        assert find(tmp_path, there.url, patience=0.5) == fetched
+        assert find(tmp_path, there.url) == fetched
     assert "the latest copy of it is used" in caplog.text
 
 
@@ -110,13 +128,13 @@ def test_what_comes_spoiled_is_not_kept(there, tmp_path):
     assert copies(tmp_path) == [path.name]
 
 
-def test_a_copy_that_somebody_meddled_with_is_fetched_again(there, tmp_path):
+def test_a_copy_that_somebody_meddled_with_is_fetched_again(there, model, tmp_path):
     """A file that is gone, or cut, is seen by the sizes that the bucket tells."""
     path, _ = find(tmp_path, there.url)
     (path / WEIGHTS).unlink()
     (path / "vae" / "config.json").write_text("{}")
     assert find(tmp_path, there.url)[0] == path
-    assert (path / WEIGHTS).read_bytes() == (MODEL / WEIGHTS).read_bytes()
+    assert (path / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
     assert (path / "vae" / "config.json").stat().st_size > 2
 
 
@@ -164,9 +182,10 @@ def test_a_bucket_that_fails_while_it_is_read(there, tmp_path):
     there.tap.status = 403
     with pytest.raises(ModelFailed, match="could not be fetched: the bucket answers 403"):
         find(tmp_path, there.url)
-    there.tap.status = 503
+    there.tap.status, clock = 503, Clock()
     with pytest.raises(ModelFailed, match="keeps answering 503"):
-        find(tmp_path, there.url, patience=2)
+        find(tmp_path, there.url, clock)
+    assert sum(clock.pauses) > 10
     there.tap.about = "model_index.json"
     there.tap.status = 412
     with pytest.raises(ModelFailed, match="changed meanwhile"):
@@ -180,10 +199,10 @@ def test_a_bucket_that_fails_while_it_is_read(there, tmp_path):
 def test_a_run_that_is_stopped_stops_fetching(there, tmp_path):
     """What ``wait`` raises ends it, though the bucket holds a file back."""
     there.tap.open.clear()
-    threading.Timer(0.5, there.tap.open.set).start()
 
     def wait(_):
         if there.tap.reached.is_set():
+            there.tap.open.set()  # or the requests that are under way would be waited for
             raise Stopped(15)
 
     with pytest.raises(Stopped):

@@ -18,7 +18,7 @@ from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.models.copies import Copies
 from text2img.models.download import Download
 from text2img.storage import StorageOptions, locate, open_bucket
-from text2img.storage.buckets import Faltered, Refused, persist
+from text2img.storage.buckets import Faltered, Refused, Waiting, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +41,8 @@ _TRY: Final = 5.0  # seconds for one request's own tries
 class Shelf:
     """The folder that keeps models from buckets; finds any model, those too that are in none.
 
-    ``wait(seconds)`` sleeps, and raises when the run is to end.
+    ``wait(seconds)`` sleeps, and raises when the run is to end; ``clock()`` counts the seconds of the
+    patience.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Shelf:
         *,
         s3_endpoint: str | None = None,
         patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._wait, self._patience = folder, wait, patience
+        self._folder, self._wait, self._patience, self._clock = folder, wait, patience, clock
         self._endpoint, self._try = s3_endpoint, min(_TRY, patience)
         self._held: list[Copies] = []  # what is in use must not be removed
 
@@ -74,8 +76,9 @@ class Shelf:
         copies = Copies(self._folder / _digest(options), self._wait)
         self._held.append(copies)
         try:
-            bucket = open_bucket(kind, name, StorageOptions(s3_endpoint=self._endpoint), self._try)
-            ask = partial(persist, patience=self._patience, timeout=0, sleep=self._wait)
+            endpoint, clock = StorageOptions(s3_endpoint=self._endpoint), Waiting(self._wait, self._clock)
+            bucket = open_bucket(kind, name, endpoint, self._try, clock=clock)
+            ask = partial(persist, patience=self._patience, timeout=0, sleep=self._wait, clock=self._clock)
             sought = ask(lambda _: _Sought.of(bucket, prefix, options))
         except Refused as exc:
             raise ConfigurationError(_refused(options.model, exc)) from exc
@@ -86,7 +89,7 @@ class Shelf:
     def _fetched(self, bucket: Readable, sought: _Sought, copies: Copies, url: str) -> Path:
         """The copy of these files, made where there is none."""
         sizes = {name: listed.size for name, listed in sought.files.items()}
-        download = Download(bucket, sought.files, self._wait, self._patience)
+        download = Download(bucket, sought.files, self._wait, self._patience, self._clock)
         try:
             return copies.find(sought.revision, sizes) or copies.add(sought.revision, sizes, download.into)
         except OSError as exc:

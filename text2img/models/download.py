@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -33,14 +34,19 @@ class Download:
     """The objects of ``files``, by their names in a folder.
 
     ``go_on(seconds)`` sleeps, and raises when the run is to end; a bucket that falters is asked again for
-    ``patience`` seconds.
+    ``patience`` seconds, which ``clock()`` counts.
     """
 
     def __init__(
-        self, bucket: Readable, files: Mapping[str, Listed], go_on: Callable[[float], None], patience: float
+        self,
+        bucket: Readable,
+        files: Mapping[str, Listed],
+        go_on: Callable[[float], None],
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket, self._files = bucket, files
-        self._persist = partial(persist, patience=patience, timeout=0, sleep=go_on)
+        self._persist = partial(persist, patience=patience, timeout=0, sleep=go_on, clock=clock)
         self._go_on = go_on
 
     def into(self, folder: Path) -> None:

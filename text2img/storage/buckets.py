@@ -65,6 +65,14 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A Clock of two functions."""
+
+    sleep: Callable[[float], None]
+    monotonic: Callable[[], float]
+
+
 class Stored(Protocol):
     """An object as it is stored."""
 
