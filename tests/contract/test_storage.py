@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.servers.s3 import client
-from text2img.errors import ClaimLost, ConfigurationError, Unreadable
+from text2img.errors import ClaimLost, ConfigurationError, StorageFailed, Unreadable
 from text2img.prompts import PromptId
 from text2img.storage import StorageOptions, open_storage
 
@@ -241,3 +242,35 @@ def test_killed_writer_leaves_whole_objects_only(place):
     found = {name: data for name, data in place.read().items() if not name.startswith(".")}
     assert {f"{number}.png" for number in range(stored + 1)} <= found.keys()
     assert all(data == bytes([int(name[:-4]) % 256]) * 300_000 for name, data in found.items())
+
+
+# What moto alone can show
+
+
+@pytest.mark.parametrize(("acl", "passes"), [("public-read", False), ("bucket-owner-full-control", True)])
+def test_check_finds_a_bucket_without_acls(s3, acl, passes):
+    """Object ownership that rules ACLs out is found before anything is made, where the account may ask."""
+    bucket = client(s3)
+    name = f"enforced-{acl}"
+    bucket.create_bucket(Bucket=name, ObjectOwnership="BucketOwnerEnforced")
+    place = open_storage(f"s3://{name}", StorageOptions(acl=acl))
+    if passes:
+        place.check()
+    else:
+        with pytest.raises(StorageFailed, match="allows no ACLs"):
+            place.check()
+
+
+def test_public_url_is_one_that_anybody_can_read(s3):
+    """Elsewhere: endpoint, bucket, name; odd prefixes percent-encoded, so that a GET finds it."""
+    place = open_storage(
+        f"s3://{s3.bucket}/日 の+%25/a&b=c~d", StorageOptions(acl="public-read", public_urls=True)
+    )
+    url = place.put("7~str.png", b"picture", "image/png", lambda: False)
+    assert url == (f"{s3.endpoint}/{s3.bucket}/%E6%97%A5%20%E3%81%AE%2B%2525/a%26b%3Dc~d/7~str.png")
+    answer = requests.get(url, timeout=60)
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (
+        200,
+        b"picture",
+        "image/png",
+    )
