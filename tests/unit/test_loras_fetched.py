@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import struct
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from werkzeug import Response
 
+from tests.clock import Clock
 from tests.servers.s3 import client
 from text2img.errors import ErrorCode, PromptFailed, Stopped
 from text2img.loras import Library, Sources
@@ -30,7 +31,7 @@ def weights(size=16, fill=b"\x00"):
 
 
 def library(folder, sources, *, size=10**9, patience=5, wait=None):
-    wait = wait or threading.Event().wait
+    wait = wait or Clock().sleep
     return Library(Sources.parse(sources), Cache(folder / "cache", size, wait), wait, patience=patience)
 
 
@@ -123,8 +124,10 @@ def test_what_may_go_better_is_tried_again(httpserver, tmp_path):
     for status in (503, 429):
         httpserver.expect_ordered_request("/a").respond_with_data("busy", status)
     httpserver.expect_ordered_request("/a").respond_with_data(weights())
-    shelf = library(tmp_path, httpserver.url_for("/"), patience=20)
+    clock = Clock()
+    shelf = library(tmp_path, httpserver.url_for("/"), patience=20, wait=clock.sleep)
     assert shelf.file(lora(httpserver.url_for("/a")))
+    assert [pause for pause in clock.pauses if pause] == [0.5, 1.0]
     nobody = library(tmp_path, "http://127.0.0.1:1/", patience=0)
     said = refusal(nobody, "http://127.0.0.1:1/a", ErrorCode.GENERATION_FAILED)
     assert said.startswith("the LoRA cannot be fetched for the moment: its server cannot be reached")
@@ -196,7 +199,7 @@ def test_a_server_that_sees_many_loras_forgets_the_oldest(tmp_path):
     file = tmp_path / "style.safetensors"
     file.write_bytes(weights())
     shelf = library(tmp_path, str(tmp_path))
-    for number in range(2_000):
+    for number in range(1_200):
         shelf.file(Lora(path=str(file), weight=number / 1_000))
     gc.collect()
     remembered = [each for each in gc.get_objects() if type(each) is Lora and each.path == str(file)]
@@ -232,9 +235,18 @@ def _age(folder, file, seconds):
     os.utime(note, (then, then))
 
 
-def _fetch_it(folder, url, barrier, found):
-    barrier.wait()
-    found.put(library(folder, url).file(lora(url + "a")))
+PROCESS = """
+import sys, time
+from pathlib import Path
+from text2img.loras import Library, Sources
+from text2img.loras.cache import Cache
+from text2img.prompts.loras import Lora
+folder, url = sys.argv[1:]
+library = Library(Sources.parse(url), Cache(Path(folder), 10**9, time.sleep), time.sleep)
+print(flush=True)  # ready
+sys.stdin.readline()
+print(library.file(Lora(url + "a", 1.0)))
+"""
 
 
 def test_processes_share_one_download(httpserver, tmp_path):
@@ -246,17 +258,15 @@ def test_processes_share_one_download(httpserver, tmp_path):
         return Response(weights(10**6), sent[-1], {"ETag": '"a"'})
 
     httpserver.expect_request("/a").respond_with_handler(answer)
-    fork = multiprocessing.get_context("spawn")
-    barrier, found = fork.Barrier(4), fork.Queue()
-    workers = [
-        fork.Process(target=_fetch_it, args=(tmp_path, httpserver.url_for("/"), barrier, found))
-        for _ in range(4)
-    ]
+    command = [sys.executable, "-c", PROCESS, str(tmp_path), httpserver.url_for("/")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(4)]
     for worker in workers:
-        worker.start()
-    files = {found.get(timeout=60) for _ in workers}
+        worker.stdout.readline()
     for worker in workers:
-        worker.join()
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    files = {worker.communicate()[0] for worker in workers}
     assert (len(files), sorted(sent)) == (1, [200, 304, 304, 304])
 
 

@@ -18,16 +18,18 @@ from text2img.errors import PromptFailed
 from text2img.loras import Library, Sources
 from text2img.loras.cache import Cache
 from text2img.prompts.loras import Lora
-library = Library(Sources.parse('hub:artist/'), Cache(Path(sys.argv[1]), 10**6, time.sleep), patience=0)
-try:
-    print(hashlib.sha256(Path(library.file(Lora(sys.argv[2], 1.0))).read_bytes()).hexdigest()[:8], 'torch' in sys.modules)
-except PromptFailed as exc:
-    print(exc.code, exc)
-"""  # noqa: E501 - a program
+for path in sys.argv[2:]:
+    library = Library(Sources.parse('hub:artist/'), Cache(Path(sys.argv[1]), 10**6, time.sleep), patience=0)
+    try:
+        data = Path(library.file(Lora(path, 1.0))).read_bytes()
+        print(hashlib.sha256(data).hexdigest()[:8], 'torch' in sys.modules)
+    except PromptFailed as exc:
+        print(exc.code, exc)
+"""
 
 
-def fetch(folder, endpoint, path, offline="0"):
-    """What a fresh process says of the LoRA."""
+def fetch(folder, endpoint, *paths, offline="0"):
+    """What a fresh process says of each LoRA, one after the other, each time as a run that has just begun."""
     env = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -36,10 +38,12 @@ def fetch(folder, endpoint, path, offline="0"):
         "HF_HUB_DISABLE_XET": "1",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    command = [sys.executable, "-c", CODE, str(folder / "cache"), path]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", CODE, str(folder / "cache"), *paths]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.stderr == ""
-    return done.stdout.strip()
+    said = done.stdout.splitlines()
+    assert len(said) == len(paths)
+    return said
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def endpoint(httpserver):
 
 def test_a_repositorys_lora_is_fetched_once(httpserver, endpoint, tmp_path):
     """The only safetensors file, or the one that is named; nothing else, and only once for a commit; offline
-    it is found again.
+    it is found again, and what was never fetched is not.
     """
     files = {
         "ink.safetensors": weights(),
@@ -58,13 +62,15 @@ def test_a_repositorys_lora_is_fetched_once(httpserver, endpoint, tmp_path):
         "sub/x.safetensors": weights(8),
     }
     fetched = repository(httpserver, "artist/ink", files)
-    first = fetch(tmp_path, endpoint, "artist/ink")
+    ink, named = "artist/ink", "artist/ink/sub/x.safetensors"
+    first, again, other = fetch(tmp_path, endpoint, ink, ink, named)
     assert first.endswith(" False")
-    assert fetched == ["ink.safetensors"]
-    assert fetch(tmp_path, endpoint, "artist/ink") == first
-    assert fetch(tmp_path, endpoint, "artist/ink", offline="1") == first
-    assert fetched == ["ink.safetensors"]
-    assert fetch(tmp_path, endpoint, "artist/ink/sub/x.safetensors") != first
+    assert again == first != other
+    assert fetched == ["ink.safetensors", "sub/x.safetensors"]
+    assert fetch(tmp_path, endpoint, ink, "artist/two", offline="1") == [
+        first,
+        "lora_failed the LoRA cannot be fetched: HF_HUB_OFFLINE is set and this machine has no copy of it",
+    ]
     assert fetched == ["ink.safetensors", "sub/x.safetensors"]
 
 
@@ -74,16 +80,16 @@ def test_what_the_hub_does_not_have(httpserver, endpoint, tmp_path):
     httpserver.expect_request("/api/models/artist/none").respond_with_json(
         {"error": "Repository not found"}, status=404, headers={"X-Error-Code": "RepoNotFound"}
     )
-    said = fetch(tmp_path, endpoint, "artist/two")
-    assert said.startswith("lora_failed the LoRA cannot be fetched: its repository has 2 .safetensors files")
-    assert "artist/two has no c.safetensors" in fetch(tmp_path, endpoint, "artist/two/c.safetensors")
-    assert "it is not on the hub, or is private or gated" in fetch(tmp_path, endpoint, "artist/none")
-    assert "--lora-source" in fetch(tmp_path, endpoint, "other/two")
-    assert "no copy of it" in fetch(tmp_path, endpoint, "artist/two", offline="1")
+    asked = ("artist/two", "artist/two/c.safetensors", "artist/none", "other/two")
+    which, file, repo, source = fetch(tmp_path, endpoint, *asked)
+    assert which.startswith("lora_failed the LoRA cannot be fetched: its repository has 2 .safetensors files")
+    assert "artist/two has no c.safetensors" in file
+    assert "it is not on the hub, or is private or gated" in repo
+    assert "--lora-source" in source
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_later(tmp_path):
     """Without a network the prompt is tried again, as generation_failed."""
-    said = fetch(tmp_path, "http://127.0.0.1:9", "artist/ink")
+    (said,) = fetch(tmp_path, "http://127.0.0.1:9", "artist/ink")
     assert said.startswith("generation_failed the LoRA cannot be fetched for the moment: the hub cannot be")
     assert COMMIT not in said
