@@ -25,29 +25,30 @@ if TYPE_CHECKING:
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _TEXTS: Final = (".json", ".txt", ".model")
-_PATIENCE: Final = 10.0
+PATIENCE: Final = 10.0
 """Seconds for the hub to answer one request; three of them and the run has waited its 30."""
 
 
-def find(options: EngineOptions) -> tuple[Path, str | None]:
-    """The model's folder and, where it is the hub's, the commit it is of.
+def find(options: EngineOptions, patience: float = PATIENCE) -> tuple[Path, str | None]:
+    """The model's folder and, where it is the hub's, the commit it is of; ``patience`` in seconds.
 
     Raises ConfigurationError for a name that can never be read, ModelFailed for a model that is not there.
     """
     files = partial(wanted_files, options=options)
-    return _find(_Sought(options.model, options.revision, "model", "model_index.json", files))
+    return _find(_Sought(options.model, options.revision, "model", "model_index.json", files, patience))
 
 
 def find_autoencoder(name: str) -> tuple[Path, str | None]:
     """The same for an autoencoder's folder or hub id, the latter with a revision behind an @ if need be."""
     hub_id, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
-    return _find(_Sought(hub_id, revision or None, "autoencoder", "config.json", _single_files))
+    return _find(_Sought(hub_id, revision or None, "autoencoder", "config.json", _single_files, PATIENCE))
 
 
 @dataclass(frozen=True, slots=True)
 class _Sought:
     """What is looked for. ``kind``: a word for it; ``index``: the file that each of its kind has; ``files``:
-    which of a repository's files a load will read, given their names and what the index holds.
+    which of a repository's files a load will read, given their names and what the index holds; ``patience``:
+    seconds for the hub to answer one request.
     """
 
     name: str
@@ -55,6 +56,7 @@ class _Sought:
     kind: str
     index: str
     files: Callable[[Sequence[str], Mapping[str, object]], list[str]]
+    patience: float
 
 
 def _find(sought: _Sought) -> tuple[Path, str | None]:
@@ -105,8 +107,8 @@ def _single_files(files: Sequence[str], _: Mapping[str, object]) -> list[str]:
 def _from_hub(sought: _Sought) -> tuple[Path, str | None]:
     """A snapshot with what is needed; the copy from an earlier run where the hub cannot be reached."""
     # The hub's client reads these when it is imported; what the user has set stands.
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(_PATIENCE)))
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_PATIENCE)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(PATIENCE)))
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(PATIENCE)))
     hush_hub()
     from huggingface_hub import errors, is_offline_mode
 
@@ -126,15 +128,17 @@ def _snapshot(sought: _Sought) -> tuple[Path, str]:
     """Fetch one commit's files; what the cache has already is not fetched again."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    info = HfApi().model_info(sought.name, revision=sought.revision, timeout=_PATIENCE)
+    info = HfApi().model_info(sought.name, revision=sought.revision, timeout=sought.patience)
     commit = str(info.sha)
     files = [str(sibling.rfilename) for sibling in info.siblings or ()]
     if sought.index not in files:
         raise ModelFailed(f"{sought.name} is no {sought.kind} in diffusers' format: it has no {sought.index}")
     # By its name, not its commit: so the cache learns which commit the name stands for, for a run offline.
-    index = hf_hub_download(sought.name, sought.index, revision=sought.revision, etag_timeout=_PATIENCE)
+    index = hf_hub_download(sought.name, sought.index, revision=sought.revision, etag_timeout=sought.patience)
     wanted = sought.files(files, read_json(Path(index)))
-    path = snapshot_download(sought.name, revision=commit, allow_patterns=wanted, etag_timeout=_PATIENCE)
+    path = snapshot_download(
+        sought.name, revision=commit, allow_patterns=wanted, etag_timeout=sought.patience
+    )
     return Path(path), commit
 
 
