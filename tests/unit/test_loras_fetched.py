@@ -199,7 +199,7 @@ def test_a_server_that_sees_many_loras_forgets_the_oldest(tmp_path):
     file = tmp_path / "style.safetensors"
     file.write_bytes(weights())
     shelf = library(tmp_path, str(tmp_path))
-    for number in range(1_200):
+    for number in range(1_050):
         shelf.file(Lora(path=str(file), weight=number / 1_000))
     gc.collect()
     remembered = [each for each in gc.get_objects() if type(each) is Lora and each.path == str(file)]

@@ -96,10 +96,11 @@ def _shape(mask: NDArray[np.bool_]) -> tuple[str | None, float | None]:
         return None, None
     centre = (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
     right, down = columns + np.float64(0.5 - centre[0]), rows + np.float64(0.5 - centre[1])
+    weights, angles = np.hypot(right, down) ** 3, np.arctan2(down, right)
     best, shape, radius = 0.0, None, None
     for candidate in SHAPES:
         reach = math.sqrt(len(rows) / _unit_area(candidate))
-        tilt = _tilt(candidate, right, down)
+        tilt = _tilt(candidate, weights, angles)
         overlap = _overlap(mask, silhouette(candidate, reach, tilt, centre))
         if overlap > best:
             best, shape, radius = overlap, candidate, reach
@@ -131,7 +132,7 @@ def _unit_area(shape: str) -> float:
     return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in pairs)) / 2
 
 
-def _tilt(shape: str, right: NDArray[np.float64], down: NDArray[np.float64]) -> float:
+def _tilt(shape: str, weights: NDArray[np.float64], angles: NDArray[np.float64]) -> float:
     """The tilt, in radians, at which the shape's corners lie where the mask reaches furthest.
 
     The mask's pixels, each at its angle and weighted by its distance, sum up to a wave that repeats as often
@@ -140,8 +141,7 @@ def _tilt(shape: str, right: NDArray[np.float64], down: NDArray[np.float64]) -> 
     turns = TURNS[shape]
     if not turns:
         return 0.0
-    weights = np.hypot(right, down) ** 3
-    phase = cmath.phase(complex(np.sum(weights * np.exp(1j * turns * np.arctan2(down, right)))))
+    phase = cmath.phase(complex(np.sum(weights * np.exp(1j * turns * angles))))
     upright = turns * (math.pi / 4 if shape == "square" else -math.pi / 2)
     return math.remainder(phase - upright, math.tau) / turns
 
