@@ -79,14 +79,23 @@ class Guard:
     """A thread that calls ``give_up(status)`` when the run has to end and does not.
 
     That is ``grace`` seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse``
-    came for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard.
+    came for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard. ``clock`` counts the
+    seconds; ``wait(event, seconds)`` waits for an event and returns whether it is set.
     """
 
-    def __init__(
-        self, stop: Stop, stall_timeout: float, give_up: Callable[[int], None], grace: float = GRACE
+    def __init__(  # noqa: PLR0913 - the clock and the wait are two of them
+        self,
+        stop: Stop,
+        stall_timeout: float,
+        give_up: Callable[[int], None],
+        grace: float = GRACE,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, give_up
         self._grace = grace
+        self._clock, self._wait = clock, wait
         self._over = threading.Event()
         self._last: float | None = None
         self._thread = threading.Thread(target=self._guard, name="guard", daemon=True)
@@ -109,17 +118,17 @@ class Guard:
 
     def pulse(self) -> None:
         """The device has made a step."""
-        self._last = time.monotonic()
+        self._last = self._clock()
 
     def _guard(self) -> None:
-        while not self._over.wait(min(_LOOK, self._stall_timeout / 4)):
+        while not self._wait(self._over, min(_LOOK, self._stall_timeout / 4)):
             if self._stop.event.is_set():
-                if not self._over.wait(self._grace):
+                if not self._wait(self._over, self._grace):
                     log.warning("what is still under way after %g s is left behind", self._grace)
                     self._give_up(self._stop.status)
                 return
             last = self._last
-            if last is not None and time.monotonic() - last > self._stall_timeout:
+            if last is not None and self._clock() - last > self._stall_timeout:
                 log.error("no step for %g s: the device hangs; ending\n%s", self._stall_timeout, stacks())
                 self._give_up(1)
                 return

@@ -30,13 +30,22 @@ class Leases:
 
     ``beat`` is called just as often: it says that the run is alive. Leaving the ``with`` block releases
     what is still held, at once; should the database be away, that is given up after a few seconds. ``lost``
-    counts claims that went to other workers.
+    counts claims that went to other workers. ``wait(event, seconds)`` waits for an event, and returns whether
+    it is set.
     """
 
-    def __init__(self, queue: Queue, seconds: float, beat: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        seconds: float,
+        beat: Callable[[], None],
+        *,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         self.seconds = seconds
         self._queue = queue
         self._beat = beat
+        self._wait = wait
         self.lost = 0
         self._held: set[Claim] = set()
         self._lock = threading.Lock()
@@ -93,7 +102,7 @@ class Leases:
             )
 
     def _keep(self) -> None:
-        while not self._leave.wait(self.seconds / 3):
+        while not self._wait(self._leave, self.seconds / 3):
             with self._lock:
                 claims = list(self._held)
             try:

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
+from tests.clock import Clock, Turns
+from tests.waiting import until
 from text2img.guard import Guard, leaving, stacks
 from text2img.stages import Stop
-
-PATIENCE = 20  # seconds until a test gives up
 
 
 class Given:
@@ -27,24 +27,55 @@ class Given:
 
 def test_a_device_without_a_step_is_given_up(caplog) -> None:
     """No step for the stall timeout: every thread's stack goes to the log and the run ends with status 1."""
-    given = Given()
-    with Guard(Stop(), 0.2, given) as guard, guard.watching():
-        assert given.up.wait(PATIENCE)
+    given, clock = Given(), Clock()
+    turns = Turns(clock)
+    with Guard(Stop(), 4, given, clock=clock, wait=turns) as guard, guard.watching():
+        turns.grant(8)  # of half a second each
+        assert given.status is None
+        turns.let_go()
+        given.up.wait()
+    assert clock.pauses == [0.5] * 9
     assert given.status == 1
-    assert "no step for 0.2 s" in caplog.text
+    assert "no step for 4 s" in caplog.text
     assert "test_a_device_without_a_step" in caplog.text
 
 
 def test_a_device_that_makes_steps_is_left_alone() -> None:
     """Steps that keep coming are no hang, however long they take altogether; nor is a device at rest."""
-    given, pause = Given(), threading.Event()
-    with Guard(Stop(), 0.5, given) as guard:
+    given, clock = Given(), Clock()
+    turns = Turns(clock)
+    with Guard(Stop(), 1, given, clock=clock, wait=turns) as guard:
         with guard.watching():
-            for _ in range(10):
-                pause.wait(0.1)
+            for _ in range(5):
+                turns.grant(4)  # of a quarter of the second each
                 guard.pulse()
-        pause.wait(1)
-    assert given.status is None
+        turns.grant(8)
+    assert (given.status, sum(clock.pauses)) == (None, 7)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_run_that_was_asked_to_end_has_the_grace_period_for_it(caplog, ends) -> None:
+    """Whatever is still under way after it is given up, with the signal's status and a line that says so;
+    a run that ends by itself in the meantime is left alone.
+    """
+    given, clock, stop, waited = Given(), Clock(), Stop(), threading.Event()
+
+    def wait(over, seconds):
+        clock.advance(seconds)
+        if seconds != 5:
+            return over.is_set()
+        waited.set()
+        return over.wait() if ends else over.is_set()
+
+    stop.set(15)
+    with Guard(stop, 300, given, 5, clock=clock, wait=wait):
+        waited.wait()
+        if not ends:
+            given.up.wait()
+    until(lambda: "guard" not in {thread.name for thread in threading.enumerate()})
+    assert clock.pauses == [0.5, 5]
+    assert given.status == (None if ends else 143)
+    assert ("what is still under way after 5 s is left behind" in caplog.text) is not ends
 
 
 def test_stacks_name_every_thread() -> None:
@@ -53,11 +84,11 @@ def test_stacks_name_every_thread() -> None:
 
     def waits_in_here() -> None:
         here.set()
-        leave.wait(PATIENCE)
+        leave.wait()
 
     thread = threading.Thread(target=waits_in_here)
     thread.start()
-    assert here.wait(PATIENCE)
+    here.wait()
     assert "waits_in_here" in stacks()
     leave.set()
     thread.join()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
+from tests.clock import Clock, Turns, elapse
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import DatabaseFailed
 from text2img.leases import Leases
 from text2img.prompts import Claim, PromptId, Wishes
 
-LEASE = 0.6
-PATIENCE = 20  # seconds until a test gives up
+LEASE = 60
 
 
 @pytest.fixture
@@ -24,31 +25,20 @@ def database(tmp_path):
     made.close()
 
 
-class Beats:
-    """Counts beats, and lets somebody wait for so many more."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._count = 0
-
-    def __call__(self):
-        with self._condition:
-            self._count += 1
-            self._condition.notify_all()
-
-    def wait_for(self, more):
-        with self._condition:
-            until = self._count + more
-            assert self._condition.wait_for(lambda: self._count >= until, PATIENCE)
+@pytest.fixture
+def turns(tmp_path):
+    """The waits between extensions, each of which lets its seconds pass for the database."""
+    return Turns(Clock(partial(elapse, tmp_path / "prompts.db")))
 
 
-def test_a_held_claim_outlives_its_lease(database):
+def test_a_held_claim_outlives_its_lease(database, turns):
     """Twice the lease later nobody else gets the prompts; once they are given back, anybody does."""
-    beats = Beats()
-    with Leases(database, LEASE, beats) as leases:
+    beats = []
+    with Leases(database, LEASE, lambda: beats.append(1), wait=turns) as leases:
         leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
-        beats.wait_for(7)  # of a third of a lease each
+        turns.grant(7)  # of a third of a lease each
         assert database.claim("w2", 2, 60, Selection()) == []
+    assert len(beats) == 7
     assert len(database.claim("w2", 2, 60, Selection())) == 2
 
 
@@ -64,65 +54,63 @@ def test_what_was_dropped_is_not_given_back(database):
 
 def test_a_database_that_is_away_for_a_moment_is_asked_again():
     """A failed extension does not end the keeping; the next turn extends."""
-    extended = threading.Event()
+    asked, extended, clock = [], [], Clock()
+    turns = Turns(clock)
 
     class Flaky:
-        turns = 0
-
         def extend(self, claims, seconds):
-            self.turns += 1
-            if self.turns == 1:
+            asked.append(claims)
+            if len(asked) == 1:
                 raise DatabaseFailed("away")
-            extended.set()
+            extended.append(claims)
             return []
 
         def release(self, claims):
             raise DatabaseFailed("away again")
 
-    with Leases(Flaky(), 0.05, lambda: None) as leases:
-        leases.hold([Claim(PromptId("int", "1"), "w1", 1)])
-        assert extended.wait(PATIENCE)
+    claim = Claim(PromptId("int", "1"), "w1", 1)
+    with Leases(Flaky(), LEASE, lambda: None, wait=turns) as leases:
+        leases.hold([claim])
+        turns.grant(2)
+    assert extended == [[claim]]
+    assert clock.pauses == [LEASE / 3] * 2
 
 
 def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, caplog):
     """Neither an extension nor a release that never comes back is waited for, and the log says so."""
     monkeypatch.setattr("text2img.leases._LAST_TURN", 0.1)
     monkeypatch.setattr("text2img.leases._GIVING_BACK", 0.1)
-    asked, end, left = threading.Event(), threading.Event(), threading.Event()
+    asked, end = threading.Event(), threading.Event()
 
     class Silent:
         def extend(self, claims, seconds):
             asked.set()
-            end.wait(PATIENCE)
+            end.wait()
             return []
 
         def release(self, claims):
-            end.wait(PATIENCE)
+            end.wait()
 
-    def work():
-        with Leases(Silent(), 0.05, lambda: None) as held:
-            held.hold([Claim(PromptId("int", "1"), "w1", 1)])
-            assert asked.wait(PATIENCE)
-        left.set()
-
-    threading.Thread(target=work, daemon=True).start()
-    assert left.wait(PATIENCE / 2)
+    with Leases(Silent(), 0.05, lambda: None) as held:
+        held.hold([Claim(PromptId("int", "1"), "w1", 1)])
+        asked.wait()
     end.set()
     assert "1 prompts could not be released" in caplog.text
 
 
-def test_a_beat_that_fails_costs_no_claim(database):
+def test_a_beat_that_fails_costs_no_claim(database, turns):
     """Whatever goes wrong in saying that the run is alive: the leases are extended all the same."""
-    beats = Beats()
+    beats = []
 
     def beat():
-        beats()
+        beats.append(1)
         raise RuntimeError("a library that is not all there yet")
 
-    with Leases(database, LEASE, beat) as leases:
+    with Leases(database, LEASE, beat, wait=turns) as leases:
         leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
-        beats.wait_for(7)
+        turns.grant(7)
         assert database.claim("w2", 2, 60, Selection()) == []
+    assert len(beats) == 7
 
 
 def test_a_lost_claim_counts_once(database):
