@@ -20,12 +20,21 @@ class Quota:
 
     ``limit``: prompts the run takes at the most (None: all). ``waiting``: how many there were at its start.
     ``more(wanted)``: where several workers share the limit, how many of so many this one may claim besides.
-    The place of a prompt that was put back is kept for it until it comes due: no other is taken instead.
+    The place of a prompt that was put back is kept for it until it comes due, by ``clock``: no other is taken
+    instead.
     """
 
-    def __init__(self, limit: int | None, waiting: int, more: Callable[[int], int] | None = None) -> None:
+    def __init__(
+        self,
+        limit: int | None,
+        waiting: int,
+        more: Callable[[int], int] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limit = limit if more is None else 0
         self._more = more
+        self._clock = clock
         self._claimed = 0
         self._waiting = waiting
         self._prepared, self._pictures = 0, 0
@@ -67,7 +76,7 @@ class Quota:
 
     def put_back(self, waits: Iterable[float]) -> None:
         """Prompts were put back, to be claimed again after so many seconds each."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             self._due.update(math.ceil(now + wait) if wait else math.floor(now) for wait in waits)
 
@@ -79,7 +88,7 @@ class Quota:
             if not self._due:
                 return None
             due = float(min(self._due))
-            past = max(due, time.monotonic())
+            past = max(due, self._clock())
             for moment in [moment for moment in self._due if moment <= past]:
                 self._claimed -= self._due.pop(moment)
         return due

@@ -66,10 +66,11 @@ class Serving:
     """A server's waits between its rounds; see Rounds. In the ``with`` block its intake, if any, takes in.
 
     ``idle_exit``: seconds after which a server with nothing to do ends; None: never. ``poll_seconds``: the
-    longest time between looks for work. ``arrived``, set by whoever knows of some, ends a wait at once.
+    longest time between looks for work. ``arrived``, set by whoever knows of some, ends a wait at once. The
+    seconds are counted by ``clock``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the clock is one of them
         self,
         stop: Stop,
         arrived: threading.Event,
@@ -77,9 +78,11 @@ class Serving:
         poll_seconds: float,
         idle_exit: float | None = None,
         intake: Intake | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stop, self._arrived, self._intake = stop, arrived, intake
         self._poll_seconds = poll_seconds
+        self._clock = clock
         self._idle_exit = math.inf if idle_exit is None else idle_exit
         self.endless = True
         self._settled = -1
@@ -102,7 +105,7 @@ class Serving:
         """
         pause = min(_FIRST_PAUSE, self._poll_seconds)
         if settled != self._settled:
-            self._settled, self._idle_since = settled, time.monotonic()
+            self._settled, self._idle_since = settled, self._clock()
             log.debug("idle", extra={"event": "idle"})
         else:  # what there was to claim, others were quicker to take
             self._rest(pause)
@@ -111,7 +114,7 @@ class Serving:
             self._look_around()
             if waits():
                 return True
-            now = time.monotonic()
+            now = self._clock()
             left = self._idle_since + self._idle_exit - now
             if left <= 0:
                 log.info("nothing to do for %g s: ending", self._idle_exit, extra={"event": "idle_exit"})
@@ -122,8 +125,8 @@ class Serving:
 
     def _rest(self, seconds: float) -> None:
         """Until something arrives, at most so many seconds."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self._arrived.wait(min(left, _GLANCE)):
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0 and not self._arrived.wait(min(left, _GLANCE)):
             self._look_around()
 
     def _look_around(self) -> None:

@@ -59,22 +59,28 @@ class Stopwatch:
     """Seconds spent by stage, added up over threads.
 
     ``heard``, if given, is told of each time: the stage, what it was spent on (where the caller said so), its
-    start and its end (``time.monotonic``).
+    start and its end, by ``clock``.
     """
 
-    def __init__(self, heard: Callable[[str, Sequence[object], float, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        heard: Callable[[str, Sequence[object], float, float], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._heard = heard
+        self._clock = clock
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, stage: str, *of: object) -> Iterator[None]:
         """Add the time spent inside to ``stage``; it is spent on these."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             yield
         finally:
-            ended = time.monotonic()
+            ended = self._clock()
             with self._lock:
                 self._seconds[stage] += ended - started
             if self._heard is not None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
+from tests.clock import Clock
 from text2img.databases.patient import patient
 from text2img.errors import DatabaseFailed, Stopped
 
@@ -27,10 +26,10 @@ class Away:
 
 def test_a_call_is_repeated_until_the_database_is_back() -> None:
     """The answer is that of the first call that succeeds, with waits that grow between the tries."""
-    waits: list[float] = []
-    database = patient(Away(4), 60, waits.append)
+    clock = Clock()
+    database = patient(Away(6), 60, clock.advance, clock=clock)
     assert database.pending("spring", deep=True) == ("spring", True)
-    assert waits == [0.5, 1, 2, 4]
+    assert clock.pauses == [0.5, 1, 2, 4, 5, 5]
 
 
 def test_patience_ends() -> None:
@@ -39,18 +38,17 @@ def test_patience_ends() -> None:
         patient(Away(1), 0, lambda _: None).pending("spring")
 
 
-def test_patience_ends_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_once_for_all() -> None:
     """After one call has given up, the next does not wait anew; should the database be back, it is asked."""
-    waits = [0.0]
-    monkeypatch.setattr("text2img.databases.patient.time", SimpleNamespace(monotonic=lambda: sum(waits)))
-    away = Away(100)
-    database = patient(away, 60, waits.append)
+    clock, away = Clock(), Away(100)
+    database = patient(away, 60, clock.advance, clock=clock)
     with pytest.raises(DatabaseFailed):
         database.pending("spring")
-    waited = len(waits)
+    waited = [*clock.pauses]
+    assert 55 < sum(waited) <= 60
     with pytest.raises(DatabaseFailed):
         database.pending("spring")
-    assert waited == len(waits) > 10
+    assert clock.pauses == waited
     away.left = 0
     assert database.pending("spring") == ("spring", False)
 

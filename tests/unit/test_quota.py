@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from tests.clock import Clock
 from text2img.quota import Quota
 
 
@@ -30,13 +29,12 @@ def test_what_was_put_back_may_be_claimed_again() -> None:
 
 def test_a_retry_that_is_due_already_is_not_forgotten() -> None:
     """However late in the run the next is put back: what came due meanwhile can still be claimed."""
-    quota, now = Quota(None, 10), time.monotonic()
-    quota.put_back([-5.0])
+    clock = Clock()
+    quota = Quota(None, 10, clock=clock)
+    quota.put_back([2.0])
+    clock.advance(7)
     quota.put_back([8.0])
-    first, second = quota.next_due(), quota.next_due()
-    assert first is not None
-    assert second is not None
-    assert first <= now < second
+    assert [quota.next_due(), quota.next_due()] == [clock.now - 5, clock.now + 8]
 
 
 def test_what_is_unclaimed_never_falls_below_none() -> None:
@@ -48,13 +46,15 @@ def test_what_is_unclaimed_never_falls_below_none() -> None:
 
 def test_the_next_retry_comes_due_when_it_said() -> None:
     """The earliest first; what is past by then is forgotten with it, what comes later is not."""
-    quota, now = Quota(None, 10), time.monotonic()
+    clock = Clock()
+    quota = Quota(None, 10, clock=clock)
+    clock.advance(0.25)
     quota.put_back([8.0, 2.0, 2.0])
-    first, second = quota.next_due(), quota.next_due()
-    assert first is not None
-    assert second is not None
-    assert 2 <= first - now <= 3.5
-    assert 8 <= second - now <= 9.5
+    due = [quota.next_due(), quota.next_due(), quota.next_due()]
+    assert due == [clock.now + 2.75, clock.now + 8.75, None]  # no sooner, and by whole seconds
+    quota.put_back([2.0, 8.0])
+    clock.advance(60)
+    assert quota.next_due() == clock.now - 57.25
     assert quota.next_due() is None
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from functools import partial
 
 import pytest
 
+from tests.clock import Clock, Event
 from tests.painter import Bench, Painter
 from text2img.databases import NewPrompt
 from text2img.errors import BrokerFailed, Stopped
 from text2img.prompts import PromptId, Wishes
 from text2img.serving import Serving
 from text2img.stages import Stop
-
-PATIENCE = 20  # seconds until a test gives up
 
 
 class Looks:
@@ -36,55 +34,69 @@ def stop():
 
 
 @pytest.fixture
-def arrived():
+def clock():
+    """Its clock."""
+    return Clock()
+
+
+@pytest.fixture
+def arrived(clock):
     """What wakes it."""
-    return threading.Event()
+    return Event(clock)
 
 
-def test_what_arrives_ends_the_wait_at_once(stop, arrived):
+@pytest.fixture
+def serve(stop, arrived, clock):
+    """Makes servers that wait by the clock alone."""
+    return partial(Serving, stop, arrived, clock=clock)
+
+
+def test_what_arrives_ends_the_wait_at_once(serve, arrived, clock):
     """With an hour between looks a server looks again as soon as it is told of something."""
     looks = Looks(3, arrived.set)
-    serving = Serving(stop, arrived, poll_seconds=3600)
-    assert serving.another(looks, 0, None)
-    assert looks.count == 3
+    assert serve(poll_seconds=3600).another(looks, 0, None)
+    assert (looks.count, clock.pauses) == (3, [])
 
 
-def test_an_idle_server_ends(stop, arrived):
+def test_an_idle_server_ends(serve, clock):
     """After the seconds that were said without an outcome, and not before; an outcome begins them anew."""
-    serving = Serving(stop, arrived, poll_seconds=0.05, idle_exit=0.5)
+    serving = serve(poll_seconds=2, idle_exit=30)
     for settled in (0, 1):
-        began = time.monotonic()
+        began = clock.now
         assert not serving.another(lambda: False, settled, None)
-        assert time.monotonic() - began >= 0.5
+        assert clock.now == pytest.approx(began + 30)
 
 
-def test_an_idle_server_looks_less_and_less_often(stop, arrived):
-    """In three seconds it looks four times at the most: after one, two and a half, and at the end."""
-    looks = Looks(1000)
-    assert not Serving(stop, arrived, poll_seconds=60, idle_exit=3).another(looks, 0, None)
-    assert 2 <= looks.count <= 4
+def test_an_idle_server_looks_less_and_less_often(serve, clock):
+    """In three seconds it looks four times: at once, after one, two and a half, and at the end."""
+    looks = []
+    assert not serve(poll_seconds=60, idle_exit=3).another(lambda: looks.append(clock.now), 0, None)
+    assert looks == pytest.approx([1000, 1001, 1002.5, 1003])
 
 
-def test_a_retry_that_comes_due_is_looked_for(stop, arrived):
+def test_a_retry_that_comes_due_is_looked_for(serve, clock):
     """A prompt that was put back is found when it can be claimed again, not at the next regular look."""
-    looks, began = Looks(2), time.monotonic()
-    assert Serving(stop, arrived, poll_seconds=3600).another(looks, 0, began + 0.3)
-    assert 0.3 <= time.monotonic() - began < 1
+    looks = Looks(2)
+    assert serve(poll_seconds=3600).another(looks, 0, clock.now + 0.3)
+    assert clock.now == pytest.approx(1000.3)
 
 
-def test_a_round_that_came_to_nothing_is_not_repeated_at_once(stop, arrived):
+def test_a_round_that_came_to_nothing_is_not_repeated_at_once(serve, clock):
     """Where others are quicker to take what there is, a server does not ask without a pause."""
-    serving, began = Serving(stop, arrived, poll_seconds=0.3), time.monotonic()
+    serving = serve(poll_seconds=0.3)
     for _ in range(3):
         assert serving.another(lambda: True, 0, None)
-    assert time.monotonic() - began >= 0.6
+    assert sum(clock.pauses) == pytest.approx(0.6)
 
 
-def test_a_stop_ends_the_wait(stop, arrived):
-    """Asked to end, an idle server does so at once."""
-    threading.Timer(0.2, stop.set, [15]).start()
+def test_a_stop_ends_the_wait(stop):
+    """Asked to end, an idle server does so at its next glance, a tenth of a second later."""
+    clock = Clock(lambda seconds: stop.set(15) if clock.now > 1007 else None)
+    serving = Serving(stop, Event(clock), poll_seconds=3600, clock=clock)
     with pytest.raises(Stopped):
-        Serving(stop, arrived, poll_seconds=3600).another(lambda: False, 0, None)
+        serving.another(lambda: False, 0, None)
+    assert max(clock.pauses) == 0.1
+    assert 1007 < clock.now < 1007.2
 
 
 class Broken:
@@ -103,18 +115,18 @@ class Broken:
         self.calls.append("close")
 
 
-def test_an_intake_that_has_ended_ends_the_server(stop, arrived):
+def test_an_intake_that_has_ended_ends_the_server(serve):
     """It must not go on as if messages could still come."""
     intake = Broken()
     with (
         pytest.raises(BrokerFailed),
-        Serving(stop, arrived, poll_seconds=3600, intake=intake) as serving,
+        serve(poll_seconds=3600, intake=intake) as serving,
     ):
         serving.another(lambda: False, 0, None)
     assert intake.calls == ["start", "close"]
 
 
-def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived):
+def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
     """The engine is loaded once, and prompts that are added while nothing was left are made."""
     bench = Bench(tmp_path, 3)
     late = [NewPrompt(id=PromptId("str", f"late-{n}"), text="a cat", wishes=Wishes(seed=n)) for n in range(2)]
@@ -128,7 +140,7 @@ def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived):
     painter = Painter()
     loads = []
     painter.load = lambda: loads.append(1)
-    bench.serving = Idle(stop, arrived, poll_seconds=0.05, idle_exit=0.1)
+    bench.serving = Idle(stop, arrived, poll_seconds=5, idle_exit=60, clock=clock)
     bench.work(painter)
     assert bench.counts == (0, 0, 5, 0)
     assert len(painter.batches) == 3

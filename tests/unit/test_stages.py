@@ -6,10 +6,13 @@ import threading
 
 import pytest
 
+from tests.clock import Clock
+from tests.threads import waiting_in
+from tests.waiting import until
 from text2img.errors import Stopped, StorageFailed
 from text2img.stages import Ahead, Gather, Stage, Stop, Stopwatch
 
-PATIENCE = 10  # seconds until a test gives up
+HANG = 300  # seconds until a test gives up
 
 
 def test_a_stage_works_on_everything_before_it_is_left() -> None:
@@ -23,18 +26,27 @@ def test_a_stage_works_on_everything_before_it_is_left() -> None:
 
 def test_a_stage_is_bounded() -> None:
     """With one thread at work and room for one, a third item has to wait."""
-    may_end, third_is_in = threading.Event(), threading.Event()
+    working, may_end, third_is_in = threading.Event(), threading.Event(), threading.Event()
 
-    def put(stage: Stage[int]) -> None:
-        for number in range(3):
-            stage.put(number)
+    def work(number: int) -> None:
+        working.set()
+        may_end.wait(HANG)
+
+    def put_third(stage: Stage[int]) -> None:
+        stage.put(3)
         third_is_in.set()
 
-    with Stage("test", lambda _: may_end.wait(PATIENCE), threads=1, room=1) as stage:
-        threading.Thread(target=put, args=(stage,)).start()
-        assert not third_is_in.wait(0.2)
-        may_end.set()
-        assert third_is_in.wait(PATIENCE)
+    with Stage("test", work, threads=1, room=1) as stage:
+        stage.put(1)
+        assert working.wait(HANG)
+        stage.put(2)
+        threading.Thread(target=put_third, args=(stage,)).start()
+        try:
+            until(lambda: third_is_in.is_set() or waiting_in(Stage.put))
+            assert not third_is_in.is_set()
+        finally:
+            may_end.set()
+        assert third_is_in.wait(HANG)
 
 
 def test_a_stages_failure_reaches_who_puts_next() -> None:
@@ -77,7 +89,7 @@ def test_ahead_makes_no_more_than_there_is_room_for() -> None:
 
     with Ahead(items(), room=1) as ahead:
         taken = next(iter(ahead))
-        assert second.wait(PATIENCE)
+        assert second.wait(HANG)
         assert (taken, len(made)) == (0, 2)
     assert len(made) <= 3
 
@@ -98,21 +110,28 @@ def test_ahead_raises_what_its_items_raise() -> None:
 def test_a_stop_wakes_who_waits() -> None:
     """A wait ends as soon as a signal asks the run to end."""
     stop = Stop()
-    threading.Timer(0.05, stop.set, (15,)).start()
+
+    def ask() -> None:
+        until(lambda: waiting_in(Stop.wait))
+        stop.set(15)
+
+    threading.Thread(target=ask).start()
     with pytest.raises(Stopped) as stopped:
-        stop.wait(PATIENCE)
+        stop.wait(10 * HANG)
     assert stopped.value.exit_status == 143
 
 
 def test_the_stopwatch_adds_up_by_stage() -> None:
     """Time is added to its stage, also when the stage fails."""
-    watch = Stopwatch()
+    clock = Clock()
+    watch = Stopwatch(clock=clock)
     with pytest.raises(StorageFailed), watch("upload"):
+        clock.advance(2)
         raise StorageFailed("gone")
+    clock.advance(60)
     with watch("upload"), watch("encode"):
-        pass
-    assert set(watch.seconds()) == {"upload", "encode"}
-    assert watch.seconds()["upload"] >= watch.seconds()["encode"] >= 0
+        clock.advance(3)
+    assert watch.seconds() == {"upload": 5, "encode": 3}
 
 
 def test_what_gathers_is_worked_on_together() -> None:
@@ -122,11 +141,11 @@ def test_what_gathers_is_worked_on_together() -> None:
     def work(items: list[int]) -> None:
         done.append(items)
         first_is_in.set()
-        may_end.wait(PATIENCE)
+        may_end.wait(HANG)
 
-    with Gather(work, threads=1, enough=lambda: 3, patience=PATIENCE) as gather:
+    with Gather(work, threads=1, enough=lambda: 3, patience=HANG) as gather:
         gather.put([1, 2, 3])
-        assert first_is_in.wait(PATIENCE)
+        assert first_is_in.wait(HANG)
         gather.put([4])
         gather.put([5, 6])
         may_end.set()
@@ -138,7 +157,7 @@ def test_too_few_are_worked_on_when_the_first_has_waited_long_enough() -> None:
     worked = threading.Event()
     with Gather(lambda _: worked.set(), threads=1, enough=lambda: 10, patience=0.05) as gather:
         gather.put([1])
-        assert worked.wait(PATIENCE)
+        assert worked.wait(HANG)
 
 
 def test_leaving_works_on_what_has_gathered() -> None:
@@ -146,7 +165,7 @@ def test_leaving_works_on_what_has_gathered() -> None:
     done: list[int] = []
     with (
         pytest.raises(Stopped),
-        Gather(done.extend, threads=1, enough=lambda: 10, patience=10 * PATIENCE) as gather,
+        Gather(done.extend, threads=1, enough=lambda: 10, patience=10 * HANG) as gather,
     ):
         gather.put([1, 2])
         raise Stopped(15)
@@ -159,7 +178,7 @@ def test_gathering_is_bounded() -> None:
 
     def work(items: list[int]) -> None:
         taken.set()
-        may_end.wait(PATIENCE)
+        may_end.wait(HANG)
 
     def put(gather: Gather[int]) -> None:
         gather.put([3])
@@ -167,12 +186,15 @@ def test_gathering_is_bounded() -> None:
 
     with Gather(work, threads=1, enough=lambda: 1, patience=0) as gather:
         gather.put([1])
-        assert taken.wait(PATIENCE)
+        assert taken.wait(HANG)
         gather.put([2])
         threading.Thread(target=put, args=(gather,)).start()
-        assert not third_is_in.wait(0.2)
-        may_end.set()
-        assert third_is_in.wait(PATIENCE)
+        try:
+            until(lambda: third_is_in.is_set() or waiting_in(Gather.put))
+            assert not third_is_in.is_set()
+        finally:
+            may_end.set()
+        assert third_is_in.wait(HANG)
 
 
 def test_one_that_hangs_does_not_hold_up_the_others() -> None:
@@ -181,7 +203,7 @@ def test_one_that_hangs_does_not_hold_up_the_others() -> None:
 
     def work(items: list[int]) -> None:
         if items == [1]:
-            may_end.wait(PATIENCE)
+            may_end.wait(HANG)
         done.extend(items)
         if len(done) == 2:
             both.set()
@@ -189,7 +211,7 @@ def test_one_that_hangs_does_not_hold_up_the_others() -> None:
     with Gather(work, threads=2, enough=lambda: 1, patience=0) as gather:
         for number in (1, 2, 3):
             gather.put([number])
-        assert both.wait(PATIENCE)
+        assert both.wait(HANG)
         assert done == [2, 3]
         may_end.set()
     assert done == [2, 3, 1]
@@ -213,6 +235,16 @@ def test_a_failure_of_what_gathers_reaches_who_puts_next() -> None:
 
 def test_the_stopwatch_tells_how_long_items_take_to_come() -> None:
     """All items come through, and the time that they took stands under the stage's name."""
-    watch = Stopwatch()
-    assert list(watch.each("wait", iter([1, 2, 3]))) == [1, 2, 3]
-    assert set(watch.seconds()) == {"wait"}
+    clock = Clock()
+    watch = Stopwatch(clock=clock)
+
+    def items():
+        for number in (1, 2, 3):
+            clock.advance(number)
+            yield number
+
+    taken = []
+    for number in watch.each("wait", items()):
+        clock.advance(60)
+        taken.append(number)
+    assert (taken, watch.seconds()) == ([1, 2, 3], {"wait": 6})

@@ -27,6 +27,8 @@ def test_what_is_asked_for_in_seconds(header, seconds):
 
 def test_what_is_asked_for_by_a_date():
     """A date means until then; one that has passed asks for nothing."""
-    now = datetime.now(UTC)
-    assert 25 < asked(format_datetime(now + timedelta(seconds=30), usegmt=True), 3600) <= 30
-    assert asked(format_datetime(now - timedelta(seconds=30), usegmt=True), 3600) == 0
+    now = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
+    for seconds, wait in ((30, 30), (-30, 0), (7200, 3600)):
+        date = format_datetime(now + timedelta(seconds=seconds), usegmt=True)
+        assert asked(date, 3600, clock=lambda: now) == wait
+    assert asked(format_datetime(datetime.now(UTC) + timedelta(days=1)), 3600) == 3600

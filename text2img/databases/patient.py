@@ -24,21 +24,34 @@ log = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0  # seconds
 
 
-def patient(database: Database, patience: float, wait: Callable[[float], None]) -> Database:
+def patient(
+    database: Database,
+    patience: float,
+    wait: Callable[[float], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Database:
     """The same database, each call of which fails only once it has failed for ``patience`` seconds.
 
     Once one has, the database counts as gone: whatever fails from then on fails at once, in any thread.
 
-    ``wait(seconds)`` sleeps between tries; what it raises (a stop) ends the call.
+    ``wait(seconds)`` sleeps between tries; what it raises (a stop) ends the call. ``clock`` counts
+    the seconds.
     """
-    return cast("Database", _Patient(database, patience, wait))
+    return cast("Database", _Patient(database, patience, wait, clock))
 
 
 class _Patient:
     """Stands before a database; every method is the database's own, asked again while it fails."""
 
-    def __init__(self, database: Database, patience: float, wait: Callable[[float], None]) -> None:
-        self._database, self._patience, self._wait = database, patience, wait
+    def __init__(
+        self,
+        database: Database,
+        patience: float,
+        wait: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._database, self._patience, self._wait, self._clock = database, patience, wait, clock
         self._gone = threading.Event()
 
     def __getattr__(self, name: str) -> Any:
@@ -46,13 +59,13 @@ class _Patient:
         return functools.partial(self._ask, asked) if callable(asked) else asked
 
     def _ask(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        until = time.monotonic() + self._patience
+        until = self._clock() + self._patience
         pause = _FIRST_WAIT
         while True:
             try:
                 return method(*arguments, **named)
             except DatabaseFailed as exc:
-                if self._gone.is_set() or time.monotonic() + pause > until:
+                if self._gone.is_set() or self._clock() + pause > until:
                     self._gone.set()
                     raise
                 log.warning("%s; asking again in %g s", exc, pause)
