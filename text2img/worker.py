@@ -54,14 +54,24 @@ class Worker:
     """Works through the pending prompts of one selection, in rounds: each ends when nothing is left to claim.
 
     A run has one, and another for its own retries; a server waits for the next until it has waited enough.
+    ``clock`` says when a retry is due; it is ``stop`` that waits for it.
     """
 
-    def __init__(self, parts: Parts, plan: Plan, stop: Stop, tally: Tally) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        plan: Plan,
+        stop: Stop,
+        tally: Tally,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._parts, self._plan, self._stop, self._tally = parts, plan, stop, tally
         self._database, self._engine = parts.database, parts.engine
         self._leases = parts.leases
         self._sizes = (FastestSize if plan.fastest_size else FixedSize)(plan.batch_size)
-        self._quota = Quota(plan.limit, plan.waiting, parts.more)
+        self._quota = Quota(plan.limit, plan.waiting, parts.more, clock=clock)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
 
@@ -231,7 +241,7 @@ class Worker:
 
     def _retry_comes_due(self) -> bool:
         """Wait for the next of this run's own retries, if it comes soon enough to wait for."""
-        now, due = time.monotonic(), self._quota.next_due()
+        now, due = self._clock(), self._quota.next_due()
         if due is None or due > now + LONGEST_WAIT_FOR_A_RETRY:
             return False
         if due > now:

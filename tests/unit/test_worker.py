@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.clock import Clock, Turns, elapse
 from tests.painter import Bench, Painter
+from tests.threads import waiting_in
+from tests.waiting import until
 from text2img.databases import Selection
 from text2img.engine import Picture
 from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed
+from text2img.finishing import Finishing
 from text2img.leases import Leases
-
-PATIENCE = 20  # seconds until a test gives up
+from text2img.stages import Ahead, Stage, Stop
 
 
 @pytest.fixture
@@ -61,18 +63,22 @@ def test_a_generation_that_failed_is_tried_again_by_the_same_run(bench):
                 return PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
         return None
 
+    clock = bench.hurry()
     bench.work(Painter(fault))
     assert tries == [0, 1]
     assert (bench.counts, bench.tally.postponed) == ((0, 0, 10, 0), 1)
+    assert clock.pauses == [2]
 
 
 def test_a_generation_that_always_fails_ends_in_error(bench):
     """After ``max_attempts`` tries a failing generation is an error with its sentence."""
     failed = PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
     painter = Painter(lambda request: failed if request.parameters.seed == 5 else None)
+    clock = bench.hurry()
     bench.work(painter)
     assert bench.counts == (0, 0, 9, 1)
     assert sum("5" in batch for batch in painter.batches) == 2
+    assert clock.pauses == [2]
 
 
 def test_a_storage_that_refuses_everything_fails_the_run_and_no_prompt(bench):
@@ -133,29 +139,28 @@ def test_a_stop_keeps_what_is_finished_and_gives_back_the_rest(bench):
     assert {prompt.attempts for prompt in bench.database.peek(10, Selection())} == {0}
 
 
-def test_a_stop_ends_the_wait_for_a_retry(bench, caplog):
+def test_a_stop_ends_the_wait_for_a_retry(bench):
     """Stopped while it waits to try a prompt again, a run ends at once; the prompt is pending, for later."""
     failed = PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
     painter = Painter(lambda request: failed if request.parameters.seed == 5 else None)
-    waits = threading.Event()
+    waited = []
 
-    class Waiting(logging.Handler):
-        def emit(self, record):
-            if record.getMessage().startswith("waiting"):
-                waits.set()
+    class Endless(Stop):
+        def wait(self, seconds):
+            waited.append(seconds)
+            super().wait(3600)
 
     def ask():
-        assert waits.wait(60)
+        until(lambda: waiting_in(Stop.wait))
         bench.stop.set(15)
 
-    with caplog.at_level(logging.INFO):
-        logging.getLogger("text2img.worker").addHandler(handler := Waiting())
-        asker = threading.Thread(target=ask)
-        asker.start()
-        with pytest.raises(Stopped):
-            bench.work(painter, max_attempts=9)
-        asker.join()
-        logging.getLogger("text2img.worker").removeHandler(handler)
+    bench.stop, bench.clock = Endless(), Clock()
+    asker = threading.Thread(target=ask)
+    asker.start()
+    with pytest.raises(Stopped):
+        bench.work(painter, max_attempts=9)
+    asker.join()
+    assert waited == [2]
     assert bench.counts == (1, 0, 9, 0)
     assert sum("5" in batch for batch in painter.batches) == 1
 
@@ -199,10 +204,11 @@ def test_a_limit_is_kept_though_prompts_are_tried_again(bench):
         if request.parameters.seed == 1 and not request.prompt.attempts:
             return PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
         if request.parameters.seed == 3:  # others are still to be claimed
-            _until(lambda: bench.tally.postponed)
+            until(lambda: bench.tally.postponed)
         return None
 
     painter = Painter(fault)
+    bench.hurry()
     bench.work(painter, limit=8, batch_size=1)
     assert bench.counts == (2, 0, 8, 0)
     assert {prompt for batch in painter.batches for prompt in batch} == set("01234567")
@@ -244,7 +250,7 @@ def test_a_prompt_that_kills_at_once_is_blamed_where_it_comes_first(bench, work)
 def test_the_first_prompts_are_claimed_while_the_model_loads(bench):
     """The model is ready only after a claim: had the claim waited for it, the run would never begin."""
     painter = Painter()
-    painter.load = lambda: _until(lambda: bench.counts[1] > 0)
+    painter.load = lambda: until(lambda: bench.counts[1] > 0)
     bench.work(painter)
     assert bench.counts == (0, 0, 10, 0)
 
@@ -253,7 +259,7 @@ def test_a_model_that_cannot_be_loaded_costs_the_claimed_nothing(bench):
     """Should loading fail after the first claim, all is pending at once, with no attempt and no death."""
 
     def load():
-        _until(lambda: bench.counts[1] > 0)
+        until(lambda: bench.counts[1] > 0)
         raise ModelFailed("the weights are torn")
 
     painter = Painter()
@@ -268,7 +274,7 @@ def test_a_stop_while_the_model_loads_gives_everything_back(bench):
     """Asked to end meanwhile, the run makes nothing once the model is there, and releases what it claimed."""
 
     def load():
-        _until(lambda: bench.counts[1] > 0)
+        until(lambda: bench.counts[1] > 0)
         bench.stop.set(15)
 
     painter = Painter()
@@ -280,19 +286,19 @@ def test_a_stop_while_the_model_loads_gives_everything_back(bench):
 
 def test_claims_are_kept_alive_while_the_model_loads(bench):
     """A model that takes longer than the lease loses no prompt to another worker, and the run stays alive."""
-    beats = threading.Semaphore(0)
+    beats, turns = [], Turns(Clock(partial(elapse, bench.file)))
 
     def load():
-        _until(lambda: bench.counts[1] > 0)
-        for _ in range(6):  # of a third of a lease each
-            assert beats.acquire(timeout=PATIENCE)
-        assert len(bench.database.claim("w2", 10, 60, Selection())) == 6
+        until(lambda: bench.counts[1] > 0)
+        turns.grant(6)  # of a third of a lease each
+        assert len(bench.database.claim("w2", 10, 600, Selection())) == 6
 
     painter = Painter()
     painter.load = load
-    bench.leases = lambda: Leases(bench.database, 0.6, beats.release)
+    bench.leases = lambda: Leases(bench.database, 60, lambda: beats.append(1), wait=turns)
     bench.work(painter)
     assert bench.counts == (0, 6, 4, 0)
+    assert len(beats) == 6
 
 
 def test_the_engine_may_warm_up_before_each_batch(bench):
@@ -341,7 +347,7 @@ def test_all_goes_on_while_the_device_works(bench):
 
     def fault(request):
         made = sum(map(len, painter.batches)) - len(painter.batches[-1])
-        _until(lambda: bench.counts[2] >= made and bench.counts[1] >= min(8, 10 - made))
+        until(lambda: bench.counts[2] >= made and bench.counts[1] >= min(8, 10 - made))
 
     painter = Painter(fault)
     bench.work(painter)
@@ -355,18 +361,19 @@ def test_a_storage_that_hangs_stops_the_device_in_the_end(tmp_path):
 
     class Hanging:
         def put(self, *arguments):
-            end.wait(PATIENCE)
+            end.wait()
             return kept.put(*arguments)
 
     bench.storage, painter = Hanging(), Painter()
     work = threading.Thread(target=bench.work, args=(painter,), kwargs={"waiting": 0})
     work.start()
-    _until(lambda: len(painter.batches) == 4)
-    _until(lambda: bench.counts[1] >= 20)
-    work.join(0.3)
-    assert (len(painter.batches), bench.counts[1] <= 24, bench.counts[2]) == (4, True, 0)
-    end.set()
-    work.join(PATIENCE)
+    try:
+        until(lambda: len(painter.batches) >= 4 and bench.counts[1] >= 20)
+        until(lambda: waiting_in(Stage.put) and waiting_in(Ahead._work))  # the device, and what claims for it
+        assert (len(painter.batches), bench.counts[1] <= 24, bench.counts[2]) == (4, True, 0)
+    finally:
+        end.set()
+    work.join()
     assert bench.counts == (0, 0, 100, 0)
     bench.database.close()
 
@@ -381,7 +388,7 @@ def test_few_pictures_are_encoded_at_once(tmp_path):
 
     bench.work(Watching(), batch_size=16)
     assert bench.counts == (0, 0, 16, 0)
-    assert 1 < pixels.most <= 4
+    assert pixels.most == 4
     bench.database.close()
 
 
@@ -391,7 +398,7 @@ class Watched(np.ndarray):
     @classmethod
     def black(cls):
         pixels = np.zeros((64, 64, 3), np.uint8).view(cls)
-        pixels.most, pixels.now, pixels.lock = 0, 0, threading.Lock()
+        pixels.most, pixels.now, pixels.seen, pixels.lock = 0, 0, False, threading.Lock()
         return pixels
 
     @property
@@ -399,15 +406,10 @@ class Watched(np.ndarray):
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        threading.Event().wait(0.1)  # time for others to come in
+        until(
+            lambda: self.seen or self.now + waiting_in(Finishing._store) == 16
+        )  # all that could come are here
+        self.seen = True
         with self.lock:
             self.now -= 1
         return super().__array_interface__
-
-
-def _until(condition):
-    """Wait until it holds."""
-    pause, until = threading.Event(), time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        pause.wait(0.01)

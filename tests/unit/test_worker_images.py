@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-import time
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.painter import Bench, Painter
+from tests.waiting import until
 from text2img.databases import Selection
 from text2img.errors import ErrorCode, PromptFailed, Stopped, StorageFailed
 from text2img.prompts import PromptId
@@ -96,7 +95,7 @@ def test_what_is_spoilt_is_made_no_further(tmp_path):
         if request.number == 1:
             return PromptFailed(ErrorCode.SAFETY, "flagged")
         if request.number >= 8:  # while it is on the device, the first batch comes to be stored
-            _until((bench.folder / "0~3.png").exists)
+            until((bench.folder / "0~3.png").exists)
         return None
 
     bench.work(Painter(fault))
@@ -115,8 +114,10 @@ def test_a_picture_that_failed_is_tried_again_with_all_of_its_prompt(bench):
                 return PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
         return None
 
+    clock = bench.hurry()
     bench.work(Painter(fault))
     assert (tries, bench.counts, bench.tally.postponed) == ([0, 1], (0, 0, 4, 0), 1)
+    assert clock.pauses == [2]
     assert _pictures(bench) == {"0", "2"} | FIVE | TWELVE
 
 
@@ -271,14 +272,6 @@ def test_whatever_fails_each_prompt_has_one_outcome(tmp_path_factory, images, si
         assert json.loads(_urls(bench, prompt) or "[]") == (urls if len(urls) > 1 else [])
     assert all((_urls(bench, prompt) is None) for prompt in lost)
     bench.database.close()
-
-
-def _until(condition):
-    """Wait until it holds."""
-    pause, until = threading.Event(), time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        pause.wait(0.01)
 
 
 def _recorded(bench):

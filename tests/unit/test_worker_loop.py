@@ -49,18 +49,21 @@ def test_a_stop_before_the_verdict_ends_no_loop(bench):
     """Asked to end while the evaluator thinks, the run gives the prompts back: the next one goes on with the
     iteration that nobody has judged, instead of taking a picture without a score for the result.
     """
-    verdicts = []
+    verdicts, over = [], threading.Event()
 
     def think(text):
         verdicts.append(text)
         if len(verdicts) > 4:  # in the second iteration
             bench.stop.set(15)
-            threading.Event().wait(5)
+            over.wait()  # the run ends before the evaluator does
         return 0.5
 
     bench.evaluator = Judge(think)
-    with pytest.raises(Stopped):
-        bench.work(Painter(), loop=Loop(iterations=3))
+    try:
+        with pytest.raises(Stopped):
+            bench.work(Painter(), loop=Loop(iterations=3))
+    finally:
+        over.set()
     assert bench.counts == (4, 0, 0, 0)
     bench.evaluator, bench.stop = Judge(lambda text: 0.5), Stop()
     painter = Painter()

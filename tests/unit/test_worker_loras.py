@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections import defaultdict
 
 import pytest
 
 from tests.painter import Bench, Painter
+from tests.waiting import until
 from text2img.databases import Selection
 from text2img.errors import ErrorCode, PromptFailed, Stopped
-
-PATIENCE = 20  # seconds until a test gives up
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ class Shelf:
 
     def file(self, lora):
         self.asked.append(lora.path)
-        assert self.events[lora.path].wait(PATIENCE)
+        self.events[lora.path].wait()
         if lora.path == "bad":
             raise PromptFailed(ErrorCode.LORA_FAILED, "it is torn")
         return f"/here/{lora.path}"
@@ -78,17 +76,18 @@ def test_a_bad_lora_fails_only_who_asked_for_it(bench):
 
 def test_claims_are_bounded_while_loras_are_fetched(tmp_path):
     """With no LoRA coming, no more is claimed than some batches' worth, and nothing is drawn."""
-    bench, shelf, painter = Bench(tmp_path, 100), Shelf(), Painter()
-    bench.loras = shelf
+    bench, shelf, painter, looks = Bench(tmp_path, 100), Shelf(), Painter(), []
+    bench.loras, shelf.wait = shelf, lambda _: looks.append(bench.counts[1])
     _styled(bench, dict.fromkeys(range(100), "late"))
     work = threading.Thread(target=bench.work, args=(painter,))
     work.start()
-    _until(lambda: bench.counts[1] > 6 * 4)
-    work.join(0.5)
-    assert bench.counts[1] <= 6 * 4 + 8
-    assert (painter.batches, work.is_alive()) == ([], True)
-    shelf.events["late"].set()
-    work.join(PATIENCE)
+    try:
+        until(lambda: looks[-3:].count(bench.counts[1]) == 3)  # it looks again and again, and claims no more
+        assert 6 * 4 < bench.counts[1] <= 6 * 4 + 8
+        assert (painter.batches, work.is_alive()) == ([], True)
+    finally:
+        shelf.events["late"].set()
+    work.join()
     assert bench.counts == (0, 0, 100, 0)
     bench.database.close()
 
@@ -101,7 +100,7 @@ def test_a_stop_ends_the_wait_for_a_lora(bench):
     _styled(bench, dict.fromkeys(range(10), "late"))
 
     def ask():
-        _until(lambda: shelf.asked)
+        until(lambda: shelf.asked)
         bench.stop.set(15)
 
     asker = threading.Thread(target=ask)
@@ -111,11 +110,3 @@ def test_a_stop_ends_the_wait_for_a_lora(bench):
     asker.join()
     shelf.events["late"].set()
     assert bench.counts == (10, 0, 0, 0)
-
-
-def _until(condition):
-    """Wait until it holds."""
-    pause, until = threading.Event(), time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until
-        pause.wait(0.01)
