@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from text2img.callbacks.beside import Beside
 from text2img.callbacks.milestones import MILESTONES, Reached
 
 URL = "http://backend.example"
-MANY = 5.0
+MANY = 300.0  # seconds until a test gives up
 
 
 def reached(*percents):
@@ -29,7 +28,7 @@ class Backend:
         assert len(set(self.now)) == len(self.now)
         if address in self.slow:
             self.busy.release()
-            assert self.go.wait(20)
+            self.go.wait()
         self.heard.append((generation_id, milestone.percent))
         self.now.remove((address, generation_id))
 
@@ -65,12 +64,11 @@ def test_of_what_waits_for_a_slow_backend_the_newest_stays():
     """While it hears of 0 %, 25 and 50 come and go; 75 is what it hears next. Who puts never waits."""
     backend = Backend(URL)
     beside = Beside(backend.send)
-    started = time.monotonic()
     beside.put(URL, "a", reached(0))
     assert backend.busy.acquire(timeout=MANY)
     for percent in (25, 50, 75):
         beside.put(URL, "a", reached(percent))
-    assert time.monotonic() - started < 1
+    assert backend.heard == []
     backend.go.set()
     beside.finish(URL, "a", MANY)
     assert backend.percents() == [0, 75]

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -29,7 +30,7 @@ def notice(body="{}", tries=1):
 
 
 def receiver(httpserver, path="/hook", **options):
-    return Receiver(httpserver.url_for(path), **options)
+    return Receiver(httpserver.url_for(path), timeout=60, **options)
 
 
 def answers(httpserver, *responses, path="/hook"):
@@ -39,19 +40,13 @@ def answers(httpserver, *responses, path="/hook"):
 
 @contextmanager
 def rude_server(behave):
-    """A server on a loopback port that does to each connection what ``behave`` says."""
+    """A server on a loopback port that does to its one connection what ``behave`` says."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.1)
         over = threading.Event()
 
         def serve():
-            while not over.is_set():
-                try:
-                    connection = listener.accept()[0]
-                except TimeoutError:
-                    continue
-                with connection:
-                    behave(connection, over)
+            with listener.accept()[0] as connection:
+                behave(connection, over)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -108,7 +103,7 @@ def test_passing_trouble_is_for_later(httpserver, status):
         ("99999999999999999999999", 0, 0),
         ("-3", 0, 0),
         ("soon", 0, 0),
-        (timedelta(minutes=10), 540, 600),
+        (timedelta(minutes=30), 1200, 1800),
         (timedelta(days=-1), 0, 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 3600, 3600),
         ("Fri, 99 Dec 99999 23:59:59 GMT", 0, 0),
@@ -127,13 +122,13 @@ def test_retry_after_is_honoured(httpserver, header, low, high):
 def test_request_is_what_the_contract_says(httpserver):
     """Body, content type, id, timestamp, token and the sender's name arrive; unsigned without a secret."""
     answers(httpserver, Response(status=200))
-    sent = notice('{"run_id": "r"}')
+    sent, before = notice('{"run_id": "r"}'), int(time.time())
     receiver(httpserver, token="sesame").send(sent)
     [(request, _)] = httpserver.log
     assert request.get_data() == b'{"run_id": "r"}'
     assert request.headers["content-type"] == "application/json"
     assert request.headers["webhook-id"] == sent.id
-    assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 10
+    assert before <= int(request.headers["webhook-timestamp"]) <= time.time()
     assert request.headers["authorization"] == "Bearer sesame"
     assert request.headers["user-agent"] == f"text2img/{__version__}"
     assert "webhook-signature" not in request.headers
@@ -193,21 +188,19 @@ def test_connection_cut_is_for_later():
 
 
 def test_silent_receiver_ends_at_the_timeout():
-    """A receiver that never answers costs the timeout and not more."""
-    with rude_server(lambda connection, over: over.wait(10)) as url:
-        started = time.monotonic()
-        verdict = Receiver(url, timeout=0.5).send(notice())
-        assert time.monotonic() - started < 3
+    """A receiver that never answers is given up after the timeout, while it is silent still."""
+    with rude_server(lambda connection, over: over.wait()) as url:
+        verdict = Receiver(url, timeout=0.2).send(notice())
     assert verdict.result is Result.LATER
-    assert "0.5 s" in verdict.detail
+    assert "did not answer within 0.2 s" in verdict.detail
 
 
 def test_trickling_receiver_ends_at_the_timeout():
     """A receiver that sends its headers byte by byte cannot hold us beyond the timeout either."""
 
     def trickle(connection, over):
-        for byte in b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1000:
-            if over.wait(0.1):
+        for byte in chain(b"HTTP/1.1 200 OK\r\nx: ", repeat(ord("y"))):
+            if over.wait(0.02):  # clock: a server that trickles has to be slow
                 return
             try:
                 connection.sendall(bytes([byte]))
@@ -215,16 +208,15 @@ def test_trickling_receiver_ends_at_the_timeout():
                 return
 
     with rude_server(trickle) as url:
-        started = time.monotonic()
-        assert Receiver(url, timeout=0.5).send(notice()).result is Result.LATER
-        assert time.monotonic() - started < 3
+        verdict = Receiver(url, timeout=0.2).send(notice())
+    assert verdict.result is Result.LATER
+    assert "did not answer within 0.2 s" in verdict.detail
 
 
 def test_endless_answer_is_not_read():
     """A receiver that answers 200 and then sends for ever has been told; its body stays unread."""
 
     def flood(connection, over):
-        connection.settimeout(1)
         try:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             while not over.is_set():
@@ -233,7 +225,7 @@ def test_endless_answer_is_not_read():
             return
 
     with rude_server(flood) as url:
-        assert Receiver(url, timeout=5).send(notice()).result is Result.TOLD
+        assert Receiver(url, timeout=60).send(notice()).result is Result.TOLD
 
 
 # What cannot be used

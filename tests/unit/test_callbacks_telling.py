@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from werkzeug import Response
 
+from tests.clock import Clock, Event, elapse
 from tests.outcomes import completed
 from tests.servers import free_port
-from text2img.callbacks import Receiver, deliver, gather, gather_left_over
+from tests.waiting import until
+from text2img.callbacks import Patience, Receiver, deliver, gather, gather_left_over
 from text2img.databases import Collections, NewPrompt, Run, Selection, open_database
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed, PromptId, Wishes, request
@@ -28,12 +30,18 @@ def database(tmp_path):
 
 
 @pytest.fixture
-def tell(database, httpserver):
-    """Deliver to the scripted receiver; without a URL of another one."""
+def clock(tmp_path):
+    """The clock of deliveries, which passes for the database as well."""
+    return Clock(partial(elapse, tmp_path / "prompts.db"))
 
-    def deliver_to(url=None, patience=10.0, stop=None, timeout=2.0):
+
+@pytest.fixture
+def tell(database, httpserver, clock):
+    """Deliver to the scripted receiver; without a URL of another one. Only the clock waits between tries."""
+
+    def deliver_to(url=None, patience=10.0, stop=None, timeout=60.0):
         receiver = Receiver(url or httpserver.url_for("/hook"), timeout=timeout)
-        deliver(database, receiver, "w", patience, stop or threading.Event())
+        deliver(database, receiver, "w", Patience(patience, stop or Event(clock), clock))
 
     return deliver_to
 
@@ -117,14 +125,15 @@ def test_nothing_done_is_not_told(database, httpserver, tell):
     assert posts(httpserver) == []
 
 
-def test_tried_again_with_same_id_and_body(database, httpserver, tell):
+def test_tried_again_with_same_id_and_body(database, httpserver, tell, clock):
     """503, 503, 200: three POSTs with growing waits, one id, one body; then it is told."""
     work(database, 2)
     script(httpserver, 503, 503, 200)
     gather(database, "run-1", "completed", final=True)
-    started = time.monotonic()
     tell()
-    assert 2 < time.monotonic() - started < 8
+    first, second = clock.pauses
+    assert 0.75 <= first <= 1
+    assert 1.5 <= second <= 2
     assert len(posts(httpserver)) == 3
     assert len({sent.get_data() for sent, _ in httpserver.log}) == 1
     assert len({each for each, _ in posts(httpserver)}) == 1
@@ -132,54 +141,61 @@ def test_tried_again_with_same_id_and_body(database, httpserver, tell):
     assert len(posts(httpserver)) == 3
 
 
-def test_retry_after_is_waited_for(database, httpserver, tell):
+def test_retry_after_is_waited_for(database, httpserver, tell, clock):
     """A receiver that asks for two seconds gets them."""
     work(database, 1)
     answer = Response(status=429, headers={"Retry-After": "2"})
     httpserver.expect_ordered_request("/hook").respond_with_response(answer)
     script(httpserver, 200)
     gather(database, "run-1", "completed", final=True)
-    started = time.monotonic()
     tell()
-    assert 2 <= time.monotonic() - started < 5
+    assert clock.pauses == [2]
     assert len(posts(httpserver)) == 2
 
 
-def test_retry_after_beyond_the_patience_is_left_and_kept(database, httpserver, tell):
+def test_retry_after_beyond_the_patience_is_left_and_kept(database, httpserver, tell, clock):
     """Asked to come back in an hour, we end at once, and the next delivery does not come early."""
     work(database, 1)
     answer = Response(status=503, headers={"Retry-After": "3600"})
     httpserver.expect_request("/hook").respond_with_response(answer)
     gather(database, "run-1", "completed", final=True)
-    started = time.monotonic()
     tell(patience=5)
     tell(patience=5)
-    assert time.monotonic() - started < 3
-    assert len(posts(httpserver)) == 1
+    assert (clock.pauses, len(posts(httpserver))) == ([], 1)
+    clock.advance(3600)
+    tell(patience=5)
+    assert len(posts(httpserver)) == 2
 
 
-def test_dead_receiver_costs_the_patience_at_most(database, httpserver, tell):
+def test_dead_receiver_costs_the_patience_at_most(database, httpserver, tell, clock):
     """Nobody listens: delivery ends in time, and the next run tells at once under the same id."""
     work(database, 2)
     gather(database, "run-1", "completed", final=True)
-    started = time.monotonic()
-    tell(f"http://127.0.0.1:{free_port()}/hook", patience=2.0)
-    assert 0.5 < time.monotonic() - started < 4
+    tell(f"http://127.0.0.1:{free_port()}/hook", patience=30)
+    assert 15 < sum(clock.pauses) <= 30
     script(httpserver, 200)
     tell(patience=0)
     assert ids(posts(httpserver)[0][1]) == {"0", "1"}
 
 
-def test_hanging_receiver_costs_patience_and_one_try(database, httpserver, tell):
+def test_hanging_receiver_costs_patience_and_one_try(database, httpserver, tell, clock):
     """A receiver that does not answer is given up after the patience and the try that was under way."""
     work(database, 1)
-    free = threading.Event()
-    httpserver.expect_request("/hook").respond_with_handler(lambda _: free.wait(20) and Response())
+    asked, free = [], threading.Event()
+
+    def hang(sent):
+        asked.append(sent.headers["webhook-id"])
+        free.wait()
+        return Response()
+
+    httpserver.expect_request("/hook").respond_with_handler(hang)
     gather(database, "run-1", "completed", final=True)
-    started = time.monotonic()
-    tell(patience=0, timeout=0.5)
-    assert time.monotonic() - started < 4
-    free.set()
+    try:
+        tell(patience=0, timeout=0.2)  # it is over while the receiver still thinks
+        until(lambda: asked)
+        assert (len(asked), clock.pauses) == (1, [])
+    finally:
+        free.set()
 
 
 @pytest.mark.parametrize("status", [410, 400, 301])
@@ -198,12 +214,9 @@ def test_stop_ends_a_wait_at_once(database, httpserver, tell):
     work(database, 1)
     gather(database, "run-1", "completed", final=True)
     script(httpserver, 503, 200)
-    stop = threading.Event()
-    answer = threading.Timer(0.4, stop.set)
-    answer.start()
-    started = time.monotonic()
+    stop = Event(clock := Clock(lambda _: stop.set()))  # asked to stop while it waits
     tell(patience=float("inf"), stop=stop)
-    assert time.monotonic() - started < 0.9
+    assert (len(clock.pauses), len(posts(httpserver))) == (1, 1)
     tell()
     assert len(posts(httpserver)) == 2
 
@@ -213,10 +226,9 @@ def test_two_deliveries_at_once_send_each_entry_once(database, httpserver):
     work(database, 20)
     gather(database, "run-1", "completed", final=True, limit=1)
     httpserver.expect_request("/hook").respond_with_data("")
-    receiver = Receiver(httpserver.url_for("/hook"))
+    receiver, patience = Receiver(httpserver.url_for("/hook"), timeout=60), Patience(600, threading.Event())
     threads = [
-        threading.Thread(target=deliver, args=(database, receiver, f"w{n}", 20.0, threading.Event()))
-        for n in range(2)
+        threading.Thread(target=deliver, args=(database, receiver, f"w{n}", patience)) for n in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -227,11 +239,10 @@ def test_two_deliveries_at_once_send_each_entry_once(database, httpserver):
 
 def test_dead_run_is_told_of_by_the_next(database, httpserver, tell):
     """Outcomes of a run whose lease is over are told as interrupted, those of a live run are left alone."""
-    database.save_run(run("dead", "running"), lease_seconds=0.01)
+    database.save_run(run("dead", "running"), lease_seconds=0)
     database.save_run(run("alive", "running"), lease_seconds=60)
     work(database, 2, "dead")
     work(database, 3, "alive", first=10)
-    time.sleep(0.05)
     script(httpserver, 200)
     assert gather_left_over(database) == 2
     tell()
@@ -241,10 +252,9 @@ def test_dead_run_is_told_of_by_the_next(database, httpserver, tell):
 
 def test_crash_between_marking_and_keeping_loses_nothing(database, httpserver, tell):
     """What was marked for an entry that was never kept is gathered again once its run is dead."""
-    database.save_run(run("dead", "running"), lease_seconds=0.01)
+    database.save_run(run("dead", "running"), lease_seconds=0)
     work(database, 3, "dead")
     database.gather("dead", "msg_never_kept", 1000)
-    time.sleep(0.05)
     script(httpserver, 200)
     assert gather_left_over(database) == 3
     tell()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-import time
+from functools import partial
 
 import pytest
+from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
+from tests.clock import Clock, elapse
 from tests.outcomes import completed
 from tests.servers import free_port
+from tests.waiting import until
 from text2img.callbacks.courier import Courier
 from text2img.callbacks.credentials import Credentials
 from text2img.callbacks.telling import gather_owed
@@ -33,17 +36,47 @@ def database(tmp_path):
 
 
 @pytest.fixture
-def courier(database):
-    """Makes couriers, and ends their threads."""
+def clock(tmp_path):
+    """The couriers' clock, which passes for the database as well."""
+    return Clock(partial(elapse, tmp_path / "p.db"))
+
+
+@pytest.fixture
+def courier(database, clock):
+    """Makes couriers, and ends their threads. Without a wait of their own they wait ``by`` the clock."""
     made = []
 
-    def make(hosts=HOSTS, timeout=2.0):
-        made.append(Courier(database, Webhooks(hosts, Credentials(), timeout), f"w{len(made)}"))
+    def make(hosts=HOSTS, timeout=60.0, wait_for=None, by=clock):
+        sender, wait_for = Webhooks(hosts, Credentials(), timeout), wait_for or quickly(by)
+        made.append(Courier(database, sender, f"w{len(made)}", clock=by, wait_for=wait_for))
         return made[-1]
 
     yield make
     for each in made:
-        each.close(5)
+        each.close(60)
+
+
+def quickly(clock):
+    """A wait for requests that are under way, and else by the clock alone."""
+
+    def wait_for(condition, predicate, seconds):
+        if threading.current_thread() is not threading.main_thread():
+            return patiently(condition, predicate, seconds)
+        condition.release()
+        for thread in threading.enumerate():
+            if thread.name == "webhook":
+                thread.join()
+        condition.acquire()
+        if not predicate():
+            clock.advance(seconds)
+        return predicate()
+
+    return wait_for
+
+
+def patiently(condition, predicate, seconds):
+    """Wait for what other threads bring about, however long that takes."""
+    return condition.wait_for(predicate)
 
 
 def work(database, base, *names, code=None, attempts=1):
@@ -67,14 +100,6 @@ def heard(httpserver):
         (sent.path.rsplit("/", 1)[1], sent.headers["webhook-id"], json.loads(sent.get_data()))
         for sent, _ in httpserver.log
     ]
-
-
-def until(condition, seconds=15.0):
-    """Wait for what other threads bring about."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def base(httpserver, host="127.0.0.1"):
@@ -107,17 +132,15 @@ def test_complete_and_failed_say_what_the_contract_says(database, httpserver, co
 
 
 def test_what_is_recorded_is_told_at_once(database, httpserver, courier):
-    """While a run goes on, within a second or so of being recorded, not at its end."""
+    """While a run goes on, as soon as it is recorded: neither at its end nor at the next regular look."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
-    running = courier()
+    running = courier(wait_for=patiently)  # no look is due by time alone
     running.start()
     for name in ("a", "b", "c"):
         work(database, base(httpserver), name)
-        started = time.monotonic()
         running.wake()
         until(lambda name=name: any(body["generation_id"] == name for *_, body in heard(httpserver)))
-        assert time.monotonic() - started < 5
-    running.close(5)
+    running.close(60)
     assert len(heard(httpserver)) == 3
 
 
@@ -126,8 +149,8 @@ def test_many_that_are_owed_are_each_told_once(database, httpserver, courier):
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     names = [str(number) for number in range(100)]
     work(database, base(httpserver), *names)
-    couriers = [courier(), courier()]
-    threads = [threading.Thread(target=each.finish, args=(30, threading.Event())) for each in couriers]
+    couriers = [courier(wait_for=threading.Condition.wait_for) for _ in range(2)]
+    threads = [threading.Thread(target=each.finish, args=(600, threading.Event())) for each in couriers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,14 +160,13 @@ def test_many_that_are_owed_are_each_told_once(database, httpserver, courier):
     assert len({msg for _, msg, _ in told}) == 100
 
 
-def test_tried_again_with_same_id_and_body(database, httpserver, courier):
+def test_tried_again_with_same_id_and_body(database, httpserver, courier, clock):
     """503 twice, then 200: three POSTs with growing waits, one id and one body."""
     for status in (503, 503, 200):
         httpserver.expect_ordered_request(f"{PLACE}/complete").respond_with_response(Response(status=status))
     work(database, base(httpserver), "a")
-    started = time.monotonic()
     courier().finish(20, threading.Event())
-    assert 2 < time.monotonic() - started < 12
+    assert 2.25 <= sum(clock.pauses) <= 3.75  # two waits that double, and the looks after them
     assert len(httpserver.log) == 3
     assert len({(sent.headers["webhook-id"], sent.get_data()) for sent, _ in httpserver.log}) == 1
     assert database.notices(webhooks=True) == (0, 0)
@@ -162,56 +184,88 @@ def test_a_refusal_closes_the_notice(database, httpserver, courier, status):
     assert database.notices(webhooks=True) == (0, 1)
 
 
-def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, courier):
+def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, courier, clock):
     """Asked to come back in an hour, we end at once, and nobody comes early."""
     answer = Response(status=429, headers={"Retry-After": "3600"})
     httpserver.expect_request(f"{PLACE}/complete").respond_with_response(answer)
     work(database, base(httpserver), "a")
-    started = time.monotonic()
     courier().finish(10, threading.Event())
     courier().finish(10, threading.Event())
-    assert time.monotonic() - started < 6
-    assert len(httpserver.log) == 1
+    assert (clock.pauses, len(httpserver.log)) == ([], 1)
     assert database.notices(webhooks=True) == (1, 0)
+    clock.advance(3600)
+    courier().finish(0, threading.Event())
+    assert len(httpserver.log) == 2
 
 
-def test_a_dead_backend_holds_up_no_other(database, httpserver, courier):
-    """With many notices for one that refuses connections, those for another are told at once; the dead one's
-    are kept, and the next run tells them under the ids they had.
+def test_a_dead_backend_holds_up_no_other(database, httpserver, courier, clock):
+    """With many notices for one that refuses connections, those for another are told before any wait; the
+    dead one's are kept when the patience is over, and the next run tells them under the ids they had.
     """
-    httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
+    told = []
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(
+        lambda _: told.append(clock.now) or Response()
+    )
     port = free_port()
     work(database, f"http://localhost:{port}", *(f"dead {number}" for number in range(20)))
+    ids = {each.notice_id for each in database.owed(100)}
     work(database, base(httpserver), "a", "b")
     gather_owed(database)
-    started = time.monotonic()
     courier().finish(1.5, threading.Event())
-    assert time.monotonic() - started < 8
     assert {body["generation_id"] for *_, body in heard(httpserver)} == {"a", "b"}
+    assert told == [1000.0] * 2
+    assert 0.75 <= sum(clock.pauses) <= 1.75
     assert database.notices(webhooks=True) == (20, 0)
-
-
-def test_a_hanging_backend_holds_up_no_other_and_ends_in_time(database, httpserver, courier):
-    """Beside one that never answers others are told; the end waits for the patience and one try at most."""
-    over = threading.Event()
-    hanging = httpserver.expect_request(f"/hangs{PLACE}/complete")
-    hanging.respond_with_handler(lambda _: over.wait(30) and Response())
-    with _second_server() as other:
+    with HTTPServer("127.0.0.1", port) as other:
         other.expect_request(f"{PLACE}/complete").respond_with_data("")
-        work(database, f"{base(httpserver)}/hangs", *(f"hangs {number}" for number in range(5)))
+        courier().finish(60, threading.Event())
+        assert {msg for _, msg, _ in heard(other)} == ids
+
+
+def test_a_hanging_backend_holds_up_no_other(database, httpserver, courier):
+    """While one does not answer, all that is owed to another is told."""
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(_):
+        asked.set()
+        over.wait()
+        return Response()
+
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(hang)
+    with HTTPServer("127.0.0.1", 0) as other:
+        other.expect_request(f"{PLACE}/complete").respond_with_data("")
+        work(database, base(httpserver), *(f"hangs {number}" for number in range(5)))
+        running = courier(timeout=600, wait_for=patiently)
+        running.start()
+        asked.wait()
         work(database, base(other), *(str(number) for number in range(10)))
-        started = time.monotonic()
-        courier(timeout=1.5).finish(1, threading.Event())
-        assert time.monotonic() - started < 8
-        assert len(other.log) == 10
-    over.set()
+        running.wake()
+        try:
+            until(lambda: len(other.log) == 10)
+            assert httpserver.log == []
+        finally:
+            over.set()
+    until(lambda: database.notices(webhooks=True) == (0, 0))
+
+
+def test_the_end_does_not_wait_for_a_hanging_backend(database, httpserver, courier, clock):
+    """It takes the patience and one try at most; the notices are kept."""
+    asked, over = [], threading.Event()
+
+    def hang(sent):
+        asked.append(sent.headers["webhook-id"])
+        over.wait()
+        return Response()
+
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(hang)
+    work(database, base(httpserver), *(f"hangs {number}" for number in range(5)))
+    try:
+        courier(timeout=0.2).finish(0.5, threading.Event())  # it is over while the backend still thinks
+        until(lambda: asked)
+        assert (len(asked), clock.pauses) == (1, [])
+    finally:
+        over.set()
     assert database.notices(webhooks=True) == (5, 0)
-
-
-def _second_server():
-    from pytest_httpserver import HTTPServer
-
-    return HTTPServer("127.0.0.1", 0)
 
 
 def test_what_a_dead_run_has_recorded_is_told_by_the_next(database, httpserver, courier):
@@ -237,13 +291,13 @@ def test_a_run_that_may_not_tell_a_host_leaves_its_notices(database, httpserver,
 
 
 def test_stop_ends_it_at_once(database, courier):
-    """A signal does not wait for the patience."""
+    """A signal does not wait for the patience: a quarter of a second later it is over, and all is due."""
     work(database, f"http://127.0.0.1:{free_port()}", "a")
     stop = threading.Event()
-    threading.Timer(0.5, stop.set).start()
-    started = time.monotonic()
-    courier().finish(60, stop)
-    assert time.monotonic() - started < 5
+    clock = Clock(lambda _: stop.set())  # asked to stop during the first pause
+    courier(by=clock).finish(60, stop)
+    assert clock.pauses == [0.25]
+    assert database.claim_notice("next", 60, webhooks=True).tries == 2
 
 
 def test_the_end_comes_after_the_progress(database, httpserver, courier):
@@ -251,10 +305,21 @@ def test_the_end_comes_after_the_progress(database, httpserver, courier):
     in order before it; those that it was too slow for are left out.
     """
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
-    slow = httpserver.expect_request(f"{PLACE}/progress")
-    slow.respond_with_handler(lambda _: threading.Event().wait(0.2) or Response())
+    ending, limits = threading.Event(), []
+
+    def slow(_):
+        ending.wait(60)  # for the end, which has to wait for this answer
+        return Response()
+
+    def wait_for(condition, predicate, seconds):
+        if threading.current_thread().name == "webhook":
+            limits.append(seconds)
+            ending.set()
+        return patiently(condition, predicate, seconds)
+
+    httpserver.expect_request(f"{PLACE}/progress").respond_with_handler(slow)
     work(database, base(httpserver), "a")
-    running = courier()
+    running = courier(wait_for=wait_for)
     (prompt,) = _prompts("a", base(httpserver))
     running.progress.batch([prompt])
     running.progress.step(1, 1)
@@ -264,6 +329,7 @@ def test_the_end_comes_after_the_progress(database, httpserver, courier):
     percents = [percent for _, percent in words[:-1]]
     assert percents == sorted(set(percents))
     assert percents[-1] == 90
+    assert limits == [2]  # it would wait no longer
 
 
 class Stumbling:
@@ -286,13 +352,19 @@ def test_what_nobody_thought_of_does_not_end_the_telling(database, httpserver):
     """A failure of any kind is a line in the log; what is owed is told all the same."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     stumbling = Stumbling(database)
-    courier = Courier(stumbling, Webhooks(HOSTS, Credentials(), 2.0), "w")
+    pauses = []
+
+    def wait_for(condition, predicate, seconds):
+        pauses.append(seconds)
+        return patiently(condition, predicate, seconds) if len(pauses) > 1 else predicate()
+
+    courier = Courier(stumbling, Webhooks(HOSTS, Credentials(), 60.0), "w", wait_for=wait_for)
     courier.start()
     work(database, base(httpserver), "a")
     courier.wake()
     until(lambda: httpserver.log)
-    courier.close(5)
-    assert stumbling.stumbled
+    courier.close(60)
+    assert (stumbling.stumbled, pauses[0]) == (True, 5)
 
 
 def _prompts(name, url):

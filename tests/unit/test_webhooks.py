@@ -21,7 +21,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PLACE = "/api/webhooks/inference"
 
 
-def webhooks(hosts="127.0.0.1, localhost", timeout=5.0, **credentials):
+def webhooks(hosts="127.0.0.1, localhost", timeout=60.0, **credentials):
     return Webhooks(WebhookHosts.parse(hosts), Credentials(**credentials), timeout)
 
 
@@ -195,7 +195,7 @@ def test_tls_asks_for_the_name_and_not_for_the_address(names, monkeypatch):
     """The address is checked and connected to; the name stands in the handshake."""
     known, _ = names
     known["tls.wild.example"] = [["93.184.216.34"]]
-    connect, hello = socket.socket.connect, threading.Event()
+    connect = socket.socket.connect
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         monkeypatch.setattr(socket.socket, "connect", lambda self, _: connect(self, ("127.0.0.1", port)))
@@ -205,24 +205,22 @@ def test_tls_asks_for_the_name_and_not_for_the_address(names, monkeypatch):
             connection, _ = server.accept()
             with connection:
                 heard.append(connection.recv(4096))
-            hello.set()
 
         thread = threading.Thread(target=listen)
         thread.start()
         verdict = webhooks("*.wild.example").send(notice("https://tls.wild.example"))
-        hello.wait(5)
         thread.join()
     assert verdict.result is Result.LATER
     assert b"tls.wild.example" in heard[0]
 
 
 def test_a_backend_that_hangs_costs_its_timeout(httpserver):
-    """A try ends in time, and is for later."""
+    """A try ends though the backend does not answer, and is for later."""
     over = threading.Event()
-    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(
-        lambda _: over.wait(20) and Response()
-    )
-    verdict = webhooks(timeout=0.3).send(notice(base(httpserver)))
-    over.set()
+    httpserver.expect_request(f"{PLACE}/complete").respond_with_handler(lambda _: over.wait() and Response())
+    try:
+        verdict = webhooks(timeout=0.2).send(notice(base(httpserver)))
+    finally:
+        over.set()
     assert verdict.result is Result.LATER
     assert "did not answer" in verdict.detail

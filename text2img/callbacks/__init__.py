@@ -13,11 +13,12 @@ Knows HTTP and the Telling half of the database; knows neither prompts' texts no
 from text2img.callbacks.answers import Result, Verdict
 from text2img.callbacks.entry import compose
 from text2img.callbacks.receiver import Receiver
-from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
+from text2img.callbacks.telling import ENTRY_SIZE, Patience, deliver, gather, gather_left_over
 from text2img.databases import webhook_id
 
 __all__ = [
     "ENTRY_SIZE",
+    "Patience",
     "Receiver",
     "Result",
     "Verdict",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from text2img.callbacks.milestones import Reached
 
     Generation = tuple[str, str]  # the webhook's address and the generation's id
+    Wait = Callable[[threading.Condition, Callable[[], object], float], object]
 
 _THREADS: Final = 16
 _PER_ORIGIN: Final = 8
@@ -28,10 +29,15 @@ _LINGERING: Final = 10.0
 
 
 class Beside:
-    """``send(address, generation_id, milestone)`` may take its time, and must not raise."""
+    """``send(address, generation_id, milestone)`` may take its time, and must not raise.
 
-    def __init__(self, send: Callable[[str, str, Reached], None]) -> None:
-        self._send = send
+    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
+    """
+
+    def __init__(
+        self, send: Callable[[str, str, Reached], None], wait_for: Wait = threading.Condition.wait_for
+    ) -> None:
+        self._send, self._wait_for = send, wait_for
         self._waiting: dict[Generation, list[Reached]] = {}
         self._sending: set[Generation] = set()
         self._busy: Counter[str] = Counter()  # requests under way, by origin
@@ -61,8 +67,10 @@ class Beside:
         """Wait until all that was put for the generation is sent, for so long at the most; drop the rest."""
         generation = (address, generation_id)
         with self._lock:
-            self._sent.wait_for(
-                lambda: generation not in self._waiting and generation not in self._sending, seconds
+            self._wait_for(
+                self._sent,
+                lambda: generation not in self._waiting and generation not in self._sending,
+                seconds,
             )
             self._waiting.pop(generation, None)
 
@@ -81,7 +89,8 @@ class Beside:
         """What is sent next; None, and a thread less, where there is nothing for a while."""
         with self._lock:
             self._idle += 1
-            generation = self._there_is_more.wait_for(self._next, _LINGERING)
+            self._wait_for(self._there_is_more, self._next, _LINGERING)
+            generation = self._next()
             self._idle -= 1
             if generation is None:
                 self._threads -= 1

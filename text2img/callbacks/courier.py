@@ -22,6 +22,9 @@ from text2img.errors import DatabaseFailed, PromptFailed
 from text2img.prompts.webhooks import Webhook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from text2img.callbacks.beside import Wait
     from text2img.callbacks.webhooks import Webhooks
     from text2img.databases import Notice, Telling
 
@@ -51,12 +54,22 @@ class _Trouble:
 
 class Courier:
     """One worker's. Between ``start`` and ``close`` a thread sees to what ``wake`` announces; ``finish``
-    tells the rest. ``progress`` is to be told of the work's, and tells it on.
+    tells the rest. ``progress`` is to be told of the work's, and tells it on. ``clock`` counts the seconds;
+    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
     """
 
-    def __init__(self, database: Telling, webhooks: Webhooks, worker: str) -> None:
+    def __init__(
+        self,
+        database: Telling,
+        webhooks: Webhooks,
+        worker: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait_for: Wait = threading.Condition.wait_for,
+    ) -> None:
         self._database, self._webhooks, self._worker = database, webhooks, worker
-        self._beside = Beside(webhooks.progress)
+        self._clock, self._wait_for = clock, wait_for
+        self._beside = Beside(webhooks.progress, wait_for)
         self.progress = Milestones(self._beside.put)
         self._lease = webhooks.timeout + 10
         self._troubles: dict[str, _Trouble] = {}
@@ -91,7 +104,7 @@ class Courier:
         once for the next run, or when its receiver asked for it. A database that fails is logged.
         """
         try:
-            self._finish(time.monotonic() + patience, stop)
+            self._finish(self._clock() + patience, stop)
         except DatabaseFailed as exc:
             log.warning("prompts' webhooks are told by the next run: %s", exc)
 
@@ -99,14 +112,14 @@ class Courier:
         gather_owed(self._database)
         while not stop.is_set():
             self._send_due(stop, until)
-            now, due = time.monotonic(), self._next_due()
+            now, due = self._clock(), self._next_due()
             with self._changed:
                 under_way = self._busy or self._again  # whoever was busy a moment ago was passed over
             if now >= until or not (under_way or (due is not None and now + due < until)):
                 break
             self._pause(_SOON if due is None else min(due, _SOON))
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy or stop.is_set(), self._webhooks.timeout + 3)
+            self._wait_for(self._changed, lambda: not self._busy or stop.is_set(), self._webhooks.timeout + 3)
         self._bring_forward()
 
     def _run(self) -> None:
@@ -119,7 +132,8 @@ class Courier:
                 # Whatever it was: without this thread a server's prompts would be told of no more.
                 log.warning("telling prompts' webhooks has to wait: %s", exc, exc_info=exc)
                 self._news = True
-                self._over.wait(_SOON * _LOOK)
+                with self._changed:
+                    self._wait_for(self._changed, self._over.is_set, _SOON * _LOOK)
             due = self._next_due()
             if not self._pause(_LOOK if due is None else min(due, _LOOK)):
                 self._news = self._news or due is None  # others may have died
@@ -132,8 +146,8 @@ class Courier:
     def _pause(self, seconds: float) -> bool:
         """Wait for so long (a moment at least), or until something has changed; returns whether it has."""
         with self._changed:
-            changed = self._changed.wait_for(lambda: self._again, max(seconds, _SOON))
-            self._again = False
+            self._wait_for(self._changed, lambda: self._again, max(seconds, _SOON))
+            changed, self._again = self._again, False
             return changed
 
     def _send_due(self, stop: threading.Event, until: float) -> None:
@@ -148,12 +162,12 @@ class Courier:
                 self._busy.add(str(notice.origin))
                 self._put_off.pop(notice.id, None)
             threading.Thread(target=self._tell, args=(notice,), name="webhook", daemon=True).start()
-            if time.monotonic() >= until:
+            if self._clock() >= until:
                 return
 
     def _shunned(self) -> list[str]:
         """The backends that are being told something, or are left alone."""
-        now = time.monotonic()
+        now = self._clock()
         with self._changed:
             resting = {origin for origin, trouble in self._troubles.items() if trouble.until > now}
             return sorted(self._busy | resting)
@@ -189,7 +203,7 @@ class Courier:
         log.log(logging.INFO if told else logging.ERROR, "webhook %s: %s", notice.id, verdict.detail)
 
     def _postpone(self, notice: Notice, verdict: Verdict) -> None:
-        now = time.monotonic()
+        now = self._clock()
         with self._changed:
             trouble = self._troubles.setdefault(str(notice.origin), _Trouble())
             trouble.failures += 1
@@ -200,7 +214,7 @@ class Courier:
 
     def _next_due(self) -> float | None:
         """Seconds until something of ours may be due, at least 0; None where nothing of ours waits."""
-        now = time.monotonic()
+        now = self._clock()
         with self._changed:
             self._put_off = {name: each for name, each in self._put_off.items() if each.due > now - _LATE}
             self._troubles = {
@@ -212,7 +226,7 @@ class Courier:
 
     def _bring_forward(self) -> None:
         """Let what waits of our own accord be due at once: the next run may find the backend well."""
-        now = time.monotonic()
+        now = self._clock()
         with self._changed:
             put_off, self._put_off = self._put_off, {}
         for each in put_off.values():

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from text2img.callbacks.telling import ENTRY_SIZE, deliver, gather, gather_left_over
+from text2img.callbacks.telling import ENTRY_SIZE, Patience, deliver, gather, gather_left_over
 from text2img.progress import Several
 from text2img.prompts import Completed, Failed
 
@@ -100,7 +100,7 @@ class Teller:
             own = threading.Thread(target=self._courier.finish, args=(patience, stop), daemon=True)
             own.start()
         if self._receiver is not None:
-            deliver(self._database, self._receiver, self._worker, patience, stop)
+            deliver(self._database, self._receiver, self._worker, Patience(patience, stop))
         if own is not None:
             own.join()
 
@@ -121,7 +121,7 @@ class Teller:
                 if left_over:
                     gather_left_over(self._database)
                     left_over = False
-                deliver(self._database, receiver, self._worker, float("inf"), self._over)
+                deliver(self._database, receiver, self._worker, Patience(float("inf"), self._over))
                 self._wait()
                 if not self._over.is_set():
                     self._gather_some()

@@ -15,6 +15,7 @@ from text2img.prompts.webhooks import Webhook
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable
 
     from text2img.callbacks.receiver import Receiver
     from text2img.databases import Owed, Telling
@@ -84,24 +85,32 @@ def _own(owed: Owed) -> Notice | None:
     return Notice(id=owed.notice_id, run_id=owed.run_id, body=body, url=url, origin=origin)
 
 
-def deliver(
-    database: Telling, receiver: Receiver, worker: str, patience: float, stop: threading.Event
-) -> None:
-    """Send what is due, and again what was put off, until nothing is left that comes due within ``patience``
-    seconds (which may be infinite), or ``stop`` is set.
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a delivery may go on: for so many ``seconds`` (which may be infinite) by ``clock``, or until
+    ``stop`` is set, which is also what it waits for between tries.
+    """
+
+    seconds: float
+    stop: threading.Event
+    clock: Callable[[], float] = time.monotonic
+
+
+def deliver(database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+    """Send what is due, and again what was put off, until nothing is left that comes due within the patience.
 
     At least one entry is tried, however small the patience; the whole takes at most the patience and one
     try. What could not be told is due at once for the next delivery, or when the receiver asked for it. An
     entry may be sent twice (a crash between sending and closing), with the same id and body. Never raises
     for what a receiver does; raises DatabaseFailed.
     """
-    _Delivery(database, receiver, worker, patience, stop).run()
+    _Delivery(database, receiver, worker, patience).run()
 
 
 @dataclass(frozen=True, slots=True)
 class PutOff:
     """A notice that waits for its next try: when it is due, and until when its receiver asked us to wait, by
-    the monotonic clock.
+    the clock that counts the seconds.
     """
 
     notice: Notice
@@ -113,11 +122,10 @@ class PutOff:
 class _Delivery:
     """One call of ``deliver``, and what it has put off."""
 
-    def __init__(
-        self, database: Telling, receiver: Receiver, worker: str, patience: float, stop: threading.Event
-    ) -> None:
-        self._database, self._receiver, self._worker, self._stop = database, receiver, worker, stop
-        self._until = time.monotonic() + patience
+    def __init__(self, database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+        self._database, self._receiver, self._worker = database, receiver, worker
+        self._stop, self._clock = patience.stop, patience.clock
+        self._until = self._clock() + patience.seconds
         self._lease = 2 * receiver.timeout + 10
         self._waiting: dict[str, PutOff] = {}
 
@@ -129,7 +137,7 @@ class _Delivery:
                 self._try(notice)
             elif not self._wait():
                 break
-            if time.monotonic() >= self._until:
+            if self._clock() >= self._until:
                 break
         self._bring_forward()
 
@@ -145,14 +153,14 @@ class _Delivery:
         log.log(logging.INFO if told else logging.ERROR, "callback %s: %s", notice.id, verdict.detail)
 
     def _put_off(self, notice: Notice, verdict: Verdict) -> None:
-        now = time.monotonic()
+        now = self._clock()
         wait = max(verdict.wait, verdict.asked)
         self._database.postpone_notice(notice, wait, verdict.detail)
         self._waiting[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
 
     def _wait(self) -> bool:
         """Wait until the next of ours is due; False where none comes due in time."""
-        now = time.monotonic()
+        now = self._clock()
         # Those overdue by more than clocks can differ are with another worker.
         due = [put_off.due for put_off in self._waiting.values() if put_off.due > now - _LATE]
         if not due or min(due) >= self._until:
@@ -162,6 +170,6 @@ class _Delivery:
 
     def _bring_forward(self) -> None:
         """Let what waits of our own accord be due at once: the next delivery may find the receiver well."""
-        now = time.monotonic()
+        now = self._clock()
         for put_off in self._waiting.values():
             self._database.postpone_notice(put_off.notice, max(0.0, put_off.asked - now), put_off.detail)
