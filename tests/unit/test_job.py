@@ -1,4 +1,4 @@
-"""How a run ends when what it needs fails: by which status, how soon, and what is kept of it."""
+"""How a run ends when what it needs fails: by which status, what it waits for, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from text2img.progress import Silent
 from text2img.prompts import PromptId, Wishes
 from text2img.stages import Stop
 
-PATIENCE = 20  # seconds until a test gives up
-
 
 @pytest.fixture
 def database(tmp_path):
@@ -35,6 +33,18 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"database": "sqlite:///prompts.db", "output": "pictures", "run_id": "night"}
     return load(flags, environment=False)
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    """Sets how long a run waits at its end, in seconds: long, where a test does not expect it to wait."""
+
+    def limit(name, seconds):
+        monkeypatch.setattr(f"text2img.cli.job.{name}", seconds)
+
+    for name in ("_LAST_WORDS", "_GIVING_BACK", "_WRITING_DOWN"):
+        limit(name, 60)
+    return limit
 
 
 class Failing:
@@ -57,7 +67,7 @@ class Stuck:
 
     def __getattr__(self, name):
         if name == self._method and self.stuck.is_set():
-            return lambda *_: self.end.wait(PATIENCE)
+            return lambda *_: self.end.wait()
         return getattr(self._database, name)
 
 
@@ -80,32 +90,36 @@ def test_what_fails_during_a_stop_does_not_change_its_status(database, settings)
     assert [each.status for each in database.last_runs(1)] == ["stopped"]
 
 
-def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, monkeypatch):
+def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, limits):
     """What has failed ends as that failure, though its end cannot be written down."""
-    monkeypatch.setattr("text2img.cli.job._LAST_WORDS", 0.1)
-    stuck, stop, ended = Stuck(database, "save_run"), Stop(), threading.Event()
+    limits("_LAST_WORDS", 0.1)
+    stuck, stop = Stuck(database, "save_run"), Stop()
     job = failing(settings, stuck, Failing(stuck.stuck.set), stop)
-
-    def work():
+    try:
         with pytest.raises(StorageFailed):
             run(job, stop)
-        ended.set()
-
-    threading.Thread(target=work, daemon=True).start()
-    assert ended.wait(PATIENCE / 2)
-    stuck.end.set()
+    finally:
+        stuck.end.set()
     assert "the run's end could not be written down" in caplog.text
 
 
-def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(database, settings, monkeypatch):
-    """A release that hangs takes its second, and the run's document still says how it ended."""
+def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
+    database, settings, monkeypatch, limits
+):
+    """A release that hangs is waited for no longer than its limit, and the run's document still says how it
+    ended.
+    """
+    limits("_GIVING_BACK", 0.1)
+    monkeypatch.setattr("text2img.leases._GIVING_BACK", 600)
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
     job = failing(settings, stuck, Failing(lambda: None), Stop())
     job._leases.hold(prompt.claim for prompt in database.claim("w1", 1, 60, Selection()))
     stuck.stuck.set()
-    job.give_up(143)
-    stuck.end.set()
+    try:
+        job.give_up(143)
+    finally:
+        stuck.end.set()
     assert statuses == [143]
     assert [each.status for each in database.last_runs(1)] == ["stopped"]
 

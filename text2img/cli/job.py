@@ -35,6 +35,8 @@ log = logging.getLogger("text2img.run")
 
 _TOLD_EVERY = 2.0  # seconds that a server's outcomes wait for others, to be told together
 _LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write that down and tell of it
+_GIVING_BACK = 1.0  # seconds to release what is claimed where a run is given up
+_WRITING_DOWN = 0.5  # seconds to write down then how it ended
 
 
 class Job:
@@ -133,9 +135,9 @@ class Job:
     def give_up(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
         with suppress(Exception):
-            within(1, self._leases.release)
+            within(_GIVING_BACK, self._leases.release)
         with suppress(Exception):
-            within(0.5, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped")))
+            within(_WRITING_DOWN, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped")))
         self.conclude(0)
         logging.shutdown()
         os._exit(status)
