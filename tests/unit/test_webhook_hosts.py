@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from urllib3.util import parse_url
 
@@ -124,6 +124,10 @@ URLS = st.one_of(
 )
 
 
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@UNTIMED
 @given(url=URLS)
 @example(url="http://backend.example:80\\@evil.example")
 @example(url="http://evil.example#@backend.example")
@@ -143,6 +147,7 @@ def test_whatever_is_let_through_goes_to_an_allowed_host_for_every_parser(url):
         assert hosts.check(sent) == address
 
 
+@UNTIMED
 @given(st.ip_addresses(network="10.0.0.0/8") | st.ip_addresses(network="192.168.0.0/16"))
 def test_private_addresses_are_known_in_every_dress(address):
     """Plain, mapped into IPv6, in 6to4, and in NAT64."""
