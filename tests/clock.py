@@ -25,9 +25,9 @@ _MOMENTS = {
 
 
 class Clock:
-    """Seconds that pass by ``advance`` alone; ``pauses`` are those, in their order.
+    """Seconds that pass by ``sleep`` (or ``advance``) alone; ``pauses`` are those, in their order.
 
-    ``passes(seconds)`` is called for each: it lets the same time pass somewhere else.
+    It stands for the function ``time.monotonic`` and for the module ``time``. ``passes(seconds)`` is called for each: it lets the same time pass somewhere else.
     """
 
     def __init__(self, passes: Callable[[float], object] = lambda seconds: None) -> None:
@@ -38,10 +38,16 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now
+
     def advance(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.now += seconds
         self._passes(seconds)
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
 
 
 class Event(threading.Event):
