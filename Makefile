@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 NAMES ?= coldstart fleet loras memory overhead overlap workers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all test-models chaos bench gpu check audit dev format coverage clean
+.PHONY: help demo test test-all test-models chaos fuzz bench gpu check audit dev format coverage clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -25,6 +25,9 @@ test-models: $(VENV)/dev.stamp ## long tests of models and workers, by hand
 
 chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what became of their work
 	$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+fuzz: $(VENV)/dev.stamp  ## search for inputs that break a property, MINUTES=5
+	$(BIN)/python -m tests.fuzz $(MINUTES)
 
 bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into the README
 	@status=0; for name in $(NAMES); do \

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples import load_profile
+
 # Before anything imports torch or the hub's client: two OpenMP threads on busy cores stall badly, and a
 # test must not reach for a network that is not its own.
 os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
 )
+
+load_profile()
 
 pytest_plugins = [
     *("tests.servers.mongodb", "tests.servers.gcs", "tests.servers.s3"),

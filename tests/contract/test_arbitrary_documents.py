@@ -16,6 +16,7 @@ from pymongo.errors import BulkWriteError
 
 from tests import arbitrary
 from tests.contract.database_suite import ALL, MongoBackend, opened
+from tests.examples import examples
 from tests.outcomes import DEFAULTS, completed
 from tests.painter import Bench, Painter
 from text2img.callbacks.entry import compose
@@ -24,9 +25,9 @@ from text2img.prompts import ModelConfiguration, failure, request
 
 BOUNDED = settings(  # failures are not shrunk: each try is a whole pass on a server
     phases=[Phase.explicit, Phase.generate],
-    deadline=None, derandomize=True, max_examples=30, database=None,
+    max_examples=examples(10),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
-)  # fmt: skip
+)
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 RAW = CodecOptions(
     tz_aware=True,

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests import arbitrary
+from tests.examples import examples
 from tests.painter import Bench, Painter
 from text2img.callbacks.entry import compose
 from text2img.errors import ErrorCode
@@ -61,9 +62,10 @@ def _waits(row):
 
 
 @settings(
-    phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, max_examples=25, database=None,
+    phases=[Phase.explicit, Phase.generate],
+    max_examples=examples(10),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @given(
     st.lists(arbitrary.documents(VALUES, VALUES.filter(lambda value: _literal(value) != "NULL")), max_size=25)

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 )
 
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened, postponed
+from tests.examples import examples
 from tests.outcomes import completed, iterated
 from text2img.callbacks.entry import compose
 from text2img.databases import Collections, NewPrompt, Notice
@@ -212,25 +213,26 @@ class Machine(RuleBasedStateMachine):
         assert done == self.backend.count(self.names.dataset_records)
 
 
-def _run(backend, examples, steps):
+def _run(backend, tries, steps):
     machine = type("BoundMachine", (Machine,), {"backend": backend})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, database=None,
-            suppress_health_check=[*HealthCheck],
+            max_examples=examples(tries), stateful_step_count=steps, suppress_health_check=[*HealthCheck]
         ),
-    )  # fmt: skip
+    )
 
 
+@pytest.mark.fuzz
 def test_any_order_of_steps_on_sqlite(tmp_path):
     """Whatever workers do in whatever order, no prompt is lost, shared, done twice or told twice (SQLite)."""
-    _run(SqliteBackend(tmp_path), 60, 25)
+    _run(SqliteBackend(tmp_path), 20, 25)
 
 
+@pytest.mark.fuzz
 @pytest.mark.slow
 def test_any_order_of_steps_on_mongodb(mongodb_server):
     """Whatever workers do in whatever order, no prompt is lost, shared, made twice or told twice (Mongo)."""
     backend = MongoBackend("secantusdb", mongodb_server)
-    _run(backend, 20, 20)
+    _run(backend, 5, 20)
     backend.remove()

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened
+from tests.examples import examples
 from tests.outcomes import completed
 from text2img.callbacks.entry import compose
 from text2img.callbacks.telling import _own
@@ -193,24 +194,25 @@ class Machine(RuleBasedStateMachine):
         assert sorted(named) == sorted(self.in_notices)
 
 
-def _run(backend, examples):
+def _run(backend, tries):
     run_state_machine_as_test(
         type("BoundMachine", (Machine,), {"backend": backend}),
         settings=settings(
-            max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True, database=None,
-            suppress_health_check=[*HealthCheck],
+            max_examples=examples(tries), stateful_step_count=25, suppress_health_check=[*HealthCheck]
         ),
-    )  # fmt: skip
+    )
 
 
+@pytest.mark.fuzz
 def test_tellers_in_any_order_on_sqlite(tmp_path):
     """Whatever tellers do and wherever they die, each outcome is in one notice, and it is due until told."""
-    _run(SqliteBackend(tmp_path), 100)
+    _run(SqliteBackend(tmp_path), 25)
 
 
+@pytest.mark.fuzz
 @pytest.mark.slow
 def test_tellers_in_any_order_on_mongodb(mongodb_server):
     """The same on MongoDB: each outcome in one notice, each notice due until told or refused."""
     backend = MongoBackend("secantusdb", mongodb_server)
-    _run(backend, 20)
+    _run(backend, 5)
     backend.remove()

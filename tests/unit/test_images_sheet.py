@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.examples import examples
 from text2img.errors import Stopped, StorageFailed
 from text2img.images.lettering import ELLIPSIS, Lettering
 from text2img.images.sheet import COLUMNS, MARGIN, PICTURE, TEXT, Row, Try, contact_sheets
@@ -139,7 +140,7 @@ def test_rows_and_pictures_are_read_as_pages_are_asked_for():
 
 
 @given(st.text(st.characters(), max_size=60), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20))
 def test_no_text_breaks_a_sheet(text, tries):
     """Whatever characters a prompt holds, a page comes out, and nothing is drawn beyond the text's column."""
     (page,) = _pages(Row(text, (_try(),) * tries))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.painter import Bench, Painter
 from tests.waiting import until
 from text2img.databases import Selection
@@ -236,9 +237,8 @@ def test_fewer_prompts_are_claimed_where_each_has_many_pictures(tmp_path):
 
 
 @settings(
-    phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True, max_examples=30, database=None,
-    suppress_health_check=[*HealthCheck],
-)  # fmt: skip
+    phases=[Phase.explicit, Phase.generate], max_examples=examples(30), suppress_health_check=[*HealthCheck]
+)
 @given(
     st.lists(st.integers(1, 7), min_size=1, max_size=6),
     st.integers(1, 5),
