@@ -7,6 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from tests.examples import examples
 from text2img.intake.entries import FIELDS, new_prompt
 from text2img.intake.schema import schema
 
@@ -71,12 +72,17 @@ _ENTRIES = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(200))
 @given(_ENTRIES)
 @example({"text": "a", "id": None, "_id": 7})
 @example({"text": None, "prompt_tags": ["a"]})
 @example({"text": "a", "lora": []})
 @example({"text": "a", "width": 64.0})
+@example({"text": "a cat", "artist_name": "http://b\n"})
+@example({"text": "a cat", "lora": {"path": "ink", "sha256": "a" * 64 + "\n"}})
+@example({"text": "a cat", "id": {"$oid": "5" * 24 + "\n"}})
+@example({"text": "a cat", "id": {"$uuid": "a" * 32 + "\n"}})
+@example({"text": "a cat", "webhook_url": "http://b\n"})
 def test_the_schema_takes_what_the_checks_take(entry):
     """Whatever an entry holds, the schema takes it if and only if the checks do, line for line."""
     prompt, complaints = new_prompt(entry)

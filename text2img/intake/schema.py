@@ -13,6 +13,8 @@ from text2img.prompts.parameters import FORMATS, MOST_IMAGES, POSITIONS, SCHEDUL
 from text2img.prompts.webhooks import FORM, LONGEST_URL
 
 _INT64: Final = 2**63
+_END: Final = "(?![\\s\\S])"
+"""The end of a text, in Python and in JavaScript: Python's $ also matches before a newline there."""
 _PLAIN: Final = {"not": {"pattern": "\\u0000"}}
 _LABEL: Final = {
     "anyOf": [
@@ -63,8 +65,8 @@ def _fields() -> dict[str, dict[str, Any]]:
         "anyOf": [
             {"type": "string", "minLength": 1},
             _integer(-_INT64, _INT64 - 1),
-            _typed("$oid", "^(-*[0-9a-fA-F]){24}-*$"),
-            _typed("$uuid", "^(-*[0-9a-fA-F]){32}-*$"),
+            _typed("$oid", f"^(-*[0-9a-fA-F]){{24}}-*{_END}"),
+            _typed("$uuid", f"^(-*[0-9a-fA-F]){{32}}-*{_END}"),
         ],
     }
     pixels = {**_integer(64, 4096), "multipleOf": 8, "description": "pixels"}
@@ -105,7 +107,7 @@ def _fields() -> dict[str, dict[str, Any]]:
         "artist_name": {
             "type": "string",
             "maxLength": LONGEST_NAME,
-            "pattern": f"^[^{_steering()}]*$",
+            "pattern": f"^[^{_steering()}]*{_END}",
             "description": "signs the picture",
         },
         "signature_position": {"enum": list(POSITIONS)},
@@ -118,7 +120,7 @@ def _fields() -> dict[str, dict[str, Any]]:
 def _lora() -> dict[str, Any]:
     fields: dict[str, dict[str, Any]] = {
         "weight": {"type": "number", "minimum": -HEAVIEST, "maximum": HEAVIEST},
-        "sha256": {"type": "string", "pattern": "^[0-9a-fA-F]{64}$"},
+        "sha256": {"type": "string", "pattern": f"^[0-9a-fA-F]{{64}}{_END}"},
         "size": {**_integer(1, 2**40), "description": "bytes"},
     }
     path = {"type": "string", "maxLength": LONGEST_PATH, "pattern": "\\S", "description": "where it is"}
