@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from tests.servers.fal import KEY, MODEL
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
@@ -18,16 +20,42 @@ def request(text=TEXT, name="1", **wishes):
     return Request(prompt=prompt, text=text, parameters=parameters)
 
 
-def engine(fal, **options):
+class Clock(threading.local):
+    """A clock that waiting moves on at once; ``pauses`` are the seconds that were waited.
+
+    Each request is fetched in a thread of its own, and has a time of its own.
+    """
+
+    def __init__(self, pauses):
+        self.now, self.pauses = 0.0, pauses
+
+    def read(self):
+        return self.now
+
+    def wait(self, gone, seconds):
+        self.now += seconds
+        if seconds:
+            self.pauses.append(seconds)
+        return gone.is_set()
+
+
+def engine(fal, clock=None, **options):
+    """The engine, which waits for nothing but the service's answers, and they may take a minute each."""
     defaults = {
         "model": MODEL,
         "key": KEY,
         "url": fal.url,
         "patience": 2.0,
         "stall_timeout": 2.0,
-        "timeout": 5.0,
+        "timeout": 60.0,
     }
-    return HostedEngine(HostedOptions(**{**defaults, **options}))
+    clock = clock or Clock([])
+    return HostedEngine(HostedOptions(**{**defaults, **options}), clock=clock.read, wait=clock.wait)
+
+
+def waiting_engine(fal, **options):
+    """The engine as the product has it, with a real clock."""
+    return HostedEngine(HostedOptions(**{"model": MODEL, "key": KEY, "url": fal.url, **options}))
 
 
 def generate(fal, *batch, **options):

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import threading
-import time
 import uuid
 from collections import Counter
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from PIL import Image
+
+from tests.waiting import until  # noqa: F401 - tests of the whole job take it from here
 
 KEY = "fal-key-id:fal-key-secret"
 MODEL = "fal-ai/flux/dev"
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"detail": f"Application {self.path[1:]} not found"})
             return
         if self.server.together:
-            self.server.together.wait(20)  # nobody gets through before as many are here
+            self.server.together.wait()  # nobody gets through before as many are here
         name = str(uuid.uuid4())
         with self.server.lock:
             self.server.submitted.append(arguments)
@@ -137,10 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"detail": "Request not found"})
             return
         state = plan.states[min(plan.looks, len(plan.states) - 1)]
-        plan.looks += 1
-        if plan.hangs == state:
+        if plan.hangs == state:  # and hangs again when it is asked again
             self.server.reached.set()
-            self.server.end.wait(120)
+            self.server.end.wait()
+        plan.looks += 1
         facts = {"queue_position": 0} if state == "IN_QUEUE" else {"logs": None}
         self._json(200 if state == "COMPLETED" else 202, {"status": state, **facts})
 
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("content-length", "1000000")
             self.end_headers()
-            while not self.server.end.wait(0.05):
+            while not self.server.end.wait(0.05):  # clock: a file that trickles
                 self.wfile.write(b"x")
             return
         asked = arguments["image_size"]
@@ -215,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not canned:
             if plan.hangs == what:
                 self.server.reached.set()
-                self.server.end.wait(120)
+                self.server.end.wait()
             return False
         status, headers, body = canned[0] if plan.forever else canned.pop(0)
         self._send(status, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
@@ -272,11 +273,3 @@ def fal():
     """A service of this test's own."""
     with fal_server() as server:
         yield server
-
-
-def until(true, seconds=60):
-    """Wait for something that another process does; fails after so long."""
-    latest = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < latest, "it did not come to pass"
-        time.sleep(0.02)

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from contextlib import nullcontext as nothing
 
 import pytest
 
-from tests.hosted import TEXT, engine, generate, request
+from tests.hosted import TEXT, Clock, engine, generate, request, waiting_engine
 from tests.servers.fal import KEY, MODEL, data_url, painted, shade
+from tests.waiting import until
 from text2img.engine import Picture
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
@@ -205,21 +205,22 @@ def test_what_passes_is_waited_out(fal):
     """429 with Retry-After, 503 and a gateway's page are asked again; the picture comes in the end."""
     answers = [(429, {"retry-after": "1"}, {}), (503, {}, b"<html>nginx</html>")]
     fal.plan(TEXT, submit=answers, result=[(502, {}, b"<html>nginx</html>")])
-    begun = time.monotonic()
-    (picture,) = generate(fal, patience=20)
+    clock = Clock(pauses := [])
+    (picture,) = generate(fal, clock=clock, patience=20)
     assert isinstance(picture, Picture)
-    assert time.monotonic() - begun >= 1
+    assert pauses[0] == 1  # as the service asked
+    assert 1.5 <= pauses[1] <= 2
     assert fal.asked["submit"] == 3
     assert len(fal.submitted) == 1
 
 
 def test_a_wait_beyond_the_patience_is_not_begun(fal):
-    """Who is put off for longer than the patience says so at once."""
+    """Who is put off for longer than the patience says so without waiting at all."""
     fal.plan(TEXT, submit=[(429, {"retry-after": "600"}, {})])
-    begun = time.monotonic()
+    clock = Clock(pauses := [])
     with pytest.raises(DeviceFailed, match="429"):
-        generate(fal, patience=20)
-    assert time.monotonic() - begun < 5
+        generate(fal, clock=clock, patience=20)
+    assert (pauses, fal.asked["submit"]) == ([], 1)
 
 
 def test_an_address_that_is_signed_is_in_no_trace():
@@ -281,12 +282,12 @@ def test_what_ends_the_run(fal, answer, words):
 
 @pytest.mark.parametrize("where", ["submit", "IN_QUEUE", "result", "file"])
 def test_what_hangs_is_given_up(fal, where):
-    """A service that takes a question and never answers, or lets a file trickle, costs a bounded time."""
+    """A service that takes a question and never answers, or lets a file trickle, is given up."""
     fal.plan(TEXT, hangs=where)
-    begun = time.monotonic()
+    # The patience allows four tries: on a busy machine another answer may well take half a second once.
     with pytest.raises(DeviceFailed) if where == "submit" else nothing():
-        assert failed(fal, timeout=0.5, patience=1).code is ErrorCode.GENERATION_FAILED
-    assert time.monotonic() - begun < 10
+        assert failed(fal, timeout=0.5, patience=8).code is ErrorCode.GENERATION_FAILED
+    assert not fal.end.is_set()  # it hangs still
 
 
 def test_a_request_that_stays_as_it_is_is_taken_back(fal):
@@ -301,38 +302,39 @@ def test_a_request_that_stays_as_it_is_is_taken_back(fal):
 def test_a_huge_download_is_cut_off(fal):
     """More than 64 MiB is not read to its end."""
     fal.plan(TEXT, picture=b"\x89PNG" + bytes(65 * 2**20))
-    assert str(failed(fal, timeout=30)) == "fal's answer is malformed: it is too large"
+    assert str(failed(fal)) == "fal's answer is malformed: it is too large"
 
 
 def test_a_stop_takes_the_requests_back(fal):
-    """What on_step raises ends the batch soon, and what waits at the service is cancelled there."""
+    """What on_step raises ends the batch, and what waits at the service is cancelled there: both requests
+    that are looked at every now and then, and one that is to be asked for again in an hour.
+    """
     texts = ["one", "two", "three"]
-    for text in texts:
+    for text in texts[:2]:
         fal.plan(text, states=["IN_QUEUE"])
+    fal.plan("three", states=["COMPLETED"], result=[(503, {"retry-after": "3000"}, b"")], forever=True)
 
     def on_step(done, of):
-        if len(fal.requests) == 3:
+        if len(fal.requests) == 3 and fal.asked["result"]:
             raise Stopped(signal.SIGTERM)
 
-    begun = time.monotonic()
+    drawing = waiting_engine(fal, patience=3600, stall_timeout=3600)
     with pytest.raises(Stopped):
-        engine(fal).generate([request(text, name=text) for text in texts], on_step)
-    assert time.monotonic() - begun < 5
-    assert sorted(fal.cancelled) == sorted(texts)
+        drawing.generate([request(text, name=text) for text in texts], on_step)
+    until(lambda: sorted(fal.cancelled) == sorted(texts))
 
 
 def test_a_stop_does_not_wait_for_what_hangs(fal):
-    """Also while the service says nothing, a stop comes through within seconds."""
+    """Also while the service says nothing, and would be waited for for an hour, a stop comes through."""
     fal.plan(TEXT, hangs="submit")
 
     def on_step(done, of):
         if fal.reached.is_set():
             raise Stopped(signal.SIGTERM)
 
-    begun = time.monotonic()
     with pytest.raises(Stopped):
-        engine(fal, timeout=60, patience=60).generate([request()], on_step)
-    assert time.monotonic() - begun < 6
+        engine(fal, timeout=3600, patience=3600).generate([request()], on_step)
+    assert not fal.end.is_set()  # it hangs still
 
 
 def test_the_card_needs_no_network():

@@ -36,11 +36,18 @@ class HostedEngine:
 
     A request that may go better another time fails with ``generation_failed``; the run ends only where that
     would go on for all of them. What is drawn elsewhere may have another size, or another seed, than it was
-    asked for: then the picture says so.
+    asked for: then the picture says so. ``clock`` and ``wait`` are those of an errand.
     """
 
-    def __init__(self, options: HostedOptions) -> None:
+    def __init__(
+        self,
+        options: HostedOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         self._options = options
+        self._clock, self._wait = clock, wait
         self._limits = limits(options.model)
         self._seconds = 0.0
 
@@ -88,7 +95,9 @@ class HostedEngine:
         if not batch:
             return []
         begun, gone, steps = time.monotonic(), threading.Event(), batch[0].parameters.num_inference_steps
-        errands = [Errand(self._options, request, gone) for request in batch]
+        errands = [
+            Errand(self._options, request, gone, clock=self._clock, wait=self._wait) for request in batch
+        ]
         try:
             ends = _together(
                 [errand.run for errand in errands],

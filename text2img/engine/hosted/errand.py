@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,7 +20,7 @@ from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 from text2img.waits import asked, growing
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Callable
 
     from text2img.engine.hosted import HostedOptions
     from text2img.engine.hosted.wire import Answer
@@ -51,10 +52,22 @@ class Abandoned(Exception):  # noqa: N818 - it says what happened
 
 
 class Errand:
-    """Fetches one picture, in one thread. ``gone``, once set, ends it at its next wait."""
+    """Fetches one picture, in one thread. ``gone``, once set, ends it at its next wait.
 
-    def __init__(self, options: HostedOptions, request: Request, gone: threading.Event) -> None:
+    ``wait(gone, seconds)`` says whether ``gone`` was set within so many seconds of ``clock``.
+    """
+
+    def __init__(
+        self,
+        options: HostedOptions,
+        request: Request,
+        gone: threading.Event,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         self._options, self._request, self._gone = options, request, gone
+        self._clock, self._wait = clock, wait
         self._wire = Wire(options.timeout)
         self._place: str | None = None
 
@@ -99,7 +112,7 @@ class Errand:
 
     def _wait_for_it(self) -> None:
         """Until the request is completed; PromptFailed where it stays as it is for too long, or is gone."""
-        pause, seen, since = _LOOKS[0], "", time.monotonic()
+        pause, seen, since = _LOOKS[0], "", self._clock()
         while True:
             status = answers.content(self._ask("status", f"{self._place}/status"))
             state = answers.plain(str(status.get("status")), 40)
@@ -109,8 +122,8 @@ class Errand:
                 raise _failed(f"fal says that the request is {state}")
             news = f"{state} {status.get('queue_position')}"
             if news != seen:
-                seen, since = news, time.monotonic()
-            elif time.monotonic() - since > self._options.stall_timeout:
+                seen, since = news, self._clock()
+            elif self._clock() - since > self._options.stall_timeout:
                 raise _failed(f"fal has kept the request {state} for {self._options.stall_timeout:g} s")
             self._pause(pause)
             pause = min(pause * 1.5, _LOOKS[1])
@@ -151,7 +164,7 @@ class Errand:
 
     def _ask(self, step: Step, url: str, document: object = None) -> Answer:
         """The 2xx answer, once there is one: what may pass is waited out, as long as the patience lasts."""
-        latest = time.monotonic() + self._options.patience
+        latest = self._clock() + self._options.patience
         key = None if step == "picture" else self._options.key
         for tries in itertools.count(1):
             self._pause(0)
@@ -172,7 +185,7 @@ class Errand:
 
     def _wait_again(self, wait: float, latest: float, reason: str) -> None:
         """Wait before the next try, unless that would come too late."""
-        if time.monotonic() + wait > latest:
+        if self._clock() + wait > latest:
             patience = f"--generator-patience ({self._options.patience:g} s)"
             sentence = f"{reason}, and {patience} allows no further try; run it again later"
             raise Away(sentence, submitted=self._place is not None)
@@ -189,7 +202,7 @@ class Errand:
         raise answers.refusal(answer, self._options.model, self._options.key)
 
     def _pause(self, seconds: float) -> None:
-        if self._gone.wait(seconds):
+        if self._wait(self._gone, seconds):
             raise Abandoned
 
     def _cancel(self) -> None:
