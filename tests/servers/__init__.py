@@ -7,17 +7,16 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from tests.waiting import until
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-_UP_IN = 20  # seconds
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -44,16 +43,14 @@ def running(name: str, arguments: Sequence[str], folder: Path, answers: Callable
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen([found, *arguments], stdout=log, stderr=subprocess.STDOUT)
         try:
-            until = time.monotonic() + _UP_IN
-            while process.poll() is None and time.monotonic() < until and not answers():
-                time.sleep(0.05)
-            if process.poll() is not None or time.monotonic() >= until:
+            until(lambda: process.poll() is not None or answers())
+            if process.poll() is not None:
                 unavailable(f"{name} did not come up (exit status {process.poll()})")
             yield
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

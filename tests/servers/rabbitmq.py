@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import pytest
 from pika.exceptions import AMQPError
 
 from tests.servers import free_port, unavailable
+from tests.waiting import until
 
 _DEBIAN = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # the one in the path insists on a user of its own
-_UP_IN = 90  # seconds, on a busy machine
 
 
 class RabbitServer:
@@ -54,19 +53,17 @@ class RabbitServer:
     def start(self):
         self._mapper = self._mapper or self._process("epmd", "-port", self._environment["ERL_EPMD_PORT"])
         self._server = self._process(self._program)
-        until = time.monotonic() + _UP_IN
-        while not self._answers():
-            if self._server.poll() is not None or time.monotonic() > until:
-                unavailable(f"rabbitmq-server did not come up (exit status {self._server.poll()})")
-            time.sleep(0.1)
+        until(lambda: self._server.poll() is not None or self._answers())
+        if self._server.poll() is not None:
+            unavailable(f"rabbitmq-server did not come up (exit status {self._server.poll()})")
 
     def stop(self):
         """In good order; SIGKILL where that takes too long."""
-        _end(self._server, 60)
+        _end(self._server)
 
     def close(self):
         self.stop()
-        _end(self._mapper, 5)
+        _end(self._mapper)
 
     def _process(self, *command):
         with (self._folder / "server.log").open("ab") as log:
@@ -133,12 +130,12 @@ def rabbitmq_in(folder):
         server.close()
 
 
-def _end(process, seconds):
+def _end(process):
     if process is None:
         return
     process.terminate()
     try:
-        process.wait(seconds)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
