@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
 
+from tests.chaos.gates import Gate
 from tests.servers import free_port
+from tests.waiting import until
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, Stopped
 from text2img.intake.messages import Reader
-from text2img.intake.rabbitmq import consumer
 from text2img.intake.rabbitmq.broker import Broker
 from text2img.intake.rabbitmq.consumer import Consumer
 from text2img.stages import Stop
 
-PATIENCE = 60  # seconds until a test gives up
+HEARTBEAT = 8
+"""The type of a frame that says nothing but that its sender lives (AMQP 0-9-1, 4.2.7)."""
 
 
 class Desk:
@@ -29,22 +30,21 @@ class Desk:
         self.server, self.database = server, database
         self.queue = server.queue()
         self.dead = f"{self.queue}.dead"
-        self.added = threading.Condition()
         self.away = threading.Event()
+        self.failures = 0
         self.asked = threading.Semaphore(0)
 
     def add(self, prompts):
         self.asked.release()
-        if self.away.is_set():
+        if self.away.is_set() or self.failures:
+            self.failures = max(0, self.failures - 1)
             raise DatabaseFailed("the database is away")
         self.database.enqueue(prompts)
-        with self.added:
-            self.added.notify_all()
 
     @contextmanager
-    def consuming(self, *, query="", prefetch=100, add=None):
-        broker = Broker(self.server.url + query, self.queue, self.dead, prefetch)
-        taking_in = Consumer(broker, Reader(), add or self.add, Stop())
+    def consuming(self, *, url=None, add=None, **options):
+        broker = Broker(url or self.server.url, self.queue, self.dead, 100)
+        taking_in = Consumer(broker, Reader(), add or self.add, Stop(), **options)
         taking_in.start()
         try:
             yield
@@ -59,8 +59,7 @@ class Desk:
         return self.database.counts(Selection()).pending
 
     def await_prompts(self, number):
-        with self.added:
-            assert self.added.wait_for(lambda: self.prompts() == number, PATIENCE), self.prompts()
+        until(lambda: self.prompts() == number)
 
 
 @pytest.fixture
@@ -73,14 +72,6 @@ def desk(tmp_path, rabbitmq):
 
 def message(number):
     return {"generation_id": f"g-{number}", "prompt": "a cat", "seed": number}
-
-
-def until(true):
-    """Wait for something that only the broker knows."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -132,37 +123,57 @@ def test_nothing_is_acknowledged_before_it_is_safe(desk):
     desk.publish(*map(message, range(5)))
     with consumers_left(desk, 5), desk.consuming():
         for _ in range(2):
-            assert desk.asked.acquire(timeout=PATIENCE)
+            desk.asked.acquire()
         assert desk.server.ready(desk.queue) == 0  # the consumer holds them
     assert desk.prompts() == 0
 
 
 def test_a_database_that_comes_back_gets_what_waited(desk):
     """No message is lost and none is a dead letter because the database was away."""
-    desk.away.set()
-    with consumers_left(desk, 0), desk.consuming():
+    desk.failures, pauses = 3, []
+
+    def wait(event, seconds):
+        pauses.append(seconds)
+        return event.is_set()
+
+    with consumers_left(desk, 0), desk.consuming(wait=wait):
         desk.publish(*map(message, range(5)))
-        for _ in range(3):
-            assert desk.asked.acquire(timeout=PATIENCE)
-        desk.away.clear()
         desk.await_prompts(5)
+    assert pauses == [0.5, 1, 2]
     assert desk.server.ready(desk.dead) == 0
 
 
 def test_the_connection_outlives_a_database_slower_than_its_heartbeat(desk, caplog):
-    """A call that takes four times the heartbeat's length costs no connection, and is acknowledged."""
-    slow, end = threading.Event(), threading.Event()
+    """A call that takes three times the heartbeat's length costs no connection, and is acknowledged: it ends
+    only when six heartbeats, of which one goes out each half of that length, have passed.
+    """
+    beats, slow, end = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def frame(stream):
+        head = stream.read(8) if not frames else stream.read(7)
+        frames.append(head)
+        if len(frames) == 1:  # the protocol's name
+            return head
+        if head[:1] == bytes([HEARTBEAT]) and slow.is_set():
+            beats.release()
+        return head and head + stream.read(int.from_bytes(head[3:7], "big") + 1)
 
     def add(prompts):
         slow.set()
-        end.wait(PATIENCE)
+        end.wait()
         desk.add(prompts)
 
-    with caplog.at_level(logging.DEBUG, "text2img"), consumers_left(desk, 0):
-        with desk.consuming(query="/%2F?heartbeat=1", add=add):
+    frames = []
+    with (
+        caplog.at_level(logging.DEBUG, "text2img"),
+        Gate(desk.server.port, frame) as gate,
+        consumers_left(desk, 0),
+    ):
+        with desk.consuming(url=f"amqp://guest:guest@127.0.0.1:{gate.port}/%2F?heartbeat=2", add=add):
             desk.publish(message(1))
-            assert slow.wait(PATIENCE)
-            end.wait(4)
+            slow.wait()
+            for _ in range(6):
+                beats.acquire()
             end.set()
             desk.await_prompts(1)
             until(lambda: "became prompts" in caplog.text)
@@ -196,7 +207,7 @@ def test_a_broker_that_restarts_is_found_again(desk):
         desk.await_prompts(1)
         desk.away.set()
         desk.publish(message(2))
-        assert desk.asked.acquire(timeout=PATIENCE)
+        desk.asked.acquire()
         desk.server.stop()
         desk.away.clear()
         desk.await_prompts(2)  # what it had taken is safe, though it can acknowledge nothing
@@ -205,13 +216,12 @@ def test_a_broker_that_restarts_is_found_again(desk):
         desk.await_prompts(3)
 
 
-def test_a_broker_that_is_not_there(tmp_path, monkeypatch):
+def test_a_broker_that_is_not_there():
     """It is waited for for a while, then the line says where nobody answers, and nothing of the password."""
-    monkeypatch.setattr(consumer, "PATIENCE", 1)
     port = free_port()
     broker = Broker(f"amqp://night:hush@127.0.0.1:{port}", "q", "q.dead", 1)
     with pytest.raises(BrokerFailed) as failed:
-        Consumer(broker, Reader(), print, Stop()).start()
+        Consumer(broker, Reader(), print, Stop()).start(patience=0.2)
     assert str(failed.value) == (f"RabbitMQ at 127.0.0.1:{port}: Connection refused; check --rabbitmq-url")
 
 

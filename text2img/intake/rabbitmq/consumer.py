@@ -59,6 +59,7 @@ class Consumer:
 
     ``read``: a body's prompt, or None and what is wrong. ``add``: called with prompts, returns once they are
     safe, may be called with the same again; while it raises DatabaseFailed it is called again, for ever.
+    ``wait(event, seconds)`` waits between two tries, for the event and no longer than that.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class Consumer:
         read: Callable[[bytes], tuple[NewPrompt | None, list[str]]],
         add: Callable[[list[NewPrompt]], None],
         stop: Stop,
+        *,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         self._broker, self._read, self._add, self._stop = broker, read, add, stop
+        self._wait = wait
         self._delivered: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._consuming, self._leaving = threading.Event(), threading.Event()
         self._lost: AMQPError | OSError | None = None
@@ -78,12 +82,12 @@ class Consumer:
             for name, work in (("rabbitmq", self._hold), ("intake", self._take_in))
         ]
 
-    def start(self) -> None:
-        """See Intake.start; returns once messages may come, which may take PATIENCE seconds."""
+    def start(self, patience: float = PATIENCE) -> None:
+        """See Intake.start; returns once messages may come, which may take ``patience`` seconds."""
         for thread in self._threads:
             thread.start()
         try:
-            self._await_broker(time.monotonic() + PATIENCE)
+            self._await_broker(time.monotonic() + patience)
         except BaseException:
             self.close()
             raise
@@ -128,7 +132,7 @@ class Consumer:
                 level = logging.WARNING if self._consuming.is_set() else logging.DEBUG
                 wait = _FIRST_WAIT if time.monotonic() - began > _LONGEST_WAIT else wait
                 log.log(level, "%s: %s; again in %g s", self._broker.place, explained(exc), wait)
-                self._leaving.wait(wait)
+                self._wait(self._leaving, wait)
                 wait = min(wait * 2, _LONGEST_WAIT)
 
     def _consume(self) -> None:
@@ -223,7 +227,7 @@ class Consumer:
                 self._add(prompts)
             except DatabaseFailed as exc:
                 log.warning("%s; %d messages wait for it, again in %g s", exc, len(prompts), wait)
-                self._leaving.wait(wait)
+                self._wait(self._leaving, wait)
                 wait = min(wait * 2, _LONGEST_WAIT)
             else:
                 log.debug("%d messages became prompts", len(prompts), extra={"messages": len(prompts)})
