@@ -31,14 +31,19 @@ class SqliteBackend:
         self.url = f"sqlite:///{self.file}"
 
     def put(self, document, table="datasets"):
-        values = {name: json.dumps(v) if isinstance(v, dict | list) else v for name, v in document.items()}
+        self.put_all([document], table)
+
+    def put_all(self, documents, table="datasets"):
         with closing(sqlite3.connect(self.file)) as connection, connection:
             known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-            for name in set(values) - known:
-                connection.execute(f'ALTER TABLE {table} ADD COLUMN "{name}"')
-            names, places = ", ".join(f'"{name}"' for name in values), ", ".join("?" * len(values))
-            statement = f"INSERT INTO {table} ({names}) VALUES ({places})"  # noqa: S608 - the tests' own names
-            connection.execute(statement, [*values.values()])
+            for document in documents:
+                for name in document.keys() - known:
+                    connection.execute(f'ALTER TABLE {table} ADD COLUMN "{name}"')
+                    known.add(name)
+                names, places = ", ".join(f'"{name}"' for name in document), ", ".join("?" * len(document))
+                values = [json.dumps(v) if isinstance(v, dict | list) else v for v in document.values()]
+                statement = f"INSERT INTO {table} ({names}) VALUES ({places})"  # noqa: S608 - own names
+                connection.execute(statement, values)
 
     def change(self, document_id, fields, table="datasets"):
         assignments = ", ".join(f'"{name}" = ?' for name in fields)
@@ -85,7 +90,11 @@ class MongoBackend:
         self.database = self.client[self.name]
 
     def put(self, document, table="datasets"):
-        self.database[table].insert_one(dict(document))
+        self.put_all([document], table)
+
+    def put_all(self, documents, table="datasets"):
+        if documents:
+            self.database[table].insert_many([dict(document) for document in documents])
 
     def change(self, document_id, fields, table="datasets"):
         update = {"$set": {name: value for name, value in fields.items() if value is not None}}
@@ -116,8 +125,9 @@ class Stand:
     database: object
 
     def put(self, *documents, table="datasets"):
-        for document in documents:
-            self.backend.put({"text": "a boat", **document} if table == "datasets" else document, table)
+        if table == "datasets":
+            documents = [{"text": "a boat", **document} for document in documents]
+        self.backend.put_all(documents, table)
 
     def get(self, document_id):
         return self.backend.get(document_id)

@@ -10,7 +10,7 @@ from tests.painter import Bench, Painter
 from text2img.databases import NewPrompt, Selection
 from text2img.prompts import PromptId, Wishes
 
-PROMPTS = 200
+PROMPTS = 100
 
 
 @pytest.mark.parametrize("shapes", [1, 5, 20])
