@@ -5,13 +5,16 @@ Run it as ``python tests/fakes/sleeping.py ARGUMENTS``, in place of ``python mai
 the product: the model's folder is really inspected, requests are checked against it, and a text of the demo's
 form is painted as that scene, so that the demo's judge recognises which prompt an image belongs to.
 
-Environment variables: SLEEP_PER_IMAGE, seconds (0.02). A prompt's text may hold one of these words:
+Environment variables: SLEEP_PER_IMAGE, seconds (0.02); SLEEP_HOLD, where a worker stands still until the file
+``go`` appears in the working directory: ``load``, while it loads its weights, or the number of one of its
+batches, counted from 1, which the device holds as it does for the word ``hold``. A prompt's text may hold one
+of these words:
 
 - ``kill``: its worker's process ends by SIGKILL while the prompt is on the device;
 - ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
 - ``hang``: the device makes no step any more;
 - ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
-  working directory.
+  working directory; a caption with this word beside it is painted as the caption's scene.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class SleepingEngine(diffusers.DiffusersEngine):
         return _CARD if self._options.model == DEFAULT_MODEL else super().inspect()
 
     def load(self) -> None:
-        self._loaded = None
+        self._loaded, self._batches = None, 0
+        while self._holds("load"):
+            time.sleep(_POLL_INTERVAL)  # clock: weights that load for as long as a test wants
 
     def prepare(self, request):
         check_fits(self.inspect(), request.parameters)
@@ -71,6 +76,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
 
     def generate(self, batch, on_step):
         begun = time.monotonic()
+        self._batches += 1
         for request in batch:
             _obey(request.text)
         self._sleep(batch, on_step)
@@ -92,9 +98,13 @@ class SleepingEngine(diffusers.DiffusersEngine):
         for step in range(1, steps + 1):
             time.sleep(seconds)  # clock: it is what this engine is for
             on_step(step, steps)
-            while held and not Path("release").exists():
+            while self._holds(str(self._batches)) or (held and not Path("release").exists()):
                 time.sleep(_POLL_INTERVAL)  # clock: a step of the device
                 on_step(step, steps)
+
+    def _holds(self, point):
+        """Say whether this worker has to stand still at a point of its work."""
+        return os.environ.get("SLEEP_HOLD") == point and not Path("go").exists()
 
 
 def paint(request):
@@ -102,7 +112,8 @@ def paint(request):
     wanted, seed = request.parameters, request.parameters.seed
     size = (wanted.width, wanted.height)
     try:
-        image = draw(Scene.parse(request.text), Random(seed)).resize(size, Image.Resampling.LANCZOS)
+        scene = Scene.parse(request.text.replace("hold", ""))
+        image = draw(scene, Random(seed)).resize(size, Image.Resampling.LANCZOS)
     except ValueError:
         shade = hashlib.sha256(f"{request.text}\0{seed}".encode()).digest()[0]
         image = Image.new("RGB", size, (shade, shade, shade))
