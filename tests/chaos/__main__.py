@@ -1,7 +1,9 @@
 """The long form: as many kills at each point as asked for, and a table of what they came to.
 
-``python -m tests.chaos --kills 20``. Every try is kept as a line in .chaos/tries.jsonl as soon as it is
-over, and one that stands there is not made again: what was interrupted goes on where it was.
+``python -m tests.chaos --kills 20``. The workers' engine sleeps and paints.
+
+Every try is kept as a line in .chaos/tries.jsonl as soon as it is over, and one that stands there is not made
+again: what was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ def _poisoned(site, book, number):
 def _crowded(prompts, kills):
     def attempt(site, book, number):
         site.add(book.prompts(range(prompts)))
-        return crowd(site, kills=kills, chance=Random(number), seconds=3600)
+        return crowd(site, of=prompts, kills=kills, chance=Random(number), seconds=3600)
 
     return attempt
 
@@ -117,7 +119,7 @@ def _crowded(prompts, kills):
 def _servers():
     """What makes a new site for a fault, in a folder that is gone afterwards, with the servers running."""
     with tempfile.TemporaryDirectory(prefix="text2img-chaos-") as root, _wired(Path(root)) as wire:
-        book = rehearse(Path(root) / "rehearsal")
+        book = rehearse()
 
         @contextmanager
         def site_in(fault):

@@ -1,4 +1,4 @@
-"""The servers behind their gates, and the undisturbed run that the others are compared with."""
+"""The servers behind their gates, and the pictures that all runs are compared with."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.chaos.sites import file_site, wire_site, wired
 
 
 @pytest.fixture(scope="session")
-def book(tmp_path_factory):
-    """Prompts whose pictures are right when nothing goes wrong."""
-    return rehearse(tmp_path_factory.mktemp("rehearsal"))
+def book():
+    """Prompts, with their pictures when nothing goes wrong."""
+    return rehearse()
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def _notices(told):
 
 
 class Book:
-    """Prompts whose pictures the model gets right, with the pictures of an undisturbed run."""
+    """Prompts, with the pictures of an undisturbed run."""
 
     def __init__(self, pages):
         self._pages = pages  # (caption, seed, pixels)
@@ -84,21 +84,27 @@ class Book:
     def __len__(self):
         return len(self._pages)
 
-    def prompts(self, ids):
-        """A prompt for each id."""
-        return [{"_id": key, "text": self._page(key)[0], "seed": self._page(key)[1]} for key in ids]
+    def prompts(self, ids, word=""):
+        """A prompt for each id; the ``word`` asks something of the workers' engine."""
+        pages = {key: self._page(key) for key in ids}
+        return [
+            {"_id": key, "text": f"{word} {caption}".strip(), "seed": seed}
+            for key, (caption, seed, _) in pages.items()
+        ]
 
     def shows(self, prompt, png):
-        """Whether this is that prompt's picture: by its colours, and by the undisturbed run's pixels where
-        the prompt has no steps of its own.
-        """
+        """Whether this is that prompt's picture: by its colours, and by the undisturbed run's pixels."""
         caption, _, pixels = self._page(prompt["_id"])
         seen, drawn = look(png)
-        alike = np.abs(drawn.astype(int) - pixels.astype(int)).max() <= _ROUNDING
-        return is_right(seen, caption) and (alike or "num_inference_steps" in prompt)
+        return is_right(seen, caption) and are_alike(drawn, pixels)
 
     def _page(self, key):
         return self._pages[key % len(self._pages)]
+
+
+def are_alike(one, other):
+    """Whether two pictures' pixels differ by no more than rounding."""
+    return np.abs(one.astype(int) - other.astype(int)).max() <= _ROUNDING
 
 
 def look(png):

@@ -9,26 +9,36 @@ from typing import TYPE_CHECKING
 
 from tests.chaos.gates import command_of
 from tests.chaos.triggers import Sight, holding
-from tests.chaos.workers import BATCH, Worker, pictures_made
+from tests.chaos.workers import BATCH, PER_IMAGE, Worker, pictures_made
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LONG_FOR_A_BATCH = 6  # seconds
+_LONG_FOR_A_BATCH = 10 * PER_IMAGE * BATCH  # seconds
 
 
 @dataclass(frozen=True)
 class Fault:
     """``catch(site, nth, run_id)`` sets the catch. A run over three batches passes the point ``times``.
 
-    ``lingers``: the worker has something to do there for a while, in the midst of which it may die.
+    ``lingers``: the device works there, on the ``nth`` batch, in the midst of which the worker may die.
+    ``after_device``: how many times each batch passes the point, where it has left the device before.
     """
 
     name: str
     catch: Callable
     times: int
     lingers: bool = False
+    after_device: int = 0
+
+    def holds(self, nth):
+        """What the device holds until the kill: the batch in the midst of which that comes, or the one behind
+        the batch that gets to the point. So a slow kill costs no more than a fast one.
+        """
+        if self.after_device:
+            return (nth - 1) // self.after_device + 2
+        return nth if self.lingers else ""
 
 
 def _in_database(recognises, *, reply):
@@ -86,25 +96,27 @@ def _in_file(event, each=1):
 
 @contextmanager
 def _seen_on_device(site, nth, run_id):
-    seen = set()
+    """That this run has completed the batches before its ``nth``, and has that one on the device."""
 
     def is_there():
-        seen.update(site.on_device())
-        return len(seen) >= nth * BATCH
+        prompts = site.documents("datasets")
+        done = {each["_id"] for each in prompts if each["status"] == "completed" and each["run_id"] == run_id}
+        return len(done | site.on_device()) >= nth * BATCH
 
     yield Sight(is_there)
 
 
-BEFORE_THE_RESULT = Fault("before the result", _in_database(_upserts_results, reply=False), 3)
+BEFORE_THE_RESULT = Fault("before the result", _in_database(_upserts_results, reply=False), 3, after_device=1)
 FAULTS = [
     Fault("after the claim", _in_database(_sets("claim_token"), reply=True), 3),
     Fault("in the middle of denoising", _in_database(_sets("started_claim"), reply=True), 3, lingers=True),
-    Fault("after the upload, before the record", _in_bucket, 3 * BATCH),
+    Fault("after the upload, before the record", _in_bucket, 3 * BATCH, after_device=BATCH),
     BEFORE_THE_RESULT,
     Fault(
         "after the result, before the prompt is completed",
         _in_database(_sets("completed_at"), reply=False),
         3,
+        after_device=1,
     ),
     Fault("after the record, before the notice", _in_database(_gathers, reply=False), 1),
     Fault("after the notice, before the callback's answer", _at_listener, 1),
@@ -115,12 +127,16 @@ FILE_FAULTS = [
     Fault("after the claim, SQLite", _in_file(_STARTED, BATCH), 3),
     Fault("in the middle of denoising, SQLite", _seen_on_device, 3, lingers=True),
     Fault(
-        "after the upload, before the record, SQLite", _in_file("BEFORE INSERT ON dataset_records", BATCH), 3
+        "after the upload, before the record, SQLite",
+        _in_file("BEFORE INSERT ON dataset_records", BATCH),
+        3,
+        after_device=1,
     ),
     Fault(
         "after the result, before its transaction ends, SQLite",
         _in_file("AFTER INSERT ON dataset_records"),
         3 * BATCH,
+        after_device=BATCH,
     ),
     Fault("after the record, before the notice, SQLite", _in_file(_GATHERED), 1),
     Fault("after the notice, before the callback's answer, SQLite", _at_listener, 1),
@@ -132,20 +148,20 @@ kill in the midst of it, that must leave neither.
 
 def die(site, fault, run_id, nth=1, pause=0.0):
     """Start a worker and kill it at the ``nth`` time that it gets to the point, ``pause`` seconds later."""
-    with fault.catch(site, nth, run_id) as catch, Worker(site, run_id) as worker:
+    with fault.catch(site, nth, run_id) as catch, Worker(site, run_id, holds=fault.holds(nth)) as worker:
         worker.reaches(catch.reached.is_set)
         worker.lives_on(pause)
         worker.kill()
 
 
-def finish(site, run_id="last", status=0):
+def finish(site, run_id="last", status=0, **how):
     """One more run, once the dead ones' leases are over; it must end with this status.
 
-    A notice whose sender died is leased for 30 seconds more, which are not waited for.
+    ``how``: as Worker's. A notice whose sender died is leased for 30 seconds more, which are not waited for.
     """
-    until(site.leases_over, 60, "all leases run out")
+    until(site.leases_over)
     site.end_leases("callbacks")
-    with Worker(site, run_id) as worker:
+    with Worker(site, run_id, **how) as worker:
         assert worker.wait() == status, worker.text[-3000:]
 
 
@@ -153,30 +169,34 @@ POISON, NEIGHBOURS, AHEAD = 0, {1, 2, 3}, {4, 5, 6, 7}
 """One batch, and another that is claimed ahead of it."""
 DEADLY = 5
 """Deaths, after which a prompt is abandoned."""
-_SLOW = 60  # steps, so that nobody gets away alive
+_OWN_STEPS = 9  # so that no prompt of another batch joins these
 
 
 def plant_poison(site, book):
-    """A poisonous prompt that shares its batch with three others, and a batch that is claimed ahead."""
-    site.add([each | {"num_inference_steps": _SLOW} for each in book.prompts([POISON, *NEIGHBOURS])])
+    """A poisonous prompt that shares its batch with three others, and a batch that is claimed ahead.
+
+    The device holds what it gets together with the poison: no worker gets away alive.
+    """
+    shared = [*book.prompts([POISON], "hold"), *book.prompts(NEIGHBOURS)]
+    site.add([each | {"num_inference_steps": _OWN_STEPS} for each in shared])
     site.add(book.prompts(AHEAD))
 
 
 def die_of_it(site, run_id):
     """A worker dies with the poison on its device; what else was there. Its lease is not waited for."""
     with Worker(site, run_id) as worker:
-        worker.reaches(lambda: POISON in site.on_device())
+        there = worker.reaches(lambda: POISON in (seen := site.on_device()) and seen)
         worker.kill()
-        beside_it = site.on_device() - {POISON}
-    site.end_leases("datasets")
-    return beside_it
+    site.end_leases("datasets", "runs")
+    return there - {POISON}
 
 
 def die_with_pictures_waiting(site, run_id):
     """A worker dies after the bucket has hung for so long that the device has nothing left to do."""
-    with Worker(site, run_id) as worker:
-        worker.reaches(lambda: worker.busy)
+    with Worker(site, run_id, holds=1) as worker:
+        worker.reaches(site.on_device)
         with site.bucket.away(silent=True):
+            site.go()
             made = -1
             while made < (made := pictures_made(site)) or not made:
                 worker.lives_on(_LONG_FOR_A_BATCH)
@@ -189,7 +209,7 @@ def _successor(site, condition, tries=3):
     SecantusDB has been seen to stall on an update for half a minute. If that was the sleeper's last sign of
     life, its leases live again for a moment, and a run that starts just then rightly finds nothing to do.
     """
-    until(site.leases_over, 60, "all leases run out")
+    until(site.leases_over)
     worker = Worker(site, "other")
     try:
         worker.reaches(condition)
@@ -208,7 +228,7 @@ def sleep_through_the_lease(site):
     with (
         BEFORE_THE_RESULT.catch(site, 1, "sleeper") as late,
         BEFORE_THE_RESULT.catch(site, 1, "other") as unfinished,
-        Worker(site, "sleeper") as sleeper,
+        Worker(site, "sleeper", holds=2) as sleeper,
     ):
         sleeper.reaches(late.reached.is_set)
         sleeper.reaches(lambda: site.on_device() == set(range(BATCH, 2 * BATCH)))
@@ -218,6 +238,7 @@ def sleep_through_the_lease(site):
             until(late.answered.is_set)
             unfinished.let_go(through=True)
             assert other.wait() == 0, other.text[-3000:]
+        site.go()
         sleeper.thaw()
         assert sleeper.wait() == 0, sleeper.text[-3000:]
         return sleeper.text

@@ -51,7 +51,10 @@ class Catch:
 
 
 class Gate:
-    """A proxy on a free loopback port for a server at ``port``; ``read`` reads one message of a client."""
+    """A proxy on a free loopback port for a server at ``port``; ``read`` reads one message of a client.
+
+    ``missed`` is set once a client has tried to connect while the server was away.
+    """
 
     def __init__(self, port, read):
         self._target, self._read, self._catches = ("127.0.0.1", port), read, []
@@ -59,6 +62,7 @@ class Gate:
         self.port = self._listening.getsockname()[1]
         self._sockets = []
         self._away = None
+        self.missed = threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
@@ -95,6 +99,8 @@ class Gate:
         with suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                if self._away:
+                    self.missed.set()
                 if self._away == "refusing":
                     client.close()
                     continue

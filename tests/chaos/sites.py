@@ -21,13 +21,25 @@ _LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 class Site:
     """What both kinds share. ``arguments`` and ``variables`` are what a worker here is started with.
 
-    ``end_leases`` lets time pass for the leases in a table, where sitting it out would show nothing more.
+    ``end_leases`` lets time pass for the leases in some tables, where sitting it out would show nothing more.
     """
 
     def __init__(self, folder, listener):
         self.folder, self.listener = folder, listener
         self.arguments = ["--callback-url", listener.url] if listener else []
         self.variables = {}
+
+    def go(self):
+        """Let every worker go on that stands still where it was started to; none will from now on."""
+        (self.folder / "go").touch()
+
+    def release(self):
+        """Let the devices finish the prompts whose text says ``hold``."""
+        (self.folder / "release").touch()
+
+    def can_be_written(self):
+        """Whether no worker is in the midst of a write that keeps all others from theirs."""
+        return True
 
     def leases_over(self):
         """Whether neither a prompt nor a run is held by anybody."""
@@ -69,12 +81,21 @@ class FileSite(Site):
         with closing(sqlite3.connect(self.file, timeout=15)) as database:
             return database.execute("SELECT count(*) FROM datasets WHERE status = ?", [status]).fetchone()[0]
 
-    def end_leases(self, table):
+    def can_be_written(self):
+        with closing(sqlite3.connect(self.file, timeout=0)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
+
+    def end_leases(self, *tables):
         with closing(sqlite3.connect(self.file, timeout=15)) as database, database:
-            database.execute(
-                f"UPDATE {table} SET lease_expires_at = ? WHERE lease_expires_at IS NOT NULL",  # noqa: S608
-                [_LONG_AGO.isoformat()],
-            )
+            for table in tables:
+                database.execute(
+                    f"UPDATE {table} SET lease_expires_at = ? WHERE lease_expires_at IS NOT NULL",  # noqa: S608
+                    [_LONG_AGO.isoformat()],
+                )
 
     def picture(self, name):
         return (self.folder / "pictures" / f"{name}.png").read_bytes()
@@ -104,10 +125,11 @@ class WireSite(Site):
     def count(self, status):
         return self._database.datasets.count_documents({"status": status})
 
-    def end_leases(self, table):
-        self._database[table].update_many(
-            {"lease_expires_at": {"$exists": True}}, {"$set": {"lease_expires_at": _LONG_AGO}}
-        )
+    def end_leases(self, *tables):
+        for table in tables:
+            self._database[table].update_many(
+                {"lease_expires_at": {"$exists": True}}, {"$set": {"lease_expires_at": _LONG_AGO}}
+            )
 
     def picture(self, name):
         answer = requests.get(f"{self._pictures}/{name}.png", timeout=10)

@@ -1,8 +1,12 @@
-"""Workers: real ``python main.py`` processes, and what may happen to them."""
+"""Workers: real processes of the product, and what may happen to them.
+
+Their engine sleeps and paints (``tests/fakes/sleeping.py``): what is tried is the flow around it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from contextlib import suppress
@@ -13,6 +17,8 @@ from tests.waiting import until
 BATCH = 4
 LEASE = 3
 """Seconds: long enough for a busy machine, short enough to be waited for."""
+PER_IMAGE = 0.05
+"""Seconds of the sleeping device; where it matters that a batch is there, the device holds it."""
 JOB = [
     *("--model-id", str(product.MODEL), "--num-inference-steps", "8", "--guidance-scale", "4"),
     *("--batch-size", str(BATCH), "--lease-seconds", str(LEASE), "--log-level", "DEBUG"),
@@ -20,15 +26,21 @@ JOB = [
 
 
 class Worker:
-    """A run on a site, killed if it still lives at the end of the block; its log stays in the folder."""
+    """A run on a site, killed if it still lives at the end of the block; its log stays in the folder.
 
-    def __init__(self, site, run_id, *flags):
-        self.run_id, self._log = run_id, site.folder / f"{run_id}.log"
+    ``holds``: where it stands still until ``site.go()``: ``"load"``, or the number of one of its batches.
+    ``engine``: what draws, ``product.drawing`` in place of the engine that sleeps.
+    """
+
+    def __init__(self, site, run_id, *flags, holds="", engine=product.sleeping):
+        self.run_id, self._site, self._log = run_id, site, site.folder / f"{run_id}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                product.command(*site.arguments, *JOB, "--run-id", run_id, *flags),
+                engine.command(*site.arguments, *JOB, "--run-id", run_id, *flags),
                 cwd=site.folder,
-                env=product.environment(site.folder, **site.variables),
+                env=product.environment(
+                    site.folder, SLEEP_PER_IMAGE=str(PER_IMAGE), SLEEP_HOLD=str(holds), **site.variables
+                ),
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
@@ -53,25 +65,32 @@ class Worker:
         self._process.kill()
         return self._process.wait()
 
-    def asked_to_end(self, number, seconds=120):
+    def asked_to_end(self, number, seconds=product.HANG):
         """Its exit status, once it has ended because of this signal."""
         self._process.send_signal(number)
         return self._process.wait(seconds)
 
     def freeze(self):
-        """SIGSTOP: no thread of it does anything until it is thawed."""
+        """SIGSTOP: no thread of it does anything until it is thawed; it is not in the midst of a write."""
+        until(self._stands_between_writes)
+
+    def _stands_between_writes(self):
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+        if not (stands := self._site.can_be_written()):
+            self.thaw()
+        return stands
 
     def thaw(self):
         self._process.send_signal(signal.SIGCONT)
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=product.HANG):
         """Its exit status."""
         return self._process.wait(seconds)
 
     def reaches(self, condition):
-        """Wait until the condition is true; an error with the log's end should the worker end before."""
-        until(condition, lambda: not self.lives and f"{self.run_id}: {self.text[-3000:]}")
+        """The condition's value once it is true; an error with the log's end should the worker end before."""
+        return until(condition, lambda: not self.lives and f"{self.run_id}: {self.text[-3000:]}")
 
     def lives_on(self, seconds):
         """Let it go on for so long, or until it ends by itself."""
