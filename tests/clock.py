@@ -27,7 +27,8 @@ _MOMENTS = {
 class Clock:
     """Seconds that pass by ``sleep`` (or ``advance``) alone; ``pauses`` are those, in their order.
 
-    It stands for the function ``time.monotonic`` and for the module ``time``. ``passes(seconds)`` is called for each: it lets the same time pass somewhere else.
+    It stands for the function ``time.monotonic`` and for the module ``time``. ``passes(seconds)`` is called
+    for each: it lets the same time pass somewhere else.
     """
 
     def __init__(self, passes: Callable[[float], object] = lambda seconds: None) -> None:
