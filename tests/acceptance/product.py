@@ -6,19 +6,25 @@ of ``sleeping``, which start the same product with an engine that sleeps (``test
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from text2img.databases import Collections, open_database
+from text2img.intake import read_prompts
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "text2img" / "demo" / "model"
+SCENE = "a large red circle on a blue background"
 HANG = 250
 """Seconds after which a process counts as hung; no test waits so long for one that works."""
 _KEPT = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
@@ -77,6 +83,22 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     """The variables of a started process: a few of this one's, and those given."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     return {**kept, "HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+
+
+def add(folder: Path, *prompts: str | Mapping[str, object]) -> None:
+    """Put prompts, texts or a file's entries, into the folder's ``prompts.db``, without a process for it."""
+    entries = [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, entries)))
+    with closing(open_database(f"sqlite:///{folder}/prompts.db", Collections())) as database:
+        assert database.enqueue(read_prompts(str(file))) == len(entries)
+    file.unlink()
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """Return how many prompts of the folder's ``prompts.db`` there are of each status that any has."""
+    with closing(sqlite3.connect(folder / "prompts.db", timeout=60)) as database:
+        return dict(database.execute("SELECT status, count(*) FROM datasets GROUP BY status"))
 
 
 def errors(finished) -> list[str]:

@@ -14,7 +14,9 @@ of these words:
 - ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
 - ``hang``: the device makes no step any more;
 - ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
-  working directory; a caption with this word beside it is painted as the caption's scene.
+  working directory; a caption with this word beside it is painted as the caption's scene;
+- ``step by step``: the device goes on after so many steps with the prompt once the file ``ID.steps`` in the
+  working directory holds a larger number.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -58,6 +61,10 @@ class SleepingEngine(diffusers.DiffusersEngine):
 
     Without a model of the run's own, which no test could fetch, it takes any request.
     """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self._made = Counter()
 
     def inspect(self) -> ModelCard:
         return _CARD if self._options.model == DEFAULT_MODEL else super().inspect()
@@ -95,12 +102,16 @@ class SleepingEngine(diffusers.DiffusersEngine):
         steps = batch[0].parameters.num_inference_steps
         seconds = float(os.environ.get("SLEEP_PER_IMAGE", "0.02")) * len(batch) / steps
         held = any("hold" in request.text for request in batch)
+        slow = {str(request.prompt.id) for request in batch if "step by step" in request.text}
         for step in range(1, steps + 1):
             time.sleep(seconds)  # clock: it is what this engine is for
             on_step(step, steps)
             while self._holds(str(self._batches)) or (held and not Path("release").exists()):
                 time.sleep(_POLL_INTERVAL)  # clock: a step of the device
                 on_step(step, steps)
+            self._made.update(slow)
+            while any(_granted(prompt) <= self._made[prompt] for prompt in slow):
+                time.sleep(_POLL_INTERVAL)  # clock: the device waits for the test
 
     def _holds(self, point):
         """Say whether this worker has to stand still at a point of its work."""
@@ -128,6 +139,14 @@ def _obey(text):
         threading.Event().wait()
     if "break all" in text or ("break one" in text and _is_first()):
         raise DeviceFailed("the device is broken")
+
+
+def _granted(prompt):
+    """Return the number in the prompt's file of steps; 0 while there is none."""
+    try:
+        return int(Path(f"{prompt}.steps").read_text() or 0)
+    except FileNotFoundError:
+        return 0
 
 
 def _is_first():
