@@ -1,4 +1,4 @@
-"""A gate before RabbitMQ, through which everything passes but acknowledgements."""
+"""A gate before RabbitMQ, through which everything passes but acknowledgements, if those shall not."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from contextlib import contextmanager, suppress
 
 _GREETING = 8  # bytes that a client begins with, before its first frame
 _ACK = (1).to_bytes(1), (60).to_bytes(2) + (80).to_bytes(2)
+_HEARTBEAT = (8).to_bytes(1)
 
 
 class AckGate:
-    """Its ``port``, and ``reached``: set once a client has said that it has a message safely."""
+    """Its ``port``; ``reached``, set once a client has said that it has a message safely, which the server
+    hears only if that ``passes``; and how many ``heartbeats`` came from clients.
+    """
 
-    def __init__(self, port):
-        self._behind = port
+    def __init__(self, port, *, passes):
+        self._behind, self._passes = port, passes
         self.reached = threading.Event()
+        self.heartbeats = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open = [self._listener]
@@ -42,7 +46,9 @@ class AckGate:
                 rest = frames.read(int.from_bytes(head[3:]) + 1)
                 if (head[:1], rest[:4]) == _ACK:
                     self.reached.set()
-                    continue
+                    if not self._passes:
+                        continue
+                self.heartbeats += head[:1] == _HEARTBEAT
                 server.sendall(head + rest)
             server.close()
 
@@ -54,13 +60,13 @@ class AckGate:
 
 
 @contextmanager
-def ack_gate(port):
-    """A gate before whoever listens on that port, for as long as the block lasts."""
-    gate = AckGate(port)
+def ack_gate(port, *, passes=False):
+    """A gate before whoever listens on that port, for as long as the block lasts; see AckGate."""
+    gate = AckGate(port, passes=passes)
     thread = threading.Thread(target=gate._accept, daemon=True)
     thread.start()
     try:
         yield gate
     finally:
         gate.close()
-        thread.join(5)
+        thread.join()
