@@ -70,9 +70,11 @@ class SleepingEngine(diffusers.DiffusersEngine):
         return _CARD if self._options.model == DEFAULT_MODEL else super().inspect()
 
     def load(self) -> None:
-        self._loaded, self._batches = None, 0
-        while self._holds("load"):
-            time.sleep(_POLL_INTERVAL)  # clock: weights that load for as long as a test wants
+        with self._timed("load"):
+            time.sleep(_POLL_INTERVAL)  # clock: long enough to be told of
+            while self._holds("load"):
+                time.sleep(_POLL_INTERVAL)  # clock: weights that load for as long as a test wants
+            self._loaded, self._batches = None, 0
 
     def prepare(self, request):
         check_fits(self.inspect(), request.parameters)
@@ -82,14 +84,14 @@ class SleepingEngine(diffusers.DiffusersEngine):
         pass
 
     def generate(self, batch, on_step):
-        begun = time.monotonic()
         self._batches += 1
-        for request in batch:
-            _obey(request.text)
-        self._sleep(batch, on_step)
-        self._seconds["denoise"] += time.monotonic() - begun
+        with self._timed("denoise"):
+            for request in batch:
+                _obey(request.text)
+            self._sleep(batch, on_step)
         used = batch[0].parameters.scheduler or self.inspect().scheduler
-        return [Picture(pixels=paint(request), scheduler=used) for request in batch]
+        with self._timed("decode"):
+            return [Picture(pixels=paint(request), scheduler=used) for request in batch]
 
     def peak_memory(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
