@@ -20,7 +20,7 @@ from text2img.databases import Collections, open_database
 from text2img.intake import read_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "text2img" / "demo" / "model"
@@ -77,6 +77,28 @@ class Product:
 drawing = Product(ROOT / "main.py")
 sleeping = Product(ROOT / "tests" / "fakes" / "sleeping.py")
 run, running, command = drawing.run, drawing.running, drawing.command
+
+
+def run_each(
+    commands: Sequence[Sequence[str]], folder: Path, **variables: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run the real product once for each of the command lines, in folders ``0``, ``1``, … within that one.
+
+    Each is a process of its own, but they share what Python imports, which is most of what they cost.
+    """
+    cases = []
+    for number, arguments in enumerate(commands):
+        place = folder / str(number)
+        place.mkdir()
+        named = environment(place, **variables)
+        cases.append({"arguments": arguments, "folder": str(place), "environment": named})
+    each = [sys.executable, str(ROOT / "tests" / "fakes" / "each.py")]
+    done = subprocess.run(
+        each, input=json.dumps(cases), env=environment(folder), timeout=HANG, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return [subprocess.CompletedProcess(arguments, *one) for arguments, one
+            in zip(commands, json.loads(done.stdout), strict=True)]  # fmt: skip
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:

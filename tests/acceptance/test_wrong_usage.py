@@ -10,62 +10,73 @@ DATABASE = ("--database", "sqlite:///prompts.db")
 OUTPUT = ("--output", "pictures")
 
 
+MISTAKES = [
+    (OUTPUT, "--mongo-uri"),
+    (DATABASE, "--output"),
+    ((*DATABASE, *OUTPUT, "--scheduler", "eular"), "euler"),
+    ((*DATABASE, *OUTPUT, "--batch-size", "0"), "--batch-size"),
+    ((*DATABASE, *OUTPUT, "--batch_size=0"), "--batch-size"),
+    ((*DATABASE, *OUTPUT, "--guidance-scale", "nan"), "--guidance-scale"),
+    ((*DATABASE, *OUTPUT, "--width", "65"), "--width"),
+    ((*DATABASE, *OUTPUT, "--device", "gpu"), "--device"),
+    ((*DATABASE, *OUTPUT, "--dtype", "float16"), "--dtype"),
+    ((*DATABASE, *OUTPUT, "--callback-url", "ftp://receiver"), "callback"),
+    ((*DATABASE, *OUTPUT, "--callback-url", "http://127.0.0.1:9", "--callback-secret", "x"), "whsec_"),
+    (("--mongo-uri", "mongodb://[half", *OUTPUT), "MongoDB URI"),
+    (("--database", "postgres://here/it", *OUTPUT), "mongodb://"),
+    (("--database", "sqlite:///a.db", "--mongo-uri", "mongodb://h", *OUTPUT), "--mongo-uri"),
+    ((*DATABASE, "--output", "s4://bucket"), "s4://"),
+    ((*DATABASE, "--output", "gs://"), "gs://"),
+    ((*DATABASE, "--output", "s3://My_Bucket/p"), "s3://BUCKET"),
+    (
+        (*DATABASE, "--s3-bucket", "a-b", "--gcs-bucket", "a-b"),
+        "--gcs-bucket (GCS_BUCKET) and --s3-bucket",
+    ),
+    ((*DATABASE, "--s3-bucket", "a-b", "--output", "p"), "--s3-bucket (S3_BUCKET) and --output"),
+    ((*DATABASE, "--s3-bucket", "a-b", "--s3-endpoint", "minio:9000"), "--s3-endpoint"),
+    ((*DATABASE, "--s3-bucket", "a-b", "--acl", "public"), "--acl"),
+    ((*DATABASE, "--s3-bucket", "a-b", "--public-urls=perhaps"), "--public-urls"),
+    ((*DATABASE, *OUTPUT, "--acl", "public-read"), "--acl"),
+    ((*DATABASE, *OUTPUT, "--public-urls"), "--public-urls"),
+    ((*DATABASE, *OUTPUT, "--no-such-flag"), "--no-such-flag"),
+    (("frobnicate",), "frobnicate"),
+    (("retry", *DATABASE, "--error-code", "bad_luck"), "--error-code"),
+    (("enqueue", *DATABASE, "prompts.xyz"), ".jsonl"),
+    ((*DATABASE, *OUTPUT, "--log-file", "no/such/folder/run.log"), "--log-file"),
+    ((*DATABASE, *OUTPUT, "--run-id", "../night"), "--run-id"),
+    (
+        (*DATABASE, *OUTPUT, "--image-format", "jpg"),
+        "--image-format must be one of png, jpeg, webp; did",
+    ),
+    ((*DATABASE, *OUTPUT, "--image-quality", "0"), "--image-quality"),
+    ((*DATABASE, *OUTPUT, "--signature-position", "top"), "--signature-position"),
+    ((*DATABASE, *OUTPUT, "--signature-opacity", "256"), "--signature-opacity"),
+    ((*DATABASE, *OUTPUT, "--artist-name", "Ana\nDíaz"), "--artist-name"),
+    ((*DATABASE, *OUTPUT, "--signature-font", "no-such.ttf"), "no-such.ttf"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What came of each of the mistakes, by its arguments: its folder and the finished process."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    finished = product.run_each([arguments for arguments, _ in MISTAKES], folder)
+    return {each.args: (folder / str(number), each) for number, each in enumerate(finished)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [
-        (OUTPUT, "--mongo-uri"),
-        (DATABASE, "--output"),
-        ((*DATABASE, *OUTPUT, "--scheduler", "eular"), "euler"),
-        ((*DATABASE, *OUTPUT, "--batch-size", "0"), "--batch-size"),
-        ((*DATABASE, *OUTPUT, "--batch_size=0"), "--batch-size"),
-        ((*DATABASE, *OUTPUT, "--guidance-scale", "nan"), "--guidance-scale"),
-        ((*DATABASE, *OUTPUT, "--width", "65"), "--width"),
-        ((*DATABASE, *OUTPUT, "--device", "gpu"), "--device"),
-        ((*DATABASE, *OUTPUT, "--dtype", "float16"), "--dtype"),
-        ((*DATABASE, *OUTPUT, "--callback-url", "ftp://receiver"), "callback"),
-        ((*DATABASE, *OUTPUT, "--callback-url", "http://127.0.0.1:9", "--callback-secret", "x"), "whsec_"),
-        (("--mongo-uri", "mongodb://[half", *OUTPUT), "MongoDB URI"),
-        (("--database", "postgres://here/it", *OUTPUT), "mongodb://"),
-        (("--database", "sqlite:///a.db", "--mongo-uri", "mongodb://h", *OUTPUT), "--mongo-uri"),
-        ((*DATABASE, "--output", "s4://bucket"), "s4://"),
-        ((*DATABASE, "--output", "gs://"), "gs://"),
-        ((*DATABASE, "--output", "s3://My_Bucket/p"), "s3://BUCKET"),
-        (
-            (*DATABASE, "--s3-bucket", "a-b", "--gcs-bucket", "a-b"),
-            "--gcs-bucket (GCS_BUCKET) and --s3-bucket",
-        ),
-        ((*DATABASE, "--s3-bucket", "a-b", "--output", "p"), "--s3-bucket (S3_BUCKET) and --output"),
-        ((*DATABASE, "--s3-bucket", "a-b", "--s3-endpoint", "minio:9000"), "--s3-endpoint"),
-        ((*DATABASE, "--s3-bucket", "a-b", "--acl", "public"), "--acl"),
-        ((*DATABASE, "--s3-bucket", "a-b", "--public-urls=perhaps"), "--public-urls"),
-        ((*DATABASE, *OUTPUT, "--acl", "public-read"), "--acl"),
-        ((*DATABASE, *OUTPUT, "--public-urls"), "--public-urls"),
-        ((*DATABASE, *OUTPUT, "--no-such-flag"), "--no-such-flag"),
-        (("frobnicate",), "frobnicate"),
-        (("retry", *DATABASE, "--error-code", "bad_luck"), "--error-code"),
-        (("enqueue", *DATABASE, "prompts.xyz"), ".jsonl"),
-        ((*DATABASE, *OUTPUT, "--log-file", "no/such/folder/run.log"), "--log-file"),
-        ((*DATABASE, *OUTPUT, "--run-id", "../night"), "--run-id"),
-        (
-            (*DATABASE, *OUTPUT, "--image-format", "jpg"),
-            "--image-format must be one of png, jpeg, webp; did",
-        ),
-        ((*DATABASE, *OUTPUT, "--image-quality", "0"), "--image-quality"),
-        ((*DATABASE, *OUTPUT, "--signature-position", "top"), "--signature-position"),
-        ((*DATABASE, *OUTPUT, "--signature-opacity", "256"), "--signature-opacity"),
-        ((*DATABASE, *OUTPUT, "--artist-name", "Ana\nDíaz"), "--artist-name"),
-        ((*DATABASE, *OUTPUT, "--signature-font", "no-such.ttf"), "no-such.ttf"),
-    ],
+    MISTAKES,
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, tuple) else "",
 )
-def test_wrong_usage_is_one_line_and_status_2(tmp_path, arguments, named):
+def test_wrong_usage_is_one_line_and_status_2(made, arguments, named):
     """Each mistake ends with status 2 and a single line that names it; nothing is created."""
-    finished = product.run(*arguments, folder=tmp_path, timeout=30)
+    folder, finished = made[arguments]
     assert finished.returncode == 2, finished.stderr
     (line,) = product.errors(finished)
     assert named in line
     assert finished.stdout == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_a_misspelt_flag_does_not_repeat_its_value(tmp_path):
