@@ -9,22 +9,21 @@ from contextlib import closing
 import pytest
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 PRICE = 3.6  # dollars: a tenth of a cent a second
 
 
-@pytest.mark.slow
 def test_a_run_says_what_1000_images_cost(tmp_path):
     """Two prompts of two pictures each and one that fails: seconds × price ÷ four pictures, the same in the
     last line, in the run's document and in status; a run that makes nothing says nothing.
     """
-    lines = "a large red circle on a blue background\na large green square on a white background\n"
-    product.run("enqueue", *JOB[:2], "-", folder=tmp_path, stdin=lines)
+    product.add(tmp_path, product.SCENE, "a large green square on a white background")
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("INSERT INTO datasets (_id, text) VALUES (1, '')")
-    quick = ("--num-inference-steps", "2", "--num-images", "2", "--gpu-hour-price", str(PRICE))
-    first = product.run("run", *JOB, *quick, folder=tmp_path)
+    quick = ("--num-images", "2", "--gpu-hour-price", str(PRICE))
+    first = sleeping.run("run", *JOB, *quick, folder=tmp_path)
     assert first.returncode == 3, first.stderr
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as database:
         price, cost, seconds = database.execute(
@@ -41,9 +40,9 @@ def test_a_run_says_what_1000_images_cost(tmp_path):
     assert "$" not in again.stdout
 
 
-@pytest.mark.parametrize("price", ["-1", "nan", "inf", "cheap"])
-def test_a_price_that_is_none_is_refused(tmp_path, price):
+def test_a_price_that_is_none_is_refused(tmp_path):
     """A price must be a number from 0 on: status 2, and a line that names the option."""
-    refused = product.run("run", *JOB, f"--gpu-hour-price={price}", folder=tmp_path)
-    assert refused.returncode == 2
-    assert "--gpu-hour-price (GPU_HOUR_PRICE)" in refused.stderr
+    prices = [f"--gpu-hour-price={price}" for price in ("-1", "nan", "inf", "cheap")]
+    for refused in product.run_each([("run", *JOB, price) for price in prices], tmp_path):
+        assert refused.returncode == 2
+        assert "--gpu-hour-price (GPU_HOUR_PRICE)" in refused.stderr

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import sqlite3
-import time
 import urllib.request
 from base64 import b64encode
 from contextlib import closing
@@ -14,14 +13,16 @@ from contextlib import closing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_httpserver import HTTPServer
+from werkzeug import Response
 
 from tests.acceptance import product
-from tests.acceptance.test_serve import JOB, enqueue, serving
+from tests.acceptance.product import SCENE, sleeping
+from tests.acceptance.test_serve import JOB, serving
 from tests.servers import free_port
+from tests.waiting import until
 from text2img.errors import ErrorCode
 
-QUICK = ("--num-inference-steps", "2", "--metrics-seconds", "1")
-PATIENCE = 120  # seconds until a test gives up
+QUICK = ("--metrics-seconds", "1")
 
 
 def parsed(text):
@@ -42,27 +43,33 @@ def parsed(text):
 
 @pytest.fixture(scope="module")
 def gateway():
-    """A server that takes pushes as a Pushgateway does: PUT replaces a group, 200 is success."""
+    """A server for what takes pushes as a Pushgateway does: PUT replaces a group, 200 is success."""
     with HTTPServer(host="127.0.0.1", port=0) as server:
-        server.expect_request(re.compile("/hub/metrics/job/.*"), method="PUT").respond_with_data("")
         yield server
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, gateway):
-    """A run of two prompts with two pictures each, and one that fails; its folder, and what it said."""
+    """A run of two prompts with two pictures each, which goes on until something was pushed, and one that
+    fails; its folder, and what it said.
+    """
     folder = tmp_path_factory.mktemp("made")
-    enqueue(folder, "a large red circle on a blue background", "a large green square on a white background")
+
+    def handle(request):
+        (folder / "release").touch()
+        return Response()
+
+    gateway.expect_request(re.compile("/hub/metrics/job/.*"), method="PUT").respond_with_handler(handle)
+    product.add(folder, "hold", "a large green square on a white background")
     with closing(sqlite3.connect(folder / "prompts.db")) as database, database:
         database.execute("INSERT INTO datasets (_id, text) VALUES (1, '')")
     url = f"http://night:hush%2Fword@127.0.0.1:{gateway.port}/hub"
     told = ("--callback-url", f"http://127.0.0.1:{free_port()}/", "--callback-patience", "0")
     arguments = ("--num-images", "2", "--metrics-textfile", "night.prom", "--pushgateway", url, *told)
-    finished = product.run("run", *JOB, *QUICK, *arguments, "--log-level", "DEBUG", folder=folder)
+    finished = sleeping.run("run", *JOB, *QUICK, *arguments, "--log-level", "DEBUG", folder=folder)
     return folder, finished
 
 
-@pytest.mark.slow
 def test_a_run_leaves_its_figures_in_a_file(made):
     """Images, outcomes, failures by code, seconds by stage, the device's share, backlogs: as they were."""
     folder, finished = made
@@ -81,11 +88,12 @@ def test_a_run_leaves_its_figures_in_a_file(made):
     assert found["queue_prompts", "claimable"] == found["expired_leases",] == found["claims_lost_total",] == 0
     assert found["untold_notices", "callback"] == 1
     assert found["run_succeeded",] == 1
-    assert time.time() - 3600 < found["run_start_time_seconds",] < found["run_end_time_seconds",]
+    assert 0 < found["run_start_time_seconds",] < found["run_end_time_seconds",]
+    written = (folder / "night.prom").stat().st_mtime
+    assert found["run_end_time_seconds",] == pytest.approx(written, abs=3600)  # seconds since 1970
     assert [path.name for path in folder.glob("night.prom*")] == ["night.prom"]
 
 
-@pytest.mark.slow
 def test_a_run_pushes_its_figures(made, gateway):
     """Several times, the last time all of them; as the user of the URL, whose password is said nowhere."""
     pushed = [request for request, _ in gateway.log]
@@ -103,78 +111,68 @@ def test_a_run_pushes_its_figures(made, gateway):
 
 @pytest.mark.parametrize("answers", [False, True], ids=["silent", "refusing"])
 def test_a_dead_gateway_costs_nothing(tmp_path, answers):
-    """One that refuses, and one that takes the connection and says no more: status 0, soon, the file is
+    """One that refuses, and one that takes the connection and says no more: status 0, the file is
     written, and the URL's password stays where it was.
     """
-    enqueue(tmp_path, "a boat")
+    product.add(tmp_path, "a boat")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = free_port() if answers else silent.getsockname()[1]
         url = f"http://night:hushword@127.0.0.1:{port}/metrics/job/j/team/a"
         other = ("--dataset-id", "none", "--metrics-textfile", "t.prom", "--pushgateway", url)
-        begun = time.monotonic()
         finished = product.run("run", *JOB, *other, "--log-level", "DEBUG", folder=tmp_path)
-        took = time.monotonic() - begun
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("completed 0, ")
     assert "published" in finished.stderr
     assert "hushword" not in finished.stderr
-    assert took < 20  # three for the end, the rest for a process that starts on busy cores
     assert parsed((tmp_path / "t.prom").read_text())["run_succeeded",] == 1
 
 
 def scraped(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         return parsed(answer.read().decode())
 
 
-@pytest.mark.slow
 def test_a_server_answers_while_it_works(tmp_path):
     """Before there is anything, while prompts wait that it does not take, and after it has made one."""
     port = free_port()
-    with serving(tmp_path, "--metrics-port", str(port), "--metrics-seconds", "1") as server:
+    with serving(tmp_path, "--metrics-port", str(port), *QUICK) as server:
         server.says(f"metrics at http://127.0.0.1:{port}/metrics")
         assert scraped(port)["images_total",] == 0
-        enqueue(tmp_path, "a large red circle on a blue background")
+        product.add(tmp_path, SCENE)
         server.says("completed p-")
-        end = time.monotonic() + PATIENCE
-        while (found := scraped(port))["images_total",] < 1:
-            assert time.monotonic() < end
+        until(lambda: scraped(port)["images_total",] >= 1)
+        found = scraped(port)
         assert found["stage_seconds_total", "denoise"] > 0
         assert ("run_succeeded",) not in found
         assert server.ends(signal.SIGTERM)[0] == 143
 
 
-@pytest.mark.slow
 def test_silent_receivers_do_not_hold_up_a_stop(tmp_path):
     """A gateway and a trace collector that take connections and say no more: asked to end after a picture, a
-    server ends within 8 s (where the cores are not wanted by others).
+    server ends by itself.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": url}
-        with serving(tmp_path, "--pushgateway", url, "--metrics-seconds", "1", **traced) as server:
-            enqueue(tmp_path, "a large red circle on a blue background")
+        with serving(tmp_path, "--pushgateway", url, *QUICK, **traced) as server:
+            product.add(tmp_path, SCENE)
             server.says("completed p-")
-            begun = time.monotonic()
             assert server.ends(signal.SIGTERM)[0] == 143
-            assert time.monotonic() - begun < product.soon()
     assert "the metrics of the run's end could not be published" in server.said
 
 
-@pytest.mark.parametrize(
-    ("command", "arguments", "named"),
-    [
-        ("run", ("--metrics-textfile", "no/folder/t.prom"), "--metrics-textfile"),
-        ("run", ("--pushgateway", "gateway:9091"), "--pushgateway"),
-        ("run", ("--pushgateway", "http://gateway/metrics/job/a/b"), "--pushgateway"),
-        ("serve", ("--metrics-port", "high"), "--metrics-port"),
-        ("serve", ("--metrics-port", "70000"), "--metrics-port"),
-    ],
-)
-def test_what_cannot_be_is_refused(tmp_path, command, arguments, named):
+def test_what_cannot_be_is_refused(tmp_path):
     """Before anything is claimed: status 2, and a line that names the option."""
-    refused = product.run(command, *JOB, *arguments, folder=tmp_path)
-    assert (refused.returncode, named in product.errors(refused)[-1]) == (2, True), refused.stderr
+    wrong = [
+        (("run", "--metrics-textfile", "no/folder/t.prom"), "--metrics-textfile"),
+        (("run", "--pushgateway", "gateway:9091"), "--pushgateway"),
+        (("run", "--pushgateway", "http://gateway/metrics/job/a/b"), "--pushgateway"),
+        (("serve", "--metrics-port", "high"), "--metrics-port"),
+        (("serve", "--metrics-port", "70000"), "--metrics-port"),
+    ]
+    each = product.run_each([(command, *JOB, *arguments) for (command, *arguments), _ in wrong], tmp_path)
+    for (_, named), refused in zip(wrong, each, strict=True):
+        assert (refused.returncode, named in product.errors(refused)[-1]) == (2, True), refused.stderr
 
 
 def test_doctor_finds_what_a_run_would_refuse(tmp_path):
@@ -189,7 +187,7 @@ def test_doctor_finds_what_a_run_would_refuse(tmp_path):
 
 def test_a_port_that_is_taken_is_refused(tmp_path):
     """A server that could not be asked would not be noticed: status 2."""
-    enqueue(tmp_path, "a boat")
+    product.add(tmp_path, "a boat")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         refused = product.run("serve", *JOB, "--metrics-port", port, folder=tmp_path)
@@ -202,7 +200,7 @@ def test_without_the_package_a_sentence_says_what_to_install(tmp_path):
         "raise ModuleNotFoundError('no', name='prometheus_client')\n"
     )
     missing = {"folder": tmp_path, "PYTHONPATH": str(tmp_path)}
-    enqueue(tmp_path, "a boat")
+    product.add(tmp_path, "a boat")
     refused = product.run("run", *JOB, "--metrics-textfile", "t.prom", **missing)
     assert (refused.returncode, "pip install 'prometheus-client" in refused.stderr) == (2, True)
     assert product.run("run", *JOB, "--dataset-id", "none", **missing).returncode == 0

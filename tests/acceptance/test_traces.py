@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections import Counter, defaultdict
 
 import pytest
@@ -12,7 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from pytest_httpserver import HTTPServer
 
 from tests.acceptance import product
-from tests.acceptance.test_serve import JOB, enqueue
+from tests.acceptance.product import sleeping
+from tests.acceptance.test_serve import JOB
 from tests.servers import free_port
 
 PROMPTS = [
@@ -50,7 +50,7 @@ class Trace:
 def made(tmp_path_factory):
     """A run of five prompts in batches of two: what its collector got, with which headers, what it said."""
     folder = tmp_path_factory.mktemp("made")
-    enqueue(folder, *PROMPTS)
+    product.add(folder, *PROMPTS)
     with HTTPServer(host="127.0.0.1", port=0) as collector:
         collector.expect_request(re.compile(".*"), method="POST").respond_with_data("")
         variables = {
@@ -59,23 +59,13 @@ def made(tmp_path_factory):
             "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{TOKEN}",
             "OTEL_SERVICE_NAME": "night-shift",
         }
-        quick = (
-            "--num-inference-steps",
-            "2",
-            "--batch-size",
-            "2",
-            "--run-id",
-            "night",
-            "--log-level",
-            "DEBUG",
-        )
-        finished = product.run("run", *JOB, *quick, folder=folder, **variables)
+        quick = ("--batch-size", "2", "--run-id", "night", "--log-level", "DEBUG")
+        finished = sleeping.run("run", *JOB, *quick, folder=folder, **variables)
         got = [request for request, _ in collector.log]
     assert finished.returncode == 0, finished.stderr
     return Trace([request.get_data() for request in got]), got, finished
 
 
-@pytest.mark.slow
 def test_each_batch_is_a_span_with_one_for_each_of_its_stages(made):
     """Five prompts, three batches: under the run's span, each with its stages inside it, once each."""
     trace = made[0]
@@ -104,7 +94,6 @@ def test_each_batch_is_a_span_with_one_for_each_of_its_stages(made):
     assert trace.resources["service.name"] == "night-shift"
 
 
-@pytest.mark.slow
 def test_what_must_not_be_told_is_not(made):
     """The header goes to the collector and nowhere else; no text of a prompt goes there at all."""
     trace, got, finished = made
@@ -118,22 +107,19 @@ def test_what_must_not_be_told_is_not(made):
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refusing", "silent"])
 def test_a_dead_collector_costs_nothing(tmp_path, silent):
-    """One that refuses, and one that takes the connection and says no more: status 0, soon, one warning."""
-    enqueue(tmp_path, "a boat")
+    """One that refuses, and one that takes the connection and says no more: status 0, and one warning."""
+    product.add(tmp_path, "a boat")
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         port = quiet.getsockname()[1] if silent else free_port()
         endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
-        begun = time.monotonic()
         finished = product.run("run", *JOB, "--dataset-id", "none", folder=tmp_path, **endpoint)
-        took = time.monotonic() - begun
     assert (finished.returncode, finished.stdout[:12]) == (0, "completed 0,")
     assert finished.stderr.count("could not be sent") == 1, finished.stderr
-    assert took < 20  # three for the end, the rest for a process that starts on busy cores
 
 
 def test_nothing_is_imported_that_nobody_asked_for(tmp_path):
     """Without the variables, or with traces switched off, neither of the vendors' libraries."""
-    enqueue(tmp_path, "a boat")
+    product.add(tmp_path, "a boat")
     endpoint = "http://127.0.0.1:4318"
     for variables in (
         {},
@@ -154,7 +140,7 @@ def test_without_the_package_a_run_goes_on(tmp_path):
     package = tmp_path / "opentelemetry" / "sdk"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError('no', name='opentelemetry.sdk')\n")
-    enqueue(tmp_path, "a boat")
+    product.add(tmp_path, "a boat")
     missing = {"PYTHONPATH": str(tmp_path), "OTEL_TRACES_EXPORTER": "otlp"}
     finished = product.run("run", *JOB, "--dataset-id", "none", folder=tmp_path, **missing)
     assert (finished.returncode, "pip install 'opentelemetry-sdk" in finished.stderr) == (0, True)

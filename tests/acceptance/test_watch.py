@@ -18,10 +18,9 @@ from tests.acceptance import product
 from tests.chaos.gates import Gate, wire_message
 from tests.contract.database_suite import ALL, failed
 from tests.outcomes import completed
+from tests.waiting import until
 from text2img.databases import Collections, NewPrompt, Run, open_database
 from text2img.prompts import PromptId, Wishes
-
-PATIENCE = 120  # seconds until a test gives up
 
 
 class Screen:
@@ -29,15 +28,12 @@ class Screen:
 
     def __init__(self, process, descriptor):
         self.process, self._descriptor, self._text = process, descriptor, ""
-        self._grown = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
         while data := self._some():
-            with self._grown:
-                self._text += data.decode()
-                self._grown.notify_all()
+            self._text += data.decode()
 
     def _some(self):
         try:
@@ -47,16 +43,17 @@ class Screen:
 
     def shows(self, pattern, after=0):
         """Wait until it has shown this since that place; the place behind it."""
-        with self._grown:
-            assert self._grown.wait_for(lambda: re.compile(pattern).search(self._text, after), PATIENCE), (
-                f"no {pattern!r} in:\n{self._text[-3000:]}"
-            )
-            return re.compile(pattern).search(self._text, after).end()
+        found = until(lambda: re.compile(pattern).search(self._text, after), ended=self._has_ended)
+        return found.end()
+
+    def _has_ended(self):
+        """What it has shown, once there will be no more of it."""
+        return not self._reader.is_alive() and f"it had shown\n{self._text[-3000:]}"
 
     def ends(self, number):
         """Its exit status after that signal."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.process.wait()
 
 
 @contextmanager
@@ -115,7 +112,6 @@ def test_it_follows_what_happens(tmp_path, terminal):
     assert ("\x1b[1A" in screen._text) is terminal
 
 
-@pytest.mark.slow
 def test_a_database_that_is_away_is_said_and_asked_again(tmp_path, mongodb_server):
     """While the database refuses, the last counts stay with a line that says so; then they follow again."""
     with Gate(urlsplit(mongodb_server).port, wire_message) as gate:
@@ -132,8 +128,9 @@ def test_a_database_that_is_away_is_said_and_asked_again(tmp_path, mongodb_serve
             assert screen.ends(signal.SIGTERM) == 143
 
 
-@pytest.mark.parametrize("arguments", [("--watch", "soon"), ("--watch", "0"), ("--watch", "--plot", "last")])
-def test_a_watch_that_cannot_be_is_refused(tmp_path, arguments):
+def test_a_watch_that_cannot_be_is_refused(tmp_path):
     """No pause, and a plot beside it: status 2, and a line that names the option."""
-    refused = product.run("status", "--database", "sqlite:///p.db", *arguments, folder=tmp_path)
-    assert (refused.returncode, "--watch" in refused.stderr) == (2, True)
+    wrong = [("--watch", "soon"), ("--watch", "0"), ("--watch", "--plot", "last")]
+    status = ("status", "--database", "sqlite:///p.db")
+    for refused in product.run_each([(*status, *arguments) for arguments in wrong], tmp_path):
+        assert (refused.returncode, "--watch" in refused.stderr) == (2, True)

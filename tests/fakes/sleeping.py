@@ -91,6 +91,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
             self._sleep(batch, on_step)
         used = batch[0].parameters.scheduler or self.inspect().scheduler
         with self._timed("decode"):
+            time.sleep(_POLL_INTERVAL)  # clock: as above
             return [Picture(pixels=paint(request), scheduler=used) for request in batch]
 
     def peak_memory(self) -> int:
