@@ -1,0 +1,33 @@
+"""What all buckets share: how often, and after which pauses, a request is tried again."""
+
+from __future__ import annotations
+
+import pytest
+
+from text2img.storage.buckets import Faltered, persist
+
+
+def test_pauses_between_tries_grow_to_their_end():
+    """Each pause is at most twice the one before, half of it or more, and none is longer than 16 s."""
+    pauses = []
+
+    def attempt(limit):
+        if len(pauses) < 8:
+            raise Faltered("busy")
+        return "stored"
+
+    assert persist(attempt, patience=1000, timeout=5, sleep=pauses.append) == "stored"
+    for pause, most in zip(pauses, (0.5, 1, 2, 4, 8, 16, 16, 16), strict=True):
+        assert most / 2 <= pause <= most
+
+
+def test_what_does_not_get_better_is_raised_once_patience_is_over():
+    """A pause that would outlast the patience is not waited for: what the service said comes out."""
+    pauses = []
+
+    def attempt(limit):
+        raise Faltered("busy")
+
+    with pytest.raises(Faltered, match="busy"):
+        persist(attempt, patience=0, timeout=5, sleep=pauses.append)
+    assert pauses == []
