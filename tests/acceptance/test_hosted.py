@@ -174,9 +174,9 @@ def test_a_killed_run_is_taken_up_by_the_next(tmp_path, fal):
     assert sorted(fal.texts()) == sorted([*(f"a boat {n}" for n in range(6)), *stuck])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+def test_wrong_usage(tmp_path):
+    """Options that mean a model loaded here, or that cannot be, are refused with status 2 and one line."""
+    wrong = [
         (("--generator", "dall-e"), r"--generator \(GENERATOR\): it should be local, or fal:MODEL"),
         (("--generator", "fal:../../x"), r"--generator \(GENERATOR\): it should be local, or fal:MODEL"),
         (("--model-id", "someone/model"), "--model-id .* leave one of them out"),
@@ -186,14 +186,12 @@ def test_a_killed_run_is_taken_up_by_the_next(tmp_path, fal):
         (("--scheduler", "euler"), "--scheduler .* leave one of them out"),
         (("--generator-url", "http://example.com"), "--generator-url must read like"),
         (("--fal-ai-api-key", "two words"), "the key holds what no header can carry"),
-    ],
-)
-def test_wrong_usage(tmp_path, arguments, words):
-    """Options that mean a model loaded here, or that cannot be, are refused with status 2 and one line."""
-    finished = product.run(*JOB, *arguments, folder=tmp_path, FAL_KEY=KEY)
-    assert finished.returncode == 2
-    assert re.search(words, product.errors(finished)[-1])
-    assert not (tmp_path / "prompts.db").exists()
+    ]
+    each = product.run_each([(*JOB, *arguments) for arguments, _ in wrong], tmp_path, FAL_KEY=KEY)
+    for (_, words), finished in zip(wrong, each, strict=True):
+        assert finished.returncode == 2, finished
+        assert re.search(words, product.errors(finished)[-1])
+    assert not list(tmp_path.glob("*/prompts.db"))
 
 
 def test_without_a_key(tmp_path):
