@@ -290,7 +290,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
         ),
         (("--rabbitmq-url", "http://b"), "--rabbitmq-url"),
     ]
-    for arguments, words in wrong:
-        finished = product.run("serve", *JOB, *arguments, folder=tmp_path)
+    each = product.run_each([("serve", *JOB, *arguments) for arguments, _ in wrong], tmp_path)
+    for (_, words), finished in zip(wrong, each, strict=True):
         assert finished.returncode == 2
         assert words in product.errors(finished)[-1]

@@ -289,14 +289,16 @@ def test_all_of_it_on_mongodb(tmp_path, mongodb_server, backend):
         assert client[name].datasets.count_documents({"webhook_untold": {"$exists": True}}) == 0
 
 
-@pytest.mark.parametrize(
-    ("hosts", "status", "said"),
-    [("127.0.0.1, *.example.com", 0, "127.0.0.1, *.example.com may be told"),
-     ("no-such-host.invalid", 1, "no-such-host.invalid has no address"), ("https://x", 2, "is no host")],
-)  # fmt: skip
-def test_doctor_looks_the_hosts_up(tmp_path, hosts, status, said):
+def test_doctor_looks_the_hosts_up(tmp_path):
     """Names that nobody knows, and what is no name, are found before a run."""
     _enqueue(tmp_path, {"id": "a"})
-    finished = product.run("doctor", *JOB[:-1], hosts, folder=tmp_path)
-    assert finished.returncode == status, finished.stdout
-    assert said in finished.stdout
+    cases = [
+        ("127.0.0.1, *.example.com", 0, "127.0.0.1, *.example.com may be told"),
+        ("no-such-host.invalid", 1, "no-such-host.invalid has no address"),
+        ("https://x", 2, "is no host"),
+    ]
+    job = ("--database", f"sqlite:///{tmp_path}/prompts.db", *JOB[2:-1])
+    each = product.run_each([("doctor", *job, hosts) for hosts, _, _ in cases], tmp_path)
+    for (_, status, said), finished in zip(cases, each, strict=True):
+        assert finished.returncode == status, finished.stdout
+        assert said in finished.stdout
