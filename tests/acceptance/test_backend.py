@@ -6,7 +6,6 @@ import io
 import json
 import signal
 import subprocess
-import time
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -18,12 +17,12 @@ from safetensors.torch import save as as_safetensors
 
 from tests.acceptance import product
 from tests.servers.s3 import client
+from tests.waiting import until
 from text2img.demo.scenes import Scene
 from training.styles import PLAIN, STYLES, lora, tell_style
 
 PLACE = "/api/webhooks/inference"
 MILESTONES = [0, 25, 50, 75, 90]
-PATIENCE = 240  # seconds until the test gives up
 SIGNED = (
     40  # by so much the brightest and darkest pixels of a signed corner differ, and of a plain one do not
 )
@@ -143,11 +142,8 @@ def _ended(backend):
 
 
 def _until(true, process, folder):
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert process.poll() is None, (folder / "serve.log").read_text()[-3000:]
-        assert time.monotonic() < end, (folder / "serve.log").read_text()[-3000:]
-        time.sleep(0.1)
+    log = folder / "serve.log"
+    until(true, ended=lambda: process.poll() is not None and log.read_text()[-3000:])
 
 
 @pytest.mark.slow
@@ -169,7 +165,7 @@ def test_twenty_requests_and_a_kill(tmp_path, s3_server, bucket, rabbitmq, backe
         everybody = GOOD.keys() | BAD.keys()
         _until(lambda: _ended(backend) == everybody, server, tmp_path)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 143
+        assert server.wait() == 143
     finally:
         server.kill()
         server.wait()
