@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, Regex, Timestamp
 from pymongo import MongoClient
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from text2img.errors import ErrorCode
 
 ODD = [
@@ -31,7 +31,6 @@ PATHS = [
 ]
 
 
-@pytest.mark.slow
 def test_a_run_over_nasty_documents_and_ids(tmp_path, mongodb_server, gcs_server):
     """Some 60 nasty documents: each is made or refused with its reason, every object within the prefix."""
     uri = f"{mongodb_server}/nasty"
@@ -43,9 +42,9 @@ def test_a_run_over_nasty_documents_and_ids(tmp_path, mongodb_server, gcs_server
     with MongoClient(uri) as client:
         database = client.get_default_database()
         database.datasets.insert_many(documents)
-        finished = product.run(
+        finished = sleeping.run(
             "--mongo-uri", uri, "--gcs-bucket", gcs_server.bucket, "--model-id", str(product.MODEL),
-            "--num-inference-steps", "1", folder=tmp_path, timeout=200, STORAGE_EMULATOR_HOST=gcs_server.host,
+            folder=tmp_path, STORAGE_EMULATOR_HOST=gcs_server.host,
         )  # fmt: skip
         found = list(database.datasets.find())
     assert finished.returncode == 3, finished.stderr
@@ -60,7 +59,6 @@ def test_a_run_over_nasty_documents_and_ids(tmp_path, mongodb_server, gcs_server
     assert all(url.startswith(f"gs://{gcs_server.bucket}/generated/") and url.count("/") == 4 for url in urls)
 
 
-@pytest.mark.slow
 def test_no_id_leaves_the_folder(tmp_path, mongodb_server):
     """Ids that are paths, or differ by case or Unicode form alone, become files of one folder."""
     uri = f"{mongodb_server}/paths"
@@ -69,9 +67,9 @@ def test_no_id_leaves_the_folder(tmp_path, mongodb_server):
         datasets.insert_many(
             [{"_id": path, "text": "a large red circle on a blue background"} for path in PATHS]
         )
-        finished = product.run(
+        finished = sleeping.run(
             "--mongo-uri", uri, "--output", "in/here", "--model-id", str(product.MODEL),
-            "--num-inference-steps", "1", folder=tmp_path, timeout=200,
+            folder=tmp_path,
         )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert len(list((tmp_path / "in" / "here").iterdir())) == len(PATHS)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 
 DATABASE = ("--database", "sqlite:///prompts.db")
-JOB = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL), "--num-inference-steps", "2")
+JOB = (*DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
 
 
 @contextmanager
@@ -34,8 +35,7 @@ def _disk(folder, size):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with a pending prompt."""
-    (tmp_path / "prompts.txt").write_text("a large red circle on a blue background\n")
-    assert product.run("enqueue", *DATABASE, "prompts.txt", folder=tmp_path).returncode == 0
+    product.add(tmp_path, product.SCENE)
     return tmp_path
 
 
@@ -48,18 +48,18 @@ def _line(finished, status=1):
 
 
 def _waits(folder):
-    assert "pending            1" in product.run("status", *DATABASE, folder=folder).stdout
+    assert product.counts(folder) == {"pending": 1}
 
 
 needs_mount = pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="only root may mount")
 
 
 @needs_mount
-@pytest.mark.slow
 def test_a_full_disk_under_the_pictures(folder):
     """No room for a picture: one line that says so, status 1, the prompt waits, and no file is left."""
     with _disk(folder / "pictures", "4k"):
-        message = _line(product.run(*JOB, folder=folder))
+        large = ("--width", "1024", "--height", "1024")  # so that the file takes more than 4 kB
+        message = _line(sleeping.run(*JOB, *large, folder=folder))
         assert "No space left on device" in message
         assert os.listdir(folder / "pictures") == []  # noqa: PTH208 - dotfiles too
     _waits(folder)
@@ -70,7 +70,7 @@ def test_a_read_only_disk_under_the_pictures(folder):
     """A folder that cannot be written is found before the model is loaded: one line, and the prompt waits."""
     with _disk(folder / "pictures", "1m") as seal:
         seal()
-        assert "pictures" in _line(product.run(*JOB, folder=folder))
+        assert "pictures" in _line(sleeping.run(*JOB, folder=folder))
     _waits(folder)
 
 
@@ -95,16 +95,15 @@ def test_a_read_only_disk_under_the_database(folder):
         shutil.copy(folder / "prompts.db", folder / "small")
         seal()
         arguments = ("--database", "sqlite:///small/prompts.db", *JOB[2:])
-        message = _line(product.run(*arguments, folder=folder))
+        message = _line(sleeping.run(*arguments, folder=folder))
         assert "small/prompts.db" in message
         assert "permissions" in message
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.slow
 def test_a_full_disk_under_the_log(folder):
     """A log file that cannot grow is told of once; the run goes on, and its pictures are there."""
-    finished = product.run(*JOB, "--log-file", "/dev/full", folder=folder)
+    finished = sleeping.run(*JOB, "--log-file", "/dev/full", folder=folder)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("completed 1")
     assert "Traceback" not in finished.stderr
@@ -113,7 +112,7 @@ def test_a_full_disk_under_the_log(folder):
 
 def test_a_log_file_that_cannot_be_made(folder):
     """A log file in a folder that is not there is wrong usage: one line, status 2, nothing claimed."""
-    finished = product.run(*JOB, "--log-file", "nowhere/run.log", folder=folder)
+    finished = sleeping.run(*JOB, "--log-file", "nowhere/run.log", folder=folder)
     assert (finished.returncode, len(product.errors(finished))) == (2, 1)
     assert "nowhere/run.log" in finished.stderr
     _waits(folder)
@@ -125,7 +124,7 @@ def test_a_full_disk_under_the_output(folder):
     with Path("/dev/full").open("w") as full:
         finished = subprocess.run(
             product.command("status", *DATABASE), cwd=folder, env=product.environment(folder),
-            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=product.HANG, check=False,
         )  # fmt: skip
     assert finished.returncode == 1
     assert len(product.errors(finished)) == 1
@@ -136,8 +135,8 @@ def _without_powers(folder, *flags):
     """The job as a user whom permissions bind, as they bind everybody but root."""
     powers = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     return subprocess.run(
-        [*powers, *product.command(*JOB, *flags)], cwd=folder, env=product.environment(folder),
-        capture_output=True, text=True, timeout=120, check=False,
+        [*powers, *sleeping.command(*JOB, *flags)], cwd=folder, env=product.environment(folder),
+        capture_output=True, text=True, timeout=product.HANG, check=False,
     )  # fmt: skip
 
 

@@ -11,10 +11,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from tests.servers.models import Depot
 from tests.servers.rights import gcs_with_rights, mongodb_with_role
-
-pytestmark = pytest.mark.slow
 
 DEPLOY = product.ROOT / "deploy"
 TEXT = "a large red circle on a yellow background"
@@ -38,12 +37,12 @@ def test_the_rights_of_deploy_are_what_a_fleet_needs(tmp_path, gcs_server):
         mongodb_with_role(tmp_path / "mongodb", "art", read("mongodb/role.yaml")) as (owner, account),
     ):
         depot = Depot("gs", replace(gcs_server, bucket="models"), tap)
-        job = ("--gcs-bucket", gcs_server.bucket, "--model-id", depot.url, "--num-inference-steps", "4")
+        job = ("--gcs-bucket", gcs_server.bucket, "--model-id", depot.url)
         told = ("--callback-url", "http://127.0.0.1:9/", "--callback-patience", "0")
 
         def do(*arguments, status=0, **more):
             variables = {"MONGO_URI": account, "DEVICE": "cpu", "STORAGE_EMULATOR_HOST": tap.url, **more}
-            done = product.run(*arguments, folder=tmp_path, timeout=240, **variables)
+            done = sleeping.run(*arguments, folder=tmp_path, **variables)
             assert done.returncode == status, done.stdout + done.stderr
             return done.stdout
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from bson import json_util
 from pymongo import MongoClient
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from tests.servers import free_port
 
 KEY = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -22,17 +22,16 @@ def _said(folder, *commands, **variables):
     """All that these commands say on either stream and in the log file."""
     said = []
     for arguments in commands:
-        finished = product.run(*arguments, folder=folder, **PLANTED, **variables)
+        finished = sleeping.run(*arguments, folder=folder, **PLANTED, **variables)
         said += [finished.stdout, finished.stderr]
     said += [path.read_text() for path in folder.glob("*.log")]
     return "".join(said)
 
 
-@pytest.mark.slow
 def test_no_secret_is_said_or_kept(tmp_path, mongodb_server, httpserver):
     """Runs, dry runs, status and doctor at DEBUG, told and refused, leave no planted secret anywhere."""
     uri = f"{mongodb_server}/secrets"
-    model = ("--output", "pictures", "--model-id", str(product.MODEL), "--num-inference-steps", "2")
+    model = ("--output", "pictures", "--model-id", str(product.MODEL))
     httpserver.expect_request("/hush-path-4711").respond_with_data("")
     alive = httpserver.url_for("/hush-path-4711?key=hush-query|1&ü=2")
     dead = f"http://night:hush-word@127.0.0.1:{free_port()}/hush-path-4711?key=hush-query|1&ü=2"
@@ -58,7 +57,6 @@ def test_no_secret_is_said_or_kept(tmp_path, mongodb_server, httpserver):
             assert word not in text, f"{word} is in the {place}"
 
 
-@pytest.mark.slow
 def test_no_password_is_said_when_nobody_answers(tmp_path):
     """A MongoDB that cannot be reached, at DEBUG: its password is in no line and in no stack trace."""
     password = "hush%2Fw%C3%B6rd%40"

@@ -7,15 +7,11 @@ import sqlite3
 import subprocess
 from contextlib import closing
 
-import pytest
-
 from tests.acceptance import product
-
-pytestmark = pytest.mark.slow
+from tests.acceptance.product import sleeping
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--device", "cpu", "--batch-size", "2")
-QUICK = ("--num-inference-steps", "4", "--model-id", str(product.MODEL))
-TEXT = "a large red circle on a yellow background"
+MODEL = ("--model-id", str(product.MODEL))
 
 
 def rows(folder, query):
@@ -27,16 +23,15 @@ def test_tasks_share_a_queue_under_one_run_id(tmp_path):
     """Three tasks with the same RUN_ID: every prompt once, each task with a run document of its own, with
     its index and the platform's execution, and both in every line of its log.
     """
-    (tmp_path / "prompts.json").write_text(json.dumps([{"id": f"p{n}", "text": TEXT} for n in range(9)]))
-    assert product.run("enqueue", *JOB[:2], "prompts.json", folder=tmp_path).returncode == 0
+    product.add(tmp_path, *({"id": f"p{n}", "text": product.SCENE} for n in range(9)))
     platform = {"RUN_ID": "night", "CLOUD_RUN_EXECUTION": "text2img-abcde", "CLOUD_RUN_TASK_COUNT": "3"}
     tasks = []
     for index in "012":
         environment = product.environment(tmp_path, **platform, CLOUD_RUN_TASK_INDEX=index)
         environment["LOG_FILE"] = f"task{index}.log"
-        command = product.command("run", *JOB, *QUICK)
+        command = sleeping.command("run", *JOB, *MODEL)
         tasks.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE))
-    said = [task.communicate(timeout=240)[1] for task in tasks]
+    said = [task.communicate()[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0, 0], said
     runs = rows(tmp_path, "SELECT _id, task_index, execution, completed FROM runs ORDER BY _id")
     ids = [run[:3] for run in runs]
