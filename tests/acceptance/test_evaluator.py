@@ -13,7 +13,6 @@ from werkzeug import Response
 
 from tests.acceptance import product
 from tests.acceptance.product import sleeping
-from tests.acceptance.test_stopping import LEFT_BEHIND
 from tests.waiting import until
 
 JOB = (
@@ -93,7 +92,7 @@ def _stopped_while_judging(tmp_path, httpserver, *loop):
         process.send_signal(signal.SIGTERM)
         said, log = process.communicate()
     over.set()
-    assert (process.returncode, LEFT_BEHIND in log) == (143, False)
+    assert (process.returncode, product.LEFT_BEHIND in log) == (143, False)
     (row,) = _rows(tmp_path, "SELECT * FROM datasets", "_id").values()
     return row, said
 

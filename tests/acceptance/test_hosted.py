@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
-from tests.acceptance.test_stopping import LEFT_BEHIND
 from tests.servers import free_port
 from tests.servers.fal import KEY, MODEL, shade
 from tests.waiting import until
@@ -144,7 +143,7 @@ def test_a_signal_takes_the_requests_back(tmp_path, fal, number, status):
         until(lambda: len(fal.requests) == 3, ended=process.poll)
         process.send_signal(number)
         _, log = process.communicate()
-    assert (process.returncode, LEFT_BEHIND in log) == (status, False)
+    assert (process.returncode, product.LEFT_BEHIND in log) == (status, False)
     assert sorted(fal.cancelled) == texts
     assert all(_untouched(prompt) for prompt in _prompts(tmp_path).values())
 

@@ -14,7 +14,6 @@ from werkzeug import Response
 
 from tests.acceptance import product
 from tests.acceptance.product import SCENE, sleeping
-from tests.acceptance.test_stopping import LEFT_BEHIND
 from tests.servers import free_port
 from tests.servers.ack_gate import ack_gate
 from tests.waiting import until
@@ -51,12 +50,12 @@ class Server:
         return not self._reader.is_alive() and f"its log was\n{self.said[-3000:]}"
 
     def ends(self, number=None):
-        """Its exit status, after that signal, and its output; only a hanging receiver holds up its end."""
+        """Its exit status, after that signal, and its output; it ends without being cut off."""
         if number is not None:
             self._process.send_signal(number)
         output = self._process.stdout.read()
         self._reader.join()
-        assert LEFT_BEHIND not in self.said
+        assert product.LEFT_BEHIND not in self.said
         return self._process.wait(), output
 
 

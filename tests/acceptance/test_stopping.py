@@ -22,7 +22,6 @@ from tests.waiting import until
 
 SIGNALS = pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
-LEFT_BEHIND = "what is still under way after"  # the guard's line, where a run has to be cut off
 
 
 def _says(process, words):
@@ -40,7 +39,7 @@ def _ended(process):
     """Its exit status, its last line, and whether it had to be cut off, once it has ended."""
     said, log = process.communicate()
     (last_line,) = said.splitlines() or [""]
-    return process.returncode, last_line, LEFT_BEHIND in log
+    return process.returncode, last_line, product.LEFT_BEHIND in log
 
 
 @SIGNALS
@@ -151,12 +150,12 @@ def test_a_stop_before_the_database_has_answered(tmp_path, number, status):
             asked.recv(1)
             process.send_signal(number)
             _, log = process.communicate()
-    assert (process.returncode, LEFT_BEHIND in log) == (status, False)
+    assert (process.returncode, product.LEFT_BEHIND in log) == (status, False)
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    """Whoever asks again does not wait until the run cuts off what hangs: it ends by the signal's status, and
-    says no more. Asked once, it would still be putting things in order: the test above shows that.
+    """Asked again, a run does not wait until what hangs is cut off: it ends with the signal's status, without
+    a last line. Asked once it would go on until its grace is over, as the test above shows.
     """
     with _uploading(tmp_path / "int", hangs=True) as process:
 
@@ -166,7 +165,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
         until(asked_again)
         said, log = process.communicate()
-    assert (process.returncode, said, LEFT_BEHIND in log) == (130, "", False)
+    assert (process.returncode, said, product.LEFT_BEHIND in log) == (130, "", False)
 
 
 def test_a_device_that_hangs_ends_the_run(tmp_path):

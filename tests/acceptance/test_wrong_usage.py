@@ -58,7 +58,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What came of each of the mistakes, by its arguments: its folder and the finished process."""
+    """By the arguments of each mistake: the folder in which it was made, and the finished process."""
     folder = tmp_path_factory.mktemp("mistakes")
     finished = product.run_each([arguments for arguments, _ in MISTAKES], folder)
     return {each.args: (folder / str(number), each) for number, each in enumerate(finished)}

@@ -26,7 +26,7 @@ def main():
 
 
 def _finished(arguments, folder, environment):
-    """The status, the output and the errors of one command."""
+    """Return the status, the output and the errors of one command."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = os.fork()
         if process == 0:
@@ -40,7 +40,7 @@ def _finished(arguments, folder, environment):
 
 
 def _work(arguments, folder, environment, streams):
-    """Be that command; its status."""
+    """Run the command in this process, and return its status."""
     from text2img import cli
 
     with open(os.devnull) as nothing:  # noqa: PTH123 - a descriptor is all that is wanted
