@@ -44,6 +44,11 @@ def _used(folder):
     return {name: json.loads(row["used"]) for name, row in _prompts(folder).items() if row["used"]}
 
 
+def _begun(folder):
+    """The ids of those of which it is written down that work on them has begun."""
+    return {name for name, row in _prompts(folder).items() if row["started_claim"] is not None}
+
+
 def _untouched(prompt):
     """Whether it waits, nobody holds it, and none of its tries is used up."""
     return (prompt["status"], prompt["claimed_by"], prompt["attempts"] or 0) == ("pending", None, 0)
@@ -159,6 +164,7 @@ def test_a_killed_run_is_taken_up_by_the_next(tmp_path, fal):
     with _running(tmp_path, fal, "--batch-size", "2") as process:
         until(lambda: set(stuck) <= set(fal.texts()), ended=process.poll)
         until(lambda: len(_used(tmp_path)) == 2, ended=process.poll)
+        until(lambda: blamed.keys() <= _begun(tmp_path), ended=process.poll)  # written down beside the work
         process.kill()
         process.wait()
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
