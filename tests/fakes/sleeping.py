@@ -5,16 +5,21 @@ Run it as ``python tests/fakes/sleeping.py ARGUMENTS``, in place of ``python mai
 the product: the model's folder is really inspected, requests are checked against it, and a text of the demo's
 form is painted as that scene, so that the demo's judge recognises which prompt an image belongs to.
 
-Environment variables: SLEEP_PER_IMAGE, seconds (0.02); SLEEP_HOLD, where a worker stands still until the file
-``go`` appears in the working directory: ``load``, while it loads its weights, or the number of one of its
-batches, counted from 1, which the device holds as it does for the word ``hold``. A prompt's text may hold one
-of these words:
+Environment variables:
+
+- SLEEP_PER_IMAGE: seconds (0.02);
+- SLEEP_HOLD: where a worker stands still until the file ``go`` appears in the working directory: ``load``, while
+  it loads its weights, or the number of one of its batches, counted from 1, held as by the word ``hold``;
+- PAINT_GREY: if set, no image shows what its prompt asks for.
+
+A prompt's text may hold one of these words:
 
 - ``kill``: its worker's process ends by SIGKILL while the prompt is on the device;
 - ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
 - ``hang``: the device makes no step any more;
 - ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
-  working directory; a caption with this word beside it is painted as the caption's scene;
+  working directory; ``hold from 2`` does so for a prompt's third image and those after it. A caption with
+  this word beside it is painted as the caption's scene;
 - ``step by step``: the device goes on after so many steps with the prompt once the file ``ID.steps`` in the
   working directory holds a larger number.
 """
@@ -23,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -54,6 +60,8 @@ _CARD = ModelCard(
     scheduler="none", schedulers=(),
 )  # fmt: skip
 _POLL_INTERVAL = 0.01  # seconds
+_HOLD = r"hold(?: from (\d+))?"
+_COARSEST = 32  # levels by which a pixel may differ from what was painted; the judge sees through it
 
 
 class SleepingEngine(diffusers.DiffusersEngine):
@@ -104,7 +112,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         """Take the device's time, in as many steps as were asked for."""
         steps = batch[0].parameters.num_inference_steps
         seconds = float(os.environ.get("SLEEP_PER_IMAGE", "0.02")) * len(batch) / steps
-        held = any("hold" in request.text for request in batch)
+        held = any(_is_held(request) for request in batch)
         slow = {str(request.prompt.id) for request in batch if "step by step" in request.text}
         for step in range(1, steps + 1):
             time.sleep(seconds)  # clock: it is what this engine is for
@@ -122,16 +130,35 @@ class SleepingEngine(diffusers.DiffusersEngine):
 
 
 def paint(request):
-    """The scene that the text describes, else a grey of its own; uint8 (height, width, 3)."""
+    """The scene that the text describes, else a grey of its own; uint8 (height, width, 3).
+
+    As from a real engine, other steps make another image of the same seed: fewer leave a coarser grain.
+    """
     wanted, seed = request.parameters, request.parameters.seed
     size = (wanted.width, wanted.height)
-    try:
-        scene = Scene.parse(request.text.replace("hold", ""))
+    if (scene := _scene(request.text)) is not None:
         image = draw(scene, Random(seed)).resize(size, Image.Resampling.LANCZOS)
-    except ValueError:
+    else:
         shade = hashlib.sha256(f"{request.text}\0{seed}".encode()).digest()[0]
         image = Image.new("RGB", size, (shade, shade, shade))
-    return np.asarray(image)
+    pixels = np.asarray(image)
+    coarse = min(_COARSEST, 64 // wanted.num_inference_steps)
+    grain = np.random.default_rng(seed).integers(-coarse, coarse + 1, pixels.shape[:2])
+    return np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def _scene(text):
+    """The scene to paint, None where there is none."""
+    try:
+        return None if os.environ.get("PAINT_GREY") else Scene.parse(re.sub(_HOLD, "", text))
+    except ValueError:
+        return None
+
+
+def _is_held(request):
+    """Say whether the request's text has its image wait for the file ``release``."""
+    found = re.search(_HOLD, request.text)
+    return bool(found) and request.number >= int(found[1] or 0)
 
 
 def _obey(text):
