@@ -6,12 +6,11 @@ import json
 import re
 import signal
 import sqlite3
-import subprocess
-from contextlib import suppress
 
 import pytest
 
 from tests.acceptance import product
+from tests.waiting import until
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 CAPTION = "a large red circle on a blue background"
@@ -93,11 +92,9 @@ def test_a_signal_while_the_model_loads_gives_everything_back(tmp_path):
     with product.running(*JOB, folder=tmp_path) as process:
         with sqlite3.connect(tmp_path / "prompts.db", timeout=20) as database:
             claimed = "SELECT count(*) FROM datasets WHERE status = 'processing'"
-            while process.poll() is None and database.execute(claimed).fetchone() == (0,):
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0.02)
+            until(lambda: database.execute(claimed).fetchone() != (0,), lambda: process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
         ends = database.execute("SELECT DISTINCT status, attempts, deaths > 0 FROM datasets").fetchall()
         database.close()
     assert process.returncode == 143, errors

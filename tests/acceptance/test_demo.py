@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 
 
 @pytest.mark.slow
@@ -22,5 +23,5 @@ def test_the_demo_needs_nothing_and_shows_twelve_pictures(tmp_path):
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
     assert "--fresh" in again.stdout
-    fresh = product.run("demo", "--fresh", folder=tmp_path)
+    fresh = sleeping.run("demo", "--fresh", folder=tmp_path)
     assert fresh.stdout.startswith("completed 12")

@@ -7,10 +7,10 @@ import resource
 import sqlite3
 from contextlib import closing
 
-import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
 
@@ -41,19 +41,18 @@ def _shows(folder, name, caption):
         return judge(picture).shows(Scene.parse(caption))
 
 
-@pytest.mark.slow
 def test_a_second_run_makes_what_is_new_or_changed(tmp_path):
     """The first run makes all prompts of the file, the second nothing, the third the one that was changed and
     the one that is new; the changed one's picture shows what its prompt says now.
     """
     _write(tmp_path, {name: CAPTIONS[name] for name in "ab"})
-    first = product.run(*JOB, folder=tmp_path)
+    first = sleeping.run(*JOB, folder=tmp_path)
     assert (first.returncode, first.stdout[:11]) == (0, "completed 2"), first.stderr
-    again = product.run(*JOB, folder=tmp_path)
+    again = sleeping.run(*JOB, folder=tmp_path)
     assert (again.returncode, again.stdout[:11]) == (0, "completed 0"), again.stderr
     changed = CAPTIONS | {"b": "a large purple triangle on a white background"}
     _write(tmp_path, changed)
-    third = product.run(*JOB, folder=tmp_path)
+    third = sleeping.run(*JOB, folder=tmp_path)
     assert (third.returncode, third.stdout[:11]) == (0, "completed 2"), third.stderr
     assert _claims(tmp_path) == {"a": 1, "b": 2, "c": 1}
     assert all(_shows(tmp_path, name, caption) for name, caption in changed.items())

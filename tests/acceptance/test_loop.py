@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
 import sys
-import time
 from contextlib import closing
 
 import pytest
 import yaml
 from PIL import Image
 
-from tests.acceptance import product
+from tests.acceptance import claims, product
+from tests.acceptance.product import sleeping
+from tests.waiting import until
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
 
@@ -69,9 +69,7 @@ def test_the_loop_makes_more_pictures_right(tmp_path, capsys):
     than one try; each has its folder, with every try, and the best is the result.
     """
     _write(tmp_path, {id_: text for id_, (text, _) in PROMPTS.items()})
-    finished = product.run(
-        *JOB, "--num-inference-steps", "10", "--iterations", "3", folder=tmp_path, timeout=300
-    )
+    finished = product.run(*JOB, "--num-inference-steps", "10", "--iterations", "3", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     rows = _rows(tmp_path)
     right = {
@@ -124,25 +122,25 @@ def _check_folder(out, rows, most):
             picture.verify()
 
 
-@pytest.mark.slow
 def test_a_kill_in_the_second_iteration_loses_nothing(tmp_path):
     """SIGKILL in the middle of iteration 2 of 3: the next run goes on there, and makes again no more than was
     in flight; every file in the folders parses.
     """
-    # This scheduler draws nothing right in two steps: each prompt needs all of its iterations.
-    poor = ("--scheduler", "pndm", "--num-inference-steps", "2", "--iterations", "3")
-    job = (*JOB, *poor, "--lease-seconds", "2")
+    job = (*JOB, "--num-inference-steps", "2", "--iterations", "3", "--lease-seconds", "2")
+    grey = {"PAINT_GREY": "1"}  # so that each prompt needs all of its iterations
     _write(tmp_path, {f"p{n}": caption for n, caption in enumerate(CAPTIONS * 2)})
-    with product.running(*job, folder=tmp_path) as process:
-        _until(process, lambda: any((tmp_path / "out").glob("results/*/iteration_2_results.json")))
+    with sleeping.running(*job, folder=tmp_path, **grey, SLEEP_PER_IMAGE="0.1") as process:
+        second = "results/*/iteration_2_results.json"
+        until(lambda: any((tmp_path / "out").glob(second)), lambda: process.poll() is not None)
         process.kill()
         process.wait()
+    until(lambda: not claims.any_runs(tmp_path / "out" / "text2img.db"))
     before = _rows(tmp_path)
     recorded = {(id_, each["iteration"]) for id_, row in before.items() for each in _tries(row)}
     stored = _pictures(tmp_path)
     assert {2} <= {iteration for _, iteration in recorded | stored}
     assert len(stored - recorded) <= 8  # the batch on the device, and the one that is being finished
-    finished = product.run(*job, "--log-format", "json", folder=tmp_path, timeout=300)
+    finished = sleeping.run(*job, "--log-format", "json", folder=tmp_path, **grey)
     assert finished.returncode == 0, finished.stderr
     told = [json.loads(line) for line in finished.stderr.splitlines()]
     made = [(one["prompt_id"], one["iterations"]) for one in told if "iterations" in one]
@@ -162,18 +160,6 @@ def _pictures(folder):
     """The prompt and the iteration of every picture in the folders."""
     found = (folder / "out" / "results").glob("*/iteration_*.png")
     return {(path.parent.name, int(path.stem.partition("_")[2])) for path in found}
-
-
-def _until(process, condition):
-    """Wait for what a process brings about that says nothing of it; it must not end before."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        try:
-            process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"the run ended too early: {process.stderr.read()}")
 
 
 def test_a_loop_needs_scores(tmp_path):

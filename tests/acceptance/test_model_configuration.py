@@ -8,6 +8,7 @@ import pytest
 from pymongo import MongoClient
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 
 CAPTION = "a large red circle on a white background"
 
@@ -27,11 +28,10 @@ def _configure(database, **fields):
     database.model_configs.insert_one({"_id": 5, **model, **fields})
 
 
-@pytest.mark.slow
 def test_a_configuration_is_obeyed_where_nobody_wishes_otherwise(database, tmp_path):
     """The configuration's parameters beat the defaults; a variable beats the configuration."""
     _configure(database, num_inference_steps=3, guidance_scale=4, scheduler="euler")
-    finished = product.run(
+    finished = sleeping.run(
         "--mongo_uri", database.uri, "--output", "pictures", "--model_config_id", "5",
         folder=tmp_path, GUIDANCE_SCALE="2.5",
     )  # fmt: skip

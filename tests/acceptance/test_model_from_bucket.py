@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from tests.servers.models import depot
 from text2img.demo.judge import judge
-
-pytestmark = pytest.mark.slow
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--device", "cpu")
 QUICK = ("--num-inference-steps", "10", "--guidance-scale", "3")
@@ -52,12 +51,11 @@ def check_pictures(folder, url):
             assert copies(folder)[0].name in picture.text["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", ["s3"], indirect=True)
 def test_pictures_by_a_model_from_a_bucket(there, tmp_path):
     """The run fetches the model, draws in the right colours, and writes down where the model is from."""
-    finished = product.run(
-        *JOB, *QUICK, "--model-id", there.url, folder=tmp_path, timeout=240, **there.variables
-    )
+    finished = product.run(*JOB, *QUICK, "--model-id", there.url, folder=tmp_path, **there.variables)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("completed 2, failed 0, remaining 0")
     check_pictures(tmp_path, there.url)
@@ -69,7 +67,7 @@ def started(folder, there, **more):
     arguments = (*JOB, *QUICK, "--model-id", there.url, "--limit", "1")
     environment = product.environment(folder, **there.variables, **more)
     return subprocess.Popen(
-        product.command(*arguments),
+        sleeping.command(*arguments),
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
@@ -101,7 +99,7 @@ def test_one_fetches_and_the_others_wait_and_take_over(there, tmp_path):
     assert not [each for each in copies(tmp_path) if not each.name.startswith("part-")]
     del there.tap.read[:]
     there.tap.open.set()
-    outputs = [other.communicate(timeout=120) for other in others]
+    outputs = [other.communicate() for other in others]
     assert [other.returncode for other in others] == [0, 0], outputs
     assert sum("fetching 10 files of a model" in errors for _, errors in outputs) == 1
     weights = [name for name in there.tap.read if name.endswith("unet/diffusion_pytorch_model.safetensors")]
@@ -127,11 +125,11 @@ def test_what_a_bucket_s_failure_costs(there, tmp_path):
 
 @pytest.mark.parametrize("there", ["gs"], indirect=True)
 def test_a_signal_while_the_model_is_fetched(there, tmp_path):
-    """SIGTERM while the bucket holds a file back: status 143 in eight seconds, and nothing was claimed."""
+    """SIGTERM while the bucket holds a file back: status 143 by itself, and nothing was claimed."""
     there.tap.open.clear()
     process = started(tmp_path, there)
     assert there.tap.reached.wait(60)
     process.terminate()
-    _, errors = process.communicate(timeout=product.soon() + 4)
-    assert process.returncode == 143, errors
+    _, errors = process.communicate()
+    assert (process.returncode, "is left behind" in errors) == (143, False), errors
     assert column(tmp_path, "datasets", "claim_number") == [None] * 2

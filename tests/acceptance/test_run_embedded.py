@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
-import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from tests.acceptance.scenes import GOOD
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
@@ -47,7 +49,7 @@ def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
             bad,
         )
     database.close()
-    first = product.run(*JOB, *QUICK, folder=tmp_path, timeout=240)
+    first = product.run(*JOB, *QUICK, folder=tmp_path)
     assert first.returncode == 3, first.stderr
     assert first.stdout.startswith(f"completed {len(good)}, failed 5, remaining 0")
     for one in good:
@@ -66,17 +68,15 @@ def _enqueue(tmp_path, *texts):
     assert product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path).returncode == 0
 
 
-def test_a_run_with_nothing_to_do_is_quick_and_loads_no_torch(tmp_path):
-    """Finding nothing, a run ends with status 0 in about a second and never imports torch or diffusers."""
+def test_a_run_with_nothing_to_do_loads_no_torch(tmp_path):
+    """Finding nothing, a run ends with status 0 and imports neither torch nor any other heavy library."""
     _enqueue(tmp_path)
-    started = time.monotonic()
     finished = product.run(*JOB, folder=tmp_path, PYTHONPROFILEIMPORTTIME="1")
-    spent = time.monotonic() - started
     assert finished.returncode == 0
     assert finished.stdout.startswith("completed 0, failed 0, remaining 0")
-    for heavy in ("torch", "diffusers", "transformers", "google.cloud", "pymongo", "PIL", "numpy"):
-        assert not any(line.split("|")[-1].strip() == heavy for line in product.errors(finished))
-    assert spent < 2  # a second on an idle machine; tests share theirs
+    imported = set(re.findall(r"^import time: .*\| +([\w.]+)$", finished.stderr, re.MULTILINE))
+    assert "text2img.cli" in imported
+    assert not imported & {"torch", "diffusers", "transformers", "google.cloud", "pymongo", "PIL", "numpy"}
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
@@ -95,44 +95,45 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     assert "pending            3" in product.run("status", *JOB[:2], folder=tmp_path).stdout
 
 
-@pytest.mark.slow
 def test_the_same_seed_makes_the_same_picture(tmp_path):
     """A prompt that is put back and made again gets the very same bytes, though its neighbours have gone."""
     colours = ("red", "green", "blue", "black")
     texts = [Scene("large", colour, "circle", "white").caption for colour in colours]
     _enqueue(tmp_path, *texts)
-    assert product.run(*JOB, *QUICK, folder=tmp_path).returncode == 0
+    assert sleeping.run(*JOB, *QUICK, folder=tmp_path).returncode == 0
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
     with sqlite3.connect(tmp_path / "prompts.db") as database:
-        database.execute("UPDATE datasets SET status = 'pending'")
+        put_back = "UPDATE datasets SET status = 'pending' WHERE rowid > 2 RETURNING image_url"
+        again = [Path(url) for (url,) in database.execute(put_back)]
     database.close()
-    again = product.run(*JOB, *QUICK, folder=tmp_path)
-    assert again.stdout.startswith("completed 4"), again.stderr
+    for path in again:
+        path.unlink()
+    second = sleeping.run(*JOB, *QUICK, folder=tmp_path)
+    assert second.stdout.startswith("completed 2"), second.stderr
     assert {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()} == pictures
 
 
-@pytest.mark.slow
 def test_limit_and_dataset_and_retry(tmp_path):
     """``--limit`` bounds what a run takes, ``--dataset-id`` chooses, ``retry`` puts failed prompts back."""
     caption = "a large red circle on a blue background"
     rows = [{"id": n, "text": caption, "dataset_id": n % 2} for n in range(6)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    product.run("enqueue", *JOB[:2], "prompts.jsonl", folder=tmp_path)
-    limited = product.run(*JOB, *QUICK, "--limit", "2", "--dataset-id", "1", folder=tmp_path)
+    sleeping.run("enqueue", *JOB[:2], "prompts.jsonl", folder=tmp_path)
+    limited = sleeping.run(*JOB, *QUICK, "--limit", "2", "--dataset-id", "1", folder=tmp_path)
     assert limited.stdout.startswith("completed 2, failed 0, remaining 1;"), limited.stderr
-    refused = product.run(*JOB, *QUICK, "--dataset-id", "1", folder=tmp_path, NEGATIVE_PROMPT="blurry")
+    refused = sleeping.run(*JOB, *QUICK, "--dataset-id", "1", folder=tmp_path, NEGATIVE_PROMPT="blurry")
     assert refused.stdout.startswith("completed 1, failed 0, remaining 0"), refused.stderr
-    assert "pending            3" in product.run("status", *JOB[:2], folder=tmp_path).stdout
+    assert "pending            3" in sleeping.run("status", *JOB[:2], folder=tmp_path).stdout
     with sqlite3.connect(tmp_path / "prompts.db") as database:
         database.execute("UPDATE datasets SET text = '' WHERE _id = 0")
         (used,) = database.execute("SELECT used FROM datasets WHERE _id = 5").fetchone()
     database.close()
     assert json.loads(used)["num_inference_steps"] == 10
-    failed = product.run(*JOB, *QUICK, folder=tmp_path)
+    failed = sleeping.run(*JOB, *QUICK, folder=tmp_path)
     assert (failed.returncode, failed.stdout.startswith("completed 2, failed 1")) == (3, True), failed.stderr
-    assert "put 0 failed" in product.run("retry", *JOB[:2], "--error-code", "safety", folder=tmp_path).stdout
-    assert "put 1 failed" in product.run("retry", *JOB[:2], folder=tmp_path).stdout
+    assert "put 0 failed" in sleeping.run("retry", *JOB[:2], "--error-code", "safety", folder=tmp_path).stdout
+    assert "put 1 failed" in sleeping.run("retry", *JOB[:2], folder=tmp_path).stdout
     with sqlite3.connect(tmp_path / "prompts.db") as database:
         database.execute("UPDATE datasets SET text = ? WHERE _id = 0", (caption,))
     database.close()
-    assert product.run(*JOB, *QUICK, folder=tmp_path).stdout.startswith("completed 1, failed 0")
+    assert sleeping.run(*JOB, *QUICK, folder=tmp_path).stdout.startswith("completed 1, failed 0")

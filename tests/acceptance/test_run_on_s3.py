@@ -15,11 +15,10 @@ from PIL import Image
 from werkzeug import Response
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from tests.acceptance.scenes import GOOD
 from tests.servers.s3 import client
 from text2img.demo.judge import judge
-
-pytestmark = pytest.mark.slow
 
 DATABASE = ("--database", "sqlite:///prompts.db")
 MODEL = ("--model-id", str(product.MODEL), "--num-inference-steps", "10", "--guidance-scale", "3")
@@ -41,7 +40,7 @@ def job(tmp_path, s3_server):
 
     def run(*arguments, **variables):
         variables = s3_server.variables | variables
-        return product.run(*arguments, *DATABASE, *MODEL, folder=tmp_path, timeout=240, **variables)
+        return sleeping.run(*arguments, *DATABASE, *MODEL, folder=tmp_path, **variables)
 
     bucket = client(s3_server)
     yield SimpleNamespace(run=run, rows=lambda table: _rows(tmp_path, table), folder=tmp_path)

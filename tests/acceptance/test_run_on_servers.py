@@ -43,7 +43,6 @@ def outcome(mongodb_server, gcs_server, tmp_path_factory):
                 "--run-id", "night",
                 "--log-file", str(folder / "run.log"),
                 folder=folder,
-                timeout=240,
                 STORAGE_EMULATOR_HOST=gcs_server.host,
                 INTERNAL_API_TOKEN="hush-token",
             )  # fmt: skip
@@ -145,13 +144,16 @@ def _told_date(body):
 
 
 def test_the_run_is_kept(outcome):
-    """The run's document has counts, pace, seconds by stage and versions."""
+    """The run's document has counts, pace, seconds by stage, which fit into the run, and versions."""
     (run,) = outcome.runs
     assert (run["_id"], run["status"]) == ("night", "completed")
     assert (run["completed"], run["failed"]) == (19, 5)
     assert run["images_per_second"] > 0
     assert 0 < run["device_busy"] <= 1
-    assert {"claim", "denoise", "upload", "record"} <= run["seconds"].keys()
+    assert {"claim", "load", "denoise", "decode", "upload", "record"} <= run["seconds"].keys()
+    assert all(run["seconds"][stage] > 0 for stage in ("load", "denoise", "decode"))
+    of_the_device = sum(run["seconds"][stage] for stage in ("load", "compile", "denoise", "decode", "wait"))
+    assert of_the_device <= (run["finished_at"] - run["started_at"]).total_seconds() + 0.1
     assert "torch" in run["versions"]
 
 

@@ -37,7 +37,7 @@ def outcome(tmp_path_factory):
     (folder / "prompts.json").write_text(json.dumps([{"text": CAPTION, "seed": 7, **one} for one in PROMPTS]))
     added = product.run("enqueue", *JOB[:2], "prompts.json", folder=folder)
     assert added.returncode == 0, added.stderr
-    return folder, product.run(*JOB, *QUICK, *HOUSE, folder=folder, timeout=240)
+    return folder, product.run(*JOB, *QUICK, *HOUSE, folder=folder)
 
 
 def _rows(folder):
@@ -117,7 +117,6 @@ def test_the_style_is_written_down(outcome):
             assert {key: told[key] for key in names if told.get(key) is not None} == expected
 
 
-@pytest.mark.slow
 def test_a_run_that_could_sign_nothing_does_not_begin(tmp_path):
     """A job-wide name that the font lacks ends the run with status 2 in one line, and nothing is claimed."""
     (tmp_path / "prompts.txt").write_text(CAPTION)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.product import sleeping
 from text2img.databases import Collections, Run, open_database
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
@@ -25,12 +26,11 @@ def made(tmp_path_factory):
     rows = [{"id": n, "text": "a large red circle on a blue background"} for n in range(14)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert product.run("enqueue", *JOB[:2], "prompts.jsonl", folder=folder).returncode == 0
-    finished = product.run(*JOB, *QUICK, "--batch-size", "auto:4", "--log-level", "DEBUG", folder=folder)
+    finished = sleeping.run(*JOB, *QUICK, "--batch-size", "auto:4", "--log-level", "DEBUG", folder=folder)
     assert finished.returncode == 0, finished.stderr
     return folder, finished
 
 
-@pytest.mark.slow
 def test_the_last_line_says_where_the_time_went(made):
     """Counts, pace, the stages of the device's thread, how busy it was, and where the pictures are."""
     (line,) = made[1].stdout.splitlines()
@@ -42,7 +42,6 @@ def test_the_last_line_says_where_the_time_went(made):
     ), line
 
 
-@pytest.mark.slow
 def test_the_run_is_kept_with_its_seconds(made):
     """Seconds by stage, both shares of the device, the steady pace; the device's stages fit into the run."""
     with sqlite3.connect(made[0] / "prompts.db") as database:
@@ -60,7 +59,6 @@ def test_the_run_is_kept_with_its_seconds(made):
     assert run["peak_memory"] > 0
 
 
-@pytest.mark.slow
 def test_auto_finds_a_size_within_its_cap(made):
     """Batches of 1 come first, then larger ones, none above the cap; every prompt got its picture."""
     events = [json.loads(line) for line in product.errors(made[1])]
@@ -70,7 +68,6 @@ def test_auto_finds_a_size_within_its_cap(made):
     assert len(list((made[0] / "pictures").iterdir())) == 14
 
 
-@pytest.mark.slow
 def test_a_plot_shows_it(made):
     """In the terminal, and as a PNG where a file is named; ``last`` is the latest run."""
     shown = product.run("status", *JOB[:2], "--plot", "last", folder=made[0])
@@ -83,7 +80,6 @@ def test_a_plot_shows_it(made):
         assert (picture.format, picture.size[0]) == ("PNG", 900)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
