@@ -1,4 +1,8 @@
-"""A report of 2,000 pictures, in a real browser: how long it takes to open, and what it costs to scroll."""
+"""A report of 2,000 pictures, in a real browser: what opening, scrolling and searching make the page do.
+
+The page's work is counted, in layouts and in images held, which is the same on every machine. How long it
+takes is printed, and asserted nowhere: docs/report.md keeps figures.
+"""
 
 from __future__ import annotations
 
@@ -47,53 +51,72 @@ def report(tmp_path_factory):
     return folder / "report.html"
 
 
-def _busy(browser):
-    """Seconds that the page's own thread has worked; others on the same machine do not count."""
+def _metrics(browser):
+    """What Chromium counts of the page: by name, since it was opened; times are the page's thread's."""
     metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
-    return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+    return {each["name"]: each["value"] for each in metrics}
 
 
-@pytest.mark.slow
+def _held(browser):
+    return browser.run("return document.querySelectorAll('.card img[src]').length")
+
+
+def _laid_out(browser):
+    """How many cards the page lays out; the others, far from the window, cost it nothing."""
+    return browser.run(
+        "return [...document.querySelectorAll('.card')]"
+        ".filter((card) => card.checkVisibility({contentVisibilityAuto: true})).length"
+    )
+
+
+def _layouts(before, after):
+    return after["LayoutCount"] - before["LayoutCount"]
+
+
 def test_two_thousand_pictures_open_and_scroll_smoothly(report, browser, capsys):
-    """Opening keeps the page busy for less than two seconds, and a frame of fast scrolling for less than two
-    sixtieths of one on average; only pictures near the window are held, and the last one is drawn.
+    """Opening lays the page out a few times and not once a card, fast scrolling about once a frame; only
+    cards near the window are laid out, only their pictures are held, and the last one is drawn.
     """
     driver = browser.driver
-    driver.set_script_timeout(100)
+    driver.set_script_timeout(product.HANG)
     metrics = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.visit(report.as_uri())
-    opening = _busy(browser)
+    opened = _metrics(browser)
+    assert opened["LayoutCount"] < 50
     assert browser.run("return document.querySelectorAll('.card').length") == PICTURES
-    assert browser.run("return document.querySelectorAll('.card img[src]').length") < 150
-    before = _busy(browser)
+    assert 0 < _held(browser) < 150
+    assert 0 < _laid_out(browser) < 150
+    begun = _metrics(browser)
     frames = driver.execute_async_script(SCROLL, STEP)
-    each = (_busy(browser) - before) / len(frames)
+    scrolled = _metrics(browser)
+    assert _layouts(begun, scrolled) < 3 * len(frames)
     browser.until(
         "const last = [...document.querySelectorAll('.card img')].at(-1); return last.naturalWidth > 0"
     )
-    assert browser.run("return document.querySelectorAll('.card img[src]').length") < 250
+    assert _held(browser) < 250
+    assert _laid_out(browser) < 250
     assert browser.complaints() == []
+    worked = (scrolled["TaskDuration"] - begun["TaskDuration"]) / len(frames)
     with capsys.disabled():
         print(  # noqa: T201 - the figures are what it is for
-            f"\n2,000 pictures, {report.stat().st_size / 1e6:.1f} MB: busy {opening:.2f} s to open, "
-            f"{1000 * each:.1f} ms a frame over {len(frames)} frames of {STEP} pixels; "
-            f"a frame came every {frames[len(frames) // 2]:.0f} ms (median), {frames[-1]:.0f} at worst"
+            f"\n2,000 pictures, {report.stat().st_size / 1e6:.1f} MB:"
+            f" busy {opened['TaskDuration']:.2f} s to open,"
+            f" {1000 * worked:.1f} ms a frame over {len(frames)} frames of {STEP} pixels;"
+            f" a frame came every {frames[len(frames) // 2]:.0f} ms (median), {frames[-1]:.0f} at worst"
         )
-    assert opening < 2
-    assert each < 2 / 60
 
 
-@pytest.mark.slow
-def test_search_among_two_thousand_is_quick(report, browser):
-    """Twelve of two thousand are found, and what that costs the page stays below half a second."""
+def test_search_among_two_thousand_is_one_change_of_the_page(report, browser):
+    """Twelve of two thousand are found by a few layouts, not one for each card, and no more are left."""
     browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.visit(report.as_uri())
-    before = _busy(browser)
+    before = _metrics(browser)
     browser.run(
         "const find = document.getElementById('find'); find.value = 'picture 199';"
         "find.dispatchEvent(new Event('input'))"
     )
     browser.until("return document.getElementById('count').textContent.startsWith('12 of 2,000')")
-    assert _busy(browser) - before < 0.5
+    assert _layouts(before, _metrics(browser)) < 50
+    assert browser.run("return document.querySelectorAll('.card').length") == 12
