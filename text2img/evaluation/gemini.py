@@ -52,11 +52,11 @@ class GeminiEvaluator:
     """Implements ``text2img.evaluation.Evaluator``; its promises stand there.
 
     Proxies come from the environment as usual, and so does another address of the same API, which the client
-    reads from GOOGLE_GEMINI_BASE_URL.
+    reads from GOOGLE_GEMINI_BASE_URL. ``patience``: seconds for all tries of one picture.
     """
 
-    def __init__(self, key: str | None, model: str = DEFAULT_MODEL) -> None:
-        self._key, self._model = key, model
+    def __init__(self, key: str | None, model: str = DEFAULT_MODEL, *, patience: float = _PATIENCE) -> None:
+        self._key, self._model, self._patience = key, model, patience
         self._client: Any = None
 
     @property
@@ -89,9 +89,9 @@ class GeminiEvaluator:
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
         """What the model answers, checked; see Evaluator."""
         try:
-            answer = within(_PATIENCE, lambda: self._ask(pixels, text))
+            answer = within(self._patience, lambda: self._ask(pixels, text))
         except TimeoutError as exc:
-            raise EvaluationFailed(f"{self.name} gave no answer within {_PATIENCE:g} s") from exc
+            raise EvaluationFailed(f"{self.name} gave no answer within {self._patience:g} s") from exc
         except EvaluationFailed:
             raise
         except Exception as exc:
