@@ -143,7 +143,13 @@ def benchmark(contestants: Sequence[Contestant], prompts: int, *, rehearsal: boo
     """Draw ``prompts`` pictures by each contestant and compare them."""
     torch.set_num_threads(1)
     scenes = choose_scenes(prompts)
-    drawn = compete(contestants, scenes)
+    return compared(contestants, scenes, compete(contestants, scenes), rehearsal=rehearsal)
+
+
+def compared(
+    contestants: Sequence[Contestant], scenes: Sequence[Scene], drawn: Sequence[Drawn], *, rehearsal: bool
+) -> Result:
+    """What the contestants have drawn of the scenes, compared with the first one's."""
     seen = [measure(scenes, map(Image.fromarray, its.pictures)) for its in drawn]
     checks = [
         Check(
@@ -157,10 +163,10 @@ def benchmark(contestants: Sequence[Contestant], prompts: int, *, rehearsal: boo
     return Result(
         benchmark="approximations",
         checks=checks,
-        settings={"prompts": prompts, "batch": BATCH, "size": 128, "guidance": 3.0, "dtype": "fp32"},
+        settings={"prompts": len(scenes), "batch": BATCH, "size": 128, "guidance": 3.0, "dtype": "fp32"},
         rows=list(rows(contestants, drawn, seen)),
         note="The demo model of 3.7 million parameters, 128 × 128 pixels, on one thread of a CPU.",
-        details={"plain_images_per_processor_second": round(prompts / drawn[0].seconds, 2)},
+        details={"plain_images_per_processor_second": round(len(scenes) / drawn[0].seconds, 2)},
         rehearsal=rehearsal,
     )
 

@@ -36,6 +36,16 @@ class Start:
     target: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was measured of a command: the seconds of each start, its modules, the heavy ones by name."""
+
+    start: Start
+    seconds: Sequence[float]
+    modules: int
+    heavy: Sequence[str]
+
+
 def starts(folder: Path) -> list[Start]:
     """What is measured; ``folder`` holds an empty SQLite database for the run with nothing to do."""
     idle = (_MAIN, "run", "--database", f"sqlite:///{folder}/empty.db", "--output", str(folder / "pictures"))
@@ -51,22 +61,19 @@ def starts(folder: Path) -> list[Start]:
 def seconds(start: Start, folder: Path) -> float:
     """How long the command takes, from its start to its end. Raises RuntimeError where it ends otherwise."""
     begun = time.perf_counter()
-    done = _run(start, folder)
-    took = time.perf_counter() - begun
-    if done.returncode != start.status:
-        raise RuntimeError(f"{start.name} ended with status {done.returncode}: {done.stderr[-500:]}")
-    return took
+    _run(start, folder)
+    return time.perf_counter() - begun
 
 
 def imported(start: Start, folder: Path) -> tuple[int, list[str]]:
-    """How many modules the command imports, and which of the heavy ones."""
+    """How many modules the command imports, and which of the heavy ones. Raises as ``seconds`` does."""
     lines = _run(start, folder, "-X", "importtime").stderr.splitlines()
     modules = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     return len(modules), [name for name in _HEAVY if name in modules]
 
 
 def _run(start: Start, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *flags, *start.arguments],
         cwd=folder,
         env=clean_environment(),
@@ -74,9 +81,12 @@ def _run(start: Start, folder: Path, *flags: str) -> subprocess.CompletedProcess
         text=True,
         check=False,
     )
+    if done.returncode != start.status:
+        raise RuntimeError(f"{start.name} ended with status {done.returncode}: {done.stderr[-500:]}")
+    return done
 
 
-def measure(times: int) -> Result:
+def measure(times: int) -> list[Seen]:
     """All commands ``times`` times in turn; the first turn, which may fill caches, is not counted."""
     with tempfile.TemporaryDirectory(prefix="text2img-") as name:
         folder = Path(name)
@@ -84,24 +94,34 @@ def measure(times: int) -> Result:
         for turn in range(times + 1):
             for start in took:
                 took[start] += [seconds(start, folder)] * (turn > 0)
-        found = {start: imported(start, folder) for start in took}
+        return [Seen(start, each, *imported(start, folder)) for start, each in took.items()]
+
+
+def result(times: int, seen: Sequence[Seen]) -> Result:
+    """The medians against their targets, and the heavy imports, of which there should be none."""
     rows = [
         {
-            "command": start.name,
-            "median s": median(each),
-            "least s": min(each),
-            "most s": max(each),
-            "modules": found[start][0],
-            "heavy": ", ".join(found[start][1]) or "none",
+            "command": each.start.name,
+            "median s": median(each.seconds),
+            "least s": min(each.seconds),
+            "most s": max(each.seconds),
+            "modules": each.modules,
+            "heavy": ", ".join(each.heavy) or "none",
         }
-        for start, each in took.items()
+        for each in seen
     ]
     checks = [
-        Check(figure=start.name, measured=median(each), target=start.target, at_least=False, unit="s")
-        for start, each in took.items()
-        if start.target is not None
+        Check(
+            figure=each.start.name,
+            measured=median(each.seconds),
+            target=each.start.target,
+            at_least=False,
+            unit="s",
+        )
+        for each in seen
+        if each.start.target is not None
     ]
-    heavy = sum(len(names) for _, names in found.values())
+    heavy = sum(len(each.heavy) for each in seen)
     figure = "torch, diffusers and transformers among their imports"
     return Result(
         benchmark="coldstart",
@@ -118,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--starts", type=int, default=20, help="of each command")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
-    outcome = measure(asked.starts)
+    outcome = result(asked.starts, measure(asked.starts))
     print(report(outcome))
     outcome.save(asked.results)
     return outcome.status

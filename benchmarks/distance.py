@@ -7,27 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 _CHUNK = 2**16
 _FLUSH = 1.0  # seconds for what a side that is gone has not read
 
 
 @contextmanager
-def distance(port: int, seconds: float) -> Iterator[int]:
+def distance(
+    port: int,
+    seconds: float,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Iterator[int]:
     """A loopback port that leads to ``port``, ``seconds`` there and back, half of it each way.
 
     A connection's own handshake takes no time; whoever keeps connections, as all clients here do, would
-    hardly notice.
+    hardly notice. ``clock`` and ``sleep`` are for tests.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="distance", daemon=True)
     thread.start()
-    listening = asyncio.run_coroutine_threadsafe(_listen(port, seconds / 2), loop).result()
+    listening = asyncio.run_coroutine_threadsafe(
+        _listen(port, _Way(seconds / 2, clock, sleep)), loop
+    ).result()
     try:
         yield listening.sockets[0].getsockname()[1]
     finally:
@@ -37,11 +47,20 @@ def distance(port: int, seconds: float) -> Iterator[int]:
         loop.close()
 
 
-async def _listen(port: int, seconds: float) -> asyncio.Server:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One of the two ways between client and server, and the clock that it is measured with."""
+
+    seconds: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[object]]
+
+
+async def _listen(port: int, way: _Way) -> asyncio.Server:
     async def connected(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         server, to_server = await asyncio.open_connection("127.0.0.1", port)
         try:
-            await asyncio.gather(_carry(client, to_server, seconds), _carry(server, to_client, seconds))
+            await asyncio.gather(_carry(client, to_server, way), _carry(server, to_client, way))
         finally:
             for writer in (to_server, to_client):
                 writer.close()
@@ -51,14 +70,14 @@ async def _listen(port: int, seconds: float) -> asyncio.Server:
     return await asyncio.start_server(connected, "127.0.0.1", 0)
 
 
-async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, seconds: float) -> None:
+async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, way: _Way) -> None:
     """All that comes from ``source`` to ``target``, each chunk its time later; then the end of it."""
     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-    reading = asyncio.ensure_future(_read(source, under_way, seconds))
+    reading = asyncio.ensure_future(_read(source, under_way, way))
     with suppress(OSError):
         while True:
             due, chunk = await under_way.get()
-            await asyncio.sleep(due - asyncio.get_running_loop().time())
+            await way.sleep(due - way.clock())
             if not chunk:
                 target.write_eof()
                 break
@@ -68,16 +87,16 @@ async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, sec
 
 
 async def _read(
-    source: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]], seconds: float
+    source: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]], way: _Way
 ) -> None:
     """Note when each chunk is due at the other end; an empty one is the end, also of a broken connection."""
-    clock, chunk = asyncio.get_running_loop().time, b"more"
+    chunk = b"more"
     while chunk:
         try:
             chunk = await source.read(_CHUNK)
         except OSError:
             chunk = b""
-        under_way.put_nowait((clock() + seconds, chunk))
+        under_way.put_nowait((way.clock() + way.seconds, chunk))
 
 
 async def _end(listening: asyncio.Server) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.places import Place
 
 ROOT = Path(__file__).parents[1]
+PRODUCT = ROOT / "main.py"
 LORAS = sorted((ROOT / "training" / "styles").glob("*.safetensors"))
 """Three, for the demo model."""
 
@@ -46,9 +47,12 @@ def add(place: Place, prompts: int, loras: Sequence[Path]) -> None:
         )
 
 
-def pace(place: Place, prompts: int, steps: int) -> float:
-    """Pictures a second of a run over what waits at the place. Raises RuntimeError unless all were made."""
-    command = [sys.executable, str(ROOT / "main.py"), "run", *place.arguments, "--run-id", "measured"]
+def pace(place: Place, prompts: int, steps: int, script: Path = PRODUCT) -> float:
+    """Pictures a second of a run over what waits at the place. Raises RuntimeError unless all were made.
+
+    ``script`` is what is started as the product.
+    """
+    command = [sys.executable, str(script), "run", *place.arguments, "--run-id", "measured"]
     command += ["--model-id", str(ROOT / "text2img/demo/model"), "--lora-source", str(LORAS[0].parent)]
     command += ["--num-inference-steps", str(steps), "--device", "cpu"]
     done = subprocess.run(
@@ -67,7 +71,7 @@ def pace(place: Place, prompts: int, steps: int) -> float:
     return run.images_per_second
 
 
-def measure(prompts: int, steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(prompts: int, steps: int, rounds: int, script: Path = PRODUCT) -> list[dict[str, Any]]:
     """Each round's pace with one LoRA and with three in turn."""
     rows = []
     kinds = {"one LoRA images/s": LORAS[:1], "three LoRAs images/s": LORAS[:3]}
@@ -77,7 +81,7 @@ def measure(prompts: int, steps: int, rounds: int) -> list[dict[str, Any]]:
             for name, loras in list(kinds.items())[:: 1 if number % 2 else -1]:
                 here = place()
                 add(here, prompts, loras)
-                row[name] = pace(here, prompts, steps)
+                row[name] = pace(here, prompts, steps, script)
             row["three ÷ one"] = row["three LoRAs images/s"] / row["one LoRA images/s"]
             rows.append(row)
     return rows

@@ -52,9 +52,9 @@ class Watched(StubEngine):
         return made
 
 
-def series(place: Place, side: int, make: Callable[[int], Watched] = Watched) -> list[tuple[int, int]]:
+def series(place: Place, side: int) -> list[tuple[int, int]]:
     """(pictures so far, resident bytes) after each batch of a job that works there until nothing is left."""
-    engine = make(side)
+    engine = Watched(side)
     arguments = [*place.arguments, "--batch-size", str(_BATCH), "--lease-seconds", str(_LEASE)]
     run_job(engine, arguments, place.variables, place.folder)
     return engine.series

@@ -26,10 +26,12 @@ from benchmarks.stub import StubEngine, pictures
 from text2img.images.formats import FORMATS, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.places import Place
 
+Kind = tuple[str, str]
+"""A database and a storage."""
 _BATCH = 10
 _TARGET = 1.5  # the job's processor time, in encodings of its pictures; ours, to notice what is silly
 
@@ -69,13 +71,18 @@ def _encode_seconds(side: int) -> float:
     return median(took)
 
 
-def measure(prompts: int, side: int, rounds: int, kinds: Sequence[tuple[str, str]]) -> Result:
-    """The cost by database and storage, the median of ``rounds``, all kinds once a round."""
-    costs: dict[tuple[str, str], list[Cost]] = {kind: [] for kind in kinds}
+def measure(prompts: int, side: int, rounds: int, kinds: Sequence[Kind]) -> dict[Kind, list[Cost]]:
+    """Each round's cost by database and storage, all kinds once a round."""
+    costs: dict[Kind, list[Cost]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for database, storage in kinds:
             with places(database, storage) as place:
                 costs[database, storage].append(apart(cost, place(), prompts, side, profile=False))
+    return costs
+
+
+def result(prompts: int, side: int, rounds: int, costs: Mapping[Kind, Sequence[Cost]]) -> Result:
+    """The medians of the rounds, by database and storage, against the target."""
     rows = [_row(kind, each) for kind, each in costs.items()]
     return Result(
         benchmark="overhead",
@@ -94,7 +101,7 @@ def measure(prompts: int, side: int, rounds: int, kinds: Sequence[tuple[str, str
     )
 
 
-def _row(kind: tuple[str, str], costs: Sequence[Cost]) -> dict[str, Any]:
+def _row(kind: Kind, costs: Sequence[Cost]) -> dict[str, Any]:
     return {
         "database": kind[0],
         "storage": kind[1],
@@ -105,19 +112,24 @@ def _row(kind: tuple[str, str], costs: Sequence[Cost]) -> dict[str, Any]:
     }
 
 
-def profile(prompts: int, side: int, kinds: Sequence[tuple[str, str]], top: int) -> str:
+def profile(prompts: int, side: int, kinds: Sequence[Kind], top: int) -> str:
     """The functions that took most processor time, by themselves and with what they called, as tables."""
     pages = []
-    for database, storage in kinds:
-        with places(database, storage) as place:
+    for kind in kinds:
+        with places(*kind) as place:
             found = apart(cost, place(), prompts, side, profile=True)
-        ours = sorted((share for share in found.shares if "text2img" in share.function), key=_whole)
-        for title, shares in (
-            ("by itself", found.shares),
-            ("our functions, with what they call", ours[::-1]),
-        ):
-            pages.append(f"\n{database} and {storage}, {title}:\n{table(_lines(shares[:top], prompts))}")
+        pages.append(page(kind, found.shares, prompts, top))
     return "\n".join(pages)
+
+
+def page(kind: Kind, shares: Sequence[Share], prompts: int, top: int) -> str:
+    """Two tables of the profile of one kind: of all functions, and of our own with what they call."""
+    ours = sorted((share for share in shares if "text2img" in share.function), key=_whole, reverse=True)
+    tables = {"by itself": shares, "our functions, with what they call": ours}
+    return "\n".join(
+        f"\n{' and '.join(kind)}, {title}:\n{table(_lines(each[:top], prompts))}"
+        for title, each in tables.items()
+    )
 
 
 def _whole(share: Share) -> float:
@@ -151,10 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.profile:
         print(profile(asked.prompts, asked.side, kinds, asked.top))
         return 0
-    result = measure(asked.prompts, asked.side, asked.rounds, kinds)
-    print(report(result))
-    result.save(asked.results)
-    return result.status
+    costs = measure(asked.prompts, asked.side, asked.rounds, kinds)
+    outcome = result(asked.prompts, asked.side, asked.rounds, costs)
+    print(report(outcome))
+    outcome.save(asked.results)
+    return outcome.status
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.job import clean_environment
 from benchmarks.results import RESULTS, Check, Result, report
@@ -24,7 +24,7 @@ from text2img.databases import Collections, NewPrompt, open_database
 from text2img.prompts import PromptId, Wishes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _ROOT = Path(__file__).parents[1]
 _BATCH = 2
@@ -57,6 +57,38 @@ def pace(workers: int, pictures: int, seconds: float) -> float:
     return run.images_per_second
 
 
+def measure(workers: int, pictures: int, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Each round's pace of one worker and of several, each of which makes so many pictures."""
+    rows = []
+    for number in range(1, rounds + 1):
+        one, several = pace(1, pictures, seconds), pace(workers, workers * pictures, seconds)
+        rows.append({"round": number, "one": one, "several": several, "several ÷ one": several / one})
+    return rows
+
+
+def result(workers: int, pictures: int, seconds: float, rows: Sequence[Mapping[str, Any]]) -> Result:
+    """The median of the rounds' ratios against the target."""
+    return Result(
+        benchmark="workers",
+        checks=[
+            Check(
+                figure=f"{workers} workers ÷ one, images/s",
+                measured=median(float(row["several ÷ one"]) for row in rows),
+                target=0.9 * workers,
+            )
+        ],
+        settings={
+            "workers": workers,
+            "pictures a worker": pictures,
+            "batch": _BATCH,
+            "device seconds a picture": seconds,
+            "cores": os.cpu_count(),
+        },
+        rows=rows,
+        note="Medians of the rounds. Images/s, each worker with a device of its own that sleeps.",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, keep; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
@@ -66,30 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(argv)
-    rows = []
-    for number in range(1, asked.rounds + 1):
-        one = pace(1, asked.pictures, asked.seconds)
-        several = pace(asked.workers, asked.workers * asked.pictures, asked.seconds)
-        rows.append({"round": number, "one": one, "several": several, "several ÷ one": several / one})
-    outcome = Result(
-        benchmark="workers",
-        checks=[
-            Check(
-                figure=f"{asked.workers} workers ÷ one, images/s",
-                measured=median(row["several ÷ one"] for row in rows),
-                target=0.9 * asked.workers,
-            )
-        ],
-        settings={
-            "workers": asked.workers,
-            "pictures a worker": asked.pictures,
-            "batch": _BATCH,
-            "device seconds a picture": asked.seconds,
-            "cores": os.cpu_count(),
-        },
-        rows=rows,
-        note="Medians of the rounds. Images/s, each worker with a device of its own that sleeps.",
-    )
+    rows = measure(asked.workers, asked.pictures, asked.seconds, asked.rounds)
+    outcome = result(asked.workers, asked.pictures, asked.seconds, rows)
     print(report(outcome))
     outcome.save(asked.results)
     return outcome.status

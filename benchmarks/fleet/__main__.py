@@ -47,12 +47,31 @@ def measure(asked: argparse.Namespace) -> tuple[list[Trial], dict[str, float]]:
             if kind == "mongodb":
                 sizes = document_sizes(fresh())
             for workers, faster in _steps(asked):
-                if busy < (KEPT_UP if faster > 1 else _HOPELESS) or time.monotonic() > until:
+                if not is_worth_trying(busy, faster) or time.monotonic() > until:
                     break
                 trials.append(attempt(kind, workers, _shift(asked, fresh(), faster)))
                 busy = trials[-1].busy
                 print(f"{kind}, {workers} workers: {trials[-1].seconds:.1f} s", file=sys.stderr)
     return trials, sizes
+
+
+def is_worth_trying(busy: float, faster: float) -> bool:
+    """Say whether more workers, or so much faster devices, can show anything after devices this busy."""
+    return busy >= (KEPT_UP if faster > 1 else _HOPELESS)
+
+
+def result(
+    asked: argparse.Namespace, trials: Sequence[Trial], sizes: dict[str, float], ratio: float | None
+) -> Result:
+    """Return the trials' rows and checks. ``ratio``: of the plain processes; None: left out."""
+    return Result(
+        benchmark="fleet",
+        checks=checks(trials, ratio),
+        settings={name: value for name, value in vars(asked).items() if name != "results"},
+        rows=[row(trial) for trial in trials],
+        note=asked.note,
+        details={"bytes a document": sizes},
+    )
 
 
 def _steps(asked: argparse.Namespace) -> list[tuple[int, float]]:
@@ -153,24 +172,17 @@ def speedup(prompts: int, seconds: float) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, keep; the exit status."""
-    asked = _parser().parse_args(argv)
+    asked = parser().parse_args(argv)
     trials, sizes = measure(asked)
     ratio = speedup(asked.prompts, asked.device)
-    settings = {name: value for name, value in vars(asked).items() if name != "results"}
-    outcome = Result(
-        benchmark="fleet",
-        checks=checks(trials, ratio),
-        settings=settings,
-        rows=[row(trial) for trial in trials],
-        note=asked.note,
-        details={"bytes a document": sizes},
-    )
+    outcome = result(asked, trials, sizes, ratio)
     print(report(outcome))
     outcome.save(asked.results)
     return outcome.status
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))

@@ -102,8 +102,17 @@ class _Hand:
     engine: StubEngine
 
 
-def carry(shift: Shift, workers: range, of: int, ready: Callable[[], object]) -> Done:
-    """Let these ``workers`` of so many do their shares, from when every process is ready."""
+def carry(
+    shift: Shift,
+    workers: range,
+    of: int,
+    ready: Callable[[], object],
+    after: Callable[[float, Callable[[], object]], threading.Timer] = threading.Timer,
+) -> Done:
+    """Let these ``workers`` of so many do their shares, from when every process is ready.
+
+    ``after(shift.limit, stop)``, once it is started, ends them.
+    """
     commands, logs = Log(), [Log() for _ in workers]
     count_commands(commands)
     crew = [
@@ -119,7 +128,8 @@ def carry(shift: Shift, workers: range, of: int, ready: Callable[[], object]) ->
     for log in (commands, *logs):  # what opening took is no worker's work
         log.forget()
     begun, cpu = time.monotonic(), time.process_time()
-    worked = _let_work(shift, crew)
+    stop = Stop()
+    worked = _let_work(shift, crew, stop, after(shift.limit, lambda: stop.set(signal.SIGTERM)))
     return Done(
         begun=begun,
         ended=time.monotonic(),
@@ -130,10 +140,8 @@ def carry(shift: Shift, workers: range, of: int, ready: Callable[[], object]) ->
     )
 
 
-def _let_work(shift: Shift, crew: Sequence[_Hand]) -> float:
-    """The seconds that all of them worked."""
-    stop = Stop()
-    over = threading.Timer(shift.limit, stop.set, [signal.SIGTERM])
+def _let_work(shift: Shift, crew: Sequence[_Hand], stop: Stop, over: threading.Timer) -> float:
+    """The seconds that all of them worked, until ``over`` stopped them at the latest."""
     over.start()
     with ThreadPoolExecutor(len(crew)) as threads:
         working = [threads.submit(_work, shift, hand, stop) for hand in crew]

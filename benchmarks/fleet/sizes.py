@@ -18,7 +18,7 @@ _USED = Wishes(num_inference_steps=30, guidance_scale=7.5, width=512, height=512
 _WORKER, _RUN = "gpu-worker-17-4711-a1b2c3", "run-20260101-120000-a1b2c3"
 
 
-def document_sizes(url: str) -> dict[str, float]:
+def document_sizes(url: str, prompts: int = _PROMPTS) -> dict[str, float]:
     """The mean size in bytes of usual documents (ObjectIds, a text of 80 letters), made in an empty database.
 
     A notice's is for each outcome in it.
@@ -30,11 +30,11 @@ def document_sizes(url: str) -> dict[str, float]:
         documents = client.get_default_database()
 
         def mean(collection: str) -> float:
-            return sum(len(bson.encode(each)) for each in documents[collection].find()) / _PROMPTS
+            return sum(len(bson.encode(each)) for each in documents[collection].find()) / prompts
 
         database.enqueue(
             NewPrompt(id=PromptId("objectid", str(bson.ObjectId())), text=_TEXT, wishes=Wishes(seed=number))
-            for number in range(_PROMPTS)
+            for number in range(prompts)
         )
         waiting = mean("datasets")
         while claimed := database.claim(_WORKER, 10, 60.0, Selection()):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ class Figure:
     measure: str
     task: Task
     needs: tuple[str, ...] = ()
+
+
+Run = Callable[[Figure, float], tuple[list[dict[str, Any]], str | None]]
+"""Measures a figure within so many seconds; returns its rows, and what went wrong."""
 
 
 @dataclass(slots=True)
@@ -122,28 +127,8 @@ def _compiling(task: Task) -> Task:
     return replace(task, engine={"compile": "always", "compile_cache": f"{task.folder}-compiled"})
 
 
-def measure(book: Book, planned: Sequence[Figure], until: float) -> None:
-    """Measure in order until ``until`` (``time.monotonic``); what fails or is late is noted as skipped."""
-    for figure in planned:
-        name = f"{figure.task.model} {figure.measure} {' '.join(figure.needs)}".strip()
-        lacking = missing(dict.fromkeys(figure.needs))
-        left = until - time.monotonic()
-        if lacking:
-            book.skipped.append(f"{name} (this version has no {', '.join(lacking)})")
-        elif left < _LEAST:
-            book.skipped.append(f"{name} (no time left)")
-        else:
-            rows, trouble = _process(figure, left)
-            book.rows += [{"model": figure.task.model, **row} for row in rows]
-            if trouble:
-                book.failed = True
-                book.skipped.append(f"{name} ({trouble})")
-            print(f"{name}: {trouble or 'measured'}, {until - time.monotonic():.0f} s left", file=sys.stderr)
-        book.save()
-
-
-def _process(figure: Figure, seconds: float) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows that a measuring process printed, and what went wrong with it."""
+def process(figure: Figure, seconds: float) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the rows that a measuring process of its own printed, and what went wrong with it."""
     program = [sys.executable, "-m", "benchmarks.gpu.measures"]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
         trouble = None
@@ -166,6 +151,33 @@ def _process(figure: Figure, seconds: float) -> tuple[list[dict[str, Any]], str 
         return [json.loads(line) for line in out if line.startswith("{")], trouble
 
 
+def measure(
+    book: Book,
+    planned: Sequence[Figure],
+    until: float,
+    *,
+    run: Run = process,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Measure in order until ``until`` by the clock; what fails or is late is noted as skipped."""
+    for figure in planned:
+        name = f"{figure.task.model} {figure.measure} {' '.join(figure.needs)}".strip()
+        lacking = missing(dict.fromkeys(figure.needs))
+        left = until - clock()
+        if lacking:
+            book.skipped.append(f"{name} (this version has no {', '.join(lacking)})")
+        elif left < _LEAST:
+            book.skipped.append(f"{name} (no time left)")
+        else:
+            rows, trouble = run(figure, left)
+            book.rows += [{"model": figure.task.model, **row} for row in rows]
+            if trouble:
+                book.failed = True
+                book.skipped.append(f"{name} ({trouble})")
+            print(f"{name}: {trouble or 'measured'}, {until - clock():.0f} s left", file=sys.stderr)
+        book.save()
+
+
 def _environment(figure: Figure) -> dict[str, str]:
     """One thread on the processor, where two on busy cores stall; no hub anywhere."""
     threads = {"OMP_NUM_THREADS": "1"} if figure.task.rehearsal else {}
@@ -184,8 +196,8 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, keep; the exit status: 2 where there is no GPU."""
+def main(argv: Sequence[str] | None = None, run: Run = process) -> int:
+    """Measure, print, keep; the exit status: 2 where there is no GPU. ``run`` measures one figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the processor")
     parser.add_argument("--models", nargs="+", choices=("sd15", "sdxl"), default=("sd15", "sdxl"))
@@ -204,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = asked.results or (Path(thrown_away) if asked.rehearse else RESULTS)
         book = Book({"models": list(asked.models), "seconds": asked.seconds}, asked.rehearse, results)
         planned = figures(asked.models, folder, rehearsal=asked.rehearse)
-        measure(book, planned, until)
+        measure(book, planned, until, run=run)
         result = book.result()
         print(report(result))
     return 1 if book.failed else result.status

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
-from benchmarks.approximations import CONTESTANTS, benchmark
+from benchmarks.approximations import CONTESTANTS, Contestant, Drawn, compared, compete
 from benchmarks.results import RESULTS, read, table
 from benchmarks.similarity import mean_difference, psnr, ssim
+from text2img.demo.scenes import draw
+from training.evaluate import choose_scenes
 
 PAGE = Path(__file__).parents[2] / "docs" / "approximations.md"
 CHANCE = np.random.default_rng(7)
@@ -41,17 +44,41 @@ def test_structure_counts():
     assert ssim(noisy, smooth) < ssim(lighter, smooth) - 0.1
 
 
-@pytest.mark.slow
-def test_a_rehearsal():
-    """The benchmark draws by every contestant it is given and compares with the first: itself exactly."""
-    contestants = [one for one in CONTESTANTS if one.name in {"plain", "feature cache 5", "tiny autoencoder"}]
-    result = benchmark(contestants, 4, rehearsal=True)
-    plain, cached, tiny = result.rows
+def test_what_was_drawn_is_compared_with_the_first():
+    """The first is no distance from itself; another's pace, difference and right pictures are those of what
+    it drew; pictures of other scenes miss the target, unless they need not be right.
+    """
+    scenes = choose_scenes(4)
+    right = [np.asarray(draw(scene, Random(1))) for scene in scenes]
+    lighter = [picture.clip(0, 250) + np.uint8(5) for picture in right]
+    contestants = [Contestant(name=name, checked=name != "few") for name in ("plain", "near", "wrong", "few")]
+    drawn = [
+        Drawn(8.0, right),
+        Drawn(2.0, lighter),
+        Drawn(8.0, right[1:] + right[:1]),
+        Drawn(8.0, right[1:] + right[:1]),
+    ]
+    result = compared(contestants, scenes, drawn, rehearsal=False)
+    plain, near, wrong, _ = result.rows
     assert (plain["images/s ÷ plain"], plain["mean difference"], plain["PSNR, dB"]) == (1.0, 0.0, "∞")
-    assert 0 < cached["mean difference"] < 10
-    assert 0 < tiny["mean difference"] < 10
-    assert all(row["all right"] == "100.0%" for row in result.rows)
-    assert result.status == 0
+    assert (near["images/s ÷ plain"], near["all right"]) == (4.0, "100.0%")
+    assert 4 < near["mean difference"] <= 5
+    assert wrong["all right"] == "0.0%"
+    assert [(check.figure[-15:], check.met) for check in result.checks] == [
+        ("plain, 20 steps", True), (" near, 20 steps", True), ("wrong, 20 steps", False),
+    ]  # fmt: skip
+    assert (result.status, result.details["plain_images_per_processor_second"]) == (1, 0.5)
+
+
+def test_contestants_draw_the_same_scenes_by_their_own_means():
+    """Each draws every scene, after a turn that does not count: the same as another like it, and something
+    else with more steps.
+    """
+    contestants = [Contestant(name=f"{number}", steps=steps) for number, steps in enumerate((1, 1, 2))]
+    one, same, other = (np.stack(each.pictures) for each in compete(contestants, choose_scenes(2)))
+    assert one.shape == (2, 128, 128, 3)
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_the_page_shows_what_was_saved():

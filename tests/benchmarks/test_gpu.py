@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
-import time
+import logging
 from dataclasses import replace
 
 import pytest
@@ -49,10 +51,25 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys):
         pytest.skip("there is a GPU")
 
 
-@pytest.mark.slow
+def _here(figure, _seconds):
+    """Measure in this process, which has imported torch and diffusers already."""
+    root, ours = logging.getLogger(), logging.getLogger("text2img")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as out, quiet():
+            hush()
+            measures.MEASURES[figure.measure](figure.task)
+    finally:  # the whole job has set up its own
+        logging.captureWarnings(capture=False)
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        ours.setLevel(levels[1])
+    return [json.loads(line) for line in out.getvalue().splitlines()], None
+
+
 def test_the_rehearsal_runs_the_whole_script(tmp_path):
     """With tiny models every figure that this version can make is made, and the JSON is no result."""
-    assert gpu.main(["--rehearse", "--models", "sdxl", "--results", str(tmp_path)]) == 0
+    assert gpu.main(["--rehearse", "--models", "sd15", "--results", str(tmp_path)], run=_here) == 0
     (file,) = tmp_path.iterdir()
     kept = json.loads(file.read_text())
     assert (file.name, kept["rehearsal"], kept["note"][:11]) == ("gpu-rehearsal.json", True, "A rehearsal")
@@ -64,8 +81,8 @@ def test_the_rehearsal_runs_the_whole_script(tmp_path):
 
 
 def test_the_engine_takes_a_built_model_and_repeats_itself(tmp_path, capsys):
-    """SD 1.5 as well is built so that the product's engine takes it; a batch made again is the same."""
-    task = _rehearsed(tmp_path / "sd15")
+    """SDXL as well is built so that the product's engine takes it; a batch made again is the same."""
+    task = _rehearsed(tmp_path / "sdxl", model="sdxl")
     with quiet():
         hush()
         measures.build(task)
@@ -81,12 +98,23 @@ def test_the_engine_takes_a_built_model_and_repeats_itself(tmp_path, capsys):
 
 
 def test_a_process_that_fails_is_noted_and_the_rest_goes_on(tmp_path):
-    """A model that is not there costs its own figure only; what there is no time for is noted too."""
-    book = gpu.Book({}, rehearsal=True, results=tmp_path)
+    """A figure that cannot be measured costs itself only; what there is no time for is noted too."""
+    book, given = gpu.Book({}, rehearsal=True, results=tmp_path), []
+
+    def run(figure, seconds):
+        given.append((figure.measure, seconds))
+        return (
+            ([], "nowhere")
+            if figure.measure == "eager"
+            else ([{"row": "roof", "chip": "CPU", "tflops": 1.0}], None)
+        )
+
     broken = gpu.Figure("eager", _rehearsed(tmp_path / "nowhere"))
     lacking = gpu.Figure("option", broken.task, ("no_such_option",))
-    gpu.measure(book, [lacking, gpu.Figure("roof", broken.task), broken], time.monotonic() + 200)
-    gpu.measure(book, [broken], time.monotonic())
+    planned = [lacking, broken, gpu.Figure("roof", broken.task)]
+    gpu.measure(book, planned, 300.0, run=run, clock=lambda: 100.0)
+    gpu.measure(book, [broken], 300.0, run=run, clock=lambda: 281.0)
+    assert given == [("eager", 200.0), ("roof", 200.0)]
     assert [row["row"] for row in book.rows] == ["roof"]
     assert book.failed
     no_option, failed, late = json.loads((tmp_path / "gpu-rehearsal.json").read_text())["skipped"]
@@ -95,9 +123,18 @@ def test_a_process_that_fails_is_noted_and_the_rest_goes_on(tmp_path):
     assert "no time left" in late
 
 
+def test_a_process_has_its_rows_read_and_its_failure_named(tmp_path):
+    """What a measuring process prints are rows; the last line of what it says as it fails is the trouble."""
+    task = _rehearsed(tmp_path / "nowhere")
+    ((row,), trouble) = gpu.process(gpu.Figure("roof", task), 200)
+    assert (row["row"], row["chip"], trouble) == ("roof", "CPU", None)
+    rows, trouble = gpu.process(gpu.Figure("no such figure", task), 200)
+    assert (rows, trouble) == ([], "KeyError: 'no such figure'")
+
+
 def test_the_time_that_is_left_ends_a_process(tmp_path):
     """A process that outlasts the time is ended, and what it had printed is kept."""
-    rows, trouble = gpu._process(gpu.Figure("roof", _rehearsed(tmp_path, seconds=3600.0)), 0.05)
+    rows, trouble = gpu.process(gpu.Figure("roof", _rehearsed(tmp_path, seconds=3600.0)), 0.05)
     assert (rows, trouble) == ([], "out of time")
 
 
@@ -117,6 +154,7 @@ def test_every_target_has_a_check_that_can_fail():
         assert figure in missed.figure
 
 
+@pytest.mark.compiler
 def test_a_recompilation_is_counted():
     """A graph that is compiled anew raises the count; one that is there already does not."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,27 +30,40 @@ def _gflop(call):
     return counter.get_total_flops() / 1e9
 
 
+@pytest.fixture(scope="module")
+def denoiser():
+    """A model's UNet on the meta device, built once."""
+
+    @functools.cache
+    def built(name):
+        with quiet(), torch.device("meta"):
+            hush()
+            return models.unet(models.MODELS[name])
+
+    return built
+
+
 @pytest.mark.parametrize(
-    ("model", "unet", "texts"),
-    [(models.SD15, 859.5, [123.1]), (models.SDXL, 2567.5, [123.1, 694.7])],
-    ids=["sd15", "sdxl"],
+    ("name", "unet", "texts"), [("sd15", 859.5, [123.1]), ("sdxl", 2567.5, [123.1, 694.7])]
 )
-def test_parameters_are_those_of_the_public_checkpoints(model, unet, texts):
+def test_parameters_are_those_of_the_public_checkpoints(denoiser, name, unet, texts):
     """As many weights as the checkpoints have, in millions."""
+    model = models.MODELS[name]
+    assert _millions(denoiser(name)) == pytest.approx(unet, abs=0.1)
     with torch.device("meta"):
-        assert _millions(models.unet(model)) == pytest.approx(unet, abs=0.1)
         assert _millions(models.vae(model)) == pytest.approx(83.7, abs=0.1)
         counted = [_millions(encoder) for encoder in models.text_encoders(model)]
     assert counted == pytest.approx(texts, abs=0.1)
 
 
-@pytest.mark.parametrize("model", [models.SD15, models.SDXL], ids=["sd15", "sdxl"])
-def test_operations_are_those_that_the_figures_are_made_with(model):
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_operations_are_those_that_the_figures_are_made_with(denoiser, name):
     """One UNet pass for one picture, without guidance's second half, and decoding one picture."""
+    model, unet = models.MODELS[name], denoiser(name)
     side = model.side // 8
     width = model.unet["cross_attention_dim"]
     with torch.device("meta"):
-        unet, vae = models.unet(model), models.vae(model)
+        vae = models.vae(model)
         noise, words = torch.zeros(1, 4, side, side), torch.zeros(1, 77, width)
         more = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
         step = _gflop(lambda: unet(noise, torch.tensor(1), words, added_cond_kwargs=more))
@@ -57,12 +72,13 @@ def test_operations_are_those_that_the_figures_are_made_with(model):
     assert decoding == pytest.approx(model.vae_gflop, rel=1e-3)
 
 
-@pytest.mark.parametrize(("model", "share"), [(models.SD15, 0.22), (models.SDXL, 0.04)], ids=["sd15", "sdxl"])
-def test_a_call_with_cached_features_is_the_share_that_is_said(model, share):
+@pytest.mark.parametrize(("name", "share"), [("sd15", 0.22), ("sdxl", 0.04)])
+def test_a_call_with_cached_features_is_the_share_that_is_said(denoiser, name, share):
     """A UNet's outermost layers alone make up the share of a whole call that docs/approximations.md names."""
+    model, unet = models.MODELS[name], denoiser(name)
     side, width = model.side // 8, model.unet["cross_attention_dim"]
     with torch.device("meta"):
-        unet, noise = models.unet(model), torch.zeros(1, 4, side, side)
+        noise = torch.zeros(1, 4, side, side)
         more = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
         told = {"timestep": torch.tensor(1), "encoder_hidden_states": torch.zeros(1, 77, width)}
         told["added_cond_kwargs"] = more
