@@ -13,16 +13,19 @@ _TEXT = ("q_proj", "v_proj", "fc1")
 
 
 def attention(pipe, *, text=False):
-    """The names of the modules that trainers usually adapt: ``component.path``, and what each is."""
+    """The names of the modules that trainers usually adapt: ``component.path``, and what each is.
+
+    A module that a LoRA is loaded for has its own name within that of peft's layer.
+    """
     components = dict.fromkeys(("unet", "transformer"), _ATTENTION)
     if text:
         components |= {"text_encoder": _TEXT, "text_encoder_2": _TEXT}
     return {
-        f"{component}.{path}": module
+        f"{component}.{path.removesuffix('.base_layer')}": module
         for component, ends in components.items()
         if getattr(pipe, component, None) is not None
         for path, module in getattr(pipe, component).named_modules()
-        if path.endswith(ends) and isinstance(module, torch.nn.Linear)
+        if path.removesuffix(".base_layer").endswith(ends) and isinstance(module, torch.nn.Linear)
     }
 
 

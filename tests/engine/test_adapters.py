@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import gc
 from dataclasses import replace
 from itertools import chain
@@ -37,15 +39,40 @@ def failure(engine, *files):
     return str(picture)
 
 
-def merged(pipe, made, weight=1.0):
-    """The pipeline with the halves' products added to its weights: what a LoRA means, by its definition."""
+@contextlib.contextmanager
+def merged(engine, made, weight=1.0):
+    """The engine with the halves' products added to its weights: what a LoRA means, by its definition.
+
+    Afterwards it has the weights that it had before, bit by bit.
+    """
+    pipe, before = pipe_of(engine), []
+    engine._loaded.draughtsman._reader._voice = object  # a text that was read with other weights is read anew
     for name, (down, up) in made.items():
         component, _, path = name.partition(".")
-        getattr(pipe, component).get_submodule(path).weight.data += weight * (up @ down)
+        module = getattr(pipe, component).get_submodule(path)
+        before.append((module, module.weight.data))
+        module.weight.data = module.weight.data + weight * (up @ down)
+    yield engine
+    for module, weights in before:
+        module.weight.data = weights
+
+
+@pytest.fixture(scope="module")
+def engines(tiny):
+    """An engine of a family, loaded once, whose adapters come and go; by the name ``twin`` another one, that
+    no LoRA ever reaches.
+    """
+    return functools.cache(lambda family, _name="": open_engine(tiny(family)))
 
 
 @pytest.fixture
-def engine(tiny):
+def engine(engines):
+    return engines("sd1")
+
+
+@pytest.fixture
+def fresh(tiny):
+    """An engine that has seen no LoRA yet."""
     return open_engine(tiny("sd1"))
 
 
@@ -61,29 +88,30 @@ def style(engine, tmp_path):
     [(family, style) for family in ("sd1", "sdxl") for style in loras.FORMATS]
     + [("sd3", "peft"), ("flux", "peft")],
 )
-def test_a_lora_is_added_to_the_weights(tiny, tmp_path, family, style, text):
+def test_a_lora_is_added_to_the_weights(engines, tmp_path, family, style, text):
     """In each format, a LoRA of denoiser and text encoders draws what a model draws to whose weights its
     product was added, and not what the model draws by itself.
     """
-    engine, twin = open_engine(tiny(family)), open_engine(tiny(family))
+    engine, twin = engines(family), engines(family, "twin")
     made = loras.halves(pipe_of(engine), text=text)
     if family == "flux":
         made = {name: pair for name, pair in made.items() if "text_encoder_2" not in name}
     alpha = 2 if style == "kohya" else None
     file = loras.save(tmp_path, loras.tensors(made, style, alpha))
     plain = pixels(engine, ask())
-    merged(pipe_of(twin), made, weight=0.5 if alpha else 1.0)
-    ours, theirs = pixels(engine, styled(file)), pixels(twin, ask())
+    with merged(twin, made, weight=0.5 if alpha else 1.0):
+        theirs = pixels(twin, ask())
+    ours = pixels(engine, styled(file))
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     assert np.abs(ours.astype(int) - plain).max() > 10
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_nothing_of_a_lora_is_left(tiny, tmp_path, family):
+def test_nothing_of_a_lora_is_left(engines, tmp_path, family):
     """After batches of mixed LoRAs, of text encoders too, a batch without one is bit-equal to the same batch
-    on a freshly loaded model; so is each LoRA's, however often they are switched.
+    on a model that no LoRA has reached; so is each LoRA's, however often they are switched.
     """
-    engine, fresh = open_engine(tiny(family)), open_engine(tiny(family))
+    engine, untouched = engines(family), engines(family, "twin")
     files = [
         loras.save(
             tmp_path, loras.tensors(loras.halves(pipe_of(engine), rank=rank, seed=rank, text=text)), f"{rank}"
@@ -94,32 +122,32 @@ def test_nothing_of_a_lora_is_left(tiny, tmp_path, family):
     first = [pixels(engine, request) for request in asked]
     again = [pixels(engine, request) for request in reversed(asked)]
     assert np.array_equal(first, again[::-1])
-    assert np.array_equal(first[1], pixels(fresh, ask()))
+    assert np.array_equal(first[1], pixels(untouched, ask()))
     assert np.array_equal(first[5], first[1])
     different = {picture.tobytes() for picture in first}
     assert len(different) == 5
 
 
-def test_the_model_without_loras_is_the_one_that_was_loaded(engine, style):
+def test_the_model_without_loras_is_the_one_that_was_loaded(fresh, style):
     """Where no LoRA is asked for, the model has the very modules that it was loaded with."""
-    before = [id(module) for module in pipe_of(engine).unet.modules()]
-    pixels(engine, styled(style))
-    assert [id(module) for module in pipe_of(engine).unet.modules()] != before
-    pixels(engine, ask())
-    assert [id(module) for module in pipe_of(engine).unet.modules()] == before
+    before = [id(module) for module in pipe_of(fresh).unet.modules()]
+    pixels(fresh, styled(style))
+    assert [id(module) for module in pipe_of(fresh).unet.modules()] != before
+    pixels(fresh, ask())
+    assert [id(module) for module in pipe_of(fresh).unet.modules()] == before
 
 
-def test_adapters_stay_loaded(engine, style, tmp_path):
+def test_adapters_stay_loaded(fresh, style, tmp_path):
     """A LoRA's file is read once; one whose content has changed is read again."""
-    once = pixels(engine, styled(style))
-    held = engine._loaded.adapters.names
-    pixels(engine, ask())
-    assert np.array_equal(pixels(engine, styled(style, weight=1.0)), once)
-    assert engine._loaded.adapters.names == held
-    pixels(engine, ask())
-    loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(engine), rank=2)))
-    assert not np.array_equal(pixels(engine, styled(style)), once)
-    assert len(engine._loaded.adapters.names) == 2
+    once = pixels(fresh, styled(style))
+    held = fresh._loaded.adapters.names
+    pixels(fresh, ask())
+    assert np.array_equal(pixels(fresh, styled(style, weight=1.0)), once)
+    assert fresh._loaded.adapters.names == held
+    pixels(fresh, ask())
+    loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(fresh), rank=2)))
+    assert not np.array_equal(pixels(fresh, styled(style)), once)
+    assert len(fresh._loaded.adapters.names) == 2
 
 
 def test_one_file_by_two_paths(engine, style):
@@ -129,21 +157,21 @@ def test_one_file_by_two_paths(engine, style):
     assert np.array_equal(pixels(engine, replace(twice, parameters=parameters)), pixels(engine, once))
 
 
-def test_the_least_recently_used_go(engine, tmp_path):
+def test_the_least_recently_used_go(fresh, tmp_path):
     """Beyond the bound the adapters go that were used longest ago, but none that a picture is asking for."""
     files = [
-        loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(engine), seed=seed)), str(seed))
+        loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(fresh), seed=seed)), str(seed))
         for seed in range(4)
     ]
-    adapters = engine._loaded.adapters
+    adapters = fresh._loaded.adapters
     adapters._most = 2
-    first = pixels(engine, styled(files[0]))
+    first = pixels(fresh, styled(files[0]))
     for file in files[1:3]:
-        pixels(engine, styled(file))
+        pixels(fresh, styled(file))
     assert adapters.names == ["adapter_000002", "adapter_000003"]
-    pixels(engine, styled(*files[1:]))
+    pixels(fresh, styled(*files[1:]))
     assert len(adapters.names) == 3
-    assert np.array_equal(pixels(engine, styled(files[0])), first)
+    assert np.array_equal(pixels(fresh, styled(files[0])), first)
     assert adapters.names == ["adapter_000004", "adapter_000005"]
 
 
@@ -159,16 +187,16 @@ def test_weights_are_in_the_models_dtype(tiny, tmp_path, dtype):
         assert {(weight.dtype, weight.device) for weight in weights} == {(component.dtype, component.device)}
 
 
-def test_what_diffusers_tells_of_the_scale_is_heeded(tiny, tmp_path):
+def test_what_diffusers_tells_of_the_scale_is_heeded(engine, engines, tmp_path):
     """Metadata that diffusers writes into a file scale its weights: lora_alpha, patterns, rank-stabilised."""
-    engine, twin = open_engine(tiny("sd1")), open_engine(tiny("sd1"))
     made = loras.halves(pipe_of(engine), rank=4)
     odd = next(iter(made)).removeprefix("unet.")
     told = {"unet.lora_alpha": 3, "unet.use_rslora": True, "unet.alpha_pattern": {odd: 1}}
     file = loras.save(tmp_path, loras.tensors(made), **told)
     expected = {name: (down, up * (0.5 if name.endswith(odd) else 1.5)) for name, (down, up) in made.items()}
-    merged(pipe_of(twin), expected)
-    assert np.abs(pixels(engine, styled(file)).astype(int) - pixels(twin, ask())).max() <= 1
+    with merged(engines("sd1", "twin"), expected) as twin:
+        theirs = pixels(twin, ask())
+    assert np.abs(pixels(engine, styled(file)).astype(int) - theirs).max() <= 1
 
 
 def _spoilt(named, how):
@@ -237,12 +265,12 @@ def test_nothing_stays_of_a_lora_that_cannot_be_used(engine, tmp_path):
 
 @pytest.mark.parametrize("pair", [("sdxl", "sd1"), ("sd1", "sdxl"), ("sd3", "sd1"), ("sd1", "flux")])
 @pytest.mark.parametrize("style", loras.FORMATS)
-def test_another_familys_lora_is_refused(loaded, tiny, tmp_path, pair, style):
+def test_another_familys_lora_is_refused(loaded, engines, tmp_path, pair, style):
     """A LoRA of another family is refused, in whatever format, and leaves the model as it was."""
     made_for, family = pair
     if made_for == "sd3" and style != "peft":
         pytest.skip("kohya's and diffusers' old names are the UNets' own")
-    engine = open_engine(tiny(family))
+    engine = engines(family)
     before = pixels(engine, ask())
     file = loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(loaded(made_for)), text=True), style))
     assert "the LoRA cannot be used: " in failure(engine, file)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tests.engine.conftest import ask, draw, open_engine, pipe_of
+from tests.engine.conftest import ask, open_engine, pipe_of
 from text2img.engine.quiet import quiet
 from text2img.errors import Stopped
-from text2img.prompts import SCHEDULERS
+
+pytestmark = pytest.mark.compiler
 
 FAMILIES = ["sd1", "sdxl", "sd3", "flux"]
 
@@ -143,34 +144,6 @@ def test_other_pipelines_are_not_compiled(tiny):
     assert counters["stats"]["unique_graphs"] == before
 
 
-@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
-def test_every_step_looks_alike(tiny, scheduler):
-    """With weights as they lie on a GPU, all that goes into the UNet has at each step the shape, kind and
-    strides of the first: what is compiled for two steps is right for fifty.
-    """
-    engine = open_engine(tiny("sd1"))
-    unet, seen = pipe_of(engine).unet, []
-    unet.to(memory_format=torch.channels_last)
-    hook = unet.register_forward_pre_hook(
-        lambda _module, args, kwargs: seen.append(
-            [
-                (one.shape, one.dtype, one.stride())
-                for one in [*args, *kwargs.values()]
-                if torch.is_tensor(one)
-            ]
-        ),
-        with_kwargs=True,
-    )
-    draw(
-        engine,
-        ask(0, num_inference_steps=6, scheduler=scheduler),
-        ask(1, num_inference_steps=6, scheduler=scheduler),
-    )
-    hook.remove()
-    assert len(seen) >= 6
-    assert all(one == seen[0] for one in seen)
-
-
 @pytest.fixture
 def smallest(tmp_path):
     """A model whose UNet is as small as can be, without attention: compiling it takes half a minute."""
@@ -214,3 +187,26 @@ def test_compiled_for_real(smallest, tmp_path, monkeypatch, capfd):
     assert (graphs, engine.recompilations) == (0, 0)
     assert any(cache.rglob("*.so"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_feature_cache_compiled_twice_and_never_again():
+    """Both kinds of a feature cache's call can be compiled, each as one graph; further steps and runs compile
+    nothing more.
+    """
+    from torch._dynamo.testing import CompileCounter
+
+    from text2img.engine.feature_cache import install
+
+    with quiet():
+        from tests.engine import models
+
+        network, counter = models.sd1().unet.eval(), CompileCounter()
+        cache = install(network, 2)
+        sample, texts = torch.randn(2, 4, 8, 8), torch.randn(2, 77, models.HIDDEN)
+        network.compile(backend=counter, fullgraph=True, dynamic=False)
+        with torch.no_grad():
+            for _ in range(2):
+                with cache.run():
+                    for step in range(5):
+                        network(sample, torch.tensor(900 - 100 * step), encoder_hidden_states=texts)
+    assert counter.frame_count == 2

@@ -14,6 +14,8 @@ from tests.engine.conftest import ask, open_engine, pipe_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.loras import Lora
 
+pytestmark = pytest.mark.compiler
+
 
 @pytest.fixture(autouse=True)
 def forget():

@@ -4,8 +4,6 @@ being generated (the backend "eager"), so that what is shown is when torch compi
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -18,6 +16,8 @@ from text2img.engine.compiler import Compiler
 from text2img.engine.compiling import Compiling
 from text2img.engine.quiet import quiet
 from text2img.errors import DeviceFailed, Stopped
+
+pytestmark = pytest.mark.compiler
 
 EVER = 10**9  # prompts left: it pays
 NONE = 1  # it does not
@@ -46,10 +46,10 @@ class Denoiser(torch.nn.Module):
 class Desk:
     """Draws parts as an engine does: warm, then within running."""
 
-    def __init__(self, mode="always", device="cpu", folder=None, backend="eager", most=None):
+    def __init__(self, mode="always", device="cpu", folder=None, backend="eager", most=None, **more):
         self.denoiser = Denoiser(backend)
         self.compiling = Compiling(
-            Compiler(self.denoiser, device, Adapters(None)), mode, CompileCache(folder)
+            Compiler(self.denoiser, device, Adapters(None)), mode, CompileCache(folder), **more
         )
         self.rehearsed, self.rows, self.most = [], [], most
 
@@ -145,28 +145,37 @@ def test_auto_counts_the_shape(caplog):
     assert desk.rehearsed == []
 
 
-def slowed(graph, _inputs):
-    """A backend whose code is slower than what it compiled."""
+class Slow:
+    """A clock, and a backend whose code takes a second of it more than what it compiled."""
 
-    def run(*values):
-        time.sleep(0.01)
-        return graph.forward(*values)
+    def __init__(self):
+        self.now = 0.0
 
-    return run
+    def clock(self):
+        self.now += 0.1  # what drawing takes: each call is a begin or an end
+        return self.now
+
+    def backend(self, graph, _inputs):
+        def run(*values):
+            self.now += 1.0
+            return graph.forward(*values)
+
+        return run
 
 
 def test_measured_and_remembered(tmp_path):
     """What compiling brought is kept for the next run, which decides by it: here it brought a loss."""
-    desk = Desk("auto", "cuda", str(tmp_path), backend=slowed)
+    slow = Slow()
+    desk = Desk("auto", "cuda", str(tmp_path), backend=slow.backend, clock=slow.clock)
     for _ in range(6):
         desk.draw(4)
     assert desk.rehearsed == [4]  # compiled, measured, given up
     kept = CompileCache(str(tmp_path))._read()
     ((key, known),) = kept.items()
-    assert known["gain"] < 0 < known["cost"]
+    assert (round(known["gain"], 6), round(known["cost"], 6)) == (-10.0, 1.1)  # 1.1 s, where it was 0.1 s
     assert "Denoiser of 6 weights in torch.float32" in key
     assert f"torch {torch.__version__}" in key
-    later = Desk("auto", "cuda", str(tmp_path), backend=slowed)
+    later = Desk("auto", "cuda", str(tmp_path), backend=slow.backend, clock=slow.clock)
     for _ in range(6):
         later.draw(4)
     assert later.rehearsed == []

@@ -173,18 +173,3 @@ def test_nothing_is_passed_over(unet):
     with pytest.raises(TypeError, match="cross_attention_kwargs"):
         network(sample, **told, cross_attention_kwargs={"scale": 0.5})
     network(sample, **told, cross_attention_kwargs=None)
-
-
-def test_compiled_twice_and_never_again(unet):
-    """Both kinds of call can be compiled, each as one graph; further steps and runs compile nothing more."""
-    from torch._dynamo.testing import CompileCounter
-
-    network, sample, told = unet("sd1")
-    cache, counter = install(network, 2), CompileCounter()
-    with quiet():
-        network.compile(backend=counter, fullgraph=True, dynamic=False)
-        for _ in range(2):
-            with cache.run():
-                for step in range(5):
-                    network(sample, **{**told, "timestep": torch.tensor(900 - 100 * step)})
-    assert counter.frame_count == 2

@@ -7,6 +7,7 @@ along by one is still missing (on torch's ``meta`` device), as it would be besid
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import weakref
@@ -52,6 +53,12 @@ def let_wait(engine, how):
     return engine
 
 
+@pytest.fixture(scope="module")
+def placed(tiny):
+    """A family's engine whose weights do not wait, loaded once."""
+    return functools.cache(lambda family, **options: in_place(tiny(family), **options))
+
+
 def in_place(folder, **options):
     """An engine whose weights do not wait, in memory of their own: not where the file lies in memory, where
     they may be aligned otherwise, which rounds otherwise.
@@ -74,10 +81,10 @@ def assert_same(ones, others):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
-def test_same_pictures(tiny, family, how):
+def test_same_pictures(tiny, placed, family, how):
     """Each family draws, batch after batch, bit by bit what it draws with all weights in their place."""
     engine = let_wait(open_engine(tiny(family)), how)
-    expected = draw(in_place(tiny(family)), *REQUESTS)
+    expected = draw(placed(family), *REQUESTS)
     assert_same(draw(engine, *REQUESTS), expected)
     assert_same(draw(engine, *REQUESTS), expected)
 
@@ -91,18 +98,18 @@ def test_layers_wait(tiny):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_in_half_precision_with_a_vae_in_fp32(tiny, how):
+def test_in_half_precision_with_a_vae_in_fp32(tiny, placed, how):
     """XL's VAE, which is run in fp32 where the model is in fp16, is so as well where its weights wait."""
-    expected = draw(in_place(tiny("sdxl"), dtype="fp16"), *REQUESTS)
+    expected = draw(placed("sdxl", dtype="fp16"), *REQUESTS)
     assert_same(draw(let_wait(open_engine(tiny("sdxl"), dtype="fp16"), how), *REQUESTS), expected)
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_with_a_feature_cache(tiny, how):
+def test_with_a_feature_cache(tiny, placed, how):
     """A feature cache takes the place of the UNet's forward and is still used, within the hooks."""
     options = {"feature_cache": 2}
     requests = [ask(seed, num_inference_steps=4) for seed in range(2)]
-    expected = draw(in_place(tiny("sd1"), **options), *requests)
+    expected = draw(placed("sd1", **options), *requests)
     engine, calls = let_wait(open_engine(tiny("sd1"), **options), how), []
     pipe_of(engine).unet.mid_block.register_forward_pre_hook(lambda *_: calls.append("deep"))
     assert_same(draw(engine, *requests), expected)
@@ -110,7 +117,7 @@ def test_with_a_feature_cache(tiny, how):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_goes_on_after_an_interruption(tiny, how):
+def test_goes_on_after_an_interruption(tiny, placed, how):
     """What a listener raises ends the batch; the weights that it used go back, and the next is as ever."""
     engine = let_wait(open_engine(tiny("sd1")), how)
 
@@ -119,18 +126,18 @@ def test_goes_on_after_an_interruption(tiny, how):
 
     with pytest.raises(Stopped):
         draw(engine, ask(), on_step=stop)
-    assert_same(draw(engine, *REQUESTS), draw(in_place(tiny("sd1")), *REQUESTS))
+    assert_same(draw(engine, *REQUESTS), draw(placed("sd1"), *REQUESTS))
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_with_loras(tiny, tmp_path, how):
+def test_with_loras(tiny, placed, tmp_path, how):
     """LoRAs are loaded, switched and left out as ever; what is drawn with and without them is the same."""
-    engine, twin = let_wait(open_engine(tiny("sd1")), how), in_place(tiny("sd1"))
+    engine, twin = let_wait(open_engine(tiny("sd1")), how), placed("sd1")
     files = [
         loras.save(tmp_path, loras.tensors(loras.halves(pipe_of(twin), seed=seed, text=True)), str(seed))
         for seed in range(2)
     ]
-    for chosen in (files[:1], [], files[1:], files, [], files[:1]):
+    for chosen in (files[:1], [], files[1:], files, files[:1], []):
         request = replace(
             ask(loras=tuple(Lora(path=file, weight=1.0) for file in chosen)), lora_files=tuple(chosen)
         )

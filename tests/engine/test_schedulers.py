@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of
 from text2img.engine.families import FAMILIES, SHORT_NAMES
@@ -88,3 +89,31 @@ def test_v_prediction_is_kept():
     made = Schedulers(DDIMScheduler(prediction_type="v_prediction"), flow=False)
     with quiet():
         assert {made.get(name).config.prediction_type for name in SCHEDULERS} == {"v_prediction"}
+
+
+@pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
+def test_every_step_looks_alike(tiny, scheduler):
+    """With weights as they lie on a GPU, all that goes into the UNet has at each step the shape, kind and
+    strides of the first: what is compiled for two steps is right for fifty.
+    """
+    engine = open_engine(tiny("sd1"))
+    unet, seen = pipe_of(engine).unet, []
+    unet.to(memory_format=torch.channels_last)
+    hook = unet.register_forward_pre_hook(
+        lambda _module, args, kwargs: seen.append(
+            [
+                (one.shape, one.dtype, one.stride())
+                for one in [*args, *kwargs.values()]
+                if torch.is_tensor(one)
+            ]
+        ),
+        with_kwargs=True,
+    )
+    draw(
+        engine,
+        ask(0, num_inference_steps=6, scheduler=scheduler),
+        ask(1, num_inference_steps=6, scheduler=scheduler),
+    )
+    hook.remove()
+    assert len(seen) >= 6
+    assert all(one == seen[0] for one in seen)

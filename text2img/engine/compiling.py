@@ -67,16 +67,26 @@ class Compiling:
 
     Without a denoiser nothing is. With ``auto`` nothing is compiled on a device other than
     ``cuda``: elsewhere it takes longer and brings less. ``recompilations`` counts what was compiled while
-    pictures were drawn, where nothing should be. ``about`` is what else a measurement depends on.
+    pictures were drawn, where nothing should be. ``about`` is what else a measurement depends on, ``clock``
+    what it is made with.
     """
 
-    def __init__(self, compiler: Compiler, mode: Compile, cache: CompileCache, about: str = "") -> None:
+    def __init__(
+        self,
+        compiler: Compiler,
+        mode: Compile,
+        cache: CompileCache,
+        about: str = "",
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         known = bool(compiler.name)
         if not known and mode == "always":
             logger.info("a pipeline of this kind is not compiled: it is not known what its denoiser is")
         runs = known and (mode != "auto" or compiler.device == "cuda")
         self._mode: Compile = mode if runs else "never"
         self._compiler, self._cache, self._about = compiler, cache, about
+        self._clock = clock
         self._ledger = Ledger()
         self._costs: dict[tuple[Shape, int], float] = {}
         self._refused: set[tuple[Shape, int]] = set()
@@ -111,7 +121,7 @@ class Compiling:
         """
         shape = self._shape(part)
         compiled = next((one for one in self._sizes(shape, len(part), most) if one < 2 * len(part)), None)
-        graphs, begun = self._compiler.graphs, time.perf_counter()
+        graphs, begun = self._compiler.graphs, self._clock()
         try:
             with self._compiler.stance(compiled=compiled is not None):
                 yield compiled or len(part)
@@ -121,7 +131,7 @@ class Compiling:
             raise
         self._count(self._compiler.graphs - graphs)
         if compiled in (None, len(part)):
-            self._took(part, time.perf_counter() - begun, compiled=compiled is not None)
+            self._took(part, self._clock() - begun, compiled=compiled is not None)
 
     def close(self) -> None:
         """Forget what was compiled, which holds the denoiser's weights."""
@@ -161,10 +171,10 @@ class Compiling:
 
     def _compile(self, part: Sequence[Request], rehearse: Rehearse) -> None:
         shape, size = self._shape(part), len(part)
-        begun = time.perf_counter()
+        begun = self._clock()
         failure = self._attempt(part, rehearse)
         if failure is None:
-            cost = self._costs[shape, size] = time.perf_counter() - begun
+            cost = self._costs[shape, size] = self._clock() - begun
             logger.info("compiled for %d pictures of %s in %.0f s", size, shape, cost)
             return
         kind, sentence = failure
