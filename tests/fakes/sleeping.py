@@ -8,8 +8,8 @@ form is painted as that scene, so that the demo's judge recognises which prompt 
 Environment variables:
 
 - SLEEP_PER_IMAGE: seconds (0.02);
-- SLEEP_HOLD: where a worker stands still until the file ``go`` appears in the working directory: ``load``, while
-  it loads its weights, or the number of one of its batches, counted from 1, held as by the word ``hold``;
+- SLEEP_HOLD: where a worker stands still until the file ``go`` appears in the working directory: ``load``,
+  while it loads its weights, or the number of one of its batches, counted from 1, held as by ``hold``;
 - PAINT_GREY: if set, no image shows what its prompt asks for.
 
 A prompt's text may hold one of these words:
