@@ -37,9 +37,10 @@ bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and p
 gpu: $(VENV)/dev.stamp   ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu $(ARGS)
 
-check: $(VENV)/dev.stamp ## lint, types, the imports' direction, the Dockerfile
+check: $(VENV)/dev.stamp ## lint, types, imports, tests without clocks, the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint Dockerfile

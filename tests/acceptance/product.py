@@ -128,12 +128,3 @@ def counts(folder: Path) -> dict[str, int]:
 def errors(finished) -> list[str]:
     """The lines of standard error."""
     return finished.stderr.strip().splitlines()
-
-
-def soon() -> float:
-    """Seconds: the eight in which a run that was asked to end does so, where no more processes than there are
-    cores want to run; where there are more, as many times as long.
-    """
-    cores = os.cpu_count() or 1
-    testing = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    return 8 * max(1, testing / cores, os.getloadavg()[0] / cores)

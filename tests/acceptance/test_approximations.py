@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from PIL import Image
 
 from tests.acceptance import product
@@ -30,7 +29,6 @@ def _picture(folder):
     return picture, json.loads(picture.text["parameters"])
 
 
-@pytest.mark.slow
 def test_asked_for_by_flag_and_variable(tmp_path):
     """Both at once draw the right picture, and prompt, result and PNG say what was on."""
     _enqueue(tmp_path)
@@ -47,7 +45,6 @@ def test_asked_for_by_flag_and_variable(tmp_path):
         assert on.items() <= told.items()
 
 
-@pytest.mark.slow
 def test_asked_for_by_the_model_configuration(tmp_path):
     """The configuration's are used with its own model; a flag beats its feature cache, to switch it off."""
     _enqueue(tmp_path)

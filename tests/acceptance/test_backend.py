@@ -146,7 +146,6 @@ def _until(true, process, folder):
     until(true, ended=lambda: process.poll() is not None and log.read_text()[-3000:])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_requests_and_a_kill(tmp_path, s3_server, bucket, rabbitmq, backend):
     """Of twenty messages, two delivered twice, one broken, two with LoRAs that cannot be used, and with a

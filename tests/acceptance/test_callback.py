@@ -15,6 +15,7 @@ JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
+@pytest.mark.smoke
 def test_what_a_run_could_not_tell_the_next_one_tells(tmp_path, httpserver):
     """With its receiver down a run ends well; the next, with nothing else to do, tells it, signed."""
     from standardwebhooks import Webhook

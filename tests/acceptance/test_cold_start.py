@@ -85,7 +85,6 @@ def test_wishes_that_do_not_fit_are_found_before_the_first_claim(tmp_path):
     database.close()
 
 
-@pytest.mark.slow
 def test_a_signal_while_the_model_loads_gives_everything_back(tmp_path):
     """The first prompts are claimed before the model is there; a signal then ends the run in good order."""
     _enqueue(tmp_path, 5)

@@ -9,7 +9,7 @@ from tests.acceptance import product
 from tests.acceptance.product import sleeping
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_the_demo_needs_nothing_and_shows_twelve_pictures(tmp_path):
     """The demo makes 12 right pictures and a contact sheet; again it has nothing to do; afresh it works."""
     misleading = {"MONGO_URI": "mongodb://nowhere", "DEVICE": "cuda", "GCS_BUCKET": "x", "BATCH_SIZE": "0"}

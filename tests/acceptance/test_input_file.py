@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 
+import pytest
 from PIL import Image
 
 from tests.acceptance import product
@@ -42,6 +43,7 @@ def _shows(folder, name, caption):
         return judge(picture).shows(Scene.parse(caption))
 
 
+@pytest.mark.smoke
 def test_a_second_run_makes_what_is_new_or_changed(tmp_path):
     """The first run makes all prompts of the file, the second nothing, the third the one that was changed and
     the one that is new; the changed one's picture shows what its prompt says now.

@@ -72,7 +72,6 @@ def prompt(name, path=None, **more):
     return {"id": name, "text": CAPTION, "seed": 7, **lora}
 
 
-@pytest.mark.slow
 def test_good_and_bad_loras_in_one_run(tmp_path, styles, httpserver):
     """Pictures with a LoRA differ from those without; each bad one is lora_failed with its reason; all others
     complete, and what was used is written down wherever it belongs, without the URL's secret.
@@ -216,7 +215,6 @@ def test_the_device_does_not_wait_for_a_lora(tmp_path, httpserver, styles):
     assert seen == [6]
 
 
-@pytest.mark.slow
 def test_a_model_configurations_lora(tmp_path, styles):
     """A model configuration's LoRA counts for prompts without one, with its own scheduler and few steps; a
     prompt's own, or none, wins. One that is not allowed ends the run before anything is claimed.

@@ -51,7 +51,6 @@ def check_pictures(folder, url):
             assert copies(folder)[0].name in picture.text["parameters"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("there", ["s3"], indirect=True)
 def test_pictures_by_a_model_from_a_bucket(there, tmp_path):
     """The run fetches the model, draws in the right colours, and writes down where the model is from."""

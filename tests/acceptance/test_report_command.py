@@ -30,7 +30,6 @@ def _ids(file):
     return sorted(int(item["id"]) for item in _items(file))
 
 
-@pytest.mark.slow
 def test_data_set_and_run_narrow_it(usual):
     """By flags, and by the variables that a run takes as well; both together are both."""
     for arguments, variables, ids in [
@@ -74,7 +73,6 @@ def test_what_cannot_be_is_one_line(usual, arguments, status, named):
     assert not (usual / "report.html").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gcs", "s3"])
 def test_pictures_in_buckets_are_seen_or_say_why(kind, request, tmp_path):
     """Found by their URLs alone or by --output; beside that, and where the object is gone, a reason."""

@@ -28,7 +28,7 @@ def _entry(good):
     return {"id": typed, "text": good.scene.caption, **known}
 
 
-@pytest.mark.slow
+@pytest.mark.smoke
 def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
     """Prompts of mixed ids and parameters get their own pictures in a folder, bad ones their error code."""
     good = [one for one in GOOD if type(one.id).__name__ in {"int", "str", "ObjectId", "UUID"}]
@@ -68,6 +68,7 @@ def _enqueue(tmp_path, *texts):
     assert product.run("enqueue", *JOB[:2], "prompts.txt", folder=tmp_path).returncode == 0
 
 
+@pytest.mark.smoke
 def test_a_run_with_nothing_to_do_loads_no_torch(tmp_path):
     """Finding nothing, a run ends with status 0 and imports neither torch nor any other heavy library."""
     _enqueue(tmp_path)

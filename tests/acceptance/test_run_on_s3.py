@@ -60,6 +60,7 @@ def _shows(data, good):
     return (seen.colour, seen.background) == (good.scene.colour, good.scene.background)
 
 
+@pytest.mark.smoke
 def test_pictures_go_to_the_bucket(job, s3_server):
     """``--s3-bucket``: each picture under generated/, a PNG in its own colours, recorded by its s3:// URL."""
     finished = job.run("run", "--s3-bucket", s3_server.bucket)

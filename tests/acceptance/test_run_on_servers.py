@@ -15,7 +15,7 @@ from tests.acceptance import product
 from tests.acceptance.scenes import BAD, GOOD
 from text2img.demo.judge import judge
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.smoke
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,7 @@ def test_a_signal_ends_a_busy_server(tmp_path, broker):
     assert counts["completed"] == len(pictures(tmp_path))
 
 
+@pytest.mark.smoke
 def test_messages_become_pictures(tmp_path, broker):
     """Of what a backend publishes each generation gets one picture, the broken message a reason."""
     rabbitmq, queue, arguments = broker

@@ -42,6 +42,7 @@ def _ended(process):
     return process.returncode, last_line, product.LEFT_BEHIND in log
 
 
+@pytest.mark.smoke
 @SIGNALS
 def test_a_signal_releases_what_is_claimed(tmp_path, number, status):
     """Stopped in the middle, a run keeps what is finished, gives the rest back, and says so by its status."""
@@ -104,7 +105,6 @@ def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, hangs):
         assert product.counts(folder) == {"pending": 1}
 
 
-@pytest.mark.slow
 def test_a_stop_while_the_weights_load(tmp_path, prompt):
     """Asked to end before its model is there, a run with the real engine ends, and its prompt is pending."""
     with product.running(*JOB, folder=tmp_path) as process:

@@ -51,7 +51,6 @@ def _pixels(path):
         return np.asarray(picture.convert("RGB"), int)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_signed_fails_alone(outcome):
     """Two names that cannot be drawn are two errors with a sentence; the other four pictures are made."""
     folder, finished = outcome
@@ -64,7 +63,6 @@ def test_what_cannot_be_signed_fails_alone(outcome):
         assert rows[name]["deaths"] in {None, 0}
 
 
-@pytest.mark.slow
 def test_files_are_what_was_asked_for(outcome):
     """Names end as the formats do, each file is of its format and shows its caption, whoever signed it."""
     folder, _ = outcome
@@ -79,7 +77,6 @@ def test_files_are_what_was_asked_for(outcome):
         assert rows[name.partition(".")[0]]["image_url"].endswith(f"/pictures/{name}")
 
 
-@pytest.mark.slow
 def test_signatures_stand_where_they_were_asked_for(outcome):
     """Beside the unsigned picture of the same seed, only the right corner of each of the others differs."""
     folder, _ = outcome
@@ -94,7 +91,6 @@ def test_signatures_stand_where_they_were_asked_for(outcome):
     assert np.abs(jpeg - plain)[:96].mean() < 4
 
 
-@pytest.mark.slow
 def test_the_style_is_written_down(outcome):
     """What was asked for, by whomever, stands in ``used``, in the result and in the file, and no more."""
     folder, _ = outcome

@@ -109,6 +109,7 @@ def _said_right(server, steps):
     assert set(complete) == {"generation_id", "result_url", "metadata"}
 
 
+@pytest.mark.smoke
 def test_a_backend_hears_of_every_milestone_and_of_the_end(tmp_path, backend):
     """For 1, 7 and 50 steps: 0, 25, 50, 75 and 90 % in order, then the completion; each request signed
     and with the token, whichever way the backend's address was written.

@@ -64,6 +64,7 @@ def made(tmp_path_factory):
     return {each.args: (folder / str(number), each) for number, each in enumerate(finished)}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("arguments", "named"),
     MISTAKES,

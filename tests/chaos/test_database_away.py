@@ -11,7 +11,6 @@ from tests.chaos.counts import count
 from tests.chaos.sites import wire_site, wired
 from tests.chaos.workers import BATCH, Worker, pictures_made
 
-pytestmark = pytest.mark.slow
 WAYS = ["refusing", "silent"]
 
 

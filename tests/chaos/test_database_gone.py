@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.chaos.counts import count
 from tests.chaos.faults import finish
 from tests.chaos.workers import BATCH, Worker, pictures_made
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_database_that_stays_away_ends_the_run(over_the_wire, book):

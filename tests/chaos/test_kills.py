@@ -11,8 +11,6 @@ from tests.chaos.faults import FAULTS, die, finish
 from tests.chaos.sites import wire_site, wired
 from tests.chaos.workers import BATCH, pictures_made
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def aftermath(mongodb_server, gcs_server, book, tmp_path_factory):

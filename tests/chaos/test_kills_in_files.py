@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.chaos.counts import count
 from tests.chaos.faults import FILE_FAULTS, die, finish
 from tests.chaos.workers import BATCH, pictures_made
-
-pytestmark = pytest.mark.slow
 
 
 def test_killed_at_every_point_in_sqlite_nothing_is_lost_and_nothing_is_twice(in_files, book):

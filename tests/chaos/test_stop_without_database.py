@@ -10,8 +10,6 @@ from tests.chaos.counts import count
 from tests.chaos.faults import finish
 from tests.chaos.workers import BATCH, Worker, pictures_made
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("silent", "number", "status"), [(False, signal.SIGTERM, 143), (True, signal.SIGINT, 130)]

@@ -85,7 +85,6 @@ def test_fields_of_any_other_type_stop_nothing(stand, odd):
     assert _names(stand.database.failures(ALL)) == ["1", "3"]
 
 
-@pytest.mark.slow
 def test_looking_through_many_takes_little_memory(stand):
     """Fifteen hundred prompts of 4 kB pass through less than a quarter of what they come to, to the last."""
     stand.put(*({"_id": n, "status": "completed", "text": f"{n:04}" * 1000} for n in range(1500)))

@@ -199,7 +199,6 @@ def test_a_queue_that_was_deleted_is_made_again(desk):
         desk.await_prompts(1)
 
 
-@pytest.mark.slow
 def test_a_broker_that_restarts_is_found_again(desk):
     """Messages from before and after its restart become prompts, those in between once."""
     with consumers_left(desk, 0), desk.consuming():

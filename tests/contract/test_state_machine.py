@@ -230,7 +230,6 @@ def test_any_order_of_steps_on_sqlite(tmp_path):
 
 
 @pytest.mark.fuzz
-@pytest.mark.slow
 def test_any_order_of_steps_on_mongodb(mongodb_server):
     """Whatever workers do in whatever order, no prompt is lost, shared, made twice or told twice (Mongo)."""
     backend = MongoBackend("secantusdb", mongodb_server)

@@ -210,7 +210,6 @@ def test_tellers_in_any_order_on_sqlite(tmp_path):
 
 
 @pytest.mark.fuzz
-@pytest.mark.slow
 def test_tellers_in_any_order_on_mongodb(mongodb_server):
     """The same on MongoDB: each outcome in one notice, each notice due until told or refused."""
     backend = MongoBackend("secantusdb", mongodb_server)

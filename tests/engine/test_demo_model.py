@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-import pytest
 from PIL import Image
 
 import text2img
@@ -18,7 +17,6 @@ MODEL = Path(text2img.__file__).parent / "demo" / "model"
 SIZE = {"width": 128, "height": 128}
 
 
-@pytest.mark.slow
 def test_the_demo_model_draws_what_it_is_told():
     """Of 24 scenes with seeds of their own at 10 steps, 23 at least show colours, shape and size as told."""
     scenes = Random(24).sample(list(all_scenes()), 24)
