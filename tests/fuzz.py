@@ -35,7 +35,14 @@ def main() -> int:
 def _round(seed: int, files: list[str]) -> int:
     """Run each test once; returns pytest's exit status."""
     chosen = ["-m", "hypothesis or fuzz", f"--hypothesis-seed={seed}"]
-    shared = ["--numprocesses", "auto", "--dist", "load"]
+    # The suite's own limit would end a search on a busy machine, and look like a finding.
+    shared = [
+        "--numprocesses",
+        "auto",
+        "--dist",
+        "load",
+        "--timeout=3600",
+    ]
     command = [sys.executable, "-m", "pytest", *chosen, *shared, *files]
     return subprocess.run(command, env={**os.environ, "HYPOTHESIS_PROFILE": "fuzz"}, check=False).returncode
 
