@@ -14,7 +14,6 @@ from werkzeug import Response
 
 from tests.acceptance import product
 from tests.acceptance.product import SCENE, sleeping
-from tests.servers import free_port
 from tests.servers.ack_gate import ack_gate
 from tests.waiting import until
 from text2img.demo.judge import judge
@@ -189,23 +188,6 @@ def test_killed_before_it_acknowledges(tmp_path, broker):
     assert rabbitmq.ready(queue) == 0
 
 
-def test_a_broker_that_restarts_in_the_middle(tmp_path, broker):
-    """The server works on what it has, finds the broker again, and makes what comes then."""
-    rabbitmq, queue, arguments = broker
-    rabbitmq.publish(queue, *(message(n) for n in range(12)))
-    with serving(tmp_path, *arguments, "--batch-size", "2") as server:
-        server.says("completed g-")
-        rabbitmq.stop()
-        server.says("again in 0.5 s")
-        server.says("completed g-", times=12)
-        rabbitmq.start()
-        rabbitmq.publish(queue, message(12))
-        server.says("completed g-12")
-        assert server.ends(signal.SIGTERM)[0] == 143
-    assert len(pictures(tmp_path)) == 13
-    assert rabbitmq.ready(queue) == 0
-
-
 def test_a_batch_longer_than_the_heartbeat(tmp_path, broker):
     """While one batch takes many times the heartbeat's length the connection holds: it is made only once."""
     rabbitmq, queue, _ = broker
@@ -226,23 +208,6 @@ def test_a_batch_longer_than_the_heartbeat(tmp_path, broker):
     assert server.said.count('"consuming"') == 1
 
 
-def test_a_database_that_is_away(tmp_path, broker):
-    """While another program keeps the file locked messages stay the broker's; then all are made."""
-    rabbitmq, queue, arguments = broker
-    with serving(tmp_path, *arguments) as server:
-        server.says("idle")
-        with closing(sqlite3.connect(tmp_path / "prompts.db", timeout=30)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            rabbitmq.publish(queue, *(message(n) for n in range(4)))
-            server.says("messages wait for it")
-            assert other.execute("SELECT count(*) FROM datasets").fetchall() == [(0,)]
-            other.rollback()
-        server.says("completed g-", times=4)
-        server.ends(signal.SIGTERM)
-    assert rabbitmq.ready(queue) == 0
-    assert len(pictures(tmp_path)) == 4
-
-
 def test_what_is_made_is_told_while_the_server_is_up(tmp_path, httpserver):
     """A callback does not wait for a thousand outcomes nor for the server's end."""
     told = threading.Event()
@@ -260,23 +225,6 @@ def test_what_is_made_is_told_while_the_server_is_up(tmp_path, httpserver):
     ((request, _),) = httpserver.log
     body = request.get_json()
     assert (body["status"], body["final"], body["counts"]) == ("running", False, {"completed": 1, "error": 0})
-
-
-def test_no_password_of_the_broker_is_said(tmp_path, rabbitmq):
-    """At DEBUG, refused or unreachable, by serve and by doctor, the URL's password stays where it was put."""
-    said = ""
-    for port in (rabbitmq.port, free_port()):
-        url = f"amqp://night:hush%2Fw%C3%B6rd@127.0.0.1:{port}/%2F?connection_attempts=1"
-        for command in ("serve", "doctor"):
-            job = (command, *JOB, *QUICK, "--log-file", "said.log")
-            finished = sleeping.run(*job, folder=tmp_path, RABBITMQ_URL=url)
-            said += finished.stdout + finished.stderr
-            assert finished.returncode == 1
-    said += (tmp_path / "said.log").read_text()
-    assert "the user name or password is refused" in said
-    assert "Connection refused" in said
-    for word in ("hush", "w%C3%B6rd", "wörd"):
-        assert word not in said
 
 
 def test_what_makes_no_sense_is_refused(tmp_path):

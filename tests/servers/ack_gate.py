@@ -37,7 +37,7 @@ class AckGate:
         with suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
-            target.close()
+        _end(target)
 
     def _watch(self, client, server):
         with suppress(OSError), client.makefile("rb") as frames:
@@ -50,13 +50,18 @@ class AckGate:
                         continue
                 self.heartbeats += head[:1] == _HEARTBEAT
                 server.sendall(head + rest)
-            server.close()
+        _end(server)
 
     def close(self):
         for each in self._open:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+            _end(each)
+
+
+def _end(sock):
+    """Close the connection: without the shutdown it would stay open while another thread reads from it."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 @contextmanager
