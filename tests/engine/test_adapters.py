@@ -62,7 +62,14 @@ def engines(tiny):
     """An engine of a family, loaded once, whose adapters come and go; by the name ``twin`` another one, that
     no LoRA ever reaches.
     """
-    return functools.cache(lambda family, _name="": open_engine(tiny(family)))
+
+    @functools.cache
+    def opened(family, _name=""):
+        engine = open_engine(tiny(family))
+        engine._loaded.adapters._most = 3  # switching takes the longer the more adapters are loaded
+        return engine
+
+    return opened
 
 
 @pytest.fixture
