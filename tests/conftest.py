@@ -54,6 +54,6 @@ def _turn(item):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """One more than there are cores: tests of processes wait half of their time, for leases or an outage."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config):
+    """One for each core, and one more for the full suite, whose processes wait for leases or an outage."""
+    return (os.cpu_count() or 1) + (config.option.markexpr != "not full")

@@ -19,11 +19,11 @@ _POLL_INTERVAL = 0.02  # seconds
 def until(condition: Callable[[], _Value], ended: Callable[[], object] = lambda: False) -> _Value:
     """Return the condition's value once it is true.
 
-    Raises AssertionError when ``ended()`` is true first, with its value as the reason: the process that was
-    to bring the condition about has exited.
+    Raises AssertionError when ``ended()`` is neither None nor False first, with its value as the reason: the
+    process that was to bring the condition about has exited. A process's ``poll`` will do, whose 0 is an end.
     """
     while not (value := condition()):
-        if reason := ended():
+        if (reason := ended()) is not None and reason is not False:
             if value := condition():
                 break
             raise AssertionError(f"it ended before the condition was true: {reason}")

@@ -49,7 +49,7 @@ def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
             bad,
         )
     database.close()
-    first = product.run(*JOB, *QUICK, folder=tmp_path)
+    first = sleeping.run(*JOB, *QUICK, folder=tmp_path)
     assert first.returncode == 3, first.stderr
     assert first.stdout.startswith(f"completed {len(good)}, failed 5, remaining 0")
     for one in good:
@@ -57,7 +57,7 @@ def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
             seen = judge(picture)
         assert (seen.colour, seen.background) == (one.scene.colour, one.scene.background)
     assert len(list((tmp_path / "pictures").iterdir())) == len(good)
-    second = product.run(*JOB, *QUICK, folder=tmp_path)
+    second = sleeping.run(*JOB, *QUICK, folder=tmp_path)
     assert (second.returncode, second.stdout.startswith("completed 0, failed 0")) == (0, True)
     status = product.run("status", *JOB[:2], folder=tmp_path)
     assert "invalid_parameters 3, invalid_prompt 2" in status.stdout

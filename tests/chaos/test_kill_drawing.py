@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.acceptance import product
 from tests.chaos.counts import Book, count, look
 from tests.chaos.faults import FILE_FAULTS, finish
 from tests.chaos.workers import BATCH, Worker, pictures_made
 
 
-@pytest.mark.smoke
 def test_what_a_killed_worker_was_drawing_is_drawn_again_as_if_nothing_had_happened(in_files, book):
     """Killed in the middle of denoising its second batch, which is to show the same as its first, a worker
     has made the first alone; the next run draws the second, and its pictures are the first one's.

@@ -7,6 +7,7 @@ from tests.chaos.faults import FILE_FAULTS, die, finish
 from tests.chaos.workers import BATCH, pictures_made
 
 
+@pytest.mark.smoke
 def test_killed_at_every_point_in_sqlite_nothing_is_lost_and_nothing_is_twice(in_files, book):
     """The same in a SQLite file: each kill at its point leaves nothing lost, twice, stuck, wrong or untold,
     and costs at most a batch.
