@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.chaos.counts import count
 from tests.chaos.faults import FILE_FAULTS, die, finish
 from tests.chaos.workers import BATCH, pictures_made
