@@ -23,8 +23,10 @@ pytest_plugins = [
 ]
 
 HERE = Path(__file__).parent
-FOLDERS = ("chaos", "acceptance", "engine", "benchmarks", "contract")
-"""Whose files take longest first: with the short ones last, nobody is left alone at the end."""
+FIRST = ("test_workers", "test_workers_in_a_cluster", "test_compiled_loras", "test_serve_away", "test_loras")
+"""Files that take longest, most of it waiting: begun first, so that no core is idle at the end."""
+FOLDERS = ("acceptance", "chaos", "engine", "contract", "evaluation", "benchmarks")
+"""Whose files follow; those of other folders, which are short, come last."""
 
 
 FULL = ("chaos", "acceptance", "benchmarks", "gpu")
@@ -33,7 +35,7 @@ FULL = ("chaos", "acceptance", "benchmarks", "gpu")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(items):
-    """Mark what only ``make test-all`` runs, and sort by folders.
+    """Mark what only ``make test-all`` runs, and sort by how long files take.
 
     ``--no-loadscope-reorder`` lets xdist, which shares out the files, keep to that order.
     """
@@ -49,8 +51,9 @@ def _folder(item):
 
 
 def _turn(item):
-    folder = _folder(item)
-    return FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+    folder, name = _folder(item), item.path.stem
+    first = FIRST.index(name) if name in FIRST else len(FIRST)
+    return first, FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from PIL import Image
 
 from tests.acceptance import product
@@ -45,6 +46,7 @@ def test_asked_for_by_flag_and_variable(tmp_path):
         assert on.items() <= told.items()
 
 
+@pytest.mark.models
 def test_asked_for_by_the_model_configuration(tmp_path):
     """The configuration's are used with its own model; a flag beats its feature cache, to switch it off."""
     _enqueue(tmp_path)

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from contextlib import closing
 
+import pytest
 import yaml
 from PIL import Image
 
@@ -62,6 +63,7 @@ def _shows(path, caption):
         return judge(picture).shows(Scene.parse(caption))
 
 
+@pytest.mark.models
 def test_the_loop_makes_more_pictures_right(tmp_path, capsys):
     """Of 16 prompts, half of them in words that the model does not know, the loop gets clearly more right
     than one try; each has its folder, with every try, and the best is the result.

@@ -215,6 +215,7 @@ def test_the_device_does_not_wait_for_a_lora(tmp_path, httpserver, styles):
     assert seen == [6]
 
 
+@pytest.mark.models
 def test_a_model_configurations_lora(tmp_path, styles):
     """A model configuration's LoRA counts for prompts without one, with its own scheduler and few steps; a
     prompt's own, or none, wins. One that is not allowed ends the run before anything is claimed.

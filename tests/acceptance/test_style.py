@@ -37,7 +37,7 @@ def outcome(tmp_path_factory):
     (folder / "prompts.json").write_text(json.dumps([{"text": CAPTION, "seed": 7, **one} for one in PROMPTS]))
     added = product.run("enqueue", *JOB[:2], "prompts.json", folder=folder)
     assert added.returncode == 0, added.stderr
-    return folder, product.run(*JOB, *QUICK, *HOUSE, folder=folder)
+    return folder, product.sleeping.run(*JOB, *QUICK, *HOUSE, folder=folder)
 
 
 def _rows(folder):

@@ -92,7 +92,10 @@ def style(studio, folder, name, *, keep=lambda _path: True, **how):
     return loras.save(folder, loras.tensors({path: pair for path, pair in made.items() if keep(path)}), name)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "family",
+    ["sd1", pytest.param("sd3", marks=pytest.mark.models), pytest.param("flux", marks=pytest.mark.models)],
+)
 def test_switching_compiles_nothing(tiny, tmp_path, family):
     """The first batch with LoRAs is compiled for; from then on those of other ranks, weights and numbers, of
     text encoders too, run on the same code, and each draws what it draws uncompiled.
@@ -116,6 +119,7 @@ def test_switching_compiles_nothing(tiny, tmp_path, family):
     assert len({pictures.tobytes() for pictures in [plain, first, *styled]}) == 6
 
 
+@pytest.mark.models
 def test_more_room(studio, tmp_path, caplog):
     """LoRAs of a higher rank and further layers are compiled for once, and the others join them there; those
     of too high a rank run uncompiled.
@@ -132,6 +136,7 @@ def test_more_room(studio, tmp_path, caplog):
     assert studio.draw((queries, 1.0))[1:] == (0, True)
 
 
+@pytest.mark.models
 def test_convolutions(studio, tmp_path):
     """A LoRA of convolutions, those that halve the picture among them, runs compiled too."""
     noise = torch.Generator().manual_seed(0)
@@ -150,6 +155,7 @@ def test_convolutions(studio, tmp_path):
     assert np.abs(styled - plain).max() > 10
 
 
+@pytest.mark.models
 def test_without_after_with(studio, tmp_path):
     """A batch without LoRAs is compiled for as such also where one with LoRAs came first. A LoRA of texts
     alone runs on the same code. One that cannot be used fails as ever, and leaves no trace.
@@ -172,6 +178,7 @@ def test_without_after_with(studio, tmp_path):
     assert studio.graphs == 2
 
 
+@pytest.mark.models
 def test_loras_that_cannot_be_compiled(studio, tmp_path, caplog):
     """Where no code with LoRAs can be made, one warning says so, and batches without go on compiled."""
     styles = [style(studio, tmp_path, str(rank), rank=rank) for rank in (4, 20)]

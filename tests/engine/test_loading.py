@@ -226,6 +226,7 @@ print(pages("VmHWM:") - before)
 """
 
 
+@pytest.mark.models
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts a process's peak")
 def test_no_second_copy(tiny, tmp_path):
     """A model of 100 MB whose files are in the dtype that is asked for is mapped and not copied: loading it
