@@ -169,7 +169,7 @@ POISON, NEIGHBOURS, AHEAD = 0, {1, 2, 3}, {4, 5, 6, 7}
 """One batch, and another that is claimed ahead of it."""
 DEADLY = 5
 """Deaths, after which a prompt is abandoned."""
-_OWN_STEPS = 9  # so that no prompt of another batch joins these
+_OWN_GUIDANCE = 5.0  # so that no prompt of another batch joins these
 
 
 def plant_poison(site, book):
@@ -178,7 +178,7 @@ def plant_poison(site, book):
     The device holds what it gets together with the poison: no worker gets away alive.
     """
     shared = [*book.prompts([POISON], "hold"), *book.prompts(NEIGHBOURS)]
-    site.add([each | {"num_inference_steps": _OWN_STEPS} for each in shared])
+    site.add([each | {"guidance_scale": _OWN_GUIDANCE} for each in shared])
     site.add(book.prompts(AHEAD))
 
 

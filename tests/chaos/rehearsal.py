@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-
 from tests.chaos.counts import Book
-from text2img.demo.scenes import all_scenes, draw
+from tests.chaos.workers import STEPS
+from tests.fakes.sleeping import paint
+from text2img.demo.scenes import all_scenes
 
 _PAGES = 20
+_SIZE = (128, 128)  # pixels; the demo model's own
 
 
 def rehearse():
@@ -20,5 +21,5 @@ def rehearse():
     """
     scenes = [each for each in all_scenes() if each.size == "large"]
     Random(3).shuffle(scenes)
-    pages = enumerate(scenes[:_PAGES])
-    return Book([(each.caption, n, np.asarray(draw(each, Random(n)))) for n, each in pages])
+    pages = enumerate(each.caption for each in scenes[:_PAGES])
+    return Book([(caption, n, paint(caption, n, STEPS, _SIZE)) for n, caption in pages])

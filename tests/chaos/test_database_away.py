@@ -12,6 +12,8 @@ from tests.chaos.sites import wire_site, wired
 from tests.chaos.workers import BATCH, Worker, pictures_made
 
 WAYS = ["refusing", "silent"]
+LEASE = ("--lease-seconds", "60")
+"""The usual lease, which outlives the outage: where one ends before, its prompts may be made again."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def aftermath(mongodb_server, gcs_server, book, tmp_path_factory):
             wire = stack.enter_context(wired(mongodb_server, gcs_server))
             site = stack.enter_context(wire_site(tmp_path_factory.mktemp(way), wire))
             site.add(book.prompts(range(5 * BATCH)))
-            runs[way] = site, stack.enter_context(Worker(site, "patient", holds=3))
+            runs[way] = site, stack.enter_context(Worker(site, "patient", *LEASE, holds=3))
         with ExitStack() as outage:
             for way, (site, worker) in runs.items():
                 worker.reaches(lambda site=site: site.count("completed") == 2 * BATCH and site.on_device())

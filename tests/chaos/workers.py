@@ -15,12 +15,13 @@ from tests.acceptance import product
 from tests.waiting import until
 
 BATCH = 4
+STEPS = 8
 LEASE = 3
 """Seconds: long enough for a busy machine, short enough to be waited for."""
 PER_IMAGE = 0.05
 """Seconds of the sleeping device; where it matters that a batch is there, the device holds it."""
 JOB = [
-    *("--model-id", str(product.MODEL), "--num-inference-steps", "8", "--guidance-scale", "4"),
+    *("--model-id", str(product.MODEL), "--num-inference-steps", str(STEPS), "--guidance-scale", "4"),
     *("--batch-size", str(BATCH), "--lease-seconds", str(LEASE), "--log-level", "DEBUG"),
 ]
 

@@ -100,7 +100,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         used = batch[0].parameters.scheduler or self.inspect().scheduler
         with self._timed("decode"):
             time.sleep(_POLL_INTERVAL)  # clock: as above
-            return [Picture(pixels=paint(request), scheduler=used) for request in batch]
+            return [Picture(pixels=_painted(request), scheduler=used) for request in batch]
 
     def peak_memory(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -129,22 +129,26 @@ class SleepingEngine(diffusers.DiffusersEngine):
         return os.environ.get("SLEEP_HOLD") == point and not Path("go").exists()
 
 
-def paint(request):
+def paint(text, seed, steps, size):
     """The scene that the text describes, else a grey of its own; uint8 (height, width, 3).
 
     As from a real engine, other steps make another image of the same seed: fewer leave a coarser grain.
+    ``size`` is width and height in pixels.
     """
-    wanted, seed = request.parameters, request.parameters.seed
-    size = (wanted.width, wanted.height)
-    if (scene := _scene(request.text)) is not None:
+    if (scene := _scene(text)) is not None:
         image = draw(scene, Random(seed)).resize(size, Image.Resampling.LANCZOS)
     else:
-        shade = hashlib.sha256(f"{request.text}\0{seed}".encode()).digest()[0]
+        shade = hashlib.sha256(f"{text}\0{seed}".encode()).digest()[0]
         image = Image.new("RGB", size, (shade, shade, shade))
     pixels = np.asarray(image)
-    coarse = min(_COARSEST, 64 // wanted.num_inference_steps)
+    coarse = min(_COARSEST, 64 // steps)
     grain = np.random.default_rng(seed).integers(-coarse, coarse + 1, pixels.shape[:2])
     return np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def _painted(request):
+    wanted = request.parameters
+    return paint(request.text, wanted.seed, wanted.num_inference_steps, (wanted.width, wanted.height))
 
 
 def _scene(text):
