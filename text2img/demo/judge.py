@@ -114,9 +114,8 @@ def silhouette(shape: str, radius: float, tilt: float, centre: tuple[float, floa
     ImageDraw.Draw(picture).polygon(
         [(x * fine, y * fine) for x, y in outline(shape, radius, tilt, centre)], fill=1
     )
-    covered = np.asarray(picture, dtype=np.uint8)
-    rows = covered[::fine] + covered[1::fine]
-    return np.asarray(2 * (rows[:, ::fine] + rows[:, 1::fine]) >= fine**2)
+    parts = np.asarray(picture, dtype=np.uint8).reshape(WIDTH, fine, WIDTH, fine)
+    return np.asarray(2 * parts.sum(axis=(1, 3), dtype=np.uint8) >= fine**2)
 
 
 def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
