@@ -38,7 +38,7 @@ def outcome(mongodb_server, gcs_server, tmp_path_factory):
                 "--mongo-uri", uri,
                 "--gcs-bucket", gcs_server.bucket,
                 "--callback-url", receiver.url_for("/told?key=hush-hush"),
-                "--num-inference-steps", "20", "--guidance-scale", "3",
+                "--num-inference-steps", "10", "--guidance-scale", "3",
                 "--batch-size", "4",
                 "--run-id", "night",
                 "--log-file", str(folder / "run.log"),
