@@ -42,7 +42,9 @@ def _shows(folder, number, scene):
     return (seen.colour, seen.background) == (scene.colour, scene.background)
 
 
-@pytest.mark.parametrize("prompts", [40, pytest.param(400, marks=pytest.mark.scale)])
+@pytest.mark.parametrize(
+    "prompts", [40, pytest.param(400, marks=[pytest.mark.scale, pytest.mark.timeout(1800)])]
+)
 def test_every_prompt_once_though_a_worker_is_killed(tmp_path, httpserver, prompts):
     """One of several workers dies by SIGKILL in the middle: every prompt has its own picture and one result,
     the receiver is told once, the status is the run's, and Ray has seen no secret.
