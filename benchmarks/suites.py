@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[1]
-_XDIST = ("--numprocesses", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+_XDIST = (
+    "--numprocesses",
+    "auto",
+    "--dist",
+    "loadfile",
+    "--no-loadscope-reorder",
+    "--max-worker-restart",
+    "0",
+)
 SUITES = {
     **{
         name: (f"tests/{name}",)

@@ -216,3 +216,27 @@ def test_a_file_of_an_older_version_is_opened_as_it_is(tmp_path):
     assert database.run("new") == new
     assert database.run("old") == old
     database.close()
+
+
+def test_closing_lets_another_thread_finish_its_transaction(sqlite_stand):
+    """A connection that a thread is using is not closed under its statements, which would end the process:
+    the transaction is committed, the connection is closed then, and the thread's next use opens its own.
+    """
+    database, begun, closed, seen = sqlite_stand.database, threading.Event(), threading.Event(), []
+
+    def work():
+        with database._writing() as connection:
+            connection.execute("INSERT INTO datasets (_id, text) VALUES (1, 'a boat')")
+            begun.set()
+            closed.wait()
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+        seen.extend(texts(database.claim("w", 1, 60, ALL)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    database.close()
+    closed.set()
+    thread.join()
+    assert seen == ["1"]

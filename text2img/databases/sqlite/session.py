@@ -28,6 +28,41 @@ _CACHE: Final = 256
 """KiB of the file that a thread's connection keeps; the operating system keeps the file for all of them."""
 
 
+class _Kept:
+    """A thread's connection, which another thread may close: at once, or when the last use of it has ended.
+
+    SQLite ends the process where a connection is closed in the middle of a statement.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, generation: int) -> None:
+        self.connection, self.generation = connection, generation
+        self._lock = threading.Lock()
+        self._uses = 0
+        self._closing = False
+
+    def take(self) -> bool:
+        """Begin a use; False where the connection is closed."""
+        with self._lock:
+            if self._closing:
+                return False
+            self._uses += 1
+            return True
+
+    def give_back(self) -> None:
+        """End a use."""
+        with self._lock:
+            self._uses -= 1
+            if self._closing and not self._uses:
+                self.connection.close()
+
+    def close(self) -> None:
+        """Let no further use begin, and close the connection when none is left."""
+        with self._lock:
+            self._closing = True
+            if not self._uses:
+                self.connection.close()
+
+
 class Session:
     """The tables of one file, by a URL: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
 
@@ -41,7 +76,7 @@ class Session:
             _check_name(name)
         self._quoted = {known: quoted(name) for known, name in self._names.items()}
         self._own = threading.local()
-        self._all: dict[threading.Thread, sqlite3.Connection] = {}
+        self._all: dict[threading.Thread, _Kept] = {}
         self._lock = threading.Lock()
         self._generation = 0
         self._reads_only = False
@@ -71,12 +106,15 @@ class Session:
                 pass
 
     def close(self) -> None:
-        """Close all connections, those of other threads as well; a later call opens its own again."""
+        """Close all connections, those of other threads as well; a later call opens its own again.
+
+        A connection that another thread is using is closed when that thread has done with it.
+        """
         with self._lock:
             self._generation += 1
-            connections, self._all = self._all, {}
-        for connection in connections.values():
-            connection.close()
+            kept, self._all = self._all, {}
+        for each in kept.values():
+            each.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -99,7 +137,13 @@ class Session:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection, with SQLite's errors as DatabaseFailed."""
         try:
-            yield self._connection()
+            kept = self._kept()
+            while not kept.take():  # closed by another thread since
+                kept = self._kept()
+            try:
+                yield kept.connection
+            finally:
+                kept.give_back()
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
             raise DatabaseFailed(_sentence(exc, self.path)) from exc
 
@@ -107,16 +151,17 @@ class Session:
         """The statement: in braces stand tables, by Collections' names, an id, and the pieces given."""
         return template.format_map({**self._quoted, "id": ID, **pieces})
 
-    def _connection(self) -> sqlite3.Connection:
-        kept: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if kept is not None and self._own.generation == self._generation:
+    def _kept(self) -> _Kept:
+        """This thread's connection, made where it has none or where all have been closed since."""
+        kept: _Kept | None = getattr(self._own, "kept", None)
+        if kept is not None and kept.generation == self._generation:
             return kept
-        fresh = _connect_to_read(self.path, self._names) if self._reads_only else _connect(self.path)
+        connection = _connect_to_read(self.path, self._names) if self._reads_only else _connect(self.path)
         with self._lock:
             for thread in [each for each in self._all if not each.is_alive()]:
                 self._all.pop(thread).close()  # else threads that come and go would use up all open files
-            self._all[threading.current_thread()] = fresh
-            self._own.connection, self._own.generation = fresh, self._generation
+            fresh = _Kept(connection, self._generation)
+            self._all[threading.current_thread()] = self._own.kept = fresh
         return fresh
 
 
