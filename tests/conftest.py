@@ -58,5 +58,5 @@ def _turn(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One for each core; two more for the full suite, whose processes wait for leases or an outage."""
-    return (os.cpu_count() or 1) + (0 if config.option.markexpr == "not full" else 2)
+    """One for each core; one more for the full suite, whose processes wait for leases or an outage."""
+    return (os.cpu_count() or 1) + (0 if config.option.markexpr == "not full" else 1)
