@@ -92,7 +92,7 @@ def _uploading(folder, *, hangs):
 
 @pytest.mark.parametrize("hangs", [True, False], ids=["hangs", "answers 503"])
 def test_a_storage_that_hangs_does_not_hold_up_the_stop(tmp_path, hangs):
-    """With an upload that never ends, or is tried again for ever, a stopped run gives up after its grace,
+    """With an upload that never ends, or is retried without an end, a stopped run gives up after its grace,
     with the signal's status, and its prompt is pending again.
     """
     folders = tmp_path / "term", tmp_path / "int"

@@ -79,7 +79,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
 
     def load(self) -> None:
         with self._timed("load"):
-            time.sleep(_POLL_INTERVAL)  # clock: long enough to be told of
+            time.sleep(_POLL_INTERVAL)  # clock: long enough to be reported
             while self._holds("load"):
                 time.sleep(_POLL_INTERVAL)  # clock: weights that load for as long as a test wants
             self._loaded, self._batches = None, 0

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FORBIDDEN = {"text2img", "text2img-batch"}
-"""The old name belongs to somebody else on PyPI; the new one is safe only once it is registered there."""
+"""On PyPI the old name belongs to another project; the new one is safe only once it is registered there."""
 
 _INSTALLERS = re.compile(
     r"\b(?:pip[0-9.]*|pipx|uv|uvx|poetry|pdm|conda|mamba|easy_install)\b(?P<rest>[^\n`;&|]*)"
@@ -55,7 +55,7 @@ def _tracked() -> list[Path]:
     return [path for path in paths if path.suffix in suffixes and path.is_file() and path != Path(__file__)]
 
 
-def test_nobody_is_told_to_install_our_distribution_by_name():
+def test_no_page_or_message_installs_our_distribution_by_name():
     """No page, message, script or docstring installs ``text2img`` or our own name from an index."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
