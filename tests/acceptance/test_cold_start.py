@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -80,22 +81,21 @@ def test_wishes_that_do_not_fit_are_found_before_the_first_claim(tmp_path):
     _enqueue(tmp_path, 1)
     imported, ended = _imports(tmp_path, *JOB, "--scheduler", "lcm", "--num-inference-steps", "51")
     assert (ended, "torch" in imported) == (2, False)
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         assert database.execute("SELECT status, claim_number FROM datasets").fetchall() == [("pending", None)]
-    database.close()
 
 
 def test_a_signal_while_the_model_loads_gives_everything_back(tmp_path):
     """The first prompts are claimed before the model is there; a signal then ends the run in good order."""
     _enqueue(tmp_path, 5)
     with product.running(*JOB, folder=tmp_path) as process:
-        with sqlite3.connect(tmp_path / "prompts.db", timeout=20) as database:
+        with closing(sqlite3.connect(tmp_path / "prompts.db", timeout=20)) as database, database:
             claimed = "SELECT count(*) FROM datasets WHERE status = 'processing'"
             until(lambda: database.execute(claimed).fetchone() != (0,), lambda: process.poll() is not None)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database:
         ends = database.execute("SELECT DISTINCT status, attempts, deaths > 0 FROM datasets").fetchall()
-        database.close()
     assert process.returncode == 143, errors
     assert '"completed' not in errors
     assert ends == [("pending", None, 0)]

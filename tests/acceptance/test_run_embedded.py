@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
         (104, caption, None, 0, None),
         (105, caption, None, None, "NaN"),
     ]
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.executemany(
             "INSERT INTO datasets (_id, text, width, num_inference_steps, guidance_scale) VALUES (?,?,?,?,?)",
             bad,
@@ -83,7 +84,7 @@ def test_a_run_with_nothing_to_do_loads_no_torch(tmp_path):
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     """``--dry-run`` lists batches and prompts that would fail; claims, writes and loads nothing."""
     _enqueue(tmp_path, "a large red circle on a blue background", "a small green star on a white background")
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("INSERT INTO datasets (_id, text, width) VALUES (7, 'a cat', 65)")
     database.close()
     before = {path.name for path in tmp_path.iterdir()}
@@ -103,7 +104,7 @@ def test_the_same_seed_makes_the_same_picture(tmp_path):
     _enqueue(tmp_path, *texts)
     assert sleeping.run(*JOB, *QUICK, folder=tmp_path).returncode == 0
     pictures = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         put_back = "UPDATE datasets SET status = 'pending' WHERE rowid > 2 RETURNING image_url"
         again = [Path(url) for (url,) in database.execute(put_back)]
     database.close()
@@ -125,7 +126,7 @@ def test_limit_and_dataset_and_retry(tmp_path):
     refused = sleeping.run(*JOB, *QUICK, "--dataset-id", "1", folder=tmp_path, NEGATIVE_PROMPT="blurry")
     assert refused.stdout.startswith("completed 1, failed 0, remaining 0"), refused.stderr
     assert "pending            3" in sleeping.run("status", *JOB[:2], folder=tmp_path).stdout
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("UPDATE datasets SET text = '' WHERE _id = 0")
         (used,) = database.execute("SELECT used FROM datasets WHERE _id = 5").fetchone()
     database.close()
@@ -134,7 +135,7 @@ def test_limit_and_dataset_and_retry(tmp_path):
     assert (failed.returncode, failed.stdout.startswith("completed 2, failed 1")) == (3, True), failed.stderr
     assert "put 0 failed" in sleeping.run("retry", *JOB[:2], "--error-code", "safety", folder=tmp_path).stdout
     assert "put 1 failed" in sleeping.run("retry", *JOB[:2], folder=tmp_path).stdout
-    with sqlite3.connect(tmp_path / "prompts.db") as database:
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("UPDATE datasets SET text = ? WHERE _id = 0", (caption,))
     database.close()
     assert sleeping.run(*JOB, *QUICK, folder=tmp_path).stdout.startswith("completed 1, failed 0")

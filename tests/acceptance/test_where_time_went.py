@@ -44,7 +44,7 @@ def test_the_last_line_says_where_the_time_went(made):
 
 def test_the_run_is_kept_with_its_seconds(made):
     """Seconds by stage, both shares of the device, the steady pace; the device's stages fit into the run."""
-    with sqlite3.connect(made[0] / "prompts.db") as database:
+    with closing(sqlite3.connect(made[0] / "prompts.db")) as database, database:
         database.row_factory = sqlite3.Row
         run = dict(database.execute("SELECT * FROM runs WHERE _id = 'night'").fetchone())
         took = "SELECT (julianday(finished_at) - julianday(started_at)) * 86400 FROM runs"

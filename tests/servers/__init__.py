@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,6 +19,8 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_OUTGOING_FROM = 32_768  # Linux's first port for outgoing connections; other systems begin higher
+
 
 def unavailable(reason: str) -> NoReturn:
     """Skip the test with the reason on a developer's machine; fail it in CI, where all services must be."""
@@ -27,10 +30,16 @@ def unavailable(reason: str) -> NoReturn:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that no process uses, from below those that the system gives to outgoing connections.
+
+    A server takes seconds until it listens: a port that the system itself chose could by then belong to
+    a connection of another test.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, _OUTGOING_FROM)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -319,7 +320,7 @@ def test_small_batches_are_written_down_together(bench):
         return kept(outcomes, run_id, tell=tell)
 
     bench.database.record = record
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_inference_steps = _id + 1")
     bench.work(Painter())
     assert bench.counts == (0, 0, 10, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,7 +25,7 @@ SELECTION = Selection()
 def bench(tmp_path):
     """Four prompts, of which 1 wants five pictures and 3 wants twelve."""
     made = Bench(tmp_path, 4)
-    with sqlite3.connect(made.file) as rows:
+    with closing(sqlite3.connect(made.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_images = 5, seed = 20 WHERE _id = 1")
         rows.execute("UPDATE datasets SET num_images = 12, seed = 40 WHERE _id = 3")
     rows.close()
@@ -41,7 +42,7 @@ TWELVE = {"3", *(f"3~{n}" for n in range(1, 10)), "3~1~0", "3~1~1"}
 
 
 def _urls(bench, prompt):
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         (urls,) = rows.execute("SELECT image_urls FROM datasets WHERE _id = ?", [prompt]).fetchone()
     rows.close()
     return urls
@@ -88,7 +89,7 @@ def test_one_picture_that_fails_fails_its_prompt_alone(bench):
 def test_what_is_spoilt_is_made_no_further(tmp_path):
     """Once a picture has failed, those of its prompt that have not reached the device are left out."""
     bench = Bench(tmp_path, 1)
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_images = 100")
     rows.close()
 
@@ -201,7 +202,7 @@ def test_a_death_counts_for_prompts_with_a_picture_on_the_device(bench):
 
 def test_a_prompt_that_killed_two_workers_shares_its_batches_with_nobody(bench):
     """All batches that hold pictures of it hold nothing else."""
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET deaths = 2 WHERE _id = 1")
     rows.close()
     painter = Painter()
@@ -212,7 +213,7 @@ def test_a_prompt_that_killed_two_workers_shares_its_batches_with_nobody(bench):
 
 def test_seeds_beyond_the_largest_are_refused(bench):
     """The last picture's seed has to be one as well; the sentence says so, and nothing is made."""
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET seed = ? WHERE _id = 1", [2**63 - 5])
         rows.execute("UPDATE datasets SET seed = ? WHERE _id = 3", [2**63 - 11])
     rows.close()
@@ -225,7 +226,7 @@ def test_seeds_beyond_the_largest_are_refused(bench):
 def test_fewer_prompts_are_claimed_where_each_has_many_pictures(tmp_path):
     """Once it is known how many pictures prompts have, no more are claimed than fill the batches ahead."""
     bench, most = Bench(tmp_path, 60), []
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_images = 4")
     rows.close()
     kept = bench.database.claim
@@ -249,7 +250,7 @@ def test_whatever_fails_each_prompt_has_one_outcome(tmp_path_factory, images, si
     its seeds and under its names; the others are in error, once; nothing was recorded twice for a claim.
     """
     bench = Bench(tmp_path_factory.mktemp("album"), len(images))
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.executemany(
             "UPDATE datasets SET num_images = ?, seed = 10 * _id WHERE _id = ?",
             [(number, prompt) for prompt, number in enumerate(images)],

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from collections import defaultdict
+from contextlib import closing
 
 import pytest
 
@@ -41,7 +42,7 @@ class Shelf:
 
 
 def _styled(bench, styles):
-    with sqlite3.connect(bench.file) as rows:
+    with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.executemany(
             "UPDATE datasets SET lora = ? WHERE _id = ?",
             [(json.dumps({"path": path}), number) for number, path in styles.items()],
