@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from text2img.prompts import Completed, Failed, Iterated, Postponed
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Outcome
+
+DEVICE_STAGES: Final = ("load", "compile", "denoise", "decode", "wait")
+"""What the device's thread does, one after another: ``wait`` is for a batch, or for room behind it."""
+BACKGROUND_STAGES: Final = ("claim", "encode", "upload", "evaluate", "record")
+"""What other threads do at the same time. Their times are added up, and may exceed the run's duration."""
 
 
 class Tally:

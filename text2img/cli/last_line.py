@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from text2img.cli.plot import DEVICE
+from text2img.tally import DEVICE_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,6 @@ def _where_time_went(tally: Tally, spent: Mapping[str, float]) -> list[str]:
     if not tally.made:
         return []
     whole = tally.seconds
-    most = [f"{stage} {spent[stage]:.1f}" for stage in DEVICE if spent.get(stage, 0) >= whole / 100]
+    most = [f"{stage} {spent[stage]:.1f}" for stage in DEVICE_STAGES if spent.get(stage, 0) >= whole / 100]
     busy = f"device busy {100 * tally.device_busy:.0f} % between first and last batch"
     return [f"{whole:.1f} s: {', '.join(most)}", busy]

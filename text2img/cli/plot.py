@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases.documents import number_of
+from text2img.tally import BACKGROUND_STAGES, DEVICE_STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 
     from text2img.databases import Run
 
-DEVICE: Final = ("load", "compile", "denoise", "decode", "wait")
-"""What the device's thread does, one after another: ``wait`` is for a batch, or for room behind it."""
-BESIDE: Final = ("claim", "encode", "upload", "evaluate", "record")
-"""What other threads do meanwhile; their times are added up, and so may come to more than the run took."""
 _COLUMNS: Final = 40  # characters that the longest bar takes
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 _WIDTH, _LEFT, _BAR, _ROW = 900, 150, 520, 30  # pixels
@@ -36,7 +33,7 @@ class Row:
 
 def spent(run: Run) -> dict[str, float]:
     """Seconds of each stage; what is no number counts as none."""
-    return {stage: number_of(run.seconds.get(stage)) for stage in (*DEVICE, *BESIDE)}
+    return {stage: number_of(run.seconds.get(stage)) for stage in (*DEVICE_STAGES, *BACKGROUND_STAGES)}
 
 
 def in_terminal(run: Run) -> str:
@@ -72,16 +69,16 @@ def as_picture(run: Run) -> Image:
 def _rows(run: Run) -> Iterator[Row]:
     seconds = spent(run)
     whole = (run.finished_at - run.started_at).total_seconds() if run.finished_at else 0.0
-    whole = max(whole, sum(seconds[stage] for stage in DEVICE))
+    whole = max(whole, sum(seconds[stage] for stage in DEVICE_STAGES))
     longest = max(whole, *seconds.values()) or 1.0
     yield Row(f"{run.id}, {run.started_at:%Y-%m-%d %H:%M}, {run.status}: {_pace(run, whole)}")
     yield Row("the device's thread")
-    for stage in DEVICE:
+    for stage in DEVICE_STAGES:
         yield Row(stage, _BLUE, _within(seconds[stage] / longest), _figure(seconds[stage], whole))
-    rest = whole - sum(seconds[stage] for stage in DEVICE)
+    rest = whole - sum(seconds[stage] for stage in DEVICE_STAGES)
     yield Row("other", _BLUE, _within(rest / longest), _figure(rest, whole))
     yield Row("beside it, all threads together")
-    for stage in BESIDE:
+    for stage in BACKGROUND_STAGES:
         yield Row(stage, _GREY, _within(seconds[stage] / longest), _figure(seconds[stage], whole))
     yield Row("the device had a batch")
     for label, share in (("of the run", run.device_busy_of_run), ("first–last", run.device_busy)):

@@ -15,7 +15,7 @@ from text2img.databases.tries import tries_of
 from text2img.errors import PromptFailed
 from text2img.prompts import Prompt, Status, Wishes
 from text2img.prompts.checks import check_prompt_text
-from text2img.prompts.parameters import PARAMETER_NAMES
+from text2img.prompts.requested import PARAMETER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

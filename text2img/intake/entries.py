@@ -10,7 +10,8 @@ from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import PromptId, Wishes
 from text2img.prompts.checks import check_number, check_prompt_text, check_text, nearest
-from text2img.prompts.parameters import PARAMETER_NAMES, settle
+from text2img.prompts.parameters import settle
+from text2img.prompts.requested import PARAMETER_NAMES
 from text2img.prompts.webhooks import check_form
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
 from text2img.prompts.loras import Lora
 from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
-from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, Wishes, settle
+from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, settle
+from text2img.prompts.requested import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from text2img.prompts.checks import check_pixels, check_word
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from text2img.prompts.parameters import Wishes
+    from text2img.prompts.requested import Wishes
 
 SIDES: Final = {"1:1": (1.0, 1.0), "2:2": (1.5, 1.5), "1:2": (1.0, 2.0)}
 """Those that mean a size: width and height in sides of the model's own square. Where that is 512×512 they are

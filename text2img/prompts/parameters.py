@@ -19,6 +19,7 @@ from text2img.prompts.checks import (
     wrong,
 )
 from text2img.prompts.loras import check_loras
+from text2img.prompts.requested import PARAMETER_NAMES, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,38 +32,6 @@ FORMATS: Final = ("png", "jpeg", "webp")
 LARGEST_SEED: Final = 2**63 - 1
 MOST_IMAGES: Final = 100
 """Pictures of one prompt, which are made under one claim."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """Parameters as somebody asked for them, unchecked; ``None`` asks for nothing.
-
-    A prompt's own fields, the flags, the model configuration and the defaults are each such a set.
-    """
-
-    negative_prompt: object = None
-    seed: object = None
-    num_inference_steps: object = None
-    guidance_scale: object = None
-    width: object = None
-    height: object = None
-    aspect_ratio: object = None
-    num_images: object = None
-    lora: object = None
-    scheduler: object = None
-    artist_name: object = None
-    signature_position: object = None
-    signature_opacity: object = None
-    image_format: object = None
-    image_quality: object = None
-
-    @classmethod
-    def of(cls, document: Mapping[str, object]) -> Wishes:
-        """The wishes among a document's fields; other fields are left alone."""
-        return cls(**{name: document.get(name) for name in PARAMETER_NAMES})
-
-
-PARAMETER_NAMES: Final = tuple(field.name for field in fields(Wishes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from text2img.errors import ConfigurationError
 from text2img.prompts.loop import Loop
 from text2img.prompts.names import ObjectName, TryName
-from text2img.prompts.parameters import Wishes
+from text2img.prompts.requested import Wishes
 from text2img.prompts.sizes import BatchSize
 from text2img.settings.drawing import DEFAULT_MODEL, DEFAULTS
 from text2img.settings.option import Option, declared_in

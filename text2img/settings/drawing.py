@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from text2img.prompts.loop import MOST_CANDIDATES, MOST_ITERATIONS
-from text2img.prompts.parameters import Wishes
+from text2img.prompts.requested import Wishes
 from text2img.settings.option import option
 from text2img.settings.places import Places
 

@@ -17,6 +17,7 @@ from text2img.deadline import within
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
 from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
 from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
+from text2img.storage.s3_errors import CREDENTIALS, EVERY_OBJECT, LOG_IN, NO_ACLS, REGION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,19 +30,6 @@ log = logging.getLogger(__name__)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _NUMBERS = re.compile(r"\d+\.\d+\.\d+\.\d+")  # an IP address, which no bucket may look like
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
-LOG_IN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile by AWS_PROFILE, or run under a role"
-_CREDENTIALS = frozenset(
-    {
-        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"),
-        *("TokenRefreshRequired", "RequestTimeTooSkewed", "InvalidSecurity", "NotSignedUp", "AccountProblem"),
-    }
-)
-_REGION = frozenset(
-    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-)
-NO_ACLS = "AccessControlListNotSupported"
-# A 400 of one of these would meet every object; any other speaks of the one that was sent.
-_EVERY_OBJECT = _CREDENTIALS | _REGION | {NO_ACLS, "InvalidRequest", "InvalidBucketName", "MalformedACLError"}
 
 
 class S3Storage:
@@ -83,7 +71,7 @@ class S3Storage:
             raise StorageFailed(f"{self._url()} got no answer; check the network and --output") from exc
         except Refused as exc:
             # An account that may only write is not allowed to ask.
-            if exc.status != 403 or exc.code in _CREDENTIALS:
+            if exc.status != 403 or exc.code in CREDENTIALS:
                 raise self._failed(exc) from exc
 
     def try_write(self) -> None:
@@ -186,13 +174,13 @@ class S3Storage:
     def _upload_error(self, exc: Refused, path: str, *, creating: bool) -> StorageFailed | PromptFailed:
         """What a refused upload means: the end of the run, or of this one prompt."""
         where = f"s3://{self._bucket_name}/{path}"
-        if exc.status == 403 and exc.code not in _CREDENTIALS and not creating:
+        if exc.status == 403 and exc.code not in CREDENTIALS and not creating:
             return rejected(
                 where,
                 "an object is there already and this account may not compare or replace it; grant "
                 "s3:GetObject, or delete the object",
             )
-        every = exc.code in _EVERY_OBJECT or exc.code.startswith("KMS.")
+        every = exc.code in EVERY_OBJECT or exc.code.startswith("KMS.")
         if exc.status in {400, 413, 414, 422} and not every:
             return rejected(where, str(exc))
         return self._failed(exc)
@@ -203,9 +191,9 @@ class S3Storage:
             return StorageFailed(
                 f"the bucket {self._bucket_name} does not exist; create it or check --output"
             )
-        if exc.status == 401 or exc.code in _CREDENTIALS:
+        if exc.status == 401 or exc.code in CREDENTIALS:
             return StorageFailed(f"the credentials for {url} are not accepted ({exc.reason}); {LOG_IN}")
-        if exc.status in {301, 307} or exc.code in _REGION:
+        if exc.status in {301, 307} or exc.code in REGION:
             return StorageFailed(
                 f"{url} is in another region; name the right one by AWS_DEFAULT_REGION: {exc.reason}"
             )

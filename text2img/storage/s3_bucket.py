@@ -26,7 +26,7 @@ from text2img.errors import StorageFailed
 from text2img.prompts.places import quoted
 from text2img.storage import s3_sums
 from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
-from text2img.storage.s3 import LOG_IN, NO_ACLS
+from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,13 +48,6 @@ _OPERATIONS = frozenset(
     {
         *("HeadBucket", "ListObjectsV2", "GetBucketOwnershipControls"),
         *("HeadObject", "GetObject", "PutObject", "DeleteObject"),
-    }
-)
-# Answers that speak of this moment or of the way here, under statuses that otherwise stay.
-_PASSING = frozenset(
-    {
-        *("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"),
-        *("ConditionalRequestConflict", "OperationAborted", "ThrottlingException", "TooManyRequests"),
     }
 )
 
@@ -264,7 +257,7 @@ def _answered(exc: boto.ClientError) -> Refused | StorageFailed:
     reason = one_line(error.get("Message") or code)
     if exc.operation_name not in _OPERATIONS:  # it was asked for credentials, not S3 for anything
         return StorageFailed(f"AWS gives no credentials ({exc.operation_name}: {reason}); {LOG_IN}")
-    if code in _PASSING or status in {408, 429} or (status >= 500 and status != 501):
+    if code in PASSING or status in {408, 429} or (status >= 500 and status != 501):
         return Faltered(f"S3 keeps answering {status} {code}: {reason}; run it again later")
     region = error.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
     return Refused(status, f"{reason} (it is in {region})" if region else reason, code)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
 from text2img.prompts import APPROXIMATIONS, NOTES
-from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
+from text2img.prompts.parameters import RECORDED_NAMES, STYLE_CHECKS
+from text2img.prompts.requested import PARAMETER_NAMES
 
 if TYPE_CHECKING:
     import sqlite3
