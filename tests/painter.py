@@ -21,6 +21,7 @@ from text2img.prompts import PromptId, Wishes
 from text2img.stages import Stop, Stopwatch
 from text2img.storage import open_storage
 from text2img.tally import Tally
+from text2img.telemetry.tracing import Untraced
 from text2img.worker import Parts, Plan, Worker
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Bench:
         self.stop, self.tally, self.clock = Stop(), Tally(), time.monotonic
         self.loras = Library()
         self.serving = self.evaluator = None
-        self.seconds, self.progress = Stopwatch(), Silent()
+        self.seconds, self.progress, self.traces = Stopwatch(), Silent(), Untraced()
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
             run_id="night", worker="w1", selection=Selection(), wishes=WISHES, waiting=prompts,
@@ -115,6 +116,7 @@ class Bench:
             guard=Guard(self.stop, 300, lambda status: None),
             progress=self.progress,
             seconds=self.seconds,
+            traces=self.traces,
             recorded=lambda outcomes: None,
             serving=self.serving,
             evaluator=self.evaluator,

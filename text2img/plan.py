@@ -9,6 +9,7 @@ from text2img.images import Encoder
 from text2img.loras import Library
 from text2img.prompts.names import ObjectName, TryName
 from text2img.prompts.webhooks import WebhookHosts
+from text2img.telemetry.tracing import Untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from text2img.sidecars import Sidecars
     from text2img.stages import Stopwatch
     from text2img.storage import ImageStorage
+    from text2img.telemetry.tracing import Traces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Parts:
     progress: Progress
     seconds: Stopwatch
     recorded: Callable[[Sequence[Outcome]], None]
+    traces: Traces = field(default_factory=Untraced)
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
     sidecars: Sidecars | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -104,8 +105,10 @@ class Worker:
         """Put the weights on the device; whoever waits for them learns it, also if they cannot be had."""
         if self._loaded.done():
             return
+        started = time.monotonic()
         try:
             self._engine.load()
+            self._parts.traces.device("load", started)
             if self._parts.evaluator is not None:
                 self._parts.evaluator.load()
         except BaseException as exc:
@@ -204,19 +207,32 @@ class Worker:
         marked, self._on_device = self._aside.submit(self._database.start, on_device, left), on_device
         if not before:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
             marked.result()
-        compiling = self._engine.seconds.get("compile", 0.0)
-        self._engine.warm(batch, max(len(batch), self._left_to_make()))
-        self._tally.warmed(self._engine.seconds.get("compile", 0.0) - compiling)
+        self._warm(batch)
         self._stop.check()
         self._parts.progress.batch(batch)
-        started = time.monotonic()
-        with self._parts.guard.watching():
-            results = self._engine.generate(batch, self._step)
+        started, spent = time.monotonic(), dict(self._engine.seconds)
+        results = None
+        try:
+            with self._parts.guard.watching():
+                results = self._engine.generate(batch, self._step)
+        finally:
+            took = {stage: seconds - spent.get(stage, 0.0) for stage, seconds in self._engine.seconds.items()}
+            with suppress(Exception):  # a trace that fails must not fail a batch
+                self._parts.traces.generated(batch, results, took, started)
         self._tally.batch(len(batch), started, ended := time.monotonic())
         self._sizes.generated(batch[0], len(batch), ended - started)
         marked.result()
         log.debug("generated a batch of %d", len(batch), extra={"event": "batch", "size": len(batch)})
         return results
+
+    def _warm(self, batch: list[Request]) -> None:
+        """Compile for the batch where that pays."""
+        started, before = time.monotonic(), self._engine.seconds.get("compile", 0.0)
+        self._engine.warm(batch, max(len(batch), self._left_to_make()))
+        compiling = self._engine.seconds.get("compile", 0.0) - before
+        self._tally.warmed(compiling)
+        if compiling:
+            self._parts.traces.device("compile", started)
 
     def _step(self, done: int, of: int) -> None:
         self._parts.guard.pulse()

@@ -35,11 +35,12 @@ class Spans:
         provider.add_span_processor(SimpleSpanProcessor(self._kept))
         self._bench, self._traced = bench, Traced(SdkTracer(provider), "night", endless=endless)
         bench.seconds = Stopwatch(self._traced.stage)
+        bench.traces = self._traced
         bench.progress = self._traced.following(bench.progress)
 
     def work(self, painter, **changes):
         try:
-            self._bench.work(self._traced.engine(painter), **changes)
+            self._bench.work(painter, **changes)
         finally:
             self._traced.close(5, succeeded=True)
             self.all = self._kept.get_finished_spans()

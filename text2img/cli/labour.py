@@ -94,8 +94,7 @@ class Single:
             evaluator.check()
         configuration = self._database.model_configuration(self._settings.model_config_id)
         self._seconds = Stopwatch(place.traces.stage)
-        drawing = parts.engine(self._settings, configuration, self._stop.wait)
-        engine = self._engine = place.traces.engine(drawing)
+        engine = self._engine = parts.engine(self._settings, configuration, self._stop.wait)
         card = engine.inspect()
         self.model = card.name
         wished = wishes.for_all(self._settings, card, configuration)
@@ -111,6 +110,7 @@ class Single:
             progress=place.progress,
             seconds=self._seconds,
             recorded=place.recorded,
+            traces=place.traces,
             encoder=encoder,
             evaluator=evaluator,
             sidecars=parts.sidecars(self._settings, self._storage, database.holds),

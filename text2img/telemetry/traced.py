@@ -1,14 +1,12 @@
 """A run as a trace: a span for each batch, and under it one for each stage that the batch went through.
 
-Listens to what the flow tells its stopwatch and its progress, and stands before the engine; asks nobody, and
-knows no vendor: a ``Tracer`` makes the spans.
+The flow reports batches and stages here; a ``Tracer`` of a vendor makes the spans.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -17,9 +15,8 @@ from text2img.progress import Several, Silent
 from text2img.prompts import Claim, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from text2img.engine import Engine, Picture
     from text2img.progress import Progress
     from text2img.prompts import Outcome
 
@@ -83,10 +80,6 @@ class Traced(Silent):
         self._made = 0
         self._of: dict[Claim, dict[int, int]] = {}  # which batch a claim's pictures are of, by their number
 
-    def engine(self, engine: Engine) -> Engine:
-        """See Traces.engine."""
-        return cast("Engine", _Seen(engine, self))
-
     def following(self, progress: Progress) -> Progress:
         """See Traces.following."""
         return Several(progress, self)
@@ -103,14 +96,16 @@ class Traced(Silent):
     def generated(
         self,
         batch: Sequence[Request],
-        results: Sequence[Picture | PromptFailed] | None,
+        results: Sequence[object] | None,
         spent: Mapping[str, float],
         started: float,
     ) -> None:
-        """The device has worked on it, ``spent`` seconds by stage, one after another; None: in vain."""
+        """See Traces.generated."""
         ended = time.monotonic()
         span = self._tracer.begin("batch", started, self._root, {**self._run, **_described(batch, results)})
         for stage, seconds in spent.items():
+            if seconds < _BRIEF:
+                continue
             over_at = min(ended, started + seconds)
             self._span(stage, span, started, over_at)
             started = over_at
@@ -148,7 +143,7 @@ class Traced(Silent):
         self._tracer.close(seconds)
 
     def device(self, stage: str, started: float) -> None:
-        """The device did this, for no batch, from then until now."""
+        """See Traces.device."""
         self._span(stage, self._root, started, time.monotonic())
 
     def _opened(self, batch: _Batch) -> list[_Batch]:
@@ -193,48 +188,6 @@ class Traced(Silent):
     ) -> None:
         attributes = {**self._run, "text2img.stage.seconds": ended - started if seconds is None else seconds}
         self._tracer.end(self._tracer.begin(stage, started, parent, attributes), ended)
-
-
-class _Seen:
-    """Stands before an engine; what it does is told."""
-
-    def __init__(self, engine: Engine, traced: Traced) -> None:
-        self._engine, self._traced = engine, traced
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def load(self) -> None:
-        """See Engine.load."""
-        started = time.monotonic()
-        self._engine.load()
-        self._traced.device("load", started)
-
-    def warm(self, batch: Sequence[Request], left: int) -> None:
-        """See Engine.warm. Mostly it does nothing, of which nothing is told."""
-        before, started = self._engine.seconds, time.monotonic()
-        self._engine.warm(batch, left)
-        if _since(before, self._engine.seconds):
-            self._traced.device("compile", started)
-
-    def generate(
-        self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
-        """See Engine.generate."""
-        before, started = self._engine.seconds, time.monotonic()
-        results = None
-        try:
-            results = self._engine.generate(batch, on_step)
-        finally:
-            with suppress(Exception):
-                self._traced.generated(batch, results, _since(before, self._engine.seconds), started)
-        return results
-
-
-def _since(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
-    """Seconds spent meanwhile, of the stages where there were any to speak of."""
-    spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in now.items()}
-    return {stage: seconds for stage, seconds in spent.items() if seconds >= _BRIEF}
 
 
 def _described(batch: Sequence[Request], results: Sequence[object] | None) -> dict[str, Any]:

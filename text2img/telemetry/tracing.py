@@ -12,8 +12,8 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from text2img.engine import Engine
     from text2img.progress import Progress
+    from text2img.prompts import Request
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,21 @@ _HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEAD
 class Traces(Protocol):
     """What a job hangs its parts on, so that they are seen."""
 
-    def engine(self, engine: Engine) -> Engine:
-        """The same engine, whose batches are seen."""
+    def device(self, stage: str, started: float) -> None:
+        """The device was busy with ``stage`` since ``started`` (``time.monotonic``), for no batch."""
+        ...
+
+    def generated(
+        self,
+        batch: Sequence[Request],
+        results: Sequence[object] | None,
+        spent: Mapping[str, float],
+        started: float,
+    ) -> None:
+        """The device has worked on a batch since ``started``, ``spent`` seconds on each stage in turn.
+
+        ``results``: an image or a PromptFailed for each request; None where the device failed.
+        """
         ...
 
     def following(self, progress: Progress) -> Progress:
@@ -44,9 +57,17 @@ class Traces(Protocol):
 class Untraced:
     """Nobody asked for traces."""
 
-    def engine(self, engine: Engine) -> Engine:
-        """The engine itself."""
-        return engine
+    def device(self, stage: str, started: float) -> None:
+        """Nothing."""
+
+    def generated(
+        self,
+        batch: Sequence[Request],
+        results: Sequence[object] | None,
+        spent: Mapping[str, float],
+        started: float,
+    ) -> None:
+        """Nothing."""
 
     def following(self, progress: Progress) -> Progress:
         """The progress itself."""
