@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, telemetry, wishes
+from text2img.cli import parts, tasks, telemetry, wishes
 from text2img.deadline import within
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 
@@ -108,7 +108,9 @@ class _Doctor:
     def metrics(self) -> str:
         """Look whether a run would publish its figures; nothing is written or pushed."""
         port = ["--metrics-port"] if self._settings.metrics_port else []
-        return ", ".join([*(place.name for place in telemetry.check(self._settings)), *port])
+        return ", ".join(
+            [*(place.name for place in telemetry.check(self._settings, tasks.instance())), *port]
+        )
 
     def signature(self) -> str:
         """Read the font that signs, and look for what it takes to draw every name with it."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from text2img.cli import parts
+from text2img.cli import parts, tasks
 from text2img.cli.job import Job
 from text2img.cli.labour import Single
 from text2img.cli.telemetry import check, publishing
 from text2img.errors import DatabaseFailed, PromptFailed, StorageFailed
 from text2img.guard import stopping
 from text2img.intake import read_prompts
+from text2img.telemetry.backlog import look
 
 if TYPE_CHECKING:
     import argparse
@@ -57,7 +59,7 @@ def prepare(settings: Settings) -> tuple[ImageStorage, Prompts | None]:
     parts.evaluator(settings)
     _ = settings.object_names, settings.loop
     parts.check_workers(settings)
-    check(settings)
+    check(settings, tasks.instance())
     return storage, read_prompts(settings.input_file) if settings.input_file else None
 
 
@@ -68,7 +70,7 @@ def work(
     with closing(parts.database(settings)) as database, stopping() as stop:
         add(database, prompts)
         job = Job(settings, database, labour(settings, database, storage, stop), stop)
-        with publishing(settings, job, database):
+        with publishing(settings, job, partial(look, database, parts.selection(settings)), tasks.instance()):
             job.carry_out(progress, overview(settings, database, storage, stop))
     return 3 if job.tally.failed else 0
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
+from text2img.cli import parts, tasks
 from text2img.cli.job import Job
 from text2img.cli.labour import Single
 from text2img.cli.run import add, prepare
@@ -15,6 +16,7 @@ from text2img.cli.telemetry import publishing
 from text2img.errors import ConfigurationError
 from text2img.guard import stopping
 from text2img.serving import Serving
+from text2img.telemetry.backlog import look
 
 if TYPE_CHECKING:
     import argparse
@@ -43,7 +45,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         add(database, prompts)
         labour = Single(settings, database, storage, stop)
         job = Job(settings, database, labour, stop, _serving(settings, broker, database, stop))
-        with publishing(settings, job, database):
+        with publishing(settings, job, partial(look, database, parts.selection(settings)), tasks.instance()):
             job.carry_out(progress)
     return 0
 

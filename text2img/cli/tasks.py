@@ -45,6 +45,15 @@ def find(environment: Mapping[str, str] = os.environ, host: str | None = None) -
     return Task(index, execution)
 
 
+def instance() -> str:
+    """Return this process's name at a push gateway: its task index if it has one, else the host.
+
+    A platform's hosts get new names each time, and a gateway never drops a group by itself.
+    """
+    index = find().index
+    return socket.gethostname() if index is None else str(index)
+
+
 def new_run(given: str | None) -> Run:
     """The document of a run that begins, under the id that was given or else one of its own, which sorts by
     its start and meets no other.

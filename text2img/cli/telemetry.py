@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from text2img.cli import parts, tasks
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from text2img.cli.job import Job
-    from text2img.databases import Database
     from text2img.settings import Settings
+    from text2img.tally import Tally
+    from text2img.telemetry.backlog import Backlog
     from text2img.telemetry.publishing import Place
+    from text2img.telemetry.tracing import Traces
 
 _LAST_TRACES, _IN_A_HURRY = 3.0, 0.5  # seconds to send the last traces; the latter of a run that ends early
 
 
+class Published(Protocol):
+    """What of a job is published."""
+
+    tally: Tally
+    traces: Traces
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far, by stage."""
+        ...
+
+    def lost(self) -> int:
+        """How many claims went to other workers so far."""
+        ...
+
+
 @contextmanager
-def publishing(settings: Settings, job: Job, database: Database) -> Iterator[None]:
-    """Inside this block the job's figures are published wherever the settings say; its traces end with it."""
+def publishing(
+    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+) -> Iterator[None]:
+    """Inside this block the job's figures are published wherever the settings say; its traces end with it.
+
+    ``look`` queries what waits in the database. ``instance`` names this process at a push gateway.
+    """
     last: list[threading.Thread] = []
     with ExitStack() as stack:
         stack.callback(_wait_for, last)  # sent beside the last figures, not after them
         if asked(settings):
-            stack.enter_context(_figures(settings, job, database))
+            stack.enter_context(_figures(settings, job, look, instance))
         succeeded = False
         try:
             yield
@@ -48,24 +67,24 @@ def _wait_for(threads: Iterable[threading.Thread]) -> None:
 
 
 @contextmanager
-def _figures(settings: Settings, job: Job, database: Database) -> Iterator[None]:
-    places = check(settings)
-    from text2img.telemetry.backlog import look
+def _figures(
+    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+) -> Iterator[None]:
+    places = check(settings, instance)
     from text2img.telemetry.figures import Figures
     from text2img.telemetry.prometheus import listen, registry_of
     from text2img.telemetry.publishing import Publishing
 
     figures = Figures(job.tally, job.spent, job.lost, time.time() - job.tally.seconds)
     registry = registry_of(figures)
-    looks = partial(look, database, parts.selection(settings))
     with ExitStack() as stack:
         if settings.metrics_address is not None:
             stack.callback(listen(registry, *settings.metrics_address))
-        stack.enter_context(Publishing(figures, registry, looks, places, settings.metrics_seconds))
+        stack.enter_context(Publishing(figures, registry, look, places, settings.metrics_seconds))
         yield
 
 
-def check(settings: Settings) -> list[Place]:
+def check(settings: Settings, instance: str) -> list[Place]:
     """Where figures go besides a port; raises ConfigurationError for what cannot be."""
     if not asked(settings):
         return []
@@ -79,16 +98,8 @@ def check(settings: Settings) -> list[Place]:
     if settings.metrics_textfile:
         places.append(TextFile(settings.metrics_textfile))
     if settings.pushgateway:
-        places.append(Gateway.parse(settings.pushgateway, _instance()))
+        places.append(Gateway.parse(settings.pushgateway, instance))
     return places
-
-
-def _instance() -> str:
-    """The task's index, where a platform gives one, else the host's name: a platform's hosts have another
-    name each time, and a gateway forgets no group by itself.
-    """
-    index = tasks.find().index
-    return socket.gethostname() if index is None else str(index)
 
 
 def asked(settings: Settings) -> bool:
