@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.job import run_job
 from benchmarks.stub import StubEngine
-from text2img.progress import Silent
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
+from text2img.telemetry.progress import Silent
 
 if TYPE_CHECKING:
     from benchmarks.places import Place

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from unittest.mock import patch
 
 from text2img import cli
-from text2img.cli import parts
+from text2img.worker import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ def run_job(engine: Engine, arguments: Sequence[str], variables: Mapping[str, st
         log.open("w", encoding="utf-8") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
-        patch.object(parts, "engine", lambda *_, **__: engine),
+        patch.object(build, "engine", lambda *_, **__: engine),
     ):
         begun = time.monotonic()
         status = cli.main(["run", *arguments])

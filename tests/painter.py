@@ -11,18 +11,18 @@ import numpy as np
 from PIL import Image
 
 from tests.clock import Clock, elapse
+from text2img.concurrency.stages import Stop, Stopwatch
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.engine import ModelCard, Picture
-from text2img.guard import Guard
-from text2img.leases import Leases
-from text2img.loras import Library
-from text2img.progress import Silent
+from text2img.engine.loras import Library
 from text2img.prompts import PromptId, Wishes
-from text2img.stages import Stop, Stopwatch
 from text2img.storage import open_storage
-from text2img.tally import Tally
+from text2img.telemetry.progress import Silent
+from text2img.telemetry.stats import Tally
 from text2img.telemetry.tracing import Untraced
-from text2img.worker import Parts, Plan, Worker
+from text2img.worker.flow import Parts, Plan, Worker
+from text2img.worker.leases import Leases
+from text2img.worker.watchdog import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Workers as they are, on devices that sleep: a process carries several, each with a database of its own.
 
-What works is ``text2img.worker.Worker`` with its claims ahead, marks, leases, encoding and records, and what
-is told is gathered. Not there: a model, a picture worth encoding, a storage, a receiver, another machine.
+What works is ``text2img.worker.flow.Worker`` with its claims ahead, marks, leases, encoding and records, and
+what is told is gathered. Not there: a model, an image worth encoding, a storage, a receiver, another host.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 from benchmarks.fleet.watch import Log, count_commands, together, watched
 from benchmarks.stub import StubEngine
-from text2img.callbacks.telling import gather
+from text2img.concurrency.stages import Stop, Stopwatch
 from text2img.databases import Run, Selection
-from text2img.databases.patient import patient
+from text2img.databases.retrying import patient
 from text2img.errors import Stopped, Unreadable
-from text2img.guard import Guard
-from text2img.leases import Leases
-from text2img.progress import Silent
 from text2img.prompts import Wishes
-from text2img.stages import Stop, Stopwatch
-from text2img.tally import Tally
-from text2img.worker import Parts, Plan, Worker
+from text2img.telemetry.progress import Silent
+from text2img.telemetry.stats import Tally
+from text2img.webhooks.delivery import gather
+from text2img.worker.flow import Parts, Plan, Worker
+from text2img.worker.leases import Leases
+from text2img.worker.watchdog import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,7 +159,7 @@ def _work(shift: Shift, hand: _Hand, stop: Stop) -> float:
 
 
 def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
-    """What ``text2img.cli.job`` does with a worker, in its order."""
+    """What ``text2img.worker.flow.job`` does with a worker, in its order."""
     database, selection = hand.database, Selection()
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)

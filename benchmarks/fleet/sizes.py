@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from text2img.callbacks.telling import gather
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.prompts import Completed, PromptId, Stored, Wishes, request
+from text2img.webhooks.delivery import gather
 
 if TYPE_CHECKING:
     from text2img.prompts import Prompt

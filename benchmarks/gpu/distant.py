@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 from benchmarks.job import run_job
 from benchmarks.places import places
-from text2img.cli import parts
 from text2img.databases import Collections, open_database
+from text2img.worker import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,8 +76,8 @@ def distant_job(task: Task) -> dict[str, Any]:
         here = place()
         here.add(task.pictures)
         with (
-            patch.object(parts, "database", _far(parts.database, DATABASE_SECONDS)),
-            patch.object(parts, "storage", _far(parts.storage, STORAGE_SECONDS)),
+            patch.object(build, "database", _far(build.database, DATABASE_SECONDS)),
+            patch.object(build, "storage", _far(build.storage, STORAGE_SECONDS)),
         ):
             span = run_job(engine, [*here.arguments, *task.arguments()], here.variables, here.folder)
         near = open_database(here.near, Collections(), create=False)

@@ -17,7 +17,7 @@ from benchmarks.gpu import measures
 from benchmarks.gpu.checks import checks
 from benchmarks.gpu.task import Task, missing
 from text2img.engine.devices import check_device
-from text2img.engine.quiet import hush, quiet
+from text2img.engine.silence import hush, quiet
 from text2img.errors import DeviceFailed
 
 ROWS = [

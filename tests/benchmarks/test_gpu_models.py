@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import models
-from text2img.engine.feature_cache import outer, whole
-from text2img.engine.quiet import hush, quiet
+from text2img.engine.deepcache import outer, whole
+from text2img.engine.silence import hush, quiet
 
 
 @pytest.fixture(autouse=True)

@@ -42,15 +42,15 @@ def test_a_profile_names_the_functions():
     shares = [
         Share("PIL/ImageFile.py:1 encode", 0.4, 0.4),
         Share("text2img/images/formats.py:1 encode", 0.2, 0.6),
-        Share("text2img/worker.py:1 run", 0.1, 0.9),
+        Share("text2img/worker/flow.py:1 run", 0.1, 0.9),
     ]
     by_itself, ours = overhead.page(("sqlite", "folder"), shares, 100, 2).split("our functions")
     assert by_itself.startswith("\nsqlite and folder, by itself:\n")
     assert [line.split()[1] for line in by_itself.splitlines()[4:6]] == ["4", "2"]
     assert "ImageFile.py" in by_itself.splitlines()[4]
-    assert "worker.py" not in by_itself
+    assert "flow.py" not in by_itself
     assert [line.split()[3] for line in ours.splitlines()[3:]] == ["9", "6"]
-    assert "worker.py" in ours.splitlines()[3]
+    assert "flow.py" in ours.splitlines()[3]
     assert "ImageFile.py" not in ours
 
 

@@ -19,9 +19,9 @@ from tests.contract.database_suite import ALL, MongoBackend, opened
 from tests.examples import examples
 from tests.outcomes import DEFAULTS, completed
 from tests.painter import Bench, Painter
-from text2img.callbacks.entry import compose
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts import ModelConfiguration, failure, request
+from text2img.webhooks.payloads import compose
 
 BOUNDED = settings(  # failures are not shrunk: each try is a whole pass on a server
     phases=[Phase.explicit, Phase.generate],

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests import arbitrary
 from tests.examples import examples
 from tests.painter import Bench, Painter
-from text2img.callbacks.entry import compose
 from text2img.errors import ErrorCode
+from text2img.webhooks.payloads import compose
 
 LATIN = "CAST(x'4A6FF1' AS TEXT)"  # "Joñ" as a spreadsheet writes it: no UTF-8
 

@@ -13,7 +13,7 @@ from tests.servers import free_port
 from tests.servers.scripted import ABSENT, DATA, OTHER, ScriptedGcs, ScriptedS3
 from text2img.errors import ClaimLost, ErrorCode, PromptFailed, StorageFailed, Unreadable
 from text2img.storage import StorageOptions, open_bucket
-from text2img.storage.buckets import Refused
+from text2img.storage.bucket import Refused
 
 CREATE, REPLACE_ANY = ("store", ABSENT), ("store", None)
 LOOK, READ, BUCKET = ("look", None), ("read", None), ("bucket", None)

@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened, postponed
 from tests.examples import examples
 from tests.outcomes import completed, iterated
-from text2img.callbacks.entry import compose
 from text2img.databases import Collections, NewPrompt, Notice
 from text2img.prompts import Completed, Failed, Postponed, PromptId, Wishes
+from text2img.webhooks.payloads import compose
 
 WORKERS = st.sampled_from(["ann", "bob", "cy"])
 RUN = "run-1"

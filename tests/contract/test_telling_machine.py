@@ -22,10 +22,10 @@ from hypothesis.stateful import (
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened
 from tests.examples import examples
 from tests.outcomes import completed
-from text2img.callbacks.entry import compose
-from text2img.callbacks.telling import _own
 from text2img.databases import Collections, NewPrompt, Notice
 from text2img.prompts import PromptId, Wishes
+from text2img.webhooks.delivery import _own
+from text2img.webhooks.payloads import compose
 
 RUN = "a run that is dead"
 OPEN = {"due", "sending", "put off"}

@@ -10,7 +10,7 @@ import pytest
 
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.engine.options import EngineOptions
-from text2img.engine.quiet import hush, quiet
+from text2img.engine.silence import hush, quiet
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
 
 if TYPE_CHECKING:

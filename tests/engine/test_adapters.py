@@ -15,7 +15,7 @@ import torch
 
 from tests.engine import loras
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.adapters import Adapters
+from text2img.engine.lora_adapters import Adapters
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.loras import Lora
 

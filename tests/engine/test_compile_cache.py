@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.engine.conftest import open_engine
-from text2img.engine.breakeven import Estimate
 from text2img.engine.compile_cache import CompileCache
+from text2img.engine.compile_cost import Estimate
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.engine.options import EngineOptions
 from text2img.errors import ConfigurationError

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask, open_engine, pipe_of
-from text2img.engine.quiet import quiet
+from text2img.engine.silence import quiet
 from text2img.errors import Stopped
 
 pytestmark = pytest.mark.compiler
@@ -195,7 +195,7 @@ def test_feature_cache_compiled_twice_and_never_again():
     """
     from torch._dynamo.testing import CompileCounter
 
-    from text2img.engine.feature_cache import install
+    from text2img.engine.deepcache import install
 
     with quiet():
         from tests.engine import models

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.decoding import Decoder, to_pixels
 from text2img.engine.families import FAMILIES, OTHER
-from text2img.engine.quiet import quiet
+from text2img.engine.silence import quiet
 from text2img.errors import ErrorCode
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
-from text2img.engine.feature_cache import install, outer, whole
-from text2img.engine.quiet import quiet
+from text2img.engine.deepcache import install, outer, whole
+from text2img.engine.silence import quiet
 from text2img.errors import ConfigurationError
 
 CAPTIONS = {"guidance_scale": 5.0, "num_inference_steps": 7}

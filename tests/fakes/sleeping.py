@@ -48,12 +48,12 @@ import numpy as np  # noqa: E402 - after the path is set
 from PIL import Image  # noqa: E402
 
 from text2img import cli  # noqa: E402
-from text2img.cli import crew, share  # noqa: E402
 from text2img.demo.scenes import Scene, draw  # noqa: E402
 from text2img.engine import ModelCard, Picture, diffusers  # noqa: E402
-from text2img.engine.fitting import check_fits  # noqa: E402
+from text2img.engine.request_limits import check_fits  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
+from text2img.worker.ray import pool, remote  # noqa: E402
 
 _CARD = ModelCard(
     name="sleeping", revision=None, family="sleeping", width=64, height=64, multiple=8,
@@ -195,7 +195,7 @@ def _is_first():
 def work(part, line):
     """What a worker's process runs; Ray starts it and imports this module by its name."""
     with patch.object(diffusers, "DiffusersEngine", SleepingEngine):
-        share.work(part, line)
+        remote.work(part, line)
 
 
 def main():
@@ -205,7 +205,7 @@ def main():
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     )  # the workers' too
     with (
-        patch.object(crew, "work", sleeping.work),
+        patch.object(pool, "work", sleeping.work),
         patch.object(diffusers, "DiffusersEngine", sleeping.SleepingEngine),
     ):
         return cli.main(sys.argv[1:])

@@ -14,14 +14,14 @@ from tests.clock import Clock, elapse
 from tests.outcomes import completed
 from tests.servers import free_port
 from tests.waiting import until
-from text2img.callbacks.courier import Courier
-from text2img.callbacks.credentials import Credentials
-from text2img.callbacks.telling import gather_owed
-from text2img.callbacks.webhooks import Webhooks
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed, PromptId, Wishes, request
-from text2img.prompts.webhooks import WebhookHosts
+from text2img.prompts.webhook_urls import WebhookHosts
+from text2img.webhooks.client import Webhooks
+from text2img.webhooks.delivery import gather_owed
+from text2img.webhooks.dispatcher import Courier
+from text2img.webhooks.signing import Credentials
 
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 PLACE = "/api/webhooks/inference"

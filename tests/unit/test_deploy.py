@@ -15,9 +15,9 @@ from google.protobuf import json_format
 from tests.unit.test_container import arguments, environment
 from tests.unit.test_readme import _rows
 from text2img import cli
-from text2img.environment import load
-from text2img.guard import GRACE
 from text2img.settings import options
+from text2img.settings.loader import load
+from text2img.worker.watchdog import GRACE
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

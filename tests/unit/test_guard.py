@@ -9,8 +9,8 @@ import pytest
 
 from tests.clock import Clock, Turns
 from tests.waiting import until
-from text2img.guard import Guard, leaving, stacks
-from text2img.stages import Stop
+from text2img.concurrency.stages import Stop
+from text2img.worker.watchdog import Guard, leaving, stacks
 
 
 class Given:

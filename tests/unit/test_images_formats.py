@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from text2img.images.formats import FORMATS, encode, read_parameters
-from text2img.prompts.checks import LONGEST_TEXT
 from text2img.prompts.parameters import FORMATS as WORDS
+from text2img.prompts.validation import LONGEST_TEXT
 
 NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8))
 _SLOPE = np.linspace(0, 255, 96, dtype=np.uint8)

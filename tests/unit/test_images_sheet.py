@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.examples import examples
 from text2img.errors import Stopped, StorageFailed
-from text2img.images.lettering import ELLIPSIS, Lettering
-from text2img.images.sheet import COLUMNS, MARGIN, PICTURE, TEXT, Row, Try, contact_sheets
+from text2img.images.contact_sheet import COLUMNS, MARGIN, PICTURE, TEXT, Row, Try, contact_sheets
+from text2img.images.text_layout import ELLIPSIS, Lettering
 
 GREEN = (0x1C, 0x6B, 0x41)
 

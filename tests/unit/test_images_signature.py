@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, features
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.images.font import BUNDLED, Font
 from text2img.images.signature import UNSEEN, Signer
-from text2img.prompts.checks import check_name
+from text2img.prompts.validation import check_name
 
 NAME = "Ana Díaz"
 SIGNER, PLAIN = Signer(), Signer(shaping=False)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ConfigurationError
 from text2img.intake import read_prompts
-from text2img.intake.windows import entries
+from text2img.intake.json_stream import entries
 
 FEW, MANY = 100, 600
 A_PROMPT = 250

@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from text2img.cli.job import Job
-from text2img.cli.labour import Single
+from text2img.concurrency.stages import Stop
 from text2img.databases import Collections, NewPrompt, Selection, open_database
-from text2img.environment import load
 from text2img.errors import Stopped, StorageFailed
-from text2img.guard import Guard
-from text2img.progress import Silent
 from text2img.prompts import PromptId, Wishes
-from text2img.stages import Stop
+from text2img.settings.loader import load
+from text2img.telemetry.progress import Silent
+from text2img.worker.job import Job
+from text2img.worker.local import Single
+from text2img.worker.watchdog import Guard
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def limits(monkeypatch):
     """Sets how long a run waits at its end, in seconds: long, where a test does not expect it to wait."""
 
     def limit(name, seconds):
-        monkeypatch.setattr(f"text2img.cli.job.{name}", seconds)
+        monkeypatch.setattr(f"text2img.worker.flow.job.{name}", seconds)
 
     for name in ("_LAST_WORDS", "_GIVING_BACK", "_WRITING_DOWN"):
         limit(name, 60)
@@ -110,7 +110,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     ended.
     """
     limits("_GIVING_BACK", 0.1)
-    monkeypatch.setattr("text2img.leases._GIVING_BACK", 600)
+    monkeypatch.setattr("text2img.worker.flow.leases._GIVING_BACK", 600)
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
     job = failing(settings, stuck, Failing(lambda: None), Stop())

@@ -10,8 +10,8 @@ import pytest
 from tests.clock import Clock, Turns, elapse
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import DatabaseFailed
-from text2img.leases import Leases
 from text2img.prompts import Claim, PromptId, Wishes
+from text2img.worker.leases import Leases
 
 LEASE = 60
 
@@ -78,8 +78,8 @@ def test_a_database_that_is_away_for_a_moment_is_asked_again():
 
 def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, caplog):
     """Neither an extension nor a release that never comes back is waited for, and the log says so."""
-    monkeypatch.setattr("text2img.leases._LAST_TURN", 0.1)
-    monkeypatch.setattr("text2img.leases._GIVING_BACK", 0.1)
+    monkeypatch.setattr("text2img.worker.flow.leases._LAST_TURN", 0.1)
+    monkeypatch.setattr("text2img.worker.flow.leases._GIVING_BACK", 0.1)
     asked, end = threading.Event(), threading.Event()
 
     class Silent:

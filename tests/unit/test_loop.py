@@ -8,13 +8,13 @@ import bson
 import pytest
 
 from tests.outcomes import completed
-from text2img.albums import Albums
-from text2img.databases.tries import documents_of
+from text2img.databases.candidates import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prompt, PromptId, Wishes, request
-from text2img.prompts.evaluations import Evaluation
-from text2img.prompts.loop import Loop, refined, rescued
-from text2img.prompts.names import TryName
+from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.object_names import TryName
+from text2img.prompts.refinement import Loop, refined, rescued
+from text2img.worker.image_groups import Albums
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from text2img.engine.loras.allowlist import Place, Sources
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.loras.sources import Place, Sources
 
 ALL = "gs://art/loras/,s3://art/,https://good.example/loras/,http://127.0.0.1:8000/,hub:artist/"
 

@@ -16,12 +16,12 @@ from werkzeug import Response
 
 from tests.clock import Clock
 from tests.servers.s3 import client
+from text2img.concurrency.stages import Stop
+from text2img.engine.loras import Library, Sources
+from text2img.engine.loras.cache import Cache
+from text2img.engine.loras.header import check_header
 from text2img.errors import ErrorCode, PromptFailed, Stopped
-from text2img.loras import Library, Sources
-from text2img.loras.cache import Cache
-from text2img.loras.header import check_header
 from text2img.prompts.loras import Lora
-from text2img.stages import Stop
 
 
 def weights(size=16, fill=b"\x00"):
@@ -238,8 +238,8 @@ def _age(folder, file, seconds):
 PROCESS = """
 import sys, time
 from pathlib import Path
-from text2img.loras import Library, Sources
-from text2img.loras.cache import Cache
+from text2img.engine.loras import Library, Sources
+from text2img.engine.loras.cache import Cache
 from text2img.prompts.loras import Lora
 folder, url = sys.argv[1:]
 library = Library(Sources.parse(url), Cache(Path(folder), 10**9, time.sleep), time.sleep)

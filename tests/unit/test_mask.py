@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from text2img.logs import JsonLines, Mask, TextLines
+from text2img.telemetry.logs import JsonLines, Mask, TextLines
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import logging
 from contextlib import closing
 from datetime import UTC, datetime
 
-from text2img.cli import parts, run
+from text2img.cli import run
+from text2img.concurrency.stages import Stop
 from text2img.databases import Run
-from text2img.environment import load
-from text2img.stages import Stop
+from text2img.settings.loader import load
+from text2img.worker import build
 
 
 def test_a_file_that_is_refused_fails_no_run(tmp_path, caplog):
@@ -18,7 +19,7 @@ def test_a_file_that_is_refused_fails_no_run(tmp_path, caplog):
     """
     (tmp_path / "summary.json").mkdir()
     settings = load({"output_dir": str(tmp_path)})
-    with closing(parts.database(settings)) as database, caplog.at_level(logging.WARNING):
-        write = run.overview(settings, database, parts.storage(settings), Stop())
+    with closing(build.database(settings)) as database, caplog.at_level(logging.WARNING):
+        write = run.overview(settings, database, build.storage(settings), Stop())
         write(Run(id="r", started_at=datetime.now(UTC), host="h"))
     assert "could not be written" in caplog.text

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Parameters, Wishes
-from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.parameters import settle
 from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.validation import check_prompt_text
 
 COMPLETE = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 ANYTHING = st.one_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.clock import Clock
-from text2img.databases.patient import patient
+from text2img.databases.retrying import patient
 from text2img.errors import DatabaseFailed, Stopped
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from tests.outcomes import completed, iterated
 from text2img.errors import ErrorCode
-from text2img.progress import Bar
 from text2img.prompts import Claim, Failed, Prompt, PromptId
-from text2img.prompts.evaluations import Evaluation
+from text2img.prompts.evaluation import Evaluation
+from text2img.telemetry.progress import Bar
 
 PROMPTS = [Prompt(claim=Claim(PromptId("int", str(n)), "w", 1), text="a boat") for n in range(4)]
 SEEN = [Evaluation(evaluator="demo", score=0.5)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.environment import load
 from text2img.errors import ConfigurationError
+from text2img.settings.loader import load
 
 BOTH = ("FAL_KEY", "FAL_AI_API_KEY")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from text2img.cli import COMMANDS, parts
-from text2img.environment import load
+from text2img.cli import COMMANDS
 from text2img.errors import ConfigurationError
 from text2img.settings import options
+from text2img.settings.loader import load
+from text2img.worker import build
 
 OUTPUTS = {"gcs_bucket": "gs://b-1/generated", "s3_bucket": "s3://b-1/generated", "output": "b-1"}
 
@@ -130,7 +131,7 @@ def test_any_name_of_a_folder_is_that_folder(tmp_path):
     """What means something in a URL stands for itself; what cannot be a folder here is said."""
     odd = tmp_path / "100%25 a?b#c"
     settings = load({"output_dir": str(odd)})
-    parts.database(settings).close()
+    build.database(settings).close()
     assert [file.name for file in odd.glob("*.db")] == ["text2img.db"]
     for wrong in ("gs://b-1/prefix", "~nobody-of-that-name/out"):
         with pytest.raises(ConfigurationError, match="--output-dir"):

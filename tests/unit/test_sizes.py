@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.test_batches import a_request
-from text2img.prompts.batches import Batcher
-from text2img.prompts.sizes import BatchSize, FastestSize, Trial
+from text2img.prompts.batch_size import BatchSize, FastestSize, Trial
+from text2img.prompts.batching import Batcher
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from tests.clock import Clock
 from tests.threads import waiting_in
 from tests.waiting import until
+from text2img.concurrency.stages import Ahead, Gather, Stage, Stop, Stopwatch
 from text2img.errors import Stopped, StorageFailed
-from text2img.stages import Ahead, Gather, Stage, Stop, Stopwatch
 
 HANG = 300  # seconds until a test gives up
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.storage.buckets import Faltered, persist
+from text2img.storage.bucket import Faltered, persist
 
 
 def test_pauses_between_tries_grow_to_their_end():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.cli.tasks import Task, find, new_run
+from text2img.worker.platform_task import Task, find, new_run
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from tests.painter import Bench, Painter
+from text2img.concurrency.stages import Stopwatch
 from text2img.databases import Selection
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
-from text2img.stages import Stopwatch
-from text2img.telemetry.spans import SdkTracer
-from text2img.telemetry.traced import Traced
+from text2img.telemetry.otel import SdkTracer
+from text2img.telemetry.trace_recorder import Traced
 
 
 class Timed(Painter):

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from text2img.waits import asked, growing
+from text2img.concurrency.backoff import asked, growing
 
 
 def test_waits_grow_to_their_end():

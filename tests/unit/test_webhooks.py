@@ -10,12 +10,12 @@ from standardwebhooks import Webhook as Verifier
 from werkzeug import Response
 
 from tests.servers import free_port
-from text2img.callbacks import Result
-from text2img.callbacks.credentials import Credentials
-from text2img.callbacks.milestones import Reached
-from text2img.callbacks.webhooks import Webhooks
 from text2img.databases import Notice, webhook_id
-from text2img.prompts.webhooks import Webhook, WebhookHosts
+from text2img.prompts.webhook_urls import Webhook, WebhookHosts
+from text2img.webhooks import Result
+from text2img.webhooks.client import Webhooks
+from text2img.webhooks.milestones import Reached
+from text2img.webhooks.signing import Credentials
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PLACE = "/api/webhooks/inference"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.painter import CARD
-from text2img.cli.wishes import checked, for_all
-from text2img.environment import load
 from text2img.errors import ConfigurationError
 from text2img.prompts import ModelConfiguration, Wishes
+from text2img.settings.loader import load
+from text2img.worker.run_parameters import checked, for_all
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from tests.clock import Clock, Turns, elapse
 from tests.painter import Bench, Painter
 from tests.threads import waiting_in
 from tests.waiting import until
+from text2img.concurrency.stages import Ahead, Stage, Stop
 from text2img.databases import Selection
 from text2img.engine import Picture
 from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed
-from text2img.finishing import Finishing
-from text2img.leases import Leases
-from text2img.stages import Ahead, Stage, Stop
+from text2img.worker.finish import Finishing
+from text2img.worker.leases import Leases
 
 
 @pytest.fixture

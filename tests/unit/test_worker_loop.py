@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from tests.painter import Bench, Painter
+from text2img.concurrency.stages import Stop
 from text2img.databases import Selection
 from text2img.errors import Stopped
-from text2img.prompts.evaluations import Evaluation
-from text2img.prompts.loop import Loop
-from text2img.stages import Stop
+from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.refinement import Loop
 
 
 class Judge:

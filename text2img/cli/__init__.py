@@ -108,20 +108,20 @@ def _unread() -> bool:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Read the settings, set up logging, and let the command work; its failures end in one masked line."""
-    from text2img.environment import load
+    from text2img.settings.loader import load
 
     command = COMMANDS[arguments.command]
     names = {option.name for option in _options(command.groups)}
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     settings = load(flags, environment=command.environment)
-    from text2img.cli import tasks
-    from text2img.guard import leaving
-    from text2img.logs import Mask, report_failure, set_up
+    from text2img.telemetry.logs import Mask, report_failure, set_up
     from text2img.telemetry.tracing import secrets
+    from text2img.worker import platform_task
+    from text2img.worker.watchdog import leaving
 
     mask = Mask([*settings.secrets, *_databases(arguments), *secrets(os.environ)])
     progress = set_up(settings, mask)
-    tasks.mark_logs(tasks.find())
+    platform_task.mark_logs(platform_task.find())
     try:
         with leaving():
             module = import_module(f"text2img.cli.{command.module}")
@@ -169,7 +169,7 @@ def _dashes(word: str) -> str:
 
 def _unknown(words: Sequence[str], command: str) -> str:
     """What was not understood, by name alone: the value beside it might be a password."""
-    from text2img.prompts.checks import nearest
+    from text2img.prompts.validation import nearest
 
     word = words[0].partition("=")[0]
     if not word.startswith("-"):

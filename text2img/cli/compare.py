@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from text2img.cli import parts
-from text2img.comparison import Comparison, Side
-from text2img.comparison.document import document
-from text2img.comparison.likeness import check
-from text2img.comparison.looking import looked_at
-from text2img.comparison.matching import matched, pictures_of
-from text2img.comparison.page import page
-from text2img.comparison.table import table
 from text2img.databases import Selection
 from text2img.errors import ConfigurationError, Unreadable
-from text2img.report.thumbnails import quiet
+from text2img.reports.comparison import Comparison, Side
+from text2img.reports.comparison.html import page
+from text2img.reports.comparison.json_output import document
+from text2img.reports.comparison.matching import matched, pictures_of
+from text2img.reports.comparison.measure import looked_at
+from text2img.reports.comparison.similarity import check
+from text2img.reports.comparison.table import table
+from text2img.reports.gallery.thumbnails import quiet
 from text2img.settings import DATABASE_NAME
 from text2img.storage import StorageOptions
-from text2img.storage.reading import Reader
+from text2img.storage.reader import Reader
+from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def _named(where: str, run_id: str | None) -> str:
 
 def _side(settings: Settings, place: _Place) -> Side:
     """The pictures that a run made, or all that are in the place, and the runs that made them."""
-    with closing(parts.database(settings, url=place.url, create=False)) as database:
+    with closing(build.database(settings, url=place.url, create=False)) as database:
         made = list(database.made(Selection(), place.run_id))
         named = [place.run_id] if place.run_id else dict.fromkeys(one.run_id for one in made if one.run_id)
         runs = [run for run in map(database.run, named) if run is not None]
@@ -127,7 +127,7 @@ def _reader(settings: Settings) -> Callable[[str], bytes]:
     """Reads a picture from the output that is named, if one is, else from where its URL says."""
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
-    readers = [*([Reader(parts.storage(settings), options)] if named else []), Reader(None, options)]
+    readers = [*([Reader(build.storage(settings), options)] if named else []), Reader(None, options)]
 
     def read(url: str) -> bytes:
         for reader in readers[:-1]:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import text2img.demo
-from text2img.cli import parts, run
+from text2img.cli import run
 from text2img.databases import Selection
+from text2img.demo.contact_sheet import contact_sheet
 from text2img.demo.scenes import Scene
-from text2img.demo.sheet import contact_sheet
 from text2img.errors import ConfigurationError, StorageFailed
 from text2img.intake import read_prompts
 from text2img.storage import open_storage
+from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from text2img.databases import NewPrompt
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 _BUILT_IN = Path(text2img.demo.__file__).parent
 MODEL = _BUILT_IN / "model"
@@ -68,7 +69,7 @@ def _enqueue(settings: Settings, prompts: Sequence[NewPrompt]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StorageFailed(f"{folder} cannot be made: {exc.strerror}; choose another --output") from exc
-    with closing(parts.database(settings)) as database:
+    with closing(build.database(settings)) as database:
         database.enqueue(prompts)
         return database.pending(Selection())
 

@@ -6,18 +6,19 @@ import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, tasks, telemetry, wishes
-from text2img.deadline import within
+from text2img.concurrency.timeouts import within
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
+from text2img.telemetry import setup
+from text2img.worker import build, platform_task, run_parameters
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
     from text2img.engine import ModelCard
-    from text2img.progress import Progress
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 
 _LOOK_UP = 5.0  # seconds for a name's address
@@ -33,37 +34,37 @@ class _Doctor:
 
     def database(self) -> str:
         """Connect, count, read the model configuration."""
-        with closing(parts.database(self._settings)) as database:
-            waiting = database.pending(parts.selection(self._settings))
+        with closing(build.database(self._settings)) as database:
+            waiting = database.pending(build.selection(self._settings))
             self._configuration = database.model_configuration(self._settings.model_config_id)
         return f"prompts waiting: {waiting}"
 
     def storage(self) -> str:
         """Write an object and delete it again."""
-        parts.storage(self._settings).try_write()
+        build.storage(self._settings).try_write()
         return f"{self._settings.output_url} can be written"
 
     def device(self) -> str:
         """Look for the device."""
-        parts.check_device(self._settings)
+        build.check_device(self._settings)
         return f"{self._settings.device} is there"
 
     def model(self) -> str:
         """Find the model and check what can be known without its weights' values."""
-        card = self.card = parts.engine(self._settings, self._configuration).inspect()
+        card = self.card = build.engine(self._settings, self._configuration).inspect()
         return f"{card.name}, {card.width}×{card.height}, {card.scheduler}"
 
     def generator(self) -> str:
         """Ask the hosted generator for its price, which needs the key and costs nothing."""
-        hosted = parts.hosted(self._settings, self._configuration)
+        hosted = build.hosted(self._settings, self._configuration)
         price, self.card = hosted.look_up(), hosted.inspect()
         return price
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
-        from text2img.callbacks import Result
+        from text2img.webhooks import Result
 
-        receiver = parts.receiver(self._settings)
+        receiver = build.receiver(self._settings)
         if receiver is None:
             return "none is configured"
         verdict = receiver.ping()
@@ -73,7 +74,7 @@ class _Doctor:
 
     def evaluator(self) -> str:
         """Look for what can be known of it before there is a picture."""
-        evaluator = parts.evaluator(self._settings)
+        evaluator = build.evaluator(self._settings)
         if evaluator is None:
             return "none is configured"
         evaluator.check()
@@ -83,33 +84,33 @@ class _Doctor:
         """Settle what every picture gets where its prompt asks for nothing else."""
         if self.card is None:
             raise ModelFailed("they cannot be settled without a model")
-        wished = wishes.for_all(self._settings, self.card, self._configuration)
-        wanted = wishes.checked(self._settings, self.card, wished)
+        wished = run_parameters.for_all(self._settings, self.card, self._configuration)
+        wanted = run_parameters.checked(self._settings, self.card, wished)
         steps, guidance = wanted.num_inference_steps, wanted.guidance_scale
         return f"{wanted.width}×{wanted.height}, {steps} steps, guidance {guidance:g}"
 
     def loras(self) -> str:
         """Write to the folder that keeps them."""
-        parts.loras(self._settings).try_cache()
+        build.loras(self._settings).try_cache()
         return f"from {self._settings.lora_source}"
 
     def webhooks(self) -> str:
         """Look up the hosts that prompts' own webhooks may be on; nothing is sent to them."""
-        hosts = parts.webhook_hosts(self._settings)
+        hosts = build.webhook_hosts(self._settings)
         for host, port in hosts.named:
             _look_up(host, port)
         return f"{hosts} may be told"
 
     def rabbitmq(self) -> str:
         """Reach the broker, and look at the queues."""
-        broker = parts.broker(self._settings)
+        broker = build.broker(self._settings)
         return "none is configured" if broker is None else broker.look()
 
     def metrics(self) -> str:
         """Look whether a run would publish its figures; nothing is written or pushed."""
         port = ["--metrics-port"] if self._settings.metrics_port else []
         return ", ".join(
-            [*(place.name for place in telemetry.check(self._settings, tasks.instance())), *port]
+            [*(place.name for place in setup.check(self._settings, platform_task.instance())), *port]
         )
 
     def signature(self) -> str:
@@ -139,7 +140,7 @@ def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
         yield doctor.webhooks
     if settings.rabbitmq_url or settings.rabbitmq_host:
         yield doctor.rabbitmq
-    if telemetry.asked(settings):
+    if setup.asked(settings):
         yield doctor.metrics
     if settings.signature_font or settings.artist_name:
         yield doctor.signature
@@ -157,7 +158,7 @@ def _look_up(host: str, port: int | None) -> None:
 
 
 def _try(trial: Callable[[], str], settings: Settings) -> int:
-    from text2img.logs import Mask
+    from text2img.telemetry.logs import Mask
 
     mask = Mask(settings.secrets)
     name = trial.__name__

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
 from text2img.errors import DatabaseMissing, PromptFailed
 from text2img.prompts import Claim, Prompt, Wishes, request
-from text2img.prompts.batches import Batcher
-from text2img.prompts.sizes import FixedSize
+from text2img.prompts.batch_size import FixedSize
+from text2img.prompts.batching import Batcher
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
+from text2img.worker import build
 
 if TYPE_CHECKING:
     from text2img.databases import NewPrompt
@@ -35,15 +35,15 @@ def show(settings: Settings, new: Prompts | None) -> int:
     configured = configuration.wishes if configuration else Wishes()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     own = Wishes()
-    hosted = parts.hosted(settings, configuration) if settings.hosted_model else None
+    hosted = build.hosted(settings, configuration) if settings.hosted_model else None
     if hosted:  # of which all that can be known is known without asking
         card = hosted.inspect()
         model, own = card.name, card.wishes
     total = min(waiting, settings.limit or waiting)
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
-    batcher, encoder = Batcher(FixedSize(settings.batches.most)), parts.encoder(settings)
-    hosts, loras, loop = parts.webhook_hosts(settings), parts.loras(settings), settings.loop
+    batcher, encoder = Batcher(FixedSize(settings.batches.most)), build.encoder(settings)
+    hosts, loras, loop = build.webhook_hosts(settings), build.loras(settings), settings.loop
     for prompt in prompts:
         try:
             if prompt.webhook_url is not None:
@@ -69,9 +69,9 @@ def _found(
 ) -> tuple[int, list[Prompt], ModelConfiguration | None]:
     """How many prompts wait, the first of them, and the model configuration."""
     try:
-        with closing(parts.database(settings, create=False)) as database:
-            waiting = database.pending(parts.selection(settings))
-            prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), parts.selection(settings))
+        with closing(build.database(settings, create=False)) as database:
+            waiting = database.pending(build.selection(settings))
+            prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), build.selection(settings))
             return waiting, prompts, database.model_configuration(settings.model_config_id)
     except DatabaseMissing:
         if may_be_missing:

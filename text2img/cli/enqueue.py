@@ -5,21 +5,21 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
 from text2img.intake import read_prompts
+from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Check the whole file, then add what is new; the exit status."""
     del progress
     prompts = read_prompts(arguments.file)
-    with closing(parts.database(settings)) as database:
+    with closing(build.database(settings)) as database:
         added = database.enqueue(prompts)
     print(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
     return 0

@@ -5,19 +5,19 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from text2img.cli import parts
 from text2img.errors import ConfigurationError
-from text2img.report import Contents, write_report
+from text2img.reports.gallery import Contents, write_report
 from text2img.storage import StorageOptions
-from text2img.storage.reading import Reader
+from text2img.storage.reader import Reader
+from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
 
     from text2img.databases import Database, Run
-    from text2img.progress import Progress
-    from text2img.report import Written
+    from text2img.reports.gallery import Written
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 _RUNS: Final = 200
 """The latest runs, which is as many as a plot can show."""
@@ -27,7 +27,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     """Write it; the exit status."""
     del progress
     run_id = arguments.run_id or settings.run_id
-    with closing(parts.database(settings, create=False)) as database:
+    with closing(build.database(settings, create=False)) as database:
         contents = _contents(database, settings, run_id)
         written = write_report(arguments.html, contents, _reader(settings).read)
     print(_line(arguments.html, written))
@@ -35,7 +35,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
 
 
 def _contents(database: Database, settings: Settings, run_id: str | None) -> Contents:
-    selection = parts.selection(settings)
+    selection = build.selection(settings)
     waiting = None
     if run_id is None:
         counts = database.counts(selection)
@@ -67,7 +67,7 @@ def _reader(settings: Settings) -> Reader:
     """Reads from the output alone where one is named, else from where the pictures' URLs say."""
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
-    return Reader(parts.storage(settings) if named else None, options)
+    return Reader(build.storage(settings) if named else None, options)
 
 
 def _line(name: str, written: Written) -> str:

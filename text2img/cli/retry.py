@@ -5,23 +5,23 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts
 from text2img.errors import ConfigurationError, ErrorCode
+from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Put them back; the exit status."""
     del progress
     code = _code(arguments.error_code)
-    with closing(parts.database(settings, create=False)) as database:  # a file that is not there is a slip
+    with closing(build.database(settings, create=False)) as database:  # a file that is not there is a slip
         database.open()
-        again = database.retry(code, parts.selection(settings))
+        again = database.retry(code, build.selection(settings))
     print(f"put {again} failed prompts back to pending")
     return 0
 

@@ -8,26 +8,26 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from text2img.cli import parts, tasks
-from text2img.cli.job import Job
-from text2img.cli.labour import Single
-from text2img.cli.telemetry import check, publishing
 from text2img.errors import DatabaseFailed, PromptFailed, StorageFailed
-from text2img.guard import stopping
 from text2img.intake import read_prompts
 from text2img.telemetry.backlog import look
+from text2img.telemetry.setup import check, publishing
+from text2img.worker import build, platform_task
+from text2img.worker.job import Job
+from text2img.worker.local import Single
+from text2img.worker.watchdog import stopping
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from text2img.cli.labour import Labour
+    from text2img.concurrency.stages import Stop
     from text2img.databases import Database, Run
     from text2img.intake import Prompts
-    from text2img.progress import Progress
     from text2img.settings import Settings
-    from text2img.stages import Stop
     from text2img.storage import ImageStorage
+    from text2img.telemetry.progress import Progress
+    from text2img.worker.local import Labour
 
 _AT_ONCE: Final = 1000
 log = logging.getLogger("text2img.run")
@@ -41,7 +41,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
 
         return show(settings, prompts)
     if settings.ray_address is None or settings.workers is None:
-        parts.check_device(settings)
+        build.check_device(settings)
     return work(settings, storage, progress, prompts)
 
 
@@ -51,15 +51,15 @@ def prepare(settings: Settings) -> tuple[ImageStorage, Prompts | None]:
     Raises ConfigurationError for whatever is wrong with them.
     """
     _ = settings.database_url
-    storage = parts.storage(settings)
-    parts.receiver(settings)
-    parts.webhooks(settings)
-    parts.encoder(settings)
-    parts.loras(settings)
-    parts.evaluator(settings)
+    storage = build.storage(settings)
+    build.receiver(settings)
+    build.webhooks(settings)
+    build.encoder(settings)
+    build.loras(settings)
+    build.evaluator(settings)
     _ = settings.object_names, settings.loop
-    parts.check_workers(settings)
-    check(settings, tasks.instance())
+    build.check_workers(settings)
+    check(settings, platform_task.instance())
     return storage, read_prompts(settings.input_file) if settings.input_file else None
 
 
@@ -67,10 +67,12 @@ def work(
     settings: Settings, storage: ImageStorage, progress: Progress, prompts: Prompts | None = None
 ) -> int:
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
-    with closing(parts.database(settings)) as database, stopping() as stop:
+    with closing(build.database(settings)) as database, stopping() as stop:
         add(database, prompts)
         job = Job(settings, database, labour(settings, database, storage, stop), stop)
-        with publishing(settings, job, partial(look, database, parts.selection(settings)), tasks.instance()):
+        with publishing(
+            settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
+        ):
             job.carry_out(progress, overview(settings, database, storage, stop))
     return 3 if job.tally.failed else 0
 
@@ -83,10 +85,10 @@ def overview(
         return None
 
     def write(run: Run) -> None:
-        from text2img.overview import Overview
+        from text2img.reports.run_summary import Overview
 
         try:
-            Overview(database, storage, stop.check).write(run, parts.selection(settings), settings.loop)
+            Overview(database, storage, stop.check).write(run, build.selection(settings), settings.loop)
         except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: a file of its own is refused
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
@@ -97,7 +99,7 @@ def labour(settings: Settings, database: Database, storage: ImageStorage, stop: 
     """Who does the work: one worker in this process, or several in processes of their own."""
     if settings.workers is None:
         return Single(settings, database, storage, stop)
-    from text2img.cli.crew import Crew
+    from text2img.worker.ray.pool import Crew
 
     return Crew(settings, database, stop)
 

@@ -10,8 +10,8 @@ from text2img.intake.schema import schema
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:

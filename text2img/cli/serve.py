@@ -8,25 +8,25 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, tasks
-from text2img.cli.job import Job
-from text2img.cli.labour import Single
 from text2img.cli.run import add, prepare
-from text2img.cli.telemetry import publishing
 from text2img.errors import ConfigurationError
-from text2img.guard import stopping
-from text2img.serving import Serving
 from text2img.telemetry.backlog import look
+from text2img.telemetry.setup import publishing
+from text2img.worker import build, platform_task
+from text2img.worker.job import Job
+from text2img.worker.local import Single
+from text2img.worker.polling import Serving
+from text2img.worker.watchdog import stopping
 
 if TYPE_CHECKING:
     import argparse
 
+    from text2img.concurrency.stages import Stop
     from text2img.databases import Database, NewPrompt
     from text2img.intake.rabbitmq.broker import Broker
-    from text2img.progress import Progress
-    from text2img.serving import Intake
     from text2img.settings import Settings
-    from text2img.stages import Stop
+    from text2img.telemetry.progress import Progress
+    from text2img.worker.polling import Intake
 
 log = logging.getLogger("text2img.serve")
 
@@ -39,13 +39,15 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
             "--limit (LIMIT) is for run: serve works until it is stopped, or --idle-exit"
         )
     storage, prompts = prepare(settings)
-    broker = parts.broker(settings)
-    parts.check_device(settings)
-    with closing(parts.database(settings)) as database, stopping() as stop:
+    broker = build.broker(settings)
+    build.check_device(settings)
+    with closing(build.database(settings)) as database, stopping() as stop:
         add(database, prompts)
         labour = Single(settings, database, storage, stop)
         job = Job(settings, database, labour, stop, _serving(settings, broker, database, stop))
-        with publishing(settings, job, partial(look, database, parts.selection(settings)), tasks.instance()):
+        with publishing(
+            settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
+        ):
             job.carry_out(progress)
     return 0
 

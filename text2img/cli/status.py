@@ -6,17 +6,18 @@ import math
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.cli import parts, plot, standing
-from text2img.cli.last_line import dollars
-from text2img.databases.runs import state_of
+from text2img.cli import status_lines, timing_plot
+from text2img.databases.run_documents import state_of
 from text2img.errors import ConfigurationError
+from text2img.worker import build
+from text2img.worker.summary_line import dollars
 
 if TYPE_CHECKING:
     import argparse
 
     from text2img.databases import Run
-    from text2img.progress import Progress
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
 
 _RUNS_SHOWN = 5
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 86_400.0  # seconds
@@ -29,12 +30,12 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         return _watch(settings, arguments)
     if arguments.plot or arguments.plot_file:
         return _plot(settings, arguments.plot, arguments.plot_file)
-    with closing(parts.database(settings, create=False)) as database:
-        counts = database.counts(parts.selection(settings))
+    with closing(build.database(settings, create=False)) as database:
+        counts = database.counts(build.selection(settings))
         notices = database.notices()
         own = database.notices(webhooks=True)
         runs = database.last_runs(_RUNS_SHOWN)
-    print("\n".join([*standing.prompts(counts), *standing.told(counts, notices, own), *_runs(runs)]))
+    print("\n".join([*status_lines.prompts(counts), *status_lines.told(counts, notices, own), *_runs(runs)]))
     return 0
 
 
@@ -60,15 +61,15 @@ def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
     """Show where the time of one run went, in the terminal or in a file; the exit status."""
     if not run_id:
         raise ConfigurationError("--plot-file needs --plot RUN, or --plot last, beside it")
-    with closing(parts.database(settings, create=False)) as database:
+    with closing(build.database(settings, create=False)) as database:
         run = next(iter(database.last_runs(1)), None) if run_id == "last" else database.run(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status without --plot lists the last ones")
     if not file:
-        print(plot.in_terminal(run))
+        print(timing_plot.in_terminal(run))
         return 0
     try:
-        plot.as_picture(run).save(file, "PNG")
+        timing_plot.as_picture(run).save(file, "PNG")
     except OSError as exc:
         raise ConfigurationError(f"--plot-file {file} cannot be written: {exc.strerror}") from exc
     print(f"where the time of {run.id} went: {file}")

@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from text2img.cli import parts, standing
-from text2img.deadline import within
+from text2img.cli import status_lines
+from text2img.concurrency.timeouts import within
 from text2img.errors import DatabaseFailed
+from text2img.worker import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ class _Look:
 
     at: float
     counts: Counts
-    notices: tuple[standing.Notices, standing.Notices]
+    notices: tuple[status_lines.Notices, status_lines.Notices]
     holdings: Sequence[Holding]
     running: Sequence[Run]
 
@@ -60,11 +61,11 @@ class Pace:
         if not seconds:
             return "not known before the next look"
         images, settled = new.images - old.images, _settled(new) - _settled(old)
-        pace = f"{max(0, images) / seconds:.2f} images/s over the last {standing.length(seconds)}"
+        pace = f"{max(0, images) / seconds:.2f} images/s over the last {status_lines.length(seconds)}"
         left = new.pending + new.processing
         if settled <= 0 or not left:
             return pace
-        return f"{pace}; about {standing.length(left * seconds / settled)} left"
+        return f"{pace}; about {status_lines.length(left * seconds / settled)} left"
 
 
 def watch(settings: Settings, pause: float) -> int:
@@ -72,9 +73,9 @@ def watch(settings: Settings, pause: float) -> int:
 
     A database that goes away later is asked again for as long as it takes.
     """
-    selection, pace = parts.selection(settings), Pace()
+    selection, pace = build.selection(settings), Pace()
     lines: list[str] = []
-    with closing(parts.database(settings, create=False)) as database, _screen() as show:
+    with closing(build.database(settings, create=False)) as database, _screen() as show:
         while True:
             begun = time.monotonic()
             try:
@@ -103,8 +104,8 @@ def _lines(look: _Look, pace: Pace) -> list[str]:
     workers = _workers(look.holdings, look.running)
     more = [f"  … and {len(workers) - _SHOWN} more"] if len(workers) > _SHOWN else []
     return [
-        *standing.prompts(look.counts),
-        *standing.told(look.counts, *look.notices),
+        *status_lines.prompts(look.counts),
+        *status_lines.told(look.counts, *look.notices),
         f"pace        {pace}",
         *(["workers:", *workers[:_SHOWN], *more] if workers else ["no workers"]),
     ]
@@ -129,12 +130,16 @@ def _life(holding: Holding | None, run: Run | None) -> str:
     """A run's document tells when it last said that it lives; a lease only when it ends."""
     if run is not None and run.seen_at is not None and run.alive_until is not None:
         gone = " (gone)" if run.alive_until < datetime.now(UTC) else ""
-        return f"last sign of life {standing.age(run.seen_at)} ago{gone}"
+        return f"last sign of life {status_lines.age(run.seen_at)} ago{gone}"
     until = holding.lease_until if holding else None
     if until is None:
         return "no lease"
     left = (until - datetime.now(UTC)).total_seconds()
-    return f"lease ends in {standing.length(left)}" if left > 0 else f"lease ended {standing.age(until)} ago"
+    return (
+        f"lease ends in {status_lines.length(left)}"
+        if left > 0
+        else f"lease ended {status_lines.age(until)} ago"
+    )
 
 
 def _headline() -> str:

@@ -11,11 +11,11 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases import Untold
-from text2img.databases.tries import tries_of
+from text2img.databases.candidates import tries_of
 from text2img.errors import PromptFailed
 from text2img.prompts import Prompt, Status, Wishes
-from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from text2img.engine.breakeven import Estimate
+from text2img.engine.compile_cost import Estimate
 from text2img.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

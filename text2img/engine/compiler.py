@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from text2img.engine.adapters import Adapters
     from text2img.engine.compile_cache import CompileCache
-    from text2img.engine.slots import Room
+    from text2img.engine.lora_adapters import Adapters
+    from text2img.engine.lora_slots import Room
 
 _MOST: Final = 64
 """Shapes and sizes that one run compiles at the most; torch alone stops at 8."""

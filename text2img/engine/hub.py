@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine.folder import CHECKER, Kind, components_in, kind_of, read_json, stem_of
-from text2img.engine.quiet import hush_hub
-from text2img.engine.weights import choose_variant
+from text2img.engine.model_folder import CHECKER, Kind, components_in, kind_of, read_json, stem_of
+from text2img.engine.silence import hush_hub
+from text2img.engine.weight_files import choose_variant
 from text2img.errors import ConfigurationError, ModelFailed
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelCard
-from text2img.engine.agreement import check_agreement
+from text2img.engine.component_checks import check_agreement
 from text2img.engine.families import SHORT_NAMES
-from text2img.engine.folder import Kind, ModelFolder
+from text2img.engine.model_folder import Kind, ModelFolder
 from text2img.engine.vocabulary import check_vocabularies
-from text2img.engine.weights import check_whole, choose_variant, weight_files
+from text2img.engine.weight_files import check_whole, choose_variant, weight_files
 from text2img.errors import ModelFailed
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _check_pipeline(model: ModelFolder) -> None:
     """The class must be one that draws from text alone, by the table or by diffusers' own list."""
     if model.family.names:
         return
-    from text2img.engine.quiet import hush, quiet
+    from text2img.engine.silence import hush, quiet
 
     with quiet():
         hush()

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.devices import Trouble, one_line, trouble
-from text2img.engine.folder import CHECKER, Component, Kind, ModelFolder
+from text2img.engine.model_folder import CHECKER, Component, Kind, ModelFolder
 from text2img.engine.vocabulary import check_size
 from text2img.errors import DeviceFailed, ModelFailed, Text2ImgError
 

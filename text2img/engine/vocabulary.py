@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from text2img.engine.folder import Component, Kind, read_json
+from text2img.engine.model_folder import Component, Kind, read_json
 from text2img.errors import ModelFailed
 
 if TYPE_CHECKING:

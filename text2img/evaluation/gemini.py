@@ -9,7 +9,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.deadline import within
+from text2img.concurrency.timeouts import within
 from text2img.errors import ConfigurationError, EvaluationFailed
 from text2img.evaluation import Evaluation
 

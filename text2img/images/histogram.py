@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw
 
-from text2img.images.lettering import Lettering
+from text2img.images.text_layout import Lettering
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.errors import ConfigurationError
-from text2img.intake import windows
+from text2img.intake import json_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,9 +63,9 @@ def entries(kind: str, file: TextIO, name: str) -> Iterator[tuple[int, object]]:
 
 
 def _yaml(file: TextIO) -> Entries:
-    from text2img.intake import yaml_items
+    from text2img.intake import yaml_stream
 
-    return yaml_items.entries(file)
+    return yaml_stream.entries(file)
 
 
 def _json_lines(file: TextIO) -> Entries:
@@ -108,7 +108,7 @@ def _text(file: TextIO) -> Entries:
 
 
 _PARSERS: dict[str, Callable[[TextIO], Entries]] = {
-    ".json": windows.entries,
+    ".json": json_stream.entries,
     ".jsonl": _json_lines,
     ".yaml": _yaml,
     ".yml": _yaml,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import PromptFailed
 from text2img.intake.entries import FIELDS, new_prompt
-from text2img.prompts.checks import check_text
+from text2img.prompts.validation import check_text
 
 if TYPE_CHECKING:
     from text2img.databases import NewPrompt

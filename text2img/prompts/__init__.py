@@ -10,12 +10,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts.checks import check_prompt_text
 from text2img.prompts.ids import PromptId
 from text2img.prompts.loras import Lora
 from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
 from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, settle
 from text2img.prompts.requested import Wishes
+from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

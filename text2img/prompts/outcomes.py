@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from text2img.errors import PromptFailed
     from text2img.prompts import Claim, Prompt
-    from text2img.prompts.evaluations import Evaluation
+    from text2img.prompts.evaluation import Evaluation
 
 LONGEST_WAIT = 86_400.0
 """Seconds between two tries at the most."""

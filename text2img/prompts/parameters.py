@@ -9,17 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.prompts.aspect import settle_size
-from text2img.prompts.checks import (
-    check_integer,
-    check_name,
-    check_number,
-    check_text,
-    check_word,
-    wrong,
-)
+from text2img.prompts.aspect_ratio import settle_size
 from text2img.prompts.loras import check_loras
 from text2img.prompts.requested import PARAMETER_NAMES, Wishes
+from text2img.prompts.validation import check_integer, check_name, check_number, check_text, check_word, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
-from text2img.prompts.loop import Loop
-from text2img.prompts.names import ObjectName, TryName
+from text2img.prompts.batch_size import BatchSize
+from text2img.prompts.object_names import ObjectName, TryName
+from text2img.prompts.refinement import Loop
 from text2img.prompts.requested import Wishes
-from text2img.prompts.sizes import BatchSize
-from text2img.settings.drawing import DEFAULT_MODEL, DEFAULTS
+from text2img.settings.generation import DEFAULT_MODEL, DEFAULTS
 from text2img.settings.option import Option, declared_in
-from text2img.settings.running import Running
+from text2img.settings.runtime import Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -12,7 +12,7 @@ from text2img.errors import ConfigurationError, Unreadable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from text2img.storage.buckets import Clock, Readable
+    from text2img.storage.bucket import Clock, Readable
 
 
 LARGEST: Final = 64 * 2**20
@@ -111,7 +111,7 @@ def locate(url: str, option: str) -> tuple[str, str, str] | None:
     """The kind (gs or s3), the bucket, and the prefix (empty, or ending in a slash) of such a URL; None for
     any other. Raises ConfigurationError, which names the ``option``, where the rest cannot be read.
     """
-    from text2img.storage.buckets import parse
+    from text2img.storage.bucket import parse
 
     kind = url.partition("://")[0].lower() if "://" in url else ""
     if kind == "gs":

@@ -12,16 +12,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from text2img.deadline import within
+from text2img.concurrency.timeouts import within
 from text2img.errors import PromptFailed, StorageFailed
-from text2img.prompts.places import public_gcs_url
+from text2img.prompts.urls import public_gcs_url
 from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
-from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
+from text2img.storage.bucket import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Clock, Stored
+    from text2img.storage.bucket import Clock, Stored
     from text2img.storage.gcs_bucket import Bucket
 
 # Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 where dots part it.

@@ -26,13 +26,13 @@ from google.cloud.storage.exceptions import DataCorruption
 
 from text2img import __version__
 from text2img.errors import StorageFailed
-from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
+from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
 from text2img.storage.gcs_credentials import HOW_TO_LOG_IN, find_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Clock, Sum
+    from text2img.storage.bucket import Clock, Sum
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers

@@ -11,9 +11,9 @@ import google.auth
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 
-from text2img.deadline import within
+from text2img.concurrency.timeouts import within
 from text2img.errors import StorageFailed
-from text2img.storage.buckets import one_line
+from text2img.storage.bucket import one_line
 
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 HOW_TO_LOG_IN = (

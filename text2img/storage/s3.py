@@ -13,16 +13,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from text2img.deadline import within
+from text2img.concurrency.timeouts import within
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
 from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
-from text2img.storage.buckets import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
+from text2img.storage.bucket import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
 from text2img.storage.s3_errors import CREDENTIALS, EVERY_OBJECT, LOG_IN, NO_ACLS, REGION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.buckets import Clock, Stored
+    from text2img.storage.bucket import Clock, Stored
     from text2img.storage.s3_bucket import Bucket
 
 log = logging.getLogger(__name__)

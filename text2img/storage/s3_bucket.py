@@ -23,16 +23,16 @@ from botocore.parsers import ResponseParserError
 
 from text2img import __version__
 from text2img.errors import StorageFailed
-from text2img.prompts.places import quoted
-from text2img.storage import s3_sums
-from text2img.storage.buckets import ABSENT, Faltered, Listed, Refused, one_line, persist
+from text2img.prompts.urls import quoted
+from text2img.storage import s3_checksums
+from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
 from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.storage import StorageOptions
-    from text2img.storage.buckets import Clock, Sum
+    from text2img.storage.bucket import Clock, Sum
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -119,10 +119,10 @@ class Bucket:
     def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
         """A sum of the whole object where S3 has one, else the ETag where it is made of MD5s."""
         head = partial(self._client.head_object, Bucket=self._name, Key=listed.path)
-        found = s3_sums.whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
+        found = s3_checksums.whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
         if found or "-" not in listed.version:
             return found
-        return s3_sums.of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
+        return s3_checksums.of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
 
     def look(self, path: str) -> Stored:
         """The object as it is stored."""

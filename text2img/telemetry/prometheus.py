@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from text2img.telemetry.figures import Figures
+    from text2img.telemetry.metrics import Figures
 
 log = logging.getLogger(__name__)
 

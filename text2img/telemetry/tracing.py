@@ -12,8 +12,8 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from text2img.progress import Progress
     from text2img.prompts import Request
+    from text2img.telemetry.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def traces(environment: Mapping[str, str], run_id: str, *, endless: bool) -> Tra
     if not names:
         return Untraced()
     try:
-        from text2img.telemetry.spans import tracer
-        from text2img.telemetry.traced import Traced
+        from text2img.telemetry.otel import tracer
+        from text2img.telemetry.trace_recorder import Traced
     except ModuleNotFoundError:
         log.info(
             "the OTEL variables ask for traces, which need OpenTelemetry; "

@@ -5,10 +5,10 @@ The only place that knows pymongo and BSON; it is imported when a MongoDB URL is
 
 from __future__ import annotations
 
-from text2img.databases.mongo.archive import MongoArchive
-from text2img.databases.mongo.journal import MongoJournal
+from text2img.databases.mongo.outbox import MongoTelling
 from text2img.databases.mongo.queue import MongoQueue
-from text2img.databases.mongo.telling import MongoTelling
+from text2img.databases.mongo.results import MongoArchive
+from text2img.databases.mongo.run_store import MongoJournal
 
 __all__ = ["MongoDatabase"]
 

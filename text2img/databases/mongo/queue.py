@@ -31,7 +31,7 @@ from text2img.databases.mongo.updates import (
     selected,
     within,
 )
-from text2img.databases.outcomes import MARKS, absent_from, change_of, result_of, written_already
+from text2img.databases.outcome_updates import MARKS, absent_from, change_of, result_of, written_already
 from text2img.prompts import Completed, Status
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from text2img.databases import Selection
-    from text2img.databases.outcomes import Change
+    from text2img.databases.outcome_updates import Change
     from text2img.prompts import Claim, PromptId
 
     Expression = dict[str, Any]

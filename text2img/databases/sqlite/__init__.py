@@ -6,10 +6,10 @@ well enough for it.
 
 from __future__ import annotations
 
-from text2img.databases.sqlite.archive import SqliteArchive
-from text2img.databases.sqlite.journal import SqliteJournal
+from text2img.databases.sqlite.outbox import SqliteTelling
 from text2img.databases.sqlite.queue import SqliteQueue
-from text2img.databases.sqlite.telling import SqliteTelling
+from text2img.databases.sqlite.results import SqliteArchive
+from text2img.databases.sqlite.run_store import SqliteJournal
 
 __all__ = ["SqliteDatabase"]
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.engine import ModelCard, Picture
 from text2img.engine.devices import peak_memory
-from text2img.engine.fitting import check_fits
-from text2img.engine.hosted import answers
-from text2img.engine.hosted.errand import OWN, Away, Errand
-from text2img.engine.hosted.models import limits
-from text2img.engine.hosted.wire import TooLarge, Unanswered, Wire
+from text2img.engine.hosted import responses
+from text2img.engine.hosted.http import TooLarge, Unanswered, Wire
+from text2img.engine.hosted.limits import limits
+from text2img.engine.hosted.queue_request import OWN, Away, Errand
+from text2img.engine.request_limits import check_fits
 from text2img.errors import ErrorCode, ModelFailed, PromptFailed, RunFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from text2img.engine.hosted import HostedOptions
-    from text2img.engine.hosted.wire import Answer
+    from text2img.engine.hosted.http import Answer
     from text2img.prompts import Request
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,8 @@ class HostedEngine:
 
     def _looked_up(self, answer: Answer) -> str:
         if 200 <= answer.status < 300:
-            return f"the key is accepted; {answers.price(answer)}"
-        verdict = answers.refusal(answer, self._options.model, self._options.key)
+            return f"the key is accepted; {responses.price(answer)}"
+        verdict = responses.refusal(answer, self._options.model, self._options.key)
         if isinstance(verdict, ModelFailed):
             raise verdict
         return f"there is a key; whether it is accepted, fal did not say ({answer.status})"

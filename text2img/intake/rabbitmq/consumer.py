@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from pika.adapters.blocking_connection import BlockingChannel
 
+    from text2img.concurrency.stages import Stop
     from text2img.databases import NewPrompt
     from text2img.intake.rabbitmq.broker import Broker
-    from text2img.stages import Stop
 
 log = logging.getLogger(__name__)
 

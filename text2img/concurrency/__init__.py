@@ -1,0 +1,1 @@
+"""Stages, timeouts, backoff and file locks. Knows nothing of images or databases."""

@@ -1,0 +1,214 @@
+"""Runs, counts, configurations and new prompts in SQLite. The contract is Journal's."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.databases import Counts, Holding, Settled
+from text2img.databases.documents import (
+    FAILURE_FIELDS,
+    OUTCOME_FIELDS,
+    OWED,
+    content_of,
+    new_fields,
+    readings,
+)
+from text2img.databases.model_configs import MODEL_TYPE, configuration_of, missing_configuration
+from text2img.databases.run_documents import run_fields, run_of
+from text2img.databases.sqlite.codecs import (
+    ID,
+    columns_of,
+    datetime_of,
+    id_of,
+    moment,
+    names_of,
+    object_of,
+    structure_of,
+    value_of,
+)
+from text2img.databases.sqlite.queue import LEASED, selected
+from text2img.databases.sqlite.schema import STATUS
+from text2img.databases.sqlite.session import Session
+from text2img.prompts import Status
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Mapping
+
+    from text2img.databases import NewPrompt, Run, Selection
+    from text2img.errors import ErrorCode
+    from text2img.prompts import ModelConfiguration
+
+_AT_ONCE: Final = 1000
+_COUNTS: Final = (
+    "SELECT {status} AS state, error_code, count(*) AS n, "
+    "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
+    "sum(webhook_untold IS NOT NULL) AS owed, "
+    "sum(CASE WHEN json_valid(image_urls) THEN max(1, json_array_length(image_urls)) ELSE 1 END) AS images, "
+    "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
+)
+_SETTLED: Final = (
+    "SELECT sum(status = 'completed') AS completed, sum(status = 'error') AS failed, "
+    "sum(CASE status WHEN 'completed' THEN coalesce(json_array_length(image_urls), 1) END) AS images "
+    "FROM {datasets} WHERE run_id = :run"
+)
+_HOLDINGS: Final = (
+    "SELECT claimed_by, count(*) AS n, sum(NOT {leased}) AS expired, max(lease_expires_at) AS until "
+    "FROM {datasets} WHERE {status} = 'processing' AND {where} GROUP BY claimed_by"
+)
+_RETRY: Final = (
+    "UPDATE {datasets} SET status = 'pending', {forgotten} "
+    "WHERE {status} = 'error' AND {narrowed} AND {where}"
+)
+_REVISE: Final = (
+    "UPDATE {datasets} SET {written}, status = 'pending', {forgotten} WHERE _id = {id} AND ({differs}) "
+    "AND NOT ({status} = 'processing' AND {leased})"
+)
+
+
+class SqliteJournal(Session):
+    """The Journal part of the database; the docstrings of the Protocol hold."""
+
+    def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
+        """See Journal.model_configuration. Of several of that type, the one with the smallest ``_id``."""
+        values = [MODEL_TYPE] if config_id is None else readings(config_id)
+        column = "model_type" if config_id is None else "_id"
+        where = f" WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY _id LIMIT 1"
+        with self._reading() as connection:
+            row = connection.execute(self._sql("SELECT * FROM {model_configs}") + where, values).fetchone()
+        if row is not None:
+            return configuration_of(id_of(row["_id"]), _configuration_fields(row))
+        if config_id is not None:
+            raise missing_configuration(config_id, self._names["model_configs"])
+        return None
+
+    def save_run(self, run: Run, lease_seconds: float) -> None:
+        """See Journal.save_run."""
+        until = moment(lease_seconds) if run.status == "running" else None
+        with self._writing() as connection:
+            fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
+            self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
+
+    def last_runs(self, limit: int) -> list[Run]:
+        """See Journal.last_runs. Rows that are no runs of this job are passed over."""
+        statement = self._sql("SELECT * FROM {runs} ORDER BY started_at DESC, _id LIMIT ?")
+        with self._reading() as connection:
+            rows = connection.execute(statement, (limit,)).fetchall()
+        runs = (run_of(str(id_of(row["_id"])), _run_fields(row)) for row in rows)
+        return [run for run in runs if run is not None]
+
+    def run(self, run_id: str) -> Run | None:
+        """See Journal.run."""
+        with self._reading() as connection:
+            row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
+        return None if row is None else run_of(run_id, _run_fields(row))
+
+    def settled(self, run_id: str) -> Settled:
+        """See Journal.settled."""
+        with self._reading() as connection:
+            row = connection.execute(self._sql(_SETTLED), {"run": run_id}).fetchone()
+        return Settled(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
+
+    def counts(self, selection: Selection) -> Counts:
+        """See Journal.counts. A snapshot."""
+        where, values = selected(selection)
+        statement = self._sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
+        with self._reading() as connection:
+            return _counts(connection.execute(statement, {**values, "now": moment()}).fetchall())
+
+    def holdings(self, selection: Selection) -> list[Holding]:
+        """See Journal.holdings."""
+        where, values = selected(selection)
+        statement = self._sql(_HOLDINGS, status=STATUS, where=where, leased=LEASED)
+        with self._reading() as connection:
+            rows = connection.execute(statement, {**values, "now": moment()}).fetchall()
+        return [
+            Holding(
+                worker=str(row["claimed_by"] or "unknown"),
+                prompts=row["n"],
+                expired=row["expired"],
+                lease_until=datetime_of(row["until"]),
+            )
+            for row in rows
+        ]
+
+    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+        """See Journal.enqueue. A thousand at a time, all of them or none."""
+        waiting = iter(prompts)
+        added = 0
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            with self._writing() as connection:
+                for each in chunk:
+                    fields = {"_id": value_of(each.id), **new_fields(each), "created_at": moment()}
+                    added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
+        return added
+
+    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+        """See Journal.revise. A thousand at a time, all of them or none."""
+        waiting = iter(prompts)
+        revised = 0
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            contents = [columns_of(content_of(each)) for each in chunk]
+            statement = self._sql(
+                _REVISE,
+                written=", ".join(f"{name} = :{name}" for name in contents[0]),
+                differs=" OR ".join(f"{name} IS NOT :{name}" for name in contents[0]),
+                forgotten=", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
+                status=STATUS,
+                leased=LEASED,
+                id=ID,
+            )
+            now = moment()
+            values = [
+                {**content, **names_of(each.id), "now": now}
+                for each, content in zip(chunk, contents, strict=True)
+            ]
+            with self._writing() as connection:
+                revised += connection.executemany(statement, values).rowcount
+        return revised
+
+    def retry(self, code: ErrorCode | None, selection: Selection) -> int:
+        """See Journal.retry. One statement."""
+        where, values = selected(selection)
+        forgotten = ", ".join(f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", OWED, "run_id"))
+        narrowed = "TRUE" if code is None else "error_code = :code"
+        statement = self._sql(_RETRY, forgotten=forgotten, status=STATUS, narrowed=narrowed, where=where)
+        with self._writing() as connection:
+            return connection.execute(statement, {**values, "code": code and code.value}).rowcount
+
+    def _insert(self, connection: sqlite3.Connection, into: str, fields: Mapping[str, object]) -> int:
+        columns = columns_of(fields)
+        names, places = ", ".join(columns), ", ".join(f":{name}" for name in columns)
+        return connection.execute(f"{self._sql(into)} ({names}) VALUES ({places})", columns).rowcount
+
+
+def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
+    fields = dict(row)
+    safety = fields.get("safety_checker")
+    # SQLite has no booleans: 0 and 1 are what TRUE and FALSE become.
+    safety = bool(safety) if safety in (0, 1) else safety
+    return {**fields, "safety_checker": safety, "lora": structure_of(fields.get("lora"))}
+
+
+def _run_fields(row: sqlite3.Row) -> dict[str, Any]:
+    named = ("started_at", "finished_at", "lease_expires_at")
+    moments = {name: datetime_of(row[name]) for name in named if name in row.keys()}  # noqa: SIM118 - a Row
+    objects = {name: object_of(row[name]) for name in ("seconds", "versions")}
+    return {**dict(row), **moments, **objects}
+
+
+def _counts(rows: list[sqlite3.Row]) -> Counts:
+    by_status = {status.value: sum(row["n"] for row in rows if row["state"] == status) for status in Status}
+    live = sum(row["live"] for row in rows if row["state"] == Status.PROCESSING)
+    born = [datetime_of(row["oldest"]) for row in rows if row["state"] == Status.PENDING]
+    return Counts(
+        **by_status,
+        live_leases=live,
+        expired_leases=by_status[Status.PROCESSING.value] - live,
+        oldest_pending=min((moment for moment in born if moment is not None), default=None),
+        untold=sum(row["untold"] for row in rows),
+        owed=sum(row["owed"] for row in rows),
+        images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
+        errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
+    )

@@ -1,0 +1,237 @@
+"""LoRAs on one pipeline: loaded once, then switched from batch to batch.
+
+A LoRA adds a product of two small matrices to some of a model's weights (Hu et al. 2021, arXiv 2106.09685).
+peft puts a layer of its own in the place of each module that it adds to. Those layers stand in the model only
+while a batch wants LoRAs: without, the model is, module by module, the one that was loaded, so that its
+pictures are the same to the bit and what was compiled of it stays valid. While a batch with LoRAs runs
+compiled, ``slots`` stand there instead of peft's layers. Fetches no file; whether a file fits the model,
+``lora_weights`` says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from text2img.engine.devices import Trouble, one_line, trouble
+from text2img.engine.lora_weights import read_lora, refused
+from text2img.errors import ErrorCode, PromptFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from text2img.engine.lora_slots import Active, Key, Place, Room
+    from text2img.prompts import Request
+
+    Stamp = tuple[str, int, int]
+
+logger = logging.getLogger(__name__)
+
+ROOM: Final = 2**30
+"""Bytes of adapters that stay loaded: some 160 of rank 16 for Stable Diffusion 1's UNet in fp16. Those that
+one picture asks for are loaded in any case."""
+MOST: Final = 32
+"""Adapters that stay loaded, however small they are."""
+REMEMBERED: Final = 1_000
+"""Files that are known to be of no use, so that they are not read again; the oldest is forgotten first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """``name`` is peft's; ``bytes`` is what it takes; ``reads``: whether it changes how texts are read."""
+
+    name: str
+    bytes: int
+    reads: bool
+
+
+class Adapters:
+    """The LoRAs of one pipeline, used from the thread that owns the device."""
+
+    def __init__(self, pipe: Any, room: int = ROOM, most: int = MOST) -> None:
+        from text2img.engine.lora_slots import Slots
+
+        self._pipe, self._room, self._most = pipe, room, most
+        self._slots = Slots()
+        self._loaded: OrderedDict[Stamp, _Adapter] = OrderedDict()
+        self._unusable: OrderedDict[Stamp, tuple[ErrorCode, str]] = OrderedDict()
+        self._layers: defaultdict[str, dict[Key, Place]] = defaultdict(dict)
+        self._active: tuple[tuple[_Adapter, float], ...] = ()
+        self._made = 0
+        # peft says of weights that it stands before that they are not trained; to the compiler they are then
+        # other weights. None is trained here, so that it is said of all of them before.
+        for name in getattr(pipe, "_lora_loadable_modules", ()):
+            if getattr(pipe, name, None) is not None:
+                getattr(pipe, name).requires_grad_(requires_grad=False)
+
+    @property
+    def voice(self) -> Hashable:
+        """What decides, beside a text, how it is read now: equal voices read equal texts alike."""
+        return tuple((adapter.name, weight) for adapter, weight in self._active if adapter.reads)
+
+    def room(self) -> Room | None:
+        """What decides, beside a batch's shape, which compiled code the active LoRAs run on; see Slots."""
+        return self._slots.room(*self._in_denoiser())
+
+    def in_slots(self) -> AbstractContextManager[None]:
+        """Within it the active LoRAs stand in the denoiser as its compiled code wants them; see Slots."""
+        return self._slots.standing(*self._in_denoiser())
+
+    def _in_denoiser(self) -> tuple[dict[Key, Place], Active]:
+        parts = (places for part, places in self._layers.items() if not _reads(part))
+        places = {key: place for part in parts for key, place in part.items()}
+        return places, tuple((adapter.name, weight) for adapter, weight in self._active)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that are loaded, the least recently used first."""
+        return [adapter.name for adapter in self._loaded.values()]
+
+    def use(self, request: Request) -> None:
+        """From now on draw with the request's LoRAs, at their weights, and with no others.
+
+        Its ``lora_files`` are where they are on this machine. Raises PromptFailed (``lora_failed``) for one
+        that cannot be used: then none is active.
+        """
+        loras = request.parameters.loras
+        stamps = [_stamp(file) for file in request.lora_files]
+        if len(stamps) != len(loras):
+            raise refused("it was not fetched")
+        wanted: tuple[tuple[_Adapter, float], ...] = ()
+        try:
+            adapters = [self._numbered(number, stamps) for number in range(len(stamps))]
+            weights: dict[_Adapter, float] = defaultdict(float)  # two paths may lead to one file
+            for adapter, lora in zip(adapters, loras, strict=True):
+                weights[adapter] += lora.weight
+            wanted = tuple(weights.items())
+        finally:
+            self._activate(wanted)
+        self._forget(stamps)
+
+    def _activate(self, wanted: tuple[tuple[_Adapter, float], ...]) -> None:
+        if wanted == self._active:
+            return
+        if wanted:
+            self._put(layers=True)
+            self._pipe.set_adapters([adapter.name for adapter, _ in wanted], [weight for _, weight in wanted])
+        else:
+            self._put(layers=False)
+        self._active = wanted
+
+    def _numbered(self, number: int, stamps: Sequence[Stamp]) -> _Adapter:
+        """The adapter of one of the files; where it fails and there are several, it is said which."""
+        try:
+            return self._get(stamps[number])
+        except PromptFailed as exc:
+            if len(stamps) == 1:
+                raise
+            raise PromptFailed(exc.code, f"lora {number + 1}: {exc}") from exc
+
+    def _get(self, stamp: Stamp) -> _Adapter:
+        """The adapter of that file, loaded where it is not yet."""
+        if stamp in self._unusable:
+            raise PromptFailed(*self._unusable[stamp])
+        if stamp not in self._loaded:
+            try:
+                self._loaded[stamp] = self._load(stamp[0])
+            except Exception as exc:
+                if trouble(exc) is Trouble.OTHER:
+                    failure = _explained(exc)
+                    # Not the exception: by its traceback it would keep the weights that were read.
+                    self._unusable[stamp] = failure.code, str(failure)
+                    if len(self._unusable) > REMEMBERED:
+                        self._unusable.popitem(last=False)
+                    raise failure from exc
+                raise
+        self._loaded.move_to_end(stamp)
+        return self._loaded[stamp]
+
+    def _load(self, file: str) -> _Adapter:
+        if not hasattr(self._pipe, "lora_state_dict"):
+            raise refused("a model of this kind takes none")
+        parts = read_lora(file, self._pipe)
+        self._made += 1
+        name = f"adapter_{self._made:06d}"
+        named = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        self._put(layers=True)
+        self._active = ()  # loading makes the new one active beside the others
+        try:
+            self._pipe.load_lora_weights(named, adapter_name=name)
+            self._keep_layers(parts)
+            self._check(name, parts)
+        except BaseException:
+            self._keep_layers(parts)
+            self._pipe.delete_adapters(name)
+            self._put(layers=False)
+            raise
+        size = sum(value.nbytes for value in named.values())
+        logger.info("loaded a LoRA of %d weights, %.1f MB", len(named), size / 1e6)
+        return _Adapter(name, size, any(map(_reads, parts)))
+
+    def _check(self, name: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise unless the adapter in the model is, weight by weight, what was read, and nothing else."""
+        for part, values in parts.items():
+            component, found = getattr(self._pipe, part), 0
+            for layer in (layer for layer in component.modules() if name in getattr(layer, "lora_A", ())):
+                found += 2
+                if layer.scaling[name] != 1:
+                    raise refused("its scale was not taken as it is")
+            for key, value in values.items():
+                path, half = key.removesuffix(".weight").rsplit(".", 1)
+                weight = getattr(component.get_submodule(path), half)[name].weight
+                if weight.dtype != value.dtype or not weight.equal(value.to(weight.device)):
+                    raise refused(f"{part}.{key[:120]} was not taken as it is")
+            if found != len(values):
+                raise refused(f"{found} weights came of the {len(values)} in its file")
+
+    def _keep_layers(self, parts: Mapping[str, Any]) -> None:
+        """Remember where peft has put its layers."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for part in parts:
+            for parent in list(getattr(self._pipe, part).modules()):
+                for name, child in parent.named_children():
+                    if isinstance(child, BaseTunerLayer):
+                        self._layers[part][id(parent), name] = parent, name, child
+
+    def _put(self, *, layers: bool) -> None:
+        """Put peft's layers into the model, or the modules in whose places they stand."""
+        for parent, name, layer in chain.from_iterable(part.values() for part in self._layers.values()):
+            parent.register_module(name, layer if layers else layer.get_base_layer())
+
+    def _forget(self, keep: Sequence[Stamp]) -> None:
+        """Unload the least recently used of those that are too many, but none of those to keep."""
+        held = sum(adapter.bytes for adapter in self._loaded.values())
+        for stamp in [stamp for stamp in self._loaded if stamp not in keep]:
+            if held <= self._room and len(self._loaded) <= self._most:
+                return
+            adapter = self._loaded.pop(stamp)
+            held -= adapter.bytes
+            self._put(layers=True)
+            self._pipe.delete_adapters(adapter.name)
+            self._put(layers=bool(self._active))
+
+
+def _stamp(file: str) -> Stamp:
+    """The file, and what changes with its content."""
+    try:
+        stat = Path(file).stat()
+    except OSError as exc:
+        # Most likely it had to leave the cache: the next attempt fetches it anew.
+        sentence = f"the LoRA's file cannot be read ({exc.strerror})"
+        raise PromptFailed(ErrorCode.GENERATION_FAILED, sentence) from exc
+    return file, stat.st_size, stat.st_mtime_ns
+
+
+def _reads(part: str) -> bool:
+    """Whether the pipeline's component of that name reads texts."""
+    return part.startswith("text_encoder")
+
+
+def _explained(exc: Exception) -> PromptFailed:
+    return exc if isinstance(exc, PromptFailed) else refused(one_line(exc)[:200])

@@ -1,0 +1,158 @@
+"""A contact sheet: what became of each prompt, a row for each, its tries in the order in which they were
+made.
+
+Knows pictures as bytes that somebody hands over, and neither where they are kept nor who scored them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageDraw
+
+from text2img.errors import Stopped
+from text2img.images.text_layout import Lettering
+from text2img.images.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+ROWS: Final = 20
+"""Rows of pictures on a page; with COLUMNS the bound of what a page takes in memory, some 25 MB."""
+COLUMNS: Final = 6
+"""Pictures in a row; a prompt with more tries goes on in the next."""
+PICTURE, TEXT, MARGIN, LETTERS, SMALL = 180, 260, 16, 14, 11  # pixels
+_CAPTION: Final = 3  # lines
+_PAPER, _INK, _FAINT, _FRAME, _BEST = "#ffffff", "#1a202c", "#5a6577", "#a0aec0", "#1c6b41"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """A picture that was made for a prompt. ``iteration`` counts from 1; ``score`` in [0, 1], None where it
+    has none; ``best``: it is the prompt's result.
+
+    ``picture`` gives its file's bytes when the page is drawn; what it raises is said in the picture's place.
+    """
+
+    iteration: int
+    seed: int
+    score: float | None
+    best: bool
+    picture: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt's text and its tries, in order."""
+
+    text: str
+    tries: tuple[Try, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Strip:
+    """As much of a row as stands side by side: its tries from the ``start``-th (from 0) on, of ``of``."""
+
+    text: str
+    tries: tuple[Try, ...]
+    start: int
+    of: int
+
+
+def contact_sheets(rows: Iterable[Row], *, page: int = ROWS) -> Iterator[bytes]:
+    """Pages, each as the bytes of a PNG with at most ``page`` rows of pictures; none where there are no rows.
+
+    Reads the rows, and their pictures, as it draws: memory holds one page, however many rows come. Every text
+    and every file is drawn somehow; raises nothing of its own but Stopped, where a picture's reading does.
+    """
+    strips = (strip for row in rows for strip in _strips(row))
+    while strips_here := list(islice(strips, page)):
+        yield _page(strips_here)
+
+
+def _strips(row: Row) -> Iterator[_Strip]:
+    for start in range(0, max(1, len(row.tries)), COLUMNS):
+        yield _Strip(row.text, row.tries[start : start + COLUMNS], start, len(row.tries))
+
+
+def _page(strips: Sequence[_Strip]) -> bytes:
+    usual, small = Lettering(LETTERS), Lettering(SMALL)
+    across = max(len(strip.tries) for strip in strips) or 1
+    down = PICTURE + _CAPTION * small.height + 2 * MARGIN
+    size = (TEXT + 2 * MARGIN + across * (PICTURE + MARGIN), len(strips) * down)
+    page = Image.new("RGB", size, _PAPER)
+    for number, strip in enumerate(strips):
+        top = number * down + MARGIN
+        if number:
+            ImageDraw.Draw(page).line((0, top - MARGIN, page.width, top - MARGIN), _FRAME)
+        _write(page, strip, top, (usual, small))
+        for column, each in enumerate(strip.tries):
+            _show(page, each, (TEXT + 2 * MARGIN + column * (PICTURE + MARGIN), top), small)
+    file = io.BytesIO()
+    page.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(page: Image.Image, strip: _Strip, top: int, letters: tuple[Lettering, Lettering]) -> None:
+    """The prompt's text, cut where the row ends, and which of its tries these are."""
+    usual, small = letters
+    lines = usual.lines(strip.text, TEXT, PICTURE // usual.height) or ["(no text)"]
+    for number, line in enumerate(lines):
+        usual.draw(page, (MARGIN, top + number * usual.height), line, _INK)
+    note = _note(strip)
+    small.draw(page, (MARGIN, top + PICTURE + small.height), note, _FAINT)
+
+
+def _note(strip: _Strip) -> str:
+    if strip.of == 0:
+        return "no picture"
+    if strip.of <= COLUMNS:
+        return ""
+    return f"tries {strip.start + 1}–{strip.start + len(strip.tries)} of {strip.of:,}"
+
+
+def _show(page: Image.Image, one: Try, at: tuple[int, int], letters: Lettering) -> None:
+    """A try: its picture in a frame, or an empty frame that says why, and what is known of it below."""
+    left, top = at
+    try:
+        picture = thumbnail(one.picture(), PICTURE)
+    except Stopped:
+        raise
+    except Exception as exc:  # noqa: BLE001 - whatever is wrong with one picture, the others are shown
+        _excuse(page, exc, at, letters)
+    else:
+        page.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
+    frame = (left - 1, top - 1, left + PICTURE, top + PICTURE)
+    ImageDraw.Draw(page).rectangle(frame, outline=_FRAME)
+    for number, line in enumerate(_caption(one)):
+        letters.draw(page, (left, top + PICTURE + 8 + number * letters.height), line, _INK)
+    if one.best:
+        _mark(page, at, letters)
+
+
+def _caption(one: Try) -> tuple[str, str, str]:
+    scored = one.score is not None and math.isfinite(one.score)
+    score = f"score {one.score:.3f}" if scored else "no score"
+    return f"iteration {one.iteration}", f"seed {one.seed}", score
+
+
+def _mark(page: Image.Image, at: tuple[int, int], letters: Lettering) -> None:
+    """The best one is told by a thick frame, and by a word with a star."""
+    left, top = at
+    drawing, word = ImageDraw.Draw(page), "★ best"
+    drawing.rectangle((left - 5, top - 5, left + PICTURE + 4, top + PICTURE + 4), outline=_BEST, width=5)
+    right, bottom = left + round(letters.width(word)) + 10, top + letters.height + 3
+    drawing.rectangle((left - 5, top - 5, right, bottom), _BEST)
+    letters.draw(page, (left + 2, top), word, _PAPER)
+
+
+def _excuse(page: Image.Image, exc: Exception, at: tuple[int, int], letters: Lettering) -> None:
+    lines = letters.lines(
+        f"cannot be shown: {str(exc) or type(exc).__name__}", PICTURE - 12, PICTURE // letters.height - 2
+    )
+    for number, line in enumerate(lines, 1):
+        letters.draw(page, (at[0] + 6, at[1] + 6 + number * letters.height), line, _FAINT)

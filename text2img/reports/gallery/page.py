@@ -1,0 +1,91 @@
+"""The report's file, written piece by piece: the template, its styles and script, and the data in between.
+
+Data stands in ``<script type="application/json">``, which no browser runs, with every ``<`` escaped, so that
+no text can end it. The page's own policy lets nothing run or be loaded but what stands in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import IO, TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ITEMS: Final = 100
+"""Items in a script."""
+_THUMBNAILS: Final = 32
+"""Thumbnails in a script, which is read when one of them comes into view; page/1-data.js knows the number."""
+
+
+class Page:
+    """A page that is being written to an open file: ``add`` what there is, then ``finish``.
+
+    What it holds in memory is what stands in one script.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        head, self._tail = _template()
+        self._items: list[Mapping[str, Any]] = []
+        self._thumbnails: list[str] = []
+        self.thumbnails = 0
+        file.write(head)
+
+    def thumbnail(self, url: str) -> int:
+        """Add a thumbnail, a ``data:`` URL; the number by which items name it."""
+        self._thumbnails.append(url)
+        if len(self._thumbnails) == _THUMBNAILS:
+            self._flush("thumbnails", self._thumbnails)
+        self.thumbnails += 1
+        return self.thumbnails - 1
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Add an item."""
+        self._items.append(item)
+        if len(self._items) == _ITEMS:
+            self._flush("items", self._items)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the rest, and what is said of all of it."""
+        self._flush("items", self._items)
+        self._flush("thumbnails", self._thumbnails)
+        self._file.write(f'<script type="application/json" id="summary">{as_json(summary)}</script>\n')
+        self._file.write(self._tail)
+
+    def _flush(self, kind: str, waiting: list[Any]) -> None:
+        if waiting:
+            self._file.write(f'<script type="application/json" class="{kind}">{as_json(waiting)}</script>\n')
+            waiting.clear()
+
+
+def as_json(value: object) -> str:
+    """JSON that can stand in a script: ASCII, and no ``<`` that could begin an end tag or a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _template() -> tuple[str, str]:
+    """What stands before the data, and what after it."""
+    folder = files("text2img.reports.gallery") / "page"
+    scripts = sorted(
+        (each for each in folder.iterdir() if each.name.endswith(".js")), key=lambda each: each.name
+    )
+    body = "".join(each.read_text("utf-8") for each in scripts)
+    script = f'"use strict";\n(() => {{\n{body}}})();\n'
+    style = (folder / "page.css").read_text("utf-8")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = (folder / "page.html").read_text("utf-8").replace("{csp}", policy)
+    head, _, tail = page.partition("{data}\n")
+    return head.replace("{style}", style), tail.replace("{script}", script)
+
+
+def _hash(text: str) -> str:
+    """How a policy names a script or style that may stand in the page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"

@@ -1,0 +1,175 @@
+"""From untold outcomes to told ones: gather them into entries, deliver the entries. Knows no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from text2img.databases import Notice, webhook_id
+from text2img.errors import PromptFailed
+from text2img.prompts.webhook_urls import Webhook
+from text2img.webhooks.payloads import compose, compose_own
+from text2img.webhooks.responses import Result, Verdict
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from text2img.databases import Owed, Telling
+    from text2img.webhooks.callback import Receiver
+
+log = logging.getLogger(__name__)
+
+ENTRY_SIZE = 1_000
+"""Outcomes in one entry at the most."""
+_LATE = 2.0  # seconds by which the database's clock may lag behind the wait that we asked for
+_POLL = 0.25  # seconds between looks during those
+
+
+def gather(database: Telling, run_id: str, status: str, *, final: bool, limit: int = ENTRY_SIZE) -> int:
+    """Put a run's untold outcomes into entries of at most ``limit``; returns how many outcomes.
+
+    Before the end (``final`` false) one entry is made: call it when more than ``limit`` outcomes wait, so
+    that something is left for the last one. At the end all that are left are gathered and the last entry is
+    marked as final; nothing left makes no entry. A crash in between loses nothing: what was marked for an
+    entry that was never kept becomes untold again. Raises DatabaseFailed.
+    """
+    gathered = 0
+    more = True
+    while more:
+        notice_id = webhook_id()
+        outcomes, left = database.gather(run_id, notice_id, limit)
+        if not outcomes:
+            break
+        body = compose(run_id, status, outcomes, final=final and not left)
+        database.save_notice(Notice(id=notice_id, run_id=run_id, body=body))
+        gathered += len(outcomes)
+        more = left and final
+    return gathered
+
+
+def gather_left_over(database: Telling) -> int:
+    """Do that, with status ``interrupted``, for runs that ended before they could; returns how many outcomes.
+
+    Raises DatabaseFailed.
+    """
+    runs = database.untold_runs()
+    return sum(gather(database, run_id, "interrupted", final=True) for run_id in runs)
+
+
+def gather_owed(database: Telling, limit: int = ENTRY_SIZE) -> int:
+    """Make a notice of every outcome that is owed to its prompt's own webhook; returns how many were owed.
+
+    Any worker may, at any time: however many do, an outcome has one notice. Raises DatabaseFailed.
+    """
+    gathered, more = 0, True
+    while more:
+        owed = database.owed(limit)
+        if owed:
+            database.settle_owed(owed, [notice for each in owed if (notice := _own(each))])
+        gathered += len(owed)
+        more = len(owed) == limit
+    return gathered
+
+
+def _own(owed: Owed) -> Notice | None:
+    """The notice; None where the prompt has no address any more."""
+    try:
+        webhook = Webhook.of(owed.webhook_url)
+    except PromptFailed:
+        return None
+    word, body = compose_own(owed.outcome)
+    url, origin = webhook.to(word), webhook.origin
+    return Notice(id=owed.notice_id, run_id=owed.run_id, body=body, url=url, origin=origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a delivery may go on: for so many ``seconds`` (which may be infinite) by ``clock``, or until
+    ``stop`` is set, which is also what it waits for between tries.
+    """
+
+    seconds: float
+    stop: threading.Event
+    clock: Callable[[], float] = time.monotonic
+
+
+def deliver(database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+    """Send what is due, and again what was put off, until nothing is left that comes due within the patience.
+
+    At least one entry is tried, however small the patience; the whole takes at most the patience and one
+    try. What could not be told is due at once for the next delivery, or when the receiver asked for it. An
+    entry may be sent twice (a crash between sending and closing), with the same id and body. Never raises
+    for what a receiver does; raises DatabaseFailed.
+    """
+    _Delivery(database, receiver, worker, patience).run()
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A notice that waits for its next try: when it is due, and until when its receiver asked us to wait, by
+    the clock that counts the seconds.
+    """
+
+    notice: Notice
+    detail: str
+    due: float
+    asked: float
+
+
+class _Delivery:
+    """One call of ``deliver``, and what it has put off."""
+
+    def __init__(self, database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+        self._database, self._receiver, self._worker = database, receiver, worker
+        self._stop, self._clock = patience.stop, patience.clock
+        self._until = self._clock() + patience.seconds
+        self._lease = 2 * receiver.timeout + 10
+        self._waiting: dict[str, PutOff] = {}
+
+    def run(self) -> None:
+        """As deliver."""
+        while not self._stop.is_set():
+            notice = self._database.claim_notice(self._worker, self._lease)
+            if notice is not None:
+                self._try(notice)
+            elif not self._wait():
+                break
+            if self._clock() >= self._until:
+                break
+        self._bring_forward()
+
+    def _try(self, notice: Notice) -> None:
+        self._waiting.pop(notice.id, None)
+        verdict = self._receiver.send(notice)
+        if verdict.result is Result.LATER:
+            log.warning("callback %s, try %d: %s", notice.id, notice.tries, verdict.detail)
+            self._put_off(notice, verdict)
+            return
+        told = verdict.result is Result.TOLD
+        self._database.close_notice(notice, told=told, detail=verdict.detail)
+        log.log(logging.INFO if told else logging.ERROR, "callback %s: %s", notice.id, verdict.detail)
+
+    def _put_off(self, notice: Notice, verdict: Verdict) -> None:
+        now = self._clock()
+        wait = max(verdict.wait, verdict.asked)
+        self._database.postpone_notice(notice, wait, verdict.detail)
+        self._waiting[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
+
+    def _wait(self) -> bool:
+        """Wait until the next of ours is due; False where none comes due in time."""
+        now = self._clock()
+        # Those overdue by more than clocks can differ are with another worker.
+        due = [put_off.due for put_off in self._waiting.values() if put_off.due > now - _LATE]
+        if not due or min(due) >= self._until:
+            return False
+        self._stop.wait(max(_POLL, min(due) - now))
+        return True
+
+    def _bring_forward(self) -> None:
+        """Let what waits of our own accord be due at once: the next delivery may find the receiver well."""
+        now = self._clock()
+        for put_off in self._waiting.values():
+            self._database.postpone_notice(put_off.notice, max(0.0, put_off.asked - now), put_off.detail)

@@ -1,0 +1,1 @@
+"""The job: claim → generate → encode → store → record → notify."""

@@ -1,0 +1,230 @@
+"""What becomes of a batch once the device has made it: encode → store → evaluate → record.
+
+Knows pictures, the storage and the database's queue; does not know how pictures come about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from text2img.concurrency.timeouts import within
+from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
+from text2img.images import parameters
+from text2img.prompts import Completed, Failed, Iterated, Postponed, Stored, failure
+from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.refinement import rescued
+from text2img.worker.image_groups import Albums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from text2img.concurrency.stages import Stop
+    from text2img.engine import Picture
+    from text2img.prompts import Claim, Outcome, Request
+    from text2img.telemetry.stats import Tally
+    from text2img.worker.plan import Parts, Plan
+    from text2img.worker.quota import Quota
+
+log = logging.getLogger(__name__)
+
+_JUDGED_WITHIN = 300.0
+"""Seconds for one picture's score; when the run is stopped, none is waited for any longer."""
+_ENCODERS = 4
+"""Pictures encoded at once. Uploads wait for the network, so that many threads serve; encoding needs cores,
+and more threads at it than there are only keep the device's thread from its turn."""
+
+
+class Finishing:
+    """Finishes one run's batches, several at a time. Leaving the ``with`` block waits for all of them."""
+
+    def __init__(self, parts: Parts, plan: Plan, quota: Quota, tally: Tally, stop: Stop) -> None:
+        self._stop = stop
+        self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
+        self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
+        self._encoders = threading.BoundedSemaphore(_ENCODERS)
+        self._albums = Albums(plan.loop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+    def wants(self, request: Request) -> bool:
+        """Whether the picture is still of use: its claim was not lost while it waited (whoever slept does not
+        make what others have), and none of its prompt's pictures failed.
+        """
+        claim = request.prompt.claim
+        return self._parts.leases.holds(claim) and not self._albums.spoilt(claim)
+
+    def store(
+        self,
+        hand_on: Callable[[list[Outcome]], None],
+        made: tuple[Sequence[Request], Sequence[Picture | PromptFailed | None]],
+    ) -> None:
+        """Encode and store a batch (None: a picture that was of no use); of prompts that have all of their
+        pictures now, what could be stored is handed on even if the rest could not.
+        """
+        stored = [self._pool.submit(self._outcome, *each) for each in zip(*made, strict=True)]
+        wait(stored)
+        faults = [fault for future in stored if (fault := future.exception())]
+        settled = [
+            self._albums.add(request, future.result())
+            for request, future in zip(made[0], stored, strict=True)
+            if not future.exception()
+        ]
+        hand_on([outcome for outcome in settled if outcome])
+        if faults:
+            raise faults[0]
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
+        outcomes = [_rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
+        self._write_beside(outcomes)
+        with self._parts.seconds("record", *outcomes):
+            recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
+        self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
+        self._parts.leases.drop(outcome.claim for outcome in outcomes)
+        again = [outcome.wait for outcome in recorded if isinstance(outcome, Postponed)]
+        again += [0.0 for outcome in recorded if isinstance(outcome, Iterated)]
+        self._quota.put_back(again)
+        self._tally.add(recorded)
+        self._parts.progress.settled(recorded)
+        self._parts.recorded(recorded)
+        for outcome in recorded:
+            _log(outcome)
+
+    def _write_beside(self, outcomes: Sequence[Outcome]) -> None:
+        """What stands beside the pictures, before it is recorded that there is no more to do."""
+        if self._parts.sidecars is None:
+            return
+        with self._parts.seconds("upload", *outcomes):
+            for done in [self._pool.submit(self._parts.sidecars.write, outcome) for outcome in outcomes]:
+                done.result()
+
+    def _outcome(self, request: Request, result: Picture | PromptFailed | None) -> Outcome | None:
+        """What becomes of one request; None where its claim was lost, or its picture of no use."""
+        if result is None:
+            return None
+        if isinstance(result, PromptFailed):
+            return failure(request.prompt, result, self._plan.max_attempts)
+        try:
+            return self._store(request, result)
+        except PromptFailed as exc:
+            return failure(request.prompt, exc, self._plan.max_attempts)
+        except ClaimLost:
+            self._lost([request.prompt.claim])
+            return None
+
+    def _store(self, asked: Request, picture: Picture) -> Completed:
+        request = _as_made(asked, picture)
+        card, claim = self._parts.card, request.prompt.claim
+        made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
+        facts = parameters(request, revision=card.revision, approximations=card.approximations, **made)
+        with self._encoders, self._parts.seconds("encode", request):
+            file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
+        name = self._plan.object_name.name_of(request) + file.ending
+        still_ours = partial(self._parts.database.holds, claim)
+        with self._parts.seconds("upload", request):
+            url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
+        stored = Stored(
+            image_url=url,
+            sha256=hashlib.sha256(file.data).hexdigest(),
+            used={**request.parameters.recorded, **made, **card.approximations, **picture.notes},
+            text=request.text,
+            number=request.number,
+            iteration=request.iteration,
+            truncated=picture.truncated,
+            evaluation=self._evaluated(picture, request),
+        )
+        return Completed(prompt=request.prompt, text=request.meant, pictures=(stored,))
+
+    def _evaluated(self, picture: Picture, request: Request) -> Evaluation | None:
+        """What the evaluator, if there is one, says of the picture, which is stored already.
+
+        Raises Stopped in a loop that has to end before it has spoken: no score would end the prompt's loop,
+        so its claim is given back, and the iteration made again.
+        """
+        evaluator = self._parts.evaluator
+        if evaluator is None:
+            return None
+        with self._parts.seconds("evaluate", request):
+            judge = partial(evaluator.evaluate, picture.pixels, request.meant)
+            try:
+                return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
+            except TimeoutError:
+                if self._plan.loop is not None:
+                    self._stop.check()
+                reason = "there was no score in time"
+            except EvaluationFailed as exc:
+                reason = str(exc)
+            except Exception as exc:  # whatever it stumbles over, the picture is kept
+                log.debug("the evaluator stumbled over %s", request.prompt.id, exc_info=exc)
+                reason = f"the evaluator failed unexpectedly: {type(exc).__name__}"
+        log.warning("%s has no score: %s", request.prompt.id, reason)
+        return Evaluation(evaluator=evaluator.name, error=reason)
+
+    def _lost(self, claims: Collection[Claim]) -> None:
+        self._parts.leases.lose(claims)
+        for claim in claims:
+            log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
+
+
+def _as_made(request: Request, picture: Picture) -> Request:
+    """The request with the size and the seed that the picture really has: what is recorded must be true."""
+    height, width = picture.pixels.shape[:2]
+    wanted = request.parameters
+    if (width, height) != (wanted.width, wanted.height):
+        wanted = replace(wanted, width=width, height=height, aspect_ratio=None)
+    if picture.seed is not None:
+        wanted = replace(wanted, seed=picture.seed)
+    return request if wanted is request.parameters else replace(request, parameters=wanted)
+
+
+def _rescued(outcome: Outcome) -> Outcome:
+    kept = rescued(outcome)
+    if isinstance(outcome, Failed) and kept is not outcome:
+        why = (outcome.claim.id, outcome.sentence, outcome.code)
+        log.warning("%s goes no further than its best try: %s (%s)", *why)
+    return kept
+
+
+def _log(outcome: Outcome) -> None:
+    facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
+    if isinstance(outcome, Completed | Iterated):
+        fate = "completed" if isinstance(outcome, Completed) else "not good enough yet:"
+        log.info("%s %s%s", fate, outcome.claim.id, _in_words(outcome), extra=facts | _facts(outcome))
+        return
+    fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"
+    log.warning(
+        "%s %s: %s (%s)",
+        outcome.claim.id,
+        fate,
+        outcome.sentence,
+        outcome.code,
+        extra=facts | {"error_code": str(outcome.code)},
+    )
+
+
+def _facts(outcome: Completed | Iterated) -> dict[str, object]:
+    facts: dict[str, object] = {"images": outcome.made}
+    facts |= (
+        {"image_url": outcome.first.image_url} if isinstance(outcome, Completed) else {"event": "iteration"}
+    )
+    score = outcome.first.score
+    facts |= {} if score is None else {"score": score}
+    return facts | ({"iterations": outcome.iterations} if outcome.tries else {})
+
+
+def _in_words(outcome: Completed | Iterated) -> str:
+    """The best score so far, and after how many iterations; nothing where there is neither."""
+    score = outcome.first.score
+    words = "" if score is None else f", score {score:.2f}"
+    plural = "s" if outcome.iterations > 1 else ""
+    return f"{words} after {outcome.iterations} iteration{plural}" if outcome.tries else words

@@ -1,0 +1,210 @@
+"""One run of the job: its document, what is told of it, its one line and its end. Somebody else works."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from text2img.concurrency.timeouts import within
+from text2img.errors import DatabaseFailed, RunFailed, Stopped
+from text2img.telemetry.stats import Tally
+from text2img.telemetry.tracing import traces
+from text2img.worker import build, platform_task
+from text2img.worker.leases import Leases
+from text2img.worker.local import Place
+from text2img.worker.summary_line import last_line, remaining
+from text2img.worker.versions import versions
+from text2img.worker.watchdog import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from text2img.concurrency.stages import Stop
+    from text2img.databases import Database, Run
+    from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
+    from text2img.worker.local import Labour
+    from text2img.worker.polling import Serving
+
+log = logging.getLogger("text2img.run")
+
+_TOLD_EVERY = 2.0  # seconds that a server's outcomes wait for others, to be told together
+_LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write that down and tell of it
+_GIVING_BACK = 1.0  # seconds to release what is claimed where a run is given up
+_WRITING_DOWN = 0.5  # seconds to write down then how it ended
+
+
+class Job:
+    """One run: its document, what is told of it, its line and its end. ``labour`` does the work.
+
+    With ``serving`` it is a server's: the model is loaded though nothing waits, and the end is the server's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        labour: Labour,
+        stop: Stop,
+        serving: Serving | None = None,
+    ) -> None:
+        self._serving = serving
+        self._settings, self._database, self._labour, self._stop = settings, database, labour, stop
+        self._selection = build.selection(settings)
+        self._name = build.worker_name()
+        self._run = replace(
+            platform_task.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
+        )
+        every = None if serving is None else _TOLD_EVERY
+        self._teller = build.teller(settings, database, self._run.id, self._name, every=every)
+        self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
+        self.traces = traces(os.environ, self._run.id, endless=serving is not None)
+        self._ended: str | None = None
+        self._finished_at: datetime | None = None
+        self.tally = Tally()
+
+    def carry_out(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
+        """Run, and print the one line at the end, whatever the end. ``look_over``, if there was something to
+        settle, writes down what can be looked at; the run has ended well by then.
+        """
+        try:
+            with Guard(self._stop, self._settings.stall_timeout, self.give_up) as guard:
+                self.run(progress, guard)
+                if look_over is not None and self.tally.settled:
+                    look_over(self._state("completed"))
+        except (Stopped, RunFailed):
+            self.conclude(1)
+            raise
+        print(self.summary())
+
+    def run(self, progress: Progress, guard: Guard) -> None:
+        """Work through what is pending. A run that finds nothing touches neither storage nor model."""
+        waiting = self._database.pending(self._selection)
+        log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
+        status, worked = "failed", waiting > 0 or self._serving is not None
+        progress = self.traces.following(self._teller.following(progress))
+        self._teller.start()
+        try:
+            if worked:
+                self._work(waiting, progress, guard)
+            status = "completed"
+        except (Stopped, RunFailed):
+            status = "stopped" if self._stop.event.is_set() else "failed"
+            self._stop.check()  # what fails while a run is being stopped is not what it ends of
+            raise
+        finally:
+            progress.end()
+            self._ended, self._finished_at = status, datetime.now(UTC)
+            self._close(status, worked=worked)
+        self._stop.check()
+
+    def summary(self) -> str:
+        """The one line that a run ends with."""
+        left, later = self._database.counts(self._selection), self._database.postponed(self._selection)
+        return self._line(remaining(left, later))
+
+    def conclude(self, seconds: float) -> None:
+        """Print the line of a run that ends early, with what the database says of it within ``seconds``.
+
+        Never raises: how the run ended must not be hidden by what comes after.
+        """
+        line = self._line("unknown")
+        with suppress(Exception):
+            line = within(seconds, self.summary)
+        with suppress(OSError):
+            print(line, flush=True)
+
+    def _line(self, left: str) -> str:
+        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.tally.pictures)
+        cost = so_far.dollars_per_1000_images
+        return last_line(self.tally, self.spent(), left, cost, self._settings.output_url)
+
+    def lost(self) -> int:
+        """How many claims went to other workers so far."""
+        return self._leases.lost
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far, by stage."""
+        return self._labour.spent()
+
+    def give_up(self, status: int) -> None:
+        """The last resort: give back what is claimed, if that takes no time, and leave at once."""
+        with suppress(Exception):
+            within(_GIVING_BACK, self._leases.release)
+        with suppress(Exception):
+            within(_WRITING_DOWN, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped")))
+        self.conclude(0)
+        logging.shutdown()
+        os._exit(status)
+
+    def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
+        self._save("running")
+        progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
+        self._labour.work(
+            Place(
+                run_id=self._run.id,
+                name=self._name,
+                waiting=waiting,
+                leases=self._leases,
+                guard=guard,
+                progress=progress,
+                tally=self.tally,
+                recorded=self._teller.recorded,
+                serving=self._serving,
+                traces=self.traces,
+            )
+        )
+
+    def _save(self, status: str) -> None:
+        """Write down how the run stands; while it runs this also says that it is alive."""
+        self._database.save_run(self._state(status), self._settings.lease_seconds)
+
+    def _state(self, status: str) -> Run:
+        tally, labour = self.tally, self._labour
+        return replace(
+            self._run,
+            status=status,
+            model=labour.model,
+            finished_at=None if status == "running" else self._end_or_now(),
+            completed=tally.completed,
+            failed=tally.failed,
+            images=tally.pictures,
+            postponed=tally.postponed,
+            images_per_second=round(tally.images_per_second, 4),
+            steady_images_per_second=round(tally.steady_images_per_second, 4),
+            device_busy=round(tally.device_busy, 4),
+            device_busy_of_run=round(tally.device_busy_of_run, 4),
+            # Not before the first batch: while its libraries are being imported, an engine cannot say.
+            peak_memory=labour.peak_memory() if tally.made else 0,
+            seconds={stage: round(spent, 3) for stage, spent in self.spent().items()},
+            versions=versions(),
+        )
+
+    def _end_or_now(self) -> datetime:
+        """When the work was over; before that, the present moment."""
+        return self._finished_at or datetime.now(UTC)
+
+    def _close(self, status: str, *, worked: bool) -> None:
+        """Keep the run's end and tell of it; a database that has failed has been reported already."""
+        try:
+            if status == "completed":
+                self._end(status, self._settings.callback_patience, self._stop.event, worked=worked)
+            else:
+                patience = min(self._settings.callback_patience, 2)
+                within(_LAST_WORDS, lambda: self._end(status, patience, threading.Event(), worked=worked))
+        except (DatabaseFailed, TimeoutError) as exc:
+            if status == "completed":
+                self._stop.check()
+                raise
+            log.warning("the run's end could not be written down: %s", exc)
+
+    def _end(self, status: str, patience: float, stop: threading.Event, *, worked: bool) -> None:
+        self._teller.close(status, patience)
+        if worked:
+            self._save(status)
+        self._teller.finish(patience, stop)

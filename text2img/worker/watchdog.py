@@ -1,0 +1,142 @@
+"""How a run ends before its time: asked by a signal, or because the device has gone quiet.
+
+Knows signals, threads and time; what is given up when a run does not end by itself, its owner says.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from text2img.concurrency.stages import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+log = logging.getLogger(__name__)
+
+GRACE = 5.0
+"""Seconds from a signal to giving up, which may take two more: all told less than eight. Cloud Run grants 10
+before it kills, Kubernetes 30."""
+_LOOK = 0.5  # seconds between looks at the device at the most
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """SIGTERM and SIGINT end a command at once: while nothing is claimed there is nothing to give back. As a
+    container's first process it would not even hear a signal that nobody handles.
+
+    Raises SystemExit with 128 + signal, also where the code that was interrupted stumbles over that and
+    raises something else: a library's lock may not be as it left it.
+    """
+    heard: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        heard.append(number)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except Exception:
+        if heard:
+            raise SystemExit(128 + heard[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stop.event.is_set():
+            os._exit(128 + number)
+        stop.set(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Guard:
+    """A thread that calls ``give_up(status)`` when the run has to end and does not.
+
+    That is ``grace`` seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse``
+    came for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard. ``clock`` counts the
+    seconds; ``wait(event, seconds)`` waits for an event and returns whether it is set.
+    """
+
+    def __init__(  # noqa: PLR0913 - the clock and the wait are two of them
+        self,
+        stop: Stop,
+        stall_timeout: float,
+        give_up: Callable[[int], None],
+        grace: float = GRACE,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
+        self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, give_up
+        self._grace = grace
+        self._clock, self._wait = clock, wait
+        self._over = threading.Event()
+        self._last: float | None = None
+        self._thread = threading.Thread(target=self._guard, name="guard", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """The device works inside this block, and is expected to show it."""
+        self.pulse()
+        try:
+            yield
+        finally:
+            self._last = None
+
+    def pulse(self) -> None:
+        """The device has made a step."""
+        self._last = self._clock()
+
+    def _guard(self) -> None:
+        while not self._wait(self._over, min(_LOOK, self._stall_timeout / 4)):
+            if self._stop.event.is_set():
+                if not self._wait(self._over, self._grace):
+                    log.warning("what is still under way after %g s is left behind", self._grace)
+                    self._give_up(self._stop.status)
+                return
+            last = self._last
+            if last is not None and self._clock() - last > self._stall_timeout:
+                log.error("no step for %g s: the device hangs; ending\n%s", self._stall_timeout, stacks())
+                self._give_up(1)
+                return
+
+
+def stacks() -> str:
+    """Where every thread of this process is at the moment."""
+    with tempfile.TemporaryFile("w+") as file:  # faulthandler writes to a descriptor, not to an object
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
