@@ -159,7 +159,7 @@ def _work(shift: Shift, hand: _Hand, stop: Stop) -> float:
 
 
 def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
-    """What ``text2img.worker.flow.job`` does with a worker, in its order."""
+    """What ``text2img.worker.job`` does with a worker, in its order."""
     database, selection = hand.database, Selection()
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)

@@ -40,7 +40,7 @@ def limits(monkeypatch):
     """Sets how long a run waits at its end, in seconds: long, where a test does not expect it to wait."""
 
     def limit(name, seconds):
-        monkeypatch.setattr(f"text2img.worker.flow.job.{name}", seconds)
+        monkeypatch.setattr(f"text2img.worker.job.{name}", seconds)
 
     for name in ("_LAST_WORDS", "_GIVING_BACK", "_WRITING_DOWN"):
         limit(name, 60)
@@ -110,7 +110,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     ended.
     """
     limits("_GIVING_BACK", 0.1)
-    monkeypatch.setattr("text2img.worker.flow.leases._GIVING_BACK", 600)
+    monkeypatch.setattr("text2img.worker.leases._GIVING_BACK", 600)
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
     job = failing(settings, stuck, Failing(lambda: None), Stop())
