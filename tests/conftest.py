@@ -23,11 +23,17 @@ pytest_plugins = [
 ]
 
 HERE = Path(__file__).parent
-FIRST = ("test_workers", "test_workers_in_a_cluster", "test_compiled_loras", "test_serve_away", "test_loras")
+FIRST = (
+    *(
+        "acceptance/test_workers.py",
+        "acceptance/test_workers_in_a_cluster.py",
+        "engine/test_compiled_loras.py",
+    ),
+    *("acceptance/test_serve_away.py", "acceptance/test_loras.py"),
+)
 """Files that take longest, most of it waiting: begun first, so that no core is idle at the end."""
 FOLDERS = ("acceptance", "chaos", "engine", "contract", "evaluation", "benchmarks")
 """Whose files follow; those of other folders, which are short, come last."""
-
 
 FULL = ("chaos", "acceptance", "benchmarks", "gpu")
 """Folders whose tests only ``make test-all`` runs, except for those marked ``smoke``."""
@@ -51,7 +57,7 @@ def _folder(item):
 
 
 def _turn(item):
-    folder, name = _folder(item), item.path.stem
+    folder, name = _folder(item), item.path.relative_to(HERE).as_posix()
     first = FIRST.index(name) if name in FIRST else len(FIRST)
     return first, FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
 

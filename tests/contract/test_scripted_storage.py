@@ -1,6 +1,6 @@
 """What Cloud Storage and S3 answer, and what the product makes of it: the same scenarios for both.
 
-What only one of the services has is in tests/unit/test_storage_gcs*.py and test_storage_s3*.py.
+What only one of the services has is in tests/unit/storage/.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """fal's queue for tests: a server that keeps the documented protocol, and misbehaves where a test plans it.
 
-https://docs.fal.ai/model-endpoints/queue describes the protocol; tests/unit/test_hosted_protocol.py lets
-fal's own client try this server.
+https://docs.fal.ai/model-endpoints/queue describes the protocol. In tests/unit/engine/test_hosted_protocol.py
+fal's own client tries this server.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from text2img.prompts.aspect_ratio import ASPECT_RATIOS
 from text2img.prompts.parameters import settle
 from text2img.settings import options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

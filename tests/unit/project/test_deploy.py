@@ -12,14 +12,14 @@ import yaml
 from google.cloud import batch_v1, run_v2, scheduler_v1
 from google.protobuf import json_format
 
-from tests.unit.test_container import arguments, environment
-from tests.unit.test_readme import _rows
+from tests.unit.project.test_container import arguments, environment
+from tests.unit.project.test_readme import _rows
 from text2img import cli
 from text2img.settings import options
 from text2img.settings.loader import load
 from text2img.worker.watchdog import GRACE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 GUIDE = (ROOT / "docs" / "deploy.md").read_text()
 KUBERNETES = sorted(f"kubernetes/{path.name}" for path in (DEPLOY / "kubernetes").glob("*.yaml"))

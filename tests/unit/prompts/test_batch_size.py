@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_batches import a_request
+from tests.unit.prompts.test_batching import a_request
 from text2img.prompts.batch_size import BatchSize, FastestSize, Trial
 from text2img.prompts.batching import Batcher
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FORBIDDEN = {"text2img", "text2img-batch"}
 """On PyPI the old name belongs to another project; the new one is safe only once it is registered there."""

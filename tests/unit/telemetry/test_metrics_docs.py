@@ -8,7 +8,7 @@ from text2img.telemetry.backlog import RECEIVERS, Backlog
 from text2img.telemetry.metrics import Figures
 from text2img.telemetry.stats import Tally
 
-DOCS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_metrics_is_the_code() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.engine.test_hub import COMMIT, repository
-from tests.unit.test_loras_fetched import weights
+from tests.unit.engine.test_loras import weights
 
 CODE = """
 import hashlib, sys, time

@@ -14,7 +14,7 @@ import pytest
 import text2img
 from tests.servers import unavailable
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = ROOT / "Dockerfile"
 
 
@@ -169,7 +169,7 @@ def _matches(pattern: str, path: PurePosixPath) -> bool:
         ".env",
         ".env.local",
         ".github/workflows/ci.yml",
-        "tests/unit/test_container.py",
+        "tests/unit/project/test_container.py",
         "scratch/training/smoke.pt",
         "training/autoencoder.py",
         "benchmarks/figures.py",
