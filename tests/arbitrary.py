@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
 from hypothesis import strategies as st
 
-from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.parameters import PARAMETER_NAMES
 
 WISHED = ("text", "prompt_tags", "webhook_url", *PARAMETER_NAMES, "priority", "dataset_id")
 """What an owner may write, and is to be told of where it is wrong."""

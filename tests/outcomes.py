@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from text2img.prompts import Completed, Iterated, Prompt, Stored, Wishes, request
-from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.outcomes import Evaluation
 
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 

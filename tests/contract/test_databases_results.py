@@ -14,7 +14,7 @@ from text2img.databases.sqlite.queue import selected
 from text2img.databases.sqlite.results import _FINISHED
 from text2img.databases.sqlite.schema import STATUS
 from text2img.errors import DatabaseFailed, ErrorCode
-from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.outcomes import Evaluation
 
 
 def _names(found):

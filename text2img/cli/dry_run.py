@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from text2img.errors import DatabaseMissing, PromptFailed
 from text2img.prompts import Claim, Prompt, Wishes, request
-from text2img.prompts.batch_size import FixedSize
-from text2img.prompts.batching import Batcher
+from text2img.prompts.batching import Batcher, FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 from text2img.worker import build
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from text2img.prompts import Stored
-from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.outcomes import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from text2img.databases import Untold
 from text2img.databases.candidates import tries_of
 from text2img.errors import PromptFailed
 from text2img.prompts import Prompt, Status, Wishes
-from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.parameters import PARAMETER_NAMES
 from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import ModelConfiguration, Wishes
-from text2img.prompts.aspect_ratio import check_aspect_ratio
 from text2img.prompts.loras import check_loras
-from text2img.prompts.parameters import STYLE_CHECKS, check_num_images, check_scheduler
+from text2img.prompts.parameters import STYLE_CHECKS, check_aspect_ratio, check_num_images, check_scheduler
 from text2img.prompts.validation import check_integer, check_number, check_pixels, check_text, nearest
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from text2img.databases.documents import (
     SUCCESS_FIELDS,
 )
 from text2img.prompts import APPROXIMATIONS, NOTES, Completed, Failed, Iterated, Status
+from text2img.prompts.object_names import gcs_url
 from text2img.prompts.parameters import RECORDED_NAMES
-from text2img.prompts.urls import gcs_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from text2img.prompts.requested import Wishes
+from text2img.prompts.parameters import Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

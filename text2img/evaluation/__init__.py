@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.outcomes import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np

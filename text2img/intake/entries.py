@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import PromptId, Wishes
-from text2img.prompts.parameters import settle
-from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.parameters import PARAMETER_NAMES, settle
 from text2img.prompts.validation import check_number, check_prompt_text, check_text, nearest
 from text2img.prompts.webhook_urls import check_form
 

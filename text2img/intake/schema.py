@@ -6,9 +6,8 @@ import sys
 from typing import Any, Final
 
 from text2img.intake.entries import HIGHEST
-from text2img.prompts.aspect_ratio import ASPECT_RATIOS
 from text2img.prompts.loras import HEAVIEST, LONGEST_PATH, MOST
-from text2img.prompts.parameters import FORMATS, MOST_IMAGES, POSITIONS, SCHEDULERS
+from text2img.prompts.parameters import ASPECT_RATIOS, FORMATS, MOST_IMAGES, POSITIONS, SCHEDULERS
 from text2img.prompts.validation import LONGEST_NAME, LONGEST_TEXT, steers
 from text2img.prompts.webhook_urls import FORM, LONGEST_URL
 

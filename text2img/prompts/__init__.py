@@ -13,8 +13,7 @@ from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.ids import PromptId
 from text2img.prompts.loras import Lora
 from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
-from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, settle
-from text2img.prompts.requested import Wishes
+from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, Wishes, settle
 from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:

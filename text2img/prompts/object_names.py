@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from text2img.prompts import Request
     from text2img.prompts.ids import PromptId
+
 
 _FIELD: Final = re.compile(r"\{(?:id|generation_id)\}")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._/-]*")
@@ -73,3 +75,25 @@ class TryName:
         """
         nth = f"_image_{request.candidate + 1}" if request.candidate else ""
         return f"{self.folder(request.prompt.id)}/iteration_{request.iteration}{nth}"
+
+
+_ON_GCS = "gs://"
+_PUBLIC_ON_GCS = "https://storage.googleapis.com/"
+
+
+def quoted(path: str) -> str:
+    """An object's name as it stands in an ``https://`` URL (RFC 3986): UTF-8, slashes as they are."""
+    return quote(path, safe="/~")
+
+
+def public_gcs_url(bucket: str, path: str) -> str:
+    """Where anybody finds an object of Cloud Storage, provided that they may read it."""
+    return f"{_PUBLIC_ON_GCS}{bucket}/{quoted(path)}"
+
+
+def gcs_url(image_url: str | None) -> str | None:
+    """The ``gs://`` URL of a picture on Cloud Storage, also from its public one; None for any other."""
+    url = image_url or ""
+    if url.startswith(_PUBLIC_ON_GCS):
+        return _ON_GCS + unquote(url.removeprefix(_PUBLIC_ON_GCS))
+    return url if url.startswith(_ON_GCS) else None

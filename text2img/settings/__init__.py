@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
-from text2img.prompts.batch_size import BatchSize
+from text2img.prompts.batching import BatchSize
 from text2img.prompts.object_names import ObjectName, TryName
+from text2img.prompts.parameters import Wishes
 from text2img.prompts.refinement import Loop
-from text2img.prompts.requested import Wishes
-from text2img.settings.generation import DEFAULT_MODEL, DEFAULTS
-from text2img.settings.option import Option, declared_in
-from text2img.settings.runtime import Running
+from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, Running, declared_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -19,8 +19,7 @@ from pydantic_settings import (
 )
 
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.parameters import settle
-from text2img.prompts.requested import Wishes
+from text2img.prompts.parameters import Wishes, settle
 from text2img.settings import DEFAULTS, Settings, options
 
 if TYPE_CHECKING:

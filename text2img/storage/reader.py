@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.concurrency.timeouts import within
 from text2img.errors import ConfigurationError, StorageFailed, Unreadable
-from text2img.prompts.urls import gcs_url
+from text2img.prompts.object_names import gcs_url
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 
 if TYPE_CHECKING:

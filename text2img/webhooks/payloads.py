@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from text2img.errors import ErrorCode
-from text2img.prompts.urls import gcs_url
+from text2img.prompts.object_names import gcs_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from text2img.concurrency.timeouts import within
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Failed, Iterated, Postponed, Stored, failure
-from text2img.prompts.evaluation import Evaluation
+from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.refinement import rescued
 from text2img.worker.image_groups import Albums
 

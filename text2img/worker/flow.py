@@ -20,8 +20,7 @@ from text2img.concurrency.stages import Ahead, Gather, Stage
 from text2img.engine.loras.prefetch import Fetching
 from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
-from text2img.prompts.batch_size import FastestSize, FixedSize
-from text2img.prompts.batching import Batcher
+from text2img.prompts.batching import Batcher, FastestSize, FixedSize
 from text2img.worker.finish import Finishing
 from text2img.worker.plan import Parts, Plan
 from text2img.worker.quota import Quota

@@ -10,8 +10,7 @@ import pytest
 from text2img import cli, errors
 from text2img.errors import ErrorCode
 from text2img.prompts import Wishes
-from text2img.prompts.aspect_ratio import ASPECT_RATIOS
-from text2img.prompts.parameters import settle
+from text2img.prompts.parameters import ASPECT_RATIOS, settle
 from text2img.settings import options
 
 ROOT = Path(__file__).parents[3]

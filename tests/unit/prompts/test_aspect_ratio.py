@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Wishes
-from text2img.prompts.aspect_ratio import ASPECT_RATIOS, SIDES
-from text2img.prompts.parameters import settle
+from text2img.prompts.parameters import ASPECT_RATIOS, SIDES, settle
 
 OWN = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 

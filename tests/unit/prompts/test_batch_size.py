@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.prompts.test_batching import a_request
-from text2img.prompts.batch_size import BatchSize, FastestSize, Trial
-from text2img.prompts.batching import Batcher
+from text2img.prompts.batching import Batcher, BatchSize, FastestSize, Trial
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
-from text2img.prompts.batch_size import FixedSize
-from text2img.prompts.batching import Batcher
+from text2img.prompts.batching import Batcher, FixedSize
 
 
 def a_request(number: int, *, width: int = 512, deaths: int = 0, chunks: int = 1) -> Request:

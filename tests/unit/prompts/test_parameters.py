@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Parameters, Wishes
-from text2img.prompts.parameters import settle
-from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.parameters import PARAMETER_NAMES, settle
 from text2img.prompts.validation import check_prompt_text
 
 COMPLETE = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
 from text2img.prompts import APPROXIMATIONS, NOTES
-from text2img.prompts.parameters import RECORDED_NAMES, STYLE_CHECKS
-from text2img.prompts.requested import PARAMETER_NAMES
+from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
     import sqlite3

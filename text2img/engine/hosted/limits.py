@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from text2img.prompts.requested import Wishes
+from text2img.prompts.parameters import Wishes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
-from text2img.prompts.urls import quoted
+from text2img.prompts.object_names import quoted
 from text2img.storage.reader import ENDINGS
 
 if TYPE_CHECKING:
