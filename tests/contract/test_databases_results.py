@@ -11,7 +11,7 @@ from tests.contract.database_suite import ALL, failed
 from tests.outcomes import completed
 from text2img.databases import Selection
 from text2img.databases.sqlite.queue import selected
-from text2img.databases.sqlite.results import _FINISHED
+from text2img.databases.sqlite.run_store import _FINISHED
 from text2img.databases.sqlite.schema import STATUS
 from text2img.errors import DatabaseFailed, ErrorCode
 from text2img.prompts.outcomes import Evaluation

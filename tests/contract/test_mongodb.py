@@ -12,7 +12,7 @@ from pymongo.errors import AutoReconnect
 from tests.contract.database_suite import ALL, MINUTE, opened, texts
 from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Selection
-from text2img.databases.mongo.claiming import candidates_pipeline
+from text2img.databases.mongo.queue import candidates_pipeline
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.prompts import PromptId, Wishes
 

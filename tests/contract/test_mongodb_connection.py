@@ -13,8 +13,8 @@ from tests.chaos.gates import Gate, wire_message
 from tests.contract.database_suite import opened
 from tests.servers import free_port
 from text2img.databases import Collections
-from text2img.databases.mongo import connection
-from text2img.databases.mongo.connection import address_of, sentence
+from text2img.databases.mongo import session
+from text2img.databases.mongo.session import address_of, sentence
 from text2img.errors import ConfigurationError, DatabaseFailed
 
 
@@ -39,13 +39,13 @@ def test_an_absent_server_is_said_in_time(monkeypatch):
     """The patience is what pymongo waits, also against the URI; then one line with the address and without
     the password.
     """
-    assert connection.PATIENCE <= 15  # of the 20 seconds that the contract allows
-    monkeypatch.setattr(connection, "PATIENCE", 1)
+    assert session.PATIENCE <= 15  # of the 20 seconds that the contract allows
+    monkeypatch.setattr(session, "PATIENCE", 1)
     port = free_port()
     uri = f"mongodb://me:hunter2@127.0.0.1:{port}/db?serverSelectionTimeoutMS=3600000"
-    with closing(connection.connect(uri)) as client:
-        assert client.options.server_selection_timeout == connection.PATIENCE
-        assert client.options.pool_options.connect_timeout == connection.PATIENCE
+    with closing(session.connect(uri)) as client:
+        assert client.options.server_selection_timeout == session.PATIENCE
+        assert client.options.pool_options.connect_timeout == session.PATIENCE
     with pytest.raises(DatabaseFailed) as caught:
         opened(uri)
     assert f"no MongoDB answers at 127.0.0.1:{port} within 1 seconds" in str(caught.value)
@@ -58,8 +58,8 @@ def test_a_server_that_is_gone_does_not_hold_up_the_end(mongodb_server, monkeypa
     """Closing does not take the patience that an absent server is given, here an hour; refused, or
     unanswered.
     """
-    monkeypatch.setattr(connection, "PATIENCE", 3600)
-    monkeypatch.setattr(connection, "SILENCE", 3600)
+    monkeypatch.setattr(session, "PATIENCE", 3600)
+    monkeypatch.setattr(session, "SILENCE", 3600)
     port = int(mongodb_server.rpartition(":")[2])
     with Gate(port, wire_message) as gate:
         database = opened(f"mongodb://127.0.0.1:{gate.port}/closing?directConnection=true")

@@ -14,7 +14,7 @@ from text2img import cli
 from text2img.engine.silence import quiet
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation.clip import ClipEvaluator
-from text2img.images import thumbnails
+from text2img.images import contact_sheet
 
 RED, BLUE = ((np.zeros((48, 64, 3)) + colour).astype(np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
@@ -115,6 +115,6 @@ def test_compare_asks_the_model_that_is_named(folder, tmp_path, monkeypatch, cap
     made = ClipEvaluator(folder)
     made.load()
     for pair, level in zip(found["pairs"], (100, 200), strict=True):
-        both = [thumbnails.pixels(picture(level, marked=marked)) for marked in (False, True)]
+        both = [contact_sheet.pixels(picture(level, marked=marked)) for marked in (False, True)]
         assert pair["clip"] == pytest.approx(made.similarity(*both), abs=1e-5)
     assert "CLIP     mean" in said

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import text2img.demo
 from text2img.cli import run
 from text2img.databases import Selection
-from text2img.demo.contact_sheet import contact_sheet
-from text2img.demo.scenes import Scene
+from text2img.demo.scenes import Scene, contact_sheet
 from text2img.errors import ConfigurationError, StorageFailed
 from text2img.intake import read_prompts
 from text2img.storage import open_storage

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.cli import status_lines, timing_plot
-from text2img.databases.run_documents import state_of
+from text2img.databases.documents import state_of
 from text2img.errors import ConfigurationError
 from text2img.worker import build
 from text2img.worker.summary_line import dollars

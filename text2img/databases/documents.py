@@ -1,27 +1,39 @@
-"""What a document means, for every adapter: its fields become a prompt, or what is to be told of it.
-
-Knows the documents of CONTRACT.md and no database: ids and moments in time are written by the adapters,
-each in its own database's way.
-"""
+"""Fields of documents and rows, and what they mean: prompts, model configurations, results, runs."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from text2img.databases import Untold
-from text2img.databases.candidates import tries_of
-from text2img.errors import PromptFailed
-from text2img.prompts import Prompt, Status, Wishes
-from text2img.prompts.parameters import PARAMETER_NAMES
-from text2img.prompts.validation import check_prompt_text
+from text2img.databases import Failure, Made, Run, Untold
+from text2img.errors import ConfigurationError, PromptFailed
+from text2img.prompts import ModelConfiguration, Prompt, Status, Stored, Wishes
+from text2img.prompts.loras import check_loras
+from text2img.prompts.outcomes import Evaluation
+from text2img.prompts.parameters import (
+    PARAMETER_NAMES,
+    STYLE_CHECKS,
+    check_aspect_ratio,
+    check_num_images,
+    check_scheduler,
+)
+from text2img.prompts.validation import (
+    check_integer,
+    check_number,
+    check_pixels,
+    check_prompt_text,
+    check_text,
+    nearest,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from text2img.databases import NewPrompt
     from text2img.prompts import Claim, PromptId
+
 
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
@@ -171,3 +183,265 @@ def drawn_text(fields: Mapping[str, Any]) -> object:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def documents_of(tries: Sequence[Stored], best: Stored | None) -> list[dict[str, object]]:
+    """What is recorded of the tries, in their order; the ``best``, once it is known, says that it is."""
+    return [_document_of(each, best=each is best) for each in tries]
+
+
+def tries_of(value: object) -> tuple[Stored, ...]:
+    """The tries that a prompt's document holds, for its loop to go on with: none of a loop that has ended,
+    since its owner wants the prompt made anew, and none where anything in it is not as it was recorded:
+    another program may have been there.
+    """
+    if not isinstance(value, list):
+        return ()
+    try:
+        return () if any("best" in each for each in value) else tuple(_try_of(each) for each in value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ()
+
+
+def _document_of(one: Stored, *, best: bool) -> dict[str, object]:
+    document: dict[str, object] = {
+        "iteration": one.iteration,
+        "number": one.number,
+        "prompt": one.text,
+        "seed": one.used.get("seed"),
+        "image_url": one.image_url,
+        "sha256": one.sha256,
+        "truncated": one.truncated,
+        "used": dict(one.used),
+    }
+    if one.evaluation is not None:
+        document |= {"score": one.score, "evaluation": one.evaluation.document}
+    return document | ({"best": True} if best else {})
+
+
+def _try_of(document: dict[str, Any]) -> Stored:
+    texts = {"text": document["prompt"], "image_url": document["image_url"], "sha256": document["sha256"]}
+    counts = {name: document[name] for name in ("iteration", "number")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise TypeError("a text is none")
+    if not all(type(count) is int and 0 <= count < 1_000_000 for count in counts.values()):
+        raise TypeError("a count is none")
+    seen = document.get("evaluation")
+    return Stored(
+        **texts,
+        **counts,
+        used=dict(document["used"]),
+        truncated=document["truncated"] is True,
+        evaluation=None if seen is None else Evaluation.of(seen),
+    )
+
+
+MODEL_TYPE: Final = "stable_diffusion"
+_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
+    "model_path": check_text,
+    "revision": check_text,
+    "variant": check_text,
+    "negative_prompt": check_text,
+    "scheduler": lambda _, value: check_scheduler(value),
+    "num_inference_steps": lambda name, value: check_integer(name, value, 1, 1000),
+    "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
+    "width": check_pixels,
+    "height": check_pixels,
+    "aspect_ratio": check_aspect_ratio,
+    "num_images": check_num_images,
+    "lora": lambda _, value: check_loras(value),
+    "feature_cache": lambda name, value: check_integer(name, value, 0, 1000),
+    "autoencoder": check_text,
+    **STYLE_CHECKS,
+}
+
+
+def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
+    """The model configuration; raises ConfigurationError that names the first field that is wrong."""
+    given = {name: value for name, value in fields.items() if value is not None and name != "_id"}
+    text = str(config_id)
+    where = f"model configuration {text if text.isprintable() and len(text) <= 60 else _short(text)}"
+    kind = given.pop("model_type", MODEL_TYPE)
+    if kind != MODEL_TYPE:
+        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(kind)}")
+    safety = given.pop("safety_checker", True)
+    if not isinstance(safety, bool):
+        raise ConfigurationError(f"{where}: safety_checker must be true or false; it is {_short(safety)}")
+    checked = {name: _checked(where, name, value) for name, value in given.items()}
+    return ModelConfiguration(
+        model_path=_text_at(checked, "model_path"),
+        revision=_text_at(checked, "revision"),
+        variant=_text_at(checked, "variant"),
+        safety_checker=safety,
+        feature_cache=cast("int | None", checked.get("feature_cache")),
+        autoencoder=_text_at(checked, "autoencoder"),
+        wishes=Wishes.of(checked),
+        id=config_id,
+    )
+
+
+def missing_configuration(config_id: str, collection: str) -> ConfigurationError:
+    """What to say of a configuration that somebody asked for and that is not there."""
+    return ConfigurationError(
+        f"{collection} holds no model configuration with the _id {_short(config_id)}; check --model-config-id"
+    )
+
+
+def _checked(where: str, name: str, value: object) -> object:
+    check = _CHECKS.get(name)
+    if check is None:
+        hint = nearest(name, (*_CHECKS, "safety_checker", "model_type"))
+        raise ConfigurationError(f"{where}: {_short(name)} is no field of a model configuration{hint}")
+    try:
+        return check(name, value)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"{where}: {exc}") from None
+
+
+def _text_at(checked: Mapping[str, object], name: str) -> str | None:
+    value = checked.get(name)
+    return None if value is None else str(value)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
+
+
+_BOTH: Final = ("text", "prompt_tags", "run_id")
+MADE_FIELDS: Final = (
+    *(*_BOTH, "image_url", "image_urls", "completed_at", "used"),
+    *("score", "scores", "evaluation", "iterations", "tries"),
+)
+FAILED_PROMPT_FIELDS: Final = (*_BOTH, "error", "error_code", "error_at", "attempts")
+
+
+def made_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> Made:
+    """A completed prompt; moments in time are datetimes, objects and lists are that."""
+    iterations = count_of(fields.get("iterations"))
+    return Made(
+        id=prompt_id,
+        text=_drawn(fields),
+        dataset_id=dataset_id,
+        run_id=_text_or_none(fields.get("run_id")),
+        image_urls=_urls(fields),
+        completed_at=_moment(fields.get("completed_at")),
+        used=object_of(fields.get("used")),
+        scores=_scores(fields),
+        evaluation=object_of(fields.get("evaluation")),
+        iterations=iterations or None,
+        tries=tuple(each for each in _list(fields.get("tries")) if isinstance(each, dict)),
+    )
+
+
+def failure_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> Failure:
+    """A prompt that failed for good."""
+    return Failure(
+        id=prompt_id,
+        text=_drawn(fields),
+        dataset_id=dataset_id,
+        run_id=_text_or_none(fields.get("run_id")),
+        code=_text_or_none(fields.get("error_code")) or "",
+        sentence=_text_or_none(fields.get("error")) or "",
+        attempts=count_of(fields.get("attempts")),
+        failed_at=_moment(fields.get("error_at")),
+    )
+
+
+def _urls(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    several = [url for url in _list(fields.get("image_urls")) if isinstance(url, str)]
+    first = _text_or_none(fields.get("image_url"))
+    return tuple(several or ([first] if first else []))
+
+
+def _scores(fields: Mapping[str, Any]) -> tuple[float | None, ...]:
+    several = _list(fields.get("scores"))
+    if not several and fields.get("score") is not None:
+        several = [fields["score"]]
+    return tuple(map(_score, several))
+
+
+def _score(value: object) -> float | None:
+    """A number in [0, 1]; whatever is none is no score."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if numeric and 0 <= value <= 1 else None  # type: ignore[operator, arg-type]
+
+
+def _drawn(fields: Mapping[str, Any]) -> str:
+    text = drawn_text(fields)
+    return text if isinstance(text, str) else "" if text is None else str(text)
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _moment(value: object) -> datetime | None:
+    return value if isinstance(value, datetime) else None
+
+
+def run_fields(run: Run, lease_seconds: float) -> dict[str, object]:
+    """A run's document without its ``_id`` and the end of its lease; moments in time are datetimes.
+
+    While it runs, the lease's length stands beside its end, and so tells when it was written.
+    """
+    names = ("host", "worker", "status", "started_at", "finished_at", "model")
+    counts = ("completed", "failed", "images", "postponed")
+    task = ("task_index", "execution")
+    pace = ("images_per_second", "steady_images_per_second")
+    measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
+    plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, *counts, *measured)}
+    alive: dict[str, object] = {"lease_seconds": lease_seconds} if run.status == "running" else {}
+    return {**plain, **_cost(run), **alive, "seconds": dict(run.seconds), "versions": dict(run.versions)}
+
+
+def _cost(run: Run) -> dict[str, object]:
+    """What it costs, where that is known."""
+    cost = run.dollars_per_1000_images
+    fields = {"gpu_hour_price": run.gpu_hour_price, "dollars_per_1000_images": cost and round(cost, 6)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def state_of(run: Run) -> str:
+    """How a run stands: its status, but ``interrupted`` where it gives no sign of life any more."""
+    gone = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
+    return "interrupted" if gone else run.status
+
+
+def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
+    """The run of a document, or None where the document is no run of this job."""
+    started, finished = fields.get("started_at"), fields.get("finished_at")
+    expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
+    if not isinstance(started, datetime):
+        return None
+    price, until = fields.get("gpu_hour_price"), expires if isinstance(expires, datetime) else None
+    lease = number_of(fields.get("lease_seconds"))
+    return Run(
+        id=run_id,
+        started_at=started,
+        host=str(fields.get("host") or ""),
+        task_index=index if isinstance(index, int) else None,
+        execution=str(execution) if execution else None,
+        status=str(fields.get("status") or ""),
+        finished_at=finished if isinstance(finished, datetime) else None,
+        model=fields.get("model"),
+        completed=count_of(fields.get("completed")),
+        failed=count_of(fields.get("failed")),
+        images=count_of(fields.get("images")),
+        postponed=count_of(fields.get("postponed")),
+        images_per_second=number_of(fields.get("images_per_second")),
+        steady_images_per_second=number_of(fields.get("steady_images_per_second")),
+        device_busy=number_of(fields.get("device_busy")),
+        device_busy_of_run=number_of(fields.get("device_busy_of_run")),
+        peak_memory=count_of(fields.get("peak_memory")),
+        seconds=object_of(fields.get("seconds")),
+        versions=object_of(fields.get("versions")),
+        gpu_hour_price=None if price is None else number_of(price),
+        worker=_text_or_none(fields.get("worker")),
+        alive_until=until,
+        seen_at=until - timedelta(seconds=lease) if until and lease else None,
+    )

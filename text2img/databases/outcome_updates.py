@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases import webhook_id
-from text2img.databases.candidates import documents_of
 from text2img.databases.documents import (
     AT_TIMES,
     CLAIM_FIELDS,
@@ -17,6 +16,7 @@ from text2img.databases.documents import (
     NEXT,
     OWED,
     SUCCESS_FIELDS,
+    documents_of,
 )
 from text2img.prompts import APPROXIMATIONS, NOTES, Completed, Failed, Iterated, Status
 from text2img.prompts.object_names import gcs_url

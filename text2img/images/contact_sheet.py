@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from text2img.errors import Stopped
 from text2img.images.text_layout import Lettering
-from text2img.images.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
 
 ROWS: Final = 20
 """Rows of pictures on a page; with COLUMNS the bound of what a page takes in memory, some 25 MB."""
@@ -156,3 +159,41 @@ def _excuse(page: Image.Image, exc: Exception, at: tuple[int, int], letters: Let
     )
     for number, line in enumerate(lines, 1):
         letters.draw(page, (at[0] + 6, at[1] + 6 + number * letters.height), line, _FAINT)
+
+
+LARGEST: Final = 64_000_000
+"""Pixels of a picture that is still opened: a small file may claim to have more than fit in memory."""
+_WHITE: Final = "#ffffff"
+
+
+def thumbnail(file: bytes, longest: int) -> Image.Image:
+    """The picture as RGB, its longer side ``longest`` pixels, its proportions kept; transparent is white.
+
+    Raises OSError or ValueError for what is no picture that can be read, and for one beyond LARGEST.
+    """
+    with _opened(file) as picture:
+        picture.draft("RGB", (2 * longest, 2 * longest))  # a JPEG is read at a fraction of its size
+        scale = longest / max(picture.size)
+        size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
+        small = picture.convert("RGBA").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    shown = Image.new("RGB", size, _WHITE)
+    shown.paste(small, mask=small)
+    return shown
+
+
+def pixels(file: bytes) -> NDArray[np.uint8]:
+    """The picture's pixels, uint8 (height, width, 3), RGB; raises as ``thumbnail`` does."""
+    with _opened(file) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _opened(file: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(file))
+    except UnidentifiedImageError:
+        raise ValueError("it is no picture") from None
+    except Image.DecompressionBombError:
+        raise ValueError("it claims more pixels than are ever opened") from None
+    if picture.width * picture.height > LARGEST:
+        raise ValueError(f"it has {picture.width:,} × {picture.height:,} pixels, which is too large")
+    return picture

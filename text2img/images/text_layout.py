@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, features
 
-from text2img.images.font import BUNDLED, Font
-from text2img.images.signature import UNSEEN
+from text2img.images.signature import BUNDLED, UNSEEN, Font
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont

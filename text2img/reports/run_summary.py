@@ -9,7 +9,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases.run_documents import run_fields
+from text2img.databases.documents import run_fields
 from text2img.images.contact_sheet import Row, Try, contact_sheets
 from text2img.images.histogram import histogram
 from text2img.reports.sidecars import JSON, as_json

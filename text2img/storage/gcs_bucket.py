@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import google.auth
 import google.auth.transport.requests
 import google_crc32c
 import requests
 import urllib3
 from google.api_core.client_info import ClientInfo
 from google.api_core.exceptions import GoogleAPICallError
-from google.auth.exceptions import GoogleAuthError, TransportError
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, TransportError
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from text2img import __version__
+from text2img.concurrency.timeouts import within
 from text2img.errors import StorageFailed
 from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
-from text2img.storage.gcs_credentials import HOW_TO_LOG_IN, find_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.storage.bucket import Clock, Sum
+
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -226,3 +231,51 @@ def _one_line(exc: object) -> str:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+_SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
+HOW_TO_LOG_IN = (
+    "run `gcloud auth application-default login`, or mount a key and name it by "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
+
+
+def find_credentials() -> Any:
+    """What Google's libraries find, within 10 seconds; StorageFailed says what is missing."""
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        return AnonymousCredentials()
+    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if key:
+        _check_key(key)
+    try:
+        # Away from Google's machines the lookup ends at a metadata server that may never answer.
+        return within(10, lambda: google.auth.default(scopes=_SCOPES)[0])
+    except DefaultCredentialsError as exc:
+        if key:
+            raise StorageFailed(f"the key {key} cannot be used: {_said(exc)}") from exc
+        raise StorageFailed(f"there are no Google credentials; {HOW_TO_LOG_IN}") from exc
+    except (GoogleAuthError, TimeoutError, ValueError) as exc:
+        raise StorageFailed(f"Google credentials cannot be had ({_said(exc)}); {HOW_TO_LOG_IN}") from exc
+
+
+def _check_key(path: str) -> None:
+    """Raise StorageFailed, naming the cause, where that file is no key that can be read."""
+    named = f"GOOGLE_APPLICATION_CREDENTIALS names {path}, which"
+    try:
+        key = json.loads(Path(path).read_bytes())
+    except FileNotFoundError as exc:
+        raise StorageFailed(f"{named} does not exist; mount the key there or unset the variable") from exc
+    except IsADirectoryError as exc:  # what Docker makes of a mount whose source is missing
+        raise StorageFailed(f"{named} is a folder; was the key there when it was mounted?") from exc
+    except OSError as exc:
+        raise StorageFailed(
+            f"{named} user {os.geteuid()} cannot read ({exc.strerror}); make it readable, or run as its owner"
+        ) from exc
+    except ValueError as exc:
+        raise StorageFailed(f"{named} is not JSON; mount the key file as Google made it") from exc
+    if not isinstance(key, dict) or "type" not in key:
+        raise StorageFailed(f"{named} is JSON but no key (it has no type); mount the key as Google made it")
+
+
+def _said(exc: Exception) -> str:
+    return one_line(exc.args[0] if exc.args else exc)

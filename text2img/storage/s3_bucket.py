@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import time
+import zlib
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -24,15 +26,15 @@ from botocore.parsers import ResponseParserError
 from text2img import __version__
 from text2img.errors import StorageFailed
 from text2img.prompts.object_names import quoted
-from text2img.storage import s3_checksums
 from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
 from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from text2img.storage import StorageOptions
     from text2img.storage.bucket import Clock, Sum
+
 
 _Result = TypeVar("_Result")
 _CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
@@ -119,10 +121,10 @@ class Bucket:
     def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
         """A sum of the whole object where S3 has one, else the ETag where it is made of MD5s."""
         head = partial(self._client.head_object, Bucket=self._name, Key=listed.path)
-        found = s3_checksums.whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
+        found = whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
         if found or "-" not in listed.version:
             return found
-        return s3_checksums.of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
+        return of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
 
     def look(self, path: str) -> Stored:
         """The object as it is stored."""
@@ -261,3 +263,80 @@ def _answered(exc: boto.ClientError) -> Refused | StorageFailed:
         return Faltered(f"S3 keeps answering {status} {code}: {reason}; run it again later")
     region = error.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
     return Refused(status, f"{reason} (it is in {region})" if region else reason, code)
+
+
+_ETAG: Final = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')
+
+
+class _Crc32:
+    """zlib's CRC-32 in the form of hashlib's sums."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+class _OfParts:
+    """The MD5 of the MD5s of parts of ``size`` bytes each, the last one excepted."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._left, self._part, self._done = size, size, _md5(), b""
+
+    def update(self, data: bytes, /) -> None:
+        while data:
+            piece, data = data[: self._left], data[self._left :]
+            self._part.update(piece)
+            self._left -= len(piece)
+            if not self._left:
+                self._close()
+
+    def digest(self) -> bytes:
+        if self._left < self._size:
+            self._close()
+        return hashlib.md5(self._done, usedforsecurity=False).digest()
+
+    def _close(self) -> None:
+        self._done += self._part.digest()
+        self._left, self._part = self._size, _md5()
+
+
+def whole(head: Mapping[str, Any], etag: str) -> tuple[Sum, bytes] | None:
+    """The sum of the object of that ETag and answer to HEAD, and what it comes to; None where it has none.
+
+    Of an object in parts only what is said to be of the whole: services differ in what else they tell.
+    """
+    in_parts = "-" in etag
+    if head.get("ChecksumType", "COMPOSITE" if in_parts else "FULL_OBJECT") == "FULL_OBJECT":
+        for name, kind in (("SHA256", hashlib.sha256), ("SHA1", _sha1), ("CRC32", _Crc32)):
+            if told := head.get(f"Checksum{name}"):
+                return kind(), base64.b64decode(told)
+    md5 = None if in_parts else _md5_in(head, etag)
+    return (_md5(), bytes.fromhex(md5[1])) if md5 else None
+
+
+def of_parts(head: Mapping[str, Any], etag: str, size: int) -> tuple[Sum, bytes] | None:
+    """The same of an object in parts, of so many bytes; the answer is about its first part."""
+    first, count = int(head.get("ContentLength") or 0), int(head.get("PartsCount") or 0)
+    md5 = _md5_in(head, etag)
+    if not (md5 and md5[2] and count == int(md5[2]) and (count - 1) * first < size <= count * first):
+        return None
+    return _OfParts(first), bytes.fromhex(md5[1])
+
+
+def _md5_in(head: Mapping[str, Any], etag: str) -> re.Match[str] | None:
+    """The MD5 in the ETag, and the number of parts, where it is made of MD5s."""
+    sealed = "kms" in str(head.get("ServerSideEncryption") or "") or head.get("SSECustomerAlgorithm")
+    return None if sealed else _ETAG.fullmatch(etag)
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _sha1() -> Any:
+    return hashlib.sha1(usedforsecurity=False)

@@ -10,9 +10,17 @@ import pytest
 
 from tests.outcomes import completed
 from text2img.databases import NewPrompt, Run
-from text2img.databases.documents import count_of, deaths_at_claim, new_fields, prompt_of, readings, untold_of
+from text2img.databases.documents import (
+    count_of,
+    deaths_at_claim,
+    new_fields,
+    prompt_of,
+    readings,
+    run_fields,
+    run_of,
+    untold_of,
+)
 from text2img.databases.outcome_updates import change_of, result_of, written_already
-from text2img.databases.run_documents import run_fields, run_of
 from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.databases.model_configs import configuration_of, missing_configuration
+from text2img.databases.documents import configuration_of, missing_configuration
 from text2img.errors import ConfigurationError
 from text2img.prompts import PromptId
 

@@ -18,7 +18,7 @@ from tests.servers.s3 import client
 from text2img.engine.models import Shelf
 from text2img.engine.options import EngineOptions
 from text2img.errors import ConfigurationError, ModelFailed, Stopped
-from text2img.storage.s3_checksums import of_parts, whole
+from text2img.storage.s3_bucket import of_parts, whole
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

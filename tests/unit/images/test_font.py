@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from text2img.errors import ConfigurationError
-from text2img.images.font import BUNDLED, Font, _mapped
+from text2img.images.signature import BUNDLED, Font, _mapped
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, features
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.images.font import BUNDLED, Font
-from text2img.images.signature import UNSEEN, Signer
+from text2img.images.signature import BUNDLED, UNSEEN, Font, Signer
 from text2img.prompts.validation import check_name
 
 NAME = "Ana Díaz"

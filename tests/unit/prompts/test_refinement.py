@@ -8,7 +8,7 @@ import bson
 import pytest
 
 from tests.outcomes import completed
-from text2img.databases.candidates import documents_of
+from text2img.databases.documents import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prompt, PromptId, Wishes, request
 from text2img.prompts.object_names import TryName

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from text2img.databases.mongo.outbox import MongoTelling
 from text2img.databases.mongo.queue import MongoQueue
-from text2img.databases.mongo.results import MongoArchive
-from text2img.databases.mongo.run_store import MongoJournal
+from text2img.databases.mongo.run_store import MongoArchive, MongoJournal
 
 __all__ = ["MongoDatabase"]
 

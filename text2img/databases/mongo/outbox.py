@@ -15,16 +15,14 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from text2img.databases import Notice, Owed
 from text2img.databases.documents import OWED, TOLD_FIELDS, count_of, untold_of
-from text2img.databases.mongo.connection import reported
-from text2img.databases.mongo.ids import id_of
-from text2img.databases.mongo.session import Session
-from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, literals, within
+from text2img.databases.mongo.session import Session, reported
+from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, id_of, literals, within
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from text2img.databases import Untold
-    from text2img.databases.mongo.connection import Document
+    from text2img.databases.mongo.session import Document
 
 _ROUNDS: Final = 20
 _DUPLICATE_KEY: Final = 11000

@@ -6,26 +6,50 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from bson.errors import BSONError
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from text2img.databases import Counts, Holding, Settled
-from text2img.databases.documents import FAILURE_FIELDS, OUTCOME_FIELDS, OWED, content_of, new_fields
-from text2img.databases.model_configs import MODEL_TYPE, configuration_of, missing_configuration
-from text2img.databases.mongo.connection import reported
-from text2img.databases.mongo.ids import id_of, value_of, values_for
-from text2img.databases.mongo.session import Session
-from text2img.databases.mongo.updates import PROCESSING, is_ahead, literals, other_than, selected, within
-from text2img.databases.run_documents import run_fields, run_of
+from text2img.databases.documents import (
+    FAILED_PROMPT_FIELDS,
+    FAILURE_FIELDS,
+    MADE_FIELDS,
+    MODEL_TYPE,
+    OUTCOME_FIELDS,
+    OWED,
+    configuration_of,
+    content_of,
+    failure_of,
+    made_of,
+    missing_configuration,
+    new_fields,
+    run_fields,
+    run_of,
+)
+from text2img.databases.mongo.session import Session, reported, sentence
+from text2img.databases.mongo.updates import (
+    PROCESSING,
+    id_of,
+    is_ahead,
+    literals,
+    other_than,
+    selected,
+    value_of,
+    values_for,
+    within,
+)
+from text2img.errors import DatabaseFailed
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from text2img.databases import NewPrompt, Run, Selection
-    from text2img.databases.mongo.connection import Document
+    from text2img.databases import Failure, Made, NewPrompt, Run, Selection
+    from text2img.databases.mongo.session import Document
     from text2img.errors import ErrorCode
     from text2img.prompts import ModelConfiguration
+
 
 _DUPLICATE_KEY: Final = 11000
 _AT_ONCE: Final = 1000
@@ -197,3 +221,38 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         images=sum(int(group["images"]) for group in groups if group["_id"]["status"] == Status.COMPLETED),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},
     )
+
+
+_RESULTS_AT_ONCE: Final = 100
+"""Documents that one answer of the server brings."""
+
+
+class MongoArchive(Session):
+    """The Archive part of the database; the docstrings of the Protocol hold."""
+
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+        """See Archive.made."""
+        found = self._finished(Status.COMPLETED, selection, run_id, MADE_FIELDS)
+        return (made_of(*_read(document)) for document in found)
+
+    def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
+        """See Archive.failures."""
+        found = self._finished(Status.ERROR, selection, run_id, FAILED_PROMPT_FIELDS)
+        return (failure_of(*_read(document)) for document in found)
+
+    def _finished(
+        self, status: Status, selection: Selection, run_id: str | None, fields: Sequence[str]
+    ) -> Iterator[Document]:
+        wanted: Document = {"status": status.value, **selected(selection)}
+        if run_id is not None:
+            wanted["run_id"] = {"$eq": run_id}
+        try:
+            with self.datasets.find(wanted, ["dataset_id", *fields], batch_size=_RESULTS_AT_ONCE) as cursor:
+                yield from cursor
+        except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
+            raise DatabaseFailed(sentence(exc, self.address, self.name)) from exc
+
+
+def _read(document: Document) -> tuple[Any, str | None, Document]:
+    dataset = document.get("dataset_id")
+    return id_of(document["_id"]), None if dataset is None else str(id_of(dataset)), document

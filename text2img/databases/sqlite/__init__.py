@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from text2img.databases.sqlite.outbox import SqliteTelling
 from text2img.databases.sqlite.queue import SqliteQueue
-from text2img.databases.sqlite.results import SqliteArchive
-from text2img.databases.sqlite.run_store import SqliteJournal
+from text2img.databases.sqlite.run_store import SqliteArchive, SqliteJournal
 
 __all__ = ["SqliteDatabase"]
 

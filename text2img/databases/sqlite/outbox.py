@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notice, Owed
 from text2img.databases.documents import OWED, count_of, untold_of
-from text2img.databases.sqlite.codecs import id_of, moment, object_of, structure_of
+from text2img.databases.sqlite.schema import id_of, moment, object_of, structure_of
 from text2img.databases.sqlite.session import Session
 
 if TYPE_CHECKING:

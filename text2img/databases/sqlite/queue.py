@@ -18,8 +18,17 @@ from text2img.databases.documents import (
     readings,
 )
 from text2img.databases.outcome_updates import absent_from, change_of, result_of, written_already
-from text2img.databases.sqlite.codecs import ID, columns_of, id_of, moment, names_of, structure_of
-from text2img.databases.sqlite.schema import AHEAD, STATUS, URGENCY
+from text2img.databases.sqlite.schema import (
+    AHEAD,
+    ID,
+    STATUS,
+    URGENCY,
+    columns_of,
+    id_of,
+    moment,
+    names_of,
+    structure_of,
+)
 from text2img.databases.sqlite.session import Session
 from text2img.prompts import Claim, Completed
 

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases import Counts, Holding, Settled
 from text2img.databases.documents import (
     FAILURE_FIELDS,
+    MODEL_TYPE,
     OUTCOME_FIELDS,
     OWED,
+    configuration_of,
     content_of,
+    failure_of,
+    made_of,
+    missing_configuration,
     new_fields,
     readings,
+    run_fields,
+    run_of,
 )
-from text2img.databases.model_configs import MODEL_TYPE, configuration_of, missing_configuration
-from text2img.databases.run_documents import run_fields, run_of
-from text2img.databases.sqlite.codecs import (
+from text2img.databases.sqlite.queue import LEASED, selected
+from text2img.databases.sqlite.schema import (
     ID,
+    STATUS,
     columns_of,
     datetime_of,
     id_of,
@@ -27,18 +34,17 @@ from text2img.databases.sqlite.codecs import (
     structure_of,
     value_of,
 )
-from text2img.databases.sqlite.queue import LEASED, selected
-from text2img.databases.sqlite.schema import STATUS
 from text2img.databases.sqlite.session import Session
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from text2img.databases import NewPrompt, Run, Selection
+    from text2img.databases import Failure, Made, NewPrompt, Run, Selection
     from text2img.errors import ErrorCode
     from text2img.prompts import ModelConfiguration
+
 
 _AT_ONCE: Final = 1000
 _COUNTS: Final = (
@@ -212,3 +218,39 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
         images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
         errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
     )
+
+
+_FINISHED: Final = (
+    "SELECT * FROM {datasets} WHERE {status} = :status AND {where} AND (:run IS NULL OR run_id = :run)"
+)
+_STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation", "tries")
+_MOMENTS: Final = ("completed_at", "error_at")
+
+
+class SqliteArchive(Session):
+    """The Archive part of the database; the docstrings of the Protocol hold.
+
+    What is read is what stood there at the start: in WAL mode it holds up no writer.
+    """
+
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+        """See Archive.made."""
+        return (made_of(*_read(row)) for row in self._finished("completed", selection, run_id))
+
+    def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
+        """See Archive.failures."""
+        return (failure_of(*_read(row)) for row in self._finished("error", selection, run_id))
+
+    def _finished(self, status: str, selection: Selection, run_id: str | None) -> Iterator[sqlite3.Row]:
+        where, values = selected(selection)
+        statement = self._sql(_FINISHED, status=STATUS, where=where)
+        with self._reading() as connection:
+            yield from connection.execute(statement, {**values, "status": status, "run": run_id})
+
+
+def _read(row: sqlite3.Row) -> tuple[Any, str | None, dict[str, Any]]:
+    fields: dict[str, Any] = dict(row)
+    fields |= {name: structure_of(fields.get(name)) for name in _STRUCTURES}
+    fields |= {name: datetime_of(fields.get(name)) for name in _MOMENTS}
+    dataset = fields["dataset_id"]
+    return id_of(fields["_id"]), None if dataset is None else str(id_of(dataset)), fields

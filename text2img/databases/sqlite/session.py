@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from text2img.databases.sqlite.codecs import ID
-from text2img.databases.sqlite.schema import build, overlay, quoted
+from text2img.databases.sqlite.schema import ID, build, overlay, quoted
 from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing
 
 if TYPE_CHECKING:

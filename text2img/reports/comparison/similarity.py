@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image
 
 from text2img.errors import ConfigurationError, EvaluationFailed, Unreadable
-from text2img.images.thumbnails import pixels
+from text2img.images.contact_sheet import pixels
 from text2img.reports.comparison import Likeness
 
 if TYPE_CHECKING:

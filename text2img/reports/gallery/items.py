@@ -6,8 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases.documents import number_of
-from text2img.databases.run_documents import state_of
+from text2img.databases.documents import number_of, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
