@@ -20,9 +20,8 @@ from PIL import Image
 
 from benchmarks.results import RESULTS, Check, Result, report
 from benchmarks.similarity import mean_difference, psnr, ssim
-from text2img.engine import Picture
+from text2img.engine import EngineOptions, Picture
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.engine.options import EngineOptions
 from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
 from training.evaluate import FIRST_SEED, MODEL, choose_scenes, measure
 from training.shortcuts import FEW_STEPS, TINY

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.task import TEXT, Task, kept_pictures
-from text2img.engine.silence import hush, quiet
+from text2img.engine.devices import hush, quiet
 from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:

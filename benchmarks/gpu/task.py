@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from text2img.engine.options import EngineOptions
+from text2img.engine import EngineOptions
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
 from text2img.settings import options
 

@@ -11,7 +11,7 @@ from tests.acceptance import product
 from tests.contract.database_suite import SqliteBackend
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
 
 TINY = str(product.ROOT / "training" / "tiny_autoencoder")
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))

@@ -16,8 +16,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import measures
 from benchmarks.gpu.checks import checks
 from benchmarks.gpu.task import Task, missing
-from text2img.engine.devices import check_device
-from text2img.engine.silence import hush, quiet
+from text2img.engine.devices import check_device, hush, quiet
 from text2img.errors import DeviceFailed
 
 ROWS = [

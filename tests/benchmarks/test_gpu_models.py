@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import models
 from text2img.engine.deepcache import outer, whole
-from text2img.engine.silence import hush, quiet
+from text2img.engine.devices import hush, quiet
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from text2img.engine import EngineOptions
+from text2img.engine.devices import hush, quiet
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.engine.options import EngineOptions
-from text2img.engine.silence import hush, quiet
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from tests.engine.conftest import open_engine
-from text2img.engine.compile_cache import CompileCache
-from text2img.engine.compile_cost import Estimate
+from text2img.engine import EngineOptions
+from text2img.engine.compile_policy import Estimate
+from text2img.engine.compiler import CompileCache
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.engine.options import EngineOptions
 from text2img.errors import ConfigurationError
 
 MEASURED = Estimate(gain=0.25, cost=90.0)

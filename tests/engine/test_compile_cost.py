@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.engine.compile_cost import CAUTIOUS, Decision, Estimate, Ledger, Pace
+from text2img.engine.compile_policy import CAUTIOUS, Decision, Estimate, Ledger, Pace
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask
-from text2img.engine.compile_cache import CompileCache
-from text2img.engine.compile_cost import Estimate
-from text2img.engine.compile_policy import Compiling
-from text2img.engine.compiler import Compiler
+from text2img.engine.compile_policy import Compiling, Estimate
+from text2img.engine.compiler import CompileCache, Compiler
+from text2img.engine.devices import quiet
 from text2img.engine.lora_adapters import Adapters
-from text2img.engine.silence import quiet
 from text2img.errors import DeviceFailed, Stopped
 
 pytestmark = pytest.mark.compiler

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask, open_engine, pipe_of
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
 from text2img.errors import Stopped
 
 pytestmark = pytest.mark.compiler

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.decoding import Decoder, to_pixels
-from text2img.engine.families import FAMILIES, OTHER
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
+from text2img.engine.model_folder import FAMILIES, OTHER
 from text2img.errors import ErrorCode
 
 

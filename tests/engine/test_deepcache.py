@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine.deepcache import install, outer, whole
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
 from text2img.errors import ConfigurationError
 
 CAPTIONS = {"guidance_scale": 5.0, "num_inference_steps": 7}

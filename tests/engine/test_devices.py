@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.engine.conftest import look
+from text2img.engine import EngineOptions
 from text2img.engine.devices import Trouble, check_device, choose_device, choose_dtype, trouble
-from text2img.engine.options import EngineOptions
 from text2img.errors import DeviceFailed
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
+from text2img.engine import EngineOptions
+from text2img.engine.devices import quiet
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.engine.options import EngineOptions
-from text2img.engine.silence import quiet
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import SCHEDULERS
 

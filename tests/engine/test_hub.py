@@ -15,8 +15,8 @@ from werkzeug import Response
 
 from tests.engine.conftest import look
 from tests.servers.models import MODEL
+from text2img.engine import EngineOptions
 from text2img.engine.hub import wanted_files
-from text2img.engine.options import EngineOptions
 from text2img.errors import ModelFailed
 
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -24,7 +24,7 @@ CODE = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.engine.options import EngineOptions
+from text2img.engine import EngineOptions
 from text2img.errors import Text2ImgError
 for options in eval(sys.argv[1]):
     try:
@@ -37,7 +37,7 @@ for options in eval(sys.argv[1]):
 """
 SILENT = """
 from text2img.engine.hub import find
-from text2img.engine.options import EngineOptions
+from text2img.engine import EngineOptions
 from text2img.errors import ModelFailed
 try:
     find(EngineOptions(model='owner/model'), patience=0.2)

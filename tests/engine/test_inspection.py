@@ -39,7 +39,7 @@ def test_inspection_needs_no_torch(tiny):
     """Inspecting a local folder imports neither torch nor diffusers nor transformers."""
     code = (
         "import sys; from text2img.engine.diffusers import DiffusersEngine as E;"
-        "from text2img.engine.options import EngineOptions as O;"
+        "from text2img.engine import EngineOptions as O;"
         f"E(O(model={str(tiny('sd1'))!r}, device='cpu')).inspect();"
         "sys.exit(','.join({'torch', 'diffusers', 'transformers'} & set(sys.modules)) or None)"
     )

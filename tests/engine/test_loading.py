@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of, split_vocabulary
+from text2img.engine import EngineOptions
+from text2img.engine.devices import quiet
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.engine.loading import check_dtypes, load_pipeline
 from text2img.engine.model_folder import read_folder
-from text2img.engine.options import EngineOptions
-from text2img.engine.silence import quiet
 from text2img.errors import ModelFailed
 
 WEIGHTS = [

@@ -20,8 +20,8 @@ from accelerate import cpu_offload
 
 from tests.engine import loras
 from tests.engine.conftest import ask, draw, look, open_engine, pipe_of
-from text2img.engine.offload import offload
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
+from text2img.engine.loading import offload
 from text2img.errors import ConfigurationError, Stopped
 from text2img.prompts.loras import Lora
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of
-from text2img.engine.families import FAMILIES, SHORT_NAMES
-from text2img.engine.schedulers import Schedulers
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
+from text2img.engine.model_folder import FAMILIES, SHORT_NAMES, Schedulers
 from text2img.prompts import SCHEDULERS
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.tensor_cache import Remembered
-from text2img.engine.text_encoding import ChunkedText
+from text2img.engine.text_encoding import ChunkedText, Remembered
 
 LONG = "the quick brown fox, " * 20  # 340 letters, each a token
 

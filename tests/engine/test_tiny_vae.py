@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
 from text2img.errors import ConfigurationError, ModelFailed
 
 TINY = "tiny autoencoder"

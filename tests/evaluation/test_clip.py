@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from tests.finished import finished_run, picture
 from text2img import cli
-from text2img.engine.silence import quiet
+from text2img.engine.devices import quiet
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation.clip import ClipEvaluator
 from text2img.images import contact_sheet

@@ -50,7 +50,7 @@ from PIL import Image  # noqa: E402
 from text2img import cli  # noqa: E402
 from text2img.demo.scenes import Scene, draw  # noqa: E402
 from text2img.engine import ModelCard, Picture, diffusers  # noqa: E402
-from text2img.engine.request_limits import check_fits  # noqa: E402
+from text2img.engine.inspection import check_fits  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
 from text2img.worker.ray import pool, remote  # noqa: E402

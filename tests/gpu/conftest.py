@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.engine.silence import hush, quiet
+from text2img.engine.devices import hush, quiet
 
 with quiet():
     hush()

@@ -13,36 +13,36 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelCard, Picture
-from text2img.engine.batch_split import Parts, Steps
-from text2img.engine.compile_cache import CompileCache
+from text2img.engine.compiler import CompileCache
+from text2img.engine.decoding import replace_autoencoder
 from text2img.engine.deepcache import check_unet, install
+from text2img.engine.denoiser import Parts, Steps
 from text2img.engine.devices import (
     check_device,
     choose_device,
     choose_dtype,
     free_caches,
+    hush,
     peak_memory,
+    quiet,
     wait_for,
 )
 from text2img.engine.hub import find
-from text2img.engine.inspection import card, check_model
+from text2img.engine.inspection import card, check_fits, check_model
+from text2img.engine.loading import at_hand, check_offload, choose_offload, offload
 from text2img.engine.model_folder import ModelFolder, read_folder
-from text2img.engine.offload import at_hand, check_offload, choose_offload, offload
-from text2img.engine.request_limits import check_fits
-from text2img.engine.silence import hush, quiet
-from text2img.engine.tiny_vae import replace_autoencoder
 from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from text2img.engine import EngineOptions
     from text2img.engine.compile_policy import Compiling
     from text2img.engine.decoding import Decoder
     from text2img.engine.denoiser import Draughtsman
     from text2img.engine.lora_adapters import Adapters
-    from text2img.engine.options import EngineOptions
-    from text2img.engine.schedulers import Schedulers
+    from text2img.engine.model_folder import Schedulers
     from text2img.prompts import Request
 
     Find = Callable[[EngineOptions], tuple[Path, str | None]]
@@ -178,7 +178,7 @@ class DiffusersEngine:
         from text2img.engine.denoiser import Draughtsman
         from text2img.engine.loading import load_pipeline
         from text2img.engine.lora_adapters import Adapters
-        from text2img.engine.schedulers import Schedulers
+        from text2img.engine.model_folder import Schedulers
 
         device = choose_device(self._options.device)
         dtype = choose_dtype(self._options, device)

@@ -13,15 +13,22 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine.model_folder import CHECKER, Kind, components_in, kind_of, read_json, stem_of
-from text2img.engine.silence import hush_hub
-from text2img.engine.weight_files import choose_variant
+from text2img.engine.devices import hush_hub
+from text2img.engine.model_folder import (
+    CHECKER,
+    Kind,
+    choose_variant,
+    components_in,
+    kind_of,
+    read_json,
+    stem_of,
+)
 from text2img.errors import ConfigurationError, ModelFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from text2img.engine.options import EngineOptions
+    from text2img.engine import EngineOptions
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _TEXTS: Final = (".json", ".txt", ".model")

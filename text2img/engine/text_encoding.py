@@ -1,10 +1,6 @@
-"""Prompts to embeddings, by our own hand for CLIP: texts longer than its window are read in chunks.
+"""What was worked out once and is wanted again: tensors by key, within a bound of bytes.
 
-CLIP reads 77 tokens at once, two of which mark beginning and end. A longer text is cut into windows of 75,
-each read on its own, and their embeddings stand one after another: the UNet's cross-attention takes any
-length. This is how most front-ends read long prompts; it has no paper. compel, which does the same, is not
-used because its syntax would silently change prompts that hold a "+", a "-" or parentheses. Textual
-inversions and weights in prompts are not read.
+Knows nothing of texts: whoever asks says what the key is and how to make what it stands for.
 """
 
 from __future__ import annotations
@@ -12,17 +8,50 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from text2img.engine.offload import running_device
-from text2img.engine.tensor_cache import Remembered
+from text2img.engine.loading import running_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from text2img.engine.families import Family
+    from text2img.engine.model_folder import Family
+
+
+if TYPE_CHECKING:
+    Tensors = tuple[Any, ...]
+
+
+class Remembered:
+    """Tuples of tensors (or None), of which the least recently used go beyond ``room`` bytes in all.
+
+    Used from one thread at a time; nobody may change the tensors.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._known: OrderedDict[Hashable, Tensors] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], Tensors]) -> Tensors:
+        """What is known by ``key``, else what ``make`` gives."""
+        if key not in self._known:
+            made = self._known[key] = make()
+            self._bytes += _size(made)
+        self._known.move_to_end(key)
+        found = self._known[key]
+        while self._bytes > self._room:
+            _, oldest = self._known.popitem(last=False)
+            self._bytes -= _size(oldest)
+        return found
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(one.nbytes for one in tensors if one is not None)
+
 
 Window = tuple[int, ...]
 

@@ -216,9 +216,9 @@ def _local(
     settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None]
 ) -> Engine:
     """The engine for the model that wins: the flag's, then the configuration's, then the default."""
+    from text2img.engine import EngineOptions
     from text2img.engine.diffusers import DiffusersEngine
     from text2img.engine.models import Shelf
-    from text2img.engine.options import EngineOptions
     from text2img.prompts import ModelConfiguration
     from text2img.settings import DEFAULT_MODEL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from text2img.engine.request_limits import check_fits
+from text2img.engine.inspection import check_fits
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import Wishes
 from text2img.prompts.parameters import settle

@@ -193,7 +193,7 @@ def test_addresses_that_are_not_the_services_are_not_asked(fal, address):
 )
 def test_addresses_of_the_service_itself(address):
     """The hosts where fal keeps pictures are taken; loopback is not, unless the operator points there."""
-    from text2img.engine.hosted.downloads import check_address
+    from text2img.engine.hosted.http import check_address
 
     check_address(address, None)
     check_address("http://127.0.0.1:9/files/b.png", "http://127.0.0.1:9/queue")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from text2img.engine.loras.allowlist import Place, Sources
+from text2img.engine.loras import Place, Sources
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
 ALL = "gs://art/loras/,s3://art/,https://good.example/loras/,http://127.0.0.1:8000/,hub:artist/"

@@ -17,9 +17,8 @@ from werkzeug import Response
 from tests.clock import Clock
 from tests.servers.s3 import client
 from text2img.concurrency.stages import Stop
-from text2img.engine.loras import Library, Sources
+from text2img.engine.loras import Library, Sources, check_header
 from text2img.engine.loras.cache import Cache
-from text2img.engine.loras.header import check_header
 from text2img.errors import ErrorCode, PromptFailed, Stopped
 from text2img.prompts.loras import Lora
 

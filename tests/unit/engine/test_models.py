@@ -15,8 +15,8 @@ from tests.clock import Clock
 from tests.servers import free_port
 from tests.servers.models import MODEL, depot
 from tests.servers.s3 import client
+from text2img.engine import EngineOptions
 from text2img.engine.models import Shelf
-from text2img.engine.options import EngineOptions
 from text2img.errors import ConfigurationError, ModelFailed, Stopped
 from text2img.storage.s3_bucket import of_parts, whole
 

@@ -9,13 +9,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine import ModelCard, Picture
+from text2img.engine import ModelCard, Picture, hosted
 from text2img.engine.devices import peak_memory
-from text2img.engine.hosted import responses
+from text2img.engine.hosted import limits
 from text2img.engine.hosted.http import TooLarge, Unanswered, Wire
-from text2img.engine.hosted.limits import limits
 from text2img.engine.hosted.queue_request import OWN, Away, Errand
-from text2img.engine.request_limits import check_fits
+from text2img.engine.inspection import check_fits
 from text2img.errors import ErrorCode, ModelFailed, PromptFailed, RunFailed
 
 if TYPE_CHECKING:
@@ -133,8 +132,8 @@ class HostedEngine:
 
     def _looked_up(self, answer: Answer) -> str:
         if 200 <= answer.status < 300:
-            return f"the key is accepted; {responses.price(answer)}"
-        verdict = responses.refusal(answer, self._options.model, self._options.key)
+            return f"the key is accepted; {hosted.price(answer)}"
+        verdict = hosted.refusal(answer, self._options.model, self._options.key)
         if isinstance(verdict, ModelFailed):
             raise verdict
         return f"there is a key; whether it is accepted, fal did not say ({answer.status})"

@@ -14,8 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from text2img.concurrency.backoff import asked, growing
-from text2img.engine import Picture
-from text2img.engine.hosted import downloads, responses
+from text2img.engine import Picture, hosted
+from text2img.engine.hosted import http
 from text2img.engine.hosted.http import TooLarge, Unanswered, Wire
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 
@@ -87,9 +87,9 @@ class Errand:
     def _submit(self) -> None:
         options = self._options
         answer = self._ask("submit", f"{options.queue}/{options.model}", self._arguments())
-        name = responses.content(answer).get("request_id")
+        name = hosted.content(answer).get("request_id")
         if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise responses.malformed("no request_id")
+            raise hosted.malformed("no request_id")
         # Not the addresses that the answer names: the key goes only where the operator sends it.
         self._place = f"{options.queue}/{options.app}/requests/{name}"
 
@@ -114,8 +114,8 @@ class Errand:
         """Until the request is completed; PromptFailed where it stays as it is for too long, or is gone."""
         pause, seen, since = _LOOKS[0], "", self._clock()
         while True:
-            status = responses.content(self._ask("status", f"{self._place}/status"))
-            state = responses.plain(str(status.get("status")), 40)
+            status = hosted.content(self._ask("status", f"{self._place}/status"))
+            state = hosted.plain(str(status.get("status")), 40)
             if state == "COMPLETED":
                 return
             if state not in {"IN_QUEUE", "IN_PROGRESS"}:
@@ -130,12 +130,12 @@ class Errand:
 
     def _fetch(self) -> Picture:
         answer = self._ask("result", str(self._place))
-        result = responses.content(answer)
+        result = hosted.content(answer)
         self._check_safety(result)
-        pixels = downloads.decode(self._bytes(_address(result)))
+        pixels = http.decode(self._bytes(_address(result)))
         if "has_nsfw_concepts" not in result and self._options.safety_checker and not pixels.any():
             raise PromptFailed(ErrorCode.SAFETY, "the picture is all black, as a safety checker leaves it")
-        units = responses.billed(answer)
+        units = hosted.billed(answer)
         notes = {"request_id": str(self._place).rpartition("/")[2]}
         return Picture(
             pixels=pixels,
@@ -150,10 +150,10 @@ class Errand:
             raise PromptFailed(ErrorCode.SAFETY, "fal's safety checker flagged the picture")
 
     def _bytes(self, address: str) -> bytes:
-        data = downloads.inside(address)
+        data = http.inside(address)
         if data is not None:
             return data
-        downloads.check_address(address, self._options.url)
+        http.check_address(address, self._options.url)
         return self._ask("picture", address).body
 
     def _other_seed(self, result: dict[str, Any]) -> int | None:
@@ -172,12 +172,12 @@ class Errand:
                 answer = self._wire.ask(
                     "POST" if step == "submit" else "GET", url, key=key, document=document
                 )
-                if not responses.passes(answer, final=step == "result"):
+                if not hosted.passes(answer, final=step == "result"):
                     break
                 reason = f"fal answers {answer.status}"
                 put_off = asked(answer.headers.get("retry-after"), _LONGEST_ASKED)
             except TooLarge:
-                raise responses.malformed("it is too large") from None
+                raise hosted.malformed("it is too large") from None
             except Unanswered as exc:
                 reason, put_off = str(exc), 0.0
             self._wait_again(max(growing(tries, _LONGEST_WAIT), put_off), latest, reason)
@@ -199,7 +199,7 @@ class Errand:
             raise _failed(f"the picture could not be fetched ({answer.status})")
         if step == "status" and answer.status == 404:
             raise _failed("fal does not know the request any more")
-        raise responses.refusal(answer, self._options.model, self._options.key)
+        raise hosted.refusal(answer, self._options.model, self._options.key)
 
     def _pause(self, seconds: float) -> None:
         if self._wait(self._gone, seconds):
@@ -221,7 +221,7 @@ def _address(result: dict[str, Any]) -> str:
     first = images[0] if isinstance(images, list) and images else result.get("image")
     address = first.get("url") if isinstance(first, dict) else None
     if not isinstance(address, str):
-        raise responses.malformed("no picture")
+        raise hosted.malformed("no picture")
     return address
 
 

@@ -6,23 +6,28 @@ Knows nothing of models: whether a file fits one, the engine says. No torch.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
+import struct
 import threading
 import time
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
 
-from text2img.engine.loras.allowlist import Sources
-from text2img.engine.loras.header import check_header
-from text2img.errors import ErrorCode, PromptFailed, StorageFailed
+from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
 from text2img.storage.bucket import Faltered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.engine.loras.allowlist import Place
     from text2img.engine.loras.cache import Cache, Note, Sink
     from text2img.prompts.loras import Lora
+
 
 __all__ = ["Library", "Sources"]
 
@@ -118,17 +123,12 @@ class Library:
         return new or note or _never()
 
     def _ask(self, place: Place, known: str | None, sink: Sink) -> str | None:
+        from text2img.engine.loras.sources import fetch_from_bucket, fetch_from_hub, fetch_from_web
+
         if place.kind in {"gs", "s3"}:
-            from text2img.engine.loras import bucket
-
-            return bucket.fetch(place, known, sink, self._endpoint)
-        if place.kind == "hub":
-            from text2img.engine.loras import hub
-
-            return hub.fetch(place, known, sink)
-        from text2img.engine.loras import http
-
-        return http.fetch(place, known, sink)
+            return fetch_from_bucket(place, known, sink, self._endpoint)
+        fetch = fetch_from_hub if place.kind == "hub" else fetch_from_web
+        return fetch(place, known, sink)
 
     def _patiently(self, attempt: Callable[[], Note]) -> Note:
         """Try again, with growing waits, while it may go better and there is patience."""
@@ -177,3 +177,216 @@ def _refused(why: object) -> PromptFailed:
 
 def _never() -> Note:
     raise RuntimeError("what was never known cannot be unchanged")
+
+
+_LONGEST: Final = 100_000_000
+"""Bytes of a header; the library's own bound."""
+
+
+def check_header(file: Path) -> None:
+    """Raise ValueError with a reason where the file is no whole safetensors file."""
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_LONGEST, size - 8):
+            raise ValueError(f"it is no safetensors file, but {_looks_like(start)}")
+        header = _json(opened.read(length))
+    spans = sorted(_span(name, told) for name, told in header.items() if name != "__metadata__")
+    ends = [(0, 0), *spans, (size - 8 - length, size - 8 - length)]
+    if any(first[1] != second[0] for first, second in pairwise(ends)):
+        raise ValueError("it is torn: its tensors do not fill the file")
+
+
+def _json(header: bytes) -> dict[str, object]:
+    try:
+        told = json.loads(header)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no safetensors file: its header is not JSON") from None
+    if not isinstance(told, dict) or len(told.keys() - {"__metadata__"}) == 0:
+        raise ValueError("it holds no tensors")
+    return told
+
+
+def _span(name: str, told: object) -> tuple[int, int]:
+    """Where a tensor begins and ends, behind the header."""
+    offsets = told.get("data_offsets") if isinstance(told, dict) else None
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(each) is int for each in offsets):
+        raise ValueError(f"its header does not say where {name[:60]!r} is")
+    if not 0 <= offsets[0] <= offsets[1]:
+        raise ValueError(f"its header misplaces {name[:60]!r}")
+    return offsets[0], offsets[1]
+
+
+def _looks_like(start: bytes) -> str:
+    if start[:1] == b"<":
+        return "a web page"
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "a pickle, which could run code and is never opened"
+    return "something else, or too short"
+
+
+ENDING: Final = ".safetensors"
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_HUB_FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+()-]{0,199}")
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\]")
+_ODD: Final = re.compile(r"[\x00-\x20\x7f\\]|[^\x00-\x7f]")
+"""What no URL holds as it stands: controls, blanks, backslashes (slashes to some), other scripts."""
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+_PORTS: Final = {"https": 443, "http": 80}
+
+
+class _UnreadableError(ValueError):
+    """A path that means nothing, or could mean two things; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a LoRA is, or a prefix of such. ``kind``: file, hub, gs, s3, https or http; ``root``: the bucket,
+    or ``host:port``; ``parts``: what stands between slashes; ``query`` of a URL, with its question mark.
+    """
+
+    kind: str
+    root: str
+    parts: tuple[str, ...]
+    query: str = ""
+
+    def holds(self, other: Place) -> bool:
+        """Whether the other is this one or lies below it."""
+        below = other.parts[: len(self.parts)] == self.parts
+        return (self.kind, self.root) == (other.kind, other.root) and below
+
+    @property
+    def path(self) -> str:
+        """The parts, with slashes between."""
+        return "/".join(self.parts)
+
+
+class Sources:
+    """The prefixes that the operator allows; none, and no LoRA is fetched."""
+
+    def __init__(self, allowed: tuple[Place, ...] = ()) -> None:
+        self._allowed = allowed
+
+    @classmethod
+    def parse(cls, text: str | None) -> Sources:
+        """Of prefixes with commas between: folders, ``hub:``, ``hub:owner/``, ``gs://…``, ``s3://…``,
+        ``https://…``, and ``http://`` on loopback. Raises ConfigurationError for what is none of them.
+        """
+        prefixes = [part.strip() for part in (text or "").split(",") if part.strip()]
+        try:
+            return cls(tuple(_prefix(each) for each in prefixes))
+        except _UnreadableError as exc:
+            raise ConfigurationError(f"--lora-source (LORA_SOURCE): {exc}") from None
+
+    def __bool__(self) -> bool:
+        return bool(self._allowed)
+
+    def check(self, path: str) -> Place:
+        """Where the path leads. Raises PromptFailed (``lora_failed``) where that is not allowed."""
+        try:
+            place = _place(path)
+        except _UnreadableError as exc:
+            raise PromptFailed(ErrorCode.LORA_FAILED, f"the path of the LoRA cannot be used: {exc}") from None
+        if place.kind == "file":
+            place = _resolved(place)
+        if not any(allowed.holds(place) for allowed in self._allowed):
+            raise PromptFailed(
+                ErrorCode.LORA_FAILED,
+                "this LoRA is not from a source that the operator of this job allows; sources are allowed by"
+                " --lora-source (LORA_SOURCE)",
+            )
+        return place
+
+
+def _prefix(text: str) -> Place:
+    """What the operator writes: as documents do, but for folders of any spelling, and ``hub:``."""
+    if text.startswith("hub:"):
+        parts = tuple(text.removeprefix("hub:").strip("/").split("/"))
+        parts = () if parts == ("",) else parts
+        if len(parts) > 2 or not all(_HUB_NAME.fullmatch(part) for part in parts):
+            raise _UnreadableError(f"{text} should be hub:, hub:OWNER/ or hub:OWNER/NAME")
+        return Place("hub", "", parts)
+    if "://" in text:
+        return _url(text, prefix=True)
+    if not text.startswith(("/", ".", "~")):
+        raise _UnreadableError(f"{text} should be a folder (/… or ./…), hub:…, gs://…, s3://… or https://…")
+    return Place("file", "", Path(text).expanduser().resolve().parts)
+
+
+def _place(path: str) -> Place:
+    if "://" in path:
+        return _url(path, prefix=False)
+    if path.startswith("/"):
+        if not path.endswith(ENDING):
+            raise _UnreadableError(f"a file's name must end in {ENDING}")
+        return Place("file", "", Path(path).parts)
+    owner_name, files = path.split("/")[:2], path.split("/")[2:]
+    named = len(owner_name) == 2 and all(_HUB_NAME.fullmatch(part) for part in owner_name)
+    if not named or not all(_HUB_FILE.fullmatch(part) for part in files):
+        raise _UnreadableError("write /FOLDER/FILE, OWNER/NAME of the hub, gs://…, s3://… or https://…")
+    if files and not files[-1].endswith(ENDING):
+        raise _UnreadableError(f"a file's name must end in {ENDING}")
+    return Place("hub", "", (*owner_name, *files))
+
+
+def _url(text: str, *, prefix: bool) -> Place:
+    if _ODD.search(text):
+        raise _UnreadableError("a URL must not hold blanks, backslashes, or characters that are not ASCII")
+    scheme, _, rest = text.partition("://")
+    kind = scheme.lower()
+    if kind in {"gs", "s3"}:
+        bucket, _, key = rest.partition("/")
+        if not _BUCKET.fullmatch(bucket) or re.search(r"[?#]", key):
+            raise _UnreadableError(f"write {kind}://BUCKET/KEY")
+        return Place(kind, bucket, _parts(key, prefix=prefix))
+    if kind not in _PORTS:
+        raise _UnreadableError(f"{kind[:20]}:// is not read; use gs://, s3:// or https://")
+    return _web(text, kind, prefix=prefix)
+
+
+def _web(text: str, kind: str, *, prefix: bool) -> Place:
+    try:
+        split = urlsplit(text)
+        host, port = split.netloc.lower(), split.port or _PORTS[kind]
+    except ValueError:
+        raise _UnreadableError("it is no URL") from None
+    if "@" in host:
+        raise _UnreadableError("a URL must not hold a user or a password")
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    if not _HOST.fullmatch(name) or ".." in name or split.fragment:
+        raise _UnreadableError(f"write {kind}://HOST/PATH")
+    if kind == "http" and name not in _LOOPBACK:
+        raise _UnreadableError("http:// is not read but on this machine itself; use https://")
+    query = f"?{split.query}" if split.query else ""
+    if prefix and query:
+        raise _UnreadableError("a source is a prefix, without a question mark")
+    return Place(kind, f"{name}:{port}", _parts(split.path.removeprefix("/"), prefix=prefix), query)
+
+
+def _parts(path: str, *, prefix: bool) -> tuple[str, ...]:
+    """What stands between the slashes, as it is written; nothing that a server could take for another."""
+    parts = tuple(path.split("/"))
+    if prefix and parts[-1] == "":  # the slash that ends a prefix, or no path at all
+        parts = parts[:-1]
+    for part in parts:
+        plain = _unquoted(part)
+        if plain.strip() in {"", ".", ".."} or re.search(r"[/\\\x00-\x1f\x7f]", plain):
+            raise _UnreadableError("its path has an empty part, dots alone, or a hidden slash")
+    return parts
+
+
+def _unquoted(part: str) -> str:
+    """The part with its percent signs read, however often they were written over one another."""
+    while (plain := unquote(part)) != part:
+        part = plain
+    return part
+
+
+def _resolved(place: Place) -> Place:
+    """Where the file is once all symbolic links are followed."""
+    try:
+        return Place("file", "", Path(*place.parts).resolve().parts)
+    except (OSError, RuntimeError, ValueError):
+        raise PromptFailed(ErrorCode.LORA_FAILED, "the path of the LoRA cannot be followed") from None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from text2img.concurrency.file_locks import ALONE, SHARED, lock, locked, try_lock
-from text2img.engine.loras.allowlist import ENDING
+from text2img.engine.loras import ENDING
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:

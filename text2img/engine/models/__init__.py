@@ -1,6 +1,7 @@
-"""Models in buckets: looked at, fetched whole or not at all, and kept; up to a folder on this machine.
+"""Objects of a bucket into a folder: in pieces, several at a time, each file checked as it lies on the disk.
 
-Which of the objects a load will read, ``engine.hub`` says, as for the hub's. Knows no torch and no vendor.
+Every piece is asked for by its object's version, so that an object that changes meanwhile is refused by the
+service. A file is checked by its size and by the service's sum of it, where it tells one.
 """
 
 from __future__ import annotations
@@ -8,26 +9,234 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import shutil
+import tempfile
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from text2img.concurrency.file_locks import ALONE, SHARED, locked, try_lock
 from text2img.engine import hub
-from text2img.engine.models.download import Download
-from text2img.engine.models.snapshots import Copies
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, locate, open_bucket
 from text2img.storage.bucket import Faltered, Refused, Waiting, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
 
-    from text2img.engine.options import EngineOptions
+    from text2img.engine import EngineOptions
     from text2img.storage.bucket import Listed, Readable
 
+
 log = logging.getLogger(__name__)
+
+_THREADS: Final = 8
+_PIECE: Final = 16 * 2**20  # bytes; so many times eight are in memory at the most
+_READ: Final = 2**20
+_LOOK: Final = 0.5  # seconds between looks whether the run is to end
+
+
+class Download:
+    """The objects of ``files``, by their names in a folder.
+
+    ``go_on(seconds)`` sleeps, and raises when the run is to end; a bucket that falters is asked again for
+    ``patience`` seconds, which ``clock()`` counts.
+    """
+
+    def __init__(
+        self,
+        bucket: Readable,
+        files: Mapping[str, Listed],
+        go_on: Callable[[float], None],
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bucket, self._files = bucket, files
+        self._persist = partial(persist, patience=patience, timeout=0, sleep=go_on, clock=clock)
+        self._go_on = go_on
+
+    def into(self, folder: Path) -> None:
+        """Fetch all into the folder, which is empty, and check them.
+
+        Raises what the bucket does, ModelFailed for a file that is not what the bucket says it is, OSError.
+        """
+        total = sum(listed.size for listed in self._files.values())
+        log.info("fetching %d files of a model, %.1f MB", len(self._files), total / 1e6)
+        for name, listed in self._files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("wb") as file:
+                file.truncate(listed.size)
+        self._all(
+            partial(self._fetch, folder / name, listed, start)
+            for name, listed in self._files.items()
+            for start in range(0, listed.size, _PIECE)
+        )
+        self._all(partial(self._check, folder / name, listed) for name, listed in self._files.items())
+
+    def _all(self, tasks: Iterable[Callable[[], None]]) -> None:
+        """Carry them out, several at a time; the first failure ends it."""
+        with ThreadPoolExecutor(_THREADS, "model") as pool:
+            try:
+                pending = {pool.submit(task) for task in tasks}
+                while pending:
+                    self._go_on(0)
+                    done, pending = wait(pending, _LOOK, FIRST_EXCEPTION)
+                    for each in done:
+                        each.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, file: Path, listed: Listed, start: int) -> None:
+        self._go_on(0)
+        end = min(start + _PIECE, listed.size)
+
+        def attempt(_: float) -> bytes:
+            data = self._bucket.read(listed.path, listed.version, start, end)
+            if len(data) != end - start:
+                raise Faltered(f"{listed.path} came with {len(data)} bytes instead of {end - start}")
+            return data
+
+        data = self._persist(attempt)
+        with file.open("r+b") as opened:
+            opened.seek(start)
+            opened.write(data)
+
+    def _check(self, file: Path, listed: Listed) -> None:
+        summed = self._persist(lambda _: self._bucket.sum(listed))
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            if summed is None:
+                log.info("the service tells no sum of %s; only its size is known", listed.path)
+                return
+            being_made, told = summed
+            while data := opened.read(_READ):
+                self._go_on(0)
+                being_made.update(data)
+        if being_made.digest() != told:
+            raise ModelFailed(
+                f"{listed.path} came with another checksum than its bucket tells of; run it again, and should"
+                " it stay so, upload the file again"
+            )
+
+
+_PART: Final = "part-"
+_LOCK: Final = "lock"
+
+
+class Copies:
+    """The copies in ``folder``. ``wait(seconds)`` sleeps, and raises when the run is to end."""
+
+    def __init__(self, folder: Path, wait: Callable[[float], None]) -> None:
+        self._folder, self._wait = folder, wait
+        self._queued = False
+        self._held: list[int] = []  # open descriptors, until the process ends
+
+    def find(self, revision: str, sizes: Mapping[str, int]) -> Path | None:
+        """The copy, if it is there with all these files of these sizes; from now on nobody removes it."""
+        copy = self._folder / revision
+        return copy if self._hold(copy) and all(_size(copy / name) == sizes[name] for name in sizes) else None
+
+    def latest(self) -> Path | None:
+        """The copy that was used last, whatever it is of."""
+        there = sorted(self._others(""), key=lambda copy: copy.stat().st_mtime, reverse=True)
+        return next((copy for copy in there if self._hold(copy)), None)
+
+    def add(self, revision: str, sizes: Mapping[str, int], fetch: Callable[[Path], None]) -> Path:
+        """The copy, made by ``fetch(folder)`` unless somebody else has made it meanwhile; others that nobody
+        uses are removed. Raises OSError, ModelFailed for too little room, and what ``fetch`` does.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(self._folder / _LOCK, self._queue):
+            there = self.find(revision, sizes)
+            if there is not None:
+                return there
+            for torn in self._folder.glob(f"{_PART}*"):  # of processes that were killed
+                shutil.rmtree(torn, ignore_errors=True)
+            self._check_room(sum(sizes.values()))
+            copy = self._make(revision, fetch)
+            self._hold(copy)
+            for old in self._others(revision):
+                _remove(old)
+        return copy
+
+    def _queue(self, seconds: float) -> None:
+        """Wait for whoever makes a copy just now."""
+        if not self._queued:
+            log.info("another process fetches this model; waiting for it")
+        self._queued = True
+        self._wait(seconds)
+
+    def _make(self, revision: str, fetch: Callable[[Path], None]) -> Path:
+        part, copy = Path(tempfile.mkdtemp(dir=self._folder, prefix=_PART)), self._folder / revision
+        try:
+            fetch(part)
+            for folder, _, _ in os.walk(part):
+                _sync(Path(folder))
+            if copy.exists():  # but not whole: somebody has meddled with it
+                shutil.rmtree(copy)
+            part.rename(copy)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        _sync(self._folder)
+        return copy
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise ModelFailed(
+                f"the model has {needed / 1e9:.1f} GB and {self._folder} room for {free / 1e9:.1f}; make room"
+                " or name another folder by --model-cache"
+            )
+
+    def _others(self, revision: str) -> list[Path]:
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        return [each for each in there if each.is_dir() and each.name != revision and _PART not in each.name]
+
+    def _hold(self, copy: Path) -> bool:
+        """Keep it from being removed; False where it is not there. It counts as used."""
+        try:
+            descriptor = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return False
+        if not try_lock(descriptor, SHARED) or not copy.is_dir():  # it is being removed
+            os.close(descriptor)
+            return False
+        self._held.append(descriptor)
+        with suppress(OSError):  # a folder that others fill may be mounted for reading only
+            os.utime(copy)
+        return True
+
+
+def _remove(copy: Path) -> None:
+    descriptor = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if try_lock(descriptor, ALONE):
+            log.info("removing %s, which the bucket no longer has and nobody uses", copy)
+            shutil.rmtree(copy, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """What the folder lists is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
+
 
 PATIENCE: Final = 20.0
 """Seconds that a bucket which does not answer is asked again."""
