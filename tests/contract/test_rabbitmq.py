@@ -15,9 +15,8 @@ from tests.waiting import until
 from text2img.concurrency.stages import Stop
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, Stopped
-from text2img.intake.messages import Reader
-from text2img.intake.rabbitmq.broker import Broker
-from text2img.intake.rabbitmq.consumer import Consumer
+from text2img.intake.entries import Reader
+from text2img.intake.rabbitmq import Broker, Consumer
 
 HEARTBEAT = 8
 """The type of a frame that says nothing but that its sender lives (AMQP 0-9-1, 4.2.7)."""

@@ -12,14 +12,11 @@ from urllib.parse import quote
 
 from text2img.databases import Selection
 from text2img.errors import ConfigurationError, Unreadable
-from text2img.reports.comparison import Comparison, Side
+from text2img.reports.comparison import Comparison, Side, matched, pictures_of
 from text2img.reports.comparison.html import page
-from text2img.reports.comparison.json_output import document
-from text2img.reports.comparison.matching import matched, pictures_of
-from text2img.reports.comparison.measure import looked_at
-from text2img.reports.comparison.similarity import check
-from text2img.reports.comparison.table import table
-from text2img.reports.gallery.thumbnails import quiet
+from text2img.reports.comparison.similarity import check, looked_at
+from text2img.reports.comparison.table import document, table
+from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
 from text2img.storage import StorageOptions
 from text2img.storage.reader import Reader

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import within
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
-from text2img.telemetry import setup
-from text2img.worker import build, platform_task, run_parameters
+from text2img.telemetry import publisher
+from text2img.worker import build, platform_task
 
 if TYPE_CHECKING:
     import argparse
@@ -84,8 +84,8 @@ class _Doctor:
         """Settle what every picture gets where its prompt asks for nothing else."""
         if self.card is None:
             raise ModelFailed("they cannot be settled without a model")
-        wished = run_parameters.for_all(self._settings, self.card, self._configuration)
-        wanted = run_parameters.checked(self._settings, self.card, wished)
+        wished = build.for_all(self._settings, self.card, self._configuration)
+        wanted = build.checked(self._settings, self.card, wished)
         steps, guidance = wanted.num_inference_steps, wanted.guidance_scale
         return f"{wanted.width}×{wanted.height}, {steps} steps, guidance {guidance:g}"
 
@@ -110,7 +110,7 @@ class _Doctor:
         """Look whether a run would publish its figures; nothing is written or pushed."""
         port = ["--metrics-port"] if self._settings.metrics_port else []
         return ", ".join(
-            [*(place.name for place in setup.check(self._settings, platform_task.instance())), *port]
+            [*(place.name for place in publisher.check(self._settings, platform_task.instance())), *port]
         )
 
     def signature(self) -> str:
@@ -140,7 +140,7 @@ def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
         yield doctor.webhooks
     if settings.rabbitmq_url or settings.rabbitmq_host:
         yield doctor.rabbitmq
-    if setup.asked(settings):
+    if publisher.asked(settings):
         yield doctor.metrics
     if settings.signature_font or settings.artist_name:
         yield doctor.signature

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from text2img.cli.run import add, prepare
 from text2img.errors import ConfigurationError
-from text2img.telemetry.backlog import look
-from text2img.telemetry.setup import publishing
+from text2img.telemetry.publisher import look, publishing
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
 from text2img.worker.local import Single
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from text2img.concurrency.stages import Stop
     from text2img.databases import Database, NewPrompt
-    from text2img.intake.rabbitmq.broker import Broker
+    from text2img.intake.rabbitmq import Broker
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.polling import Intake
@@ -66,8 +65,8 @@ def _serving(settings: Settings, broker: Broker | None, database: Database, stop
 def _intake(
     settings: Settings, broker: Broker, database: Database, stop: Stop, arrived: threading.Event
 ) -> Intake:
-    from text2img.intake.messages import Reader
-    from text2img.intake.rabbitmq.consumer import Consumer
+    from text2img.intake.entries import Reader
+    from text2img.intake.rabbitmq import Consumer
 
     def add(prompts: list[NewPrompt]) -> None:
         added = database.enqueue(prompts)

@@ -13,7 +13,7 @@ from yaml.composer import Composer, ComposerError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from text2img.intake.json_stream import NO_LIST
+from text2img.intake.formats import NO_LIST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

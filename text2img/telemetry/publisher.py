@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from text2img.concurrency.timeouts import within
-from text2img.errors import DatabaseFailed
+from text2img.errors import ConfigurationError, DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
 
-    from text2img.telemetry.backlog import Backlog
+    from text2img.databases import Database, Selection
+    from text2img.settings import Settings
     from text2img.telemetry.metrics import Figures
+    from text2img.telemetry.stats import Tally
+    from text2img.telemetry.tracing import Traces
+
 
 log = logging.getLogger(__name__)
 
@@ -107,3 +114,127 @@ class Publishing:
             self._silent.add(place.name)
         else:
             self._silent.discard(place.name)
+
+
+_LAST_TRACES, _LAST_TRACES_OF_A_FAILED_RUN = (
+    3.0,
+    0.5,
+)  # seconds to send the last traces; the latter of a run that ends early
+
+
+class Published(Protocol):
+    """What of a job is published."""
+
+    tally: Tally
+    traces: Traces
+
+    def spent(self) -> dict[str, float]:
+        """Seconds so far, by stage."""
+        ...
+
+    def lost(self) -> int:
+        """How many claims went to other workers so far."""
+        ...
+
+
+@contextmanager
+def publishing(
+    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+) -> Iterator[None]:
+    """Inside this block the job's figures are published wherever the settings say; its traces end with it.
+
+    ``look`` queries what waits in the database. ``instance`` names this process at a push gateway.
+    """
+    last: list[threading.Thread] = []
+    with ExitStack() as stack:
+        stack.callback(_wait_for, last)  # sent beside the last figures, not after them
+        if asked(settings):
+            stack.enter_context(_figures(settings, job, look, instance))
+        succeeded = False
+        try:
+            yield
+            succeeded = True
+        finally:
+            seconds = _LAST_TRACES if succeeded else _LAST_TRACES_OF_A_FAILED_RUN
+            send = partial(job.traces.close, seconds, succeeded=succeeded)
+            last.append(threading.Thread(target=send, name="traces", daemon=True))
+            last[0].start()
+
+
+def _wait_for(threads: Iterable[threading.Thread]) -> None:
+    for each in threads:
+        each.join()
+
+
+@contextmanager
+def _figures(
+    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+) -> Iterator[None]:
+    places = check(settings, instance)
+    from text2img.telemetry.metrics import Figures, listen, registry_of
+
+    figures = Figures(job.tally, job.spent, job.lost, time.time() - job.tally.seconds)
+    registry = registry_of(figures)
+    with ExitStack() as stack:
+        if settings.metrics_address is not None:
+            stack.callback(listen(registry, *settings.metrics_address))
+        stack.enter_context(Publishing(figures, registry, look, places, settings.metrics_seconds))
+        yield
+
+
+def check(settings: Settings, instance: str) -> list[Place]:
+    """Where figures go besides a port; raises ConfigurationError for what cannot be."""
+    if not asked(settings):
+        return []
+    try:
+        from text2img.telemetry.metrics import Gateway, TextFile
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            f"metrics need {exc.name}, which is not installed; pip install 'prometheus-client>=0.22'"
+        ) from exc
+    places: list[Place] = []
+    if settings.metrics_textfile:
+        places.append(TextFile(settings.metrics_textfile))
+    if settings.pushgateway:
+        places.append(Gateway.parse(settings.pushgateway, instance))
+    return places
+
+
+def asked(settings: Settings) -> bool:
+    """Whether anybody wants figures at all."""
+    return bool(settings.metrics_textfile or settings.pushgateway or settings.metrics_port)
+
+
+RECEIVERS = {"callback": False, "webhooks": True}
+"""Who is told, and whether these are prompts' own webhooks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """Prompts of the selection that can be claimed now or later, claims, and what is still to be told.
+
+    ``untold`` outcomes are in no notice yet; ``notices`` are kept and not told, ``refused`` told of no more.
+    """
+
+    claimable: int
+    postponed: int
+    workers: int
+    expired: int
+    untold: Mapping[str, int]
+    notices: Mapping[str, int]
+    refused: Mapping[str, int]
+
+
+def look(database: Database, selection: Selection) -> Backlog:
+    """How it stands; raises DatabaseFailed."""
+    holdings = database.holdings(selection)
+    notices = {name: database.notices(webhooks=own) for name, own in RECEIVERS.items()}
+    return Backlog(
+        claimable=database.pending(selection),
+        postponed=database.postponed(selection),
+        workers=sum(each.prompts > each.expired for each in holdings),
+        expired=sum(each.expired for each in holdings),
+        untold={name: database.untold(webhooks=own) for name, own in RECEIVERS.items()},
+        notices={name: due for name, (due, _) in notices.items()},
+        refused={name: refused for name, (_, refused) in notices.items()},
+    )

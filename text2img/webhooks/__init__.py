@@ -11,10 +11,9 @@ Knows HTTP and the Telling half of the database; knows neither prompts' texts no
 """
 
 from text2img.databases import webhook_id
-from text2img.webhooks.callback import Receiver
+from text2img.webhooks.client import Receiver, Result, Verdict
 from text2img.webhooks.delivery import ENTRY_SIZE, Patience, deliver, gather, gather_left_over
 from text2img.webhooks.payloads import compose
-from text2img.webhooks.responses import Result, Verdict
 
 __all__ = [
     "ENTRY_SIZE",

@@ -1,27 +1,273 @@
-"""Prompts' own webhooks: one request to a backend that the operator has allowed, and to no other.
+"""A way to a host whose addresses are checked first, and then connected to: no second lookup in between.
 
-Knows HTTP, hosts and notices; knows no database, and not when anything is sent.
+So a name that leads elsewhere the next moment (DNS rebinding) gains nothing. Knows addresses, no webhooks.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
-from typing import TYPE_CHECKING, Final
+import re
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.connection import create_connection
+
+from text2img.concurrency import timeouts
 from text2img.concurrency.timeouts import within
 from text2img.databases import Notice, webhook_id
-from text2img.errors import PromptFailed
+from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts.webhook_urls import Webhook, WebhookHosts
-from text2img.webhooks.responses import Result, Verdict, fault, growing, judge
+from text2img.webhooks.payloads import Credentials
 
 if TYPE_CHECKING:
     import requests
 
-    from text2img.webhooks.milestones import Reached
-    from text2img.webhooks.signing import Credentials
+    from text2img.webhooks.progress import Reached
+
+
+_PROTOCOLS: Final = ipaddress.ip_network("192.0.0.0/24")
+"""IETF protocol assignments: not all Pythons know that these are not global."""
+
+
+class Direct(HTTPAdapter):
+    """Goes straight to the host, whatever proxies the environment names: a proxy looks names up itself."""
+
+    def send(self, request: requests.PreparedRequest, *arguments: Any, **named: Any) -> requests.Response:
+        """As HTTPAdapter, by no proxy."""
+        return super().send(request, *arguments, **{**named, "proxies": None})
+
+
+class Public(Direct):
+    """Goes to public addresses alone: a host any of whose addresses is another fails, before it is sent
+    anything. TLS and the Host header are as ever, since the name stays the connection's.
+    """
+
+    def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
+        """As HTTPAdapter, with our connections."""
+        super().init_poolmanager(*arguments, **named)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address may be anybody's on the Internet, also where it carries one of IPv4 in it."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.is_site_local:
+            return False
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _PROTOCOLS)
+
+
+class _Checked:
+    """What both kinds of connection do instead of looking the host up while they connect."""
+
+    def _new_conn(self: Any) -> socket.socket:
+        found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        if not addresses or not all(map(is_public, addresses)):
+            raise AddressRefused("leads to an address that is not public; name the host in --webhook-host")
+        fault: OSError | None = None
+        for address in addresses:
+            try:
+                return create_connection(
+                    (address, self.port), self.timeout, socket_options=self.socket_options
+                )
+            except OSError as exc:
+                fault = exc
+        raise fault or OSError("no address")
+
+
+class _HTTP(_Checked, HTTPConnection):
+    pass
+
+
+class _HTTPS(_Checked, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTP
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPS
+
+
+_LONGEST_WAIT = 60.0  # seconds between tries of our own accord
+_LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
+_AGAIN = frozenset({408, 429})
+
+
+class Result(StrEnum):
+    """How a try went."""
+
+    TOLD = "told"  # 2xx: the receiver has it
+    REFUSED = "refused"  # it will never take it: 3xx, 410, other 4xx
+    LATER = "later"  # 408, 429, 5xx, or nobody answered
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A try's result; ``detail`` says why, without anything secret.
+
+    For LATER, in seconds: ``wait`` is what we would wait, ``asked`` what the receiver has asked for
+    (Retry-After; 0 where it has not). The next try is due after the longer of the two.
+    """
+
+    result: Result
+    detail: str
+    wait: float = 0.0
+    asked: float = 0.0
+
+
+def judge(shown: str, status: int, retry_after: str | None, tries: int) -> Verdict:
+    """What the answer of ``shown`` to so many tries means."""
+    detail = f"{shown} answered {status}"
+    if 200 <= status < 300:
+        return Verdict(Result.TOLD, detail)
+    if status in _AGAIN or status >= 500:
+        return Verdict(Result.LATER, detail, growing(tries), timeouts.asked(retry_after, _LONGEST_ASKED))
+    if 300 <= status < 400:
+        detail += "; redirects are not followed, give the final address"
+    return Verdict(Result.REFUSED, detail)
+
+
+def fault(shown: str, exc: Exception, timeout: float) -> str:
+    """What went wrong, by kind: the libraries' own words hold the whole URL."""
+    import requests
+
+    if isinstance(exc, (TimeoutError, requests.Timeout)):
+        return f"{shown} did not answer within {timeout:g} s"
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, AddressRefused):
+            return f"{shown} {cause}"
+        if isinstance(cause, socket.gaierror):
+            return f"{shown} has no address: the name is not known"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"{shown} refuses connections"
+        cause = cause.__cause__ or cause.__context__
+    kinds = (
+        (requests.exceptions.ProxyError, "the proxy fails"),
+        (requests.exceptions.SSLError, "TLS fails"),
+    )
+    reason = next((words for kind, words in kinds if isinstance(exc, kind)), type(exc).__name__)
+    return f"{shown} cannot be reached ({reason})"
+
+
+class AddressRefused(OSError):  # noqa: N818 - it says what happened
+    """A name leads to an address that it must not have."""
+
+
+def growing(tries: int) -> float:
+    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter."""
+    return timeouts.growing(tries, _LONGEST_WAIT)
+
 
 _log = logging.getLogger(__name__)
+
+
+class Receiver:
+    """A URL that is told by POST. ``secret`` (``whsec_…``) signs; ``token`` goes as a bearer token.
+
+    ``timeout``: seconds for one try from name lookup to status line. Proxies and certificates come from
+    the environment as usual, credentials never (no netrc). Safe to use from several threads. Raises
+    ConfigurationError for a URL, secret or token that cannot be used, without showing it.
+    """
+
+    def __init__(
+        self, url: str, secret: str | None = None, token: str | None = None, timeout: float = 10.0
+    ) -> None:
+        self.timeout = timeout
+        self.shown = _check_url(url)
+        self._url = url
+        self._credentials = Credentials(secret, token)
+
+    def send(self, notice: Notice) -> Verdict:
+        """Try once. Never raises; the answer's body is not read."""
+        try:
+            status, retry_after = within(self.timeout + 1, lambda: self._request("POST", notice))
+        except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
+            _log.debug("callback %s failed", notice.id, exc_info=not isinstance(exc, TimeoutError))
+            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout), growing(notice.tries))
+        return judge(self.shown, status, retry_after, notice.tries)
+
+    def ping(self) -> Verdict:
+        """Whether somebody answers there, for ``doctor``: TOLD, or LATER with the reason.
+
+        Sends HEAD, which no receiver may take for a result (RFC 9110, 9.2.1), by the way that a POST takes:
+        the same name lookup, proxy, certificate check and token. Any answer below 500 will do, and 501, since
+        few receivers know HEAD; so a wrong token or path is not found out.
+        """
+        try:
+            status, _ = within(self.timeout + 1, lambda: self._request("HEAD", None))
+        except Exception as exc:  # noqa: BLE001 - as above
+            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout))
+        detail = f"{self.shown} answers ({status} to HEAD)"
+        answers = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
+        return Verdict(Result.TOLD if answers else Result.LATER, detail)
+
+    def _request(self, method: str, notice: Notice | None) -> tuple[int, str | None]:
+        """The answer's status and its Retry-After."""
+        import requests
+
+        body = None if notice is None else notice.body.encode()
+        with (
+            # A session of its own: a kept connection that has died in between would cost a try.
+            requests.Session() as session,
+            session.request(
+                method,
+                self._url,
+                data=body,
+                headers=self._credentials.headers(notice),
+                auth=self._authorize,
+                timeout=self.timeout,
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            return response.status_code, response.headers.get("retry-after")
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the credentials that are ours. That this is given at all keeps requests from reading netrc."""
+        parts = urlsplit(self._url)
+        if self._credentials.token is not None:
+            request.headers["Authorization"] = f"Bearer {self._credentials.token}"
+        elif parts.username is not None:
+            from requests.auth import HTTPBasicAuth
+            from requests.utils import get_auth_from_url
+
+            request = HTTPBasicAuth(*get_auth_from_url(self._url))(request)
+        return request
+
+
+def _check_url(url: str) -> str:
+    """The URL's scheme, host and port, which may be shown; its path may be a secret of its own."""
+    import requests
+
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        requests.Request("POST", url).prepare()
+    except (requests.RequestException, ValueError):
+        parts, port = urlsplit(""), None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
+        raise ConfigurationError("the callback URL is no http:// or https:// address; check --callback-url")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
+
+
 _NOT_HERE: Final = 60.0
 """Seconds until a notice to a host that this run may not tell is looked at again."""
 
@@ -80,8 +326,6 @@ class Webhooks:
     def _exchange(self, method: str, webhook: Webhook, notice: Notice) -> tuple[int, str | None]:
         """The answer's status and its Retry-After."""
         import requests
-
-        from text2img.webhooks.public_only import Direct, Public
 
         with requests.Session() as session:
             way = Direct() if self.hosts.trusts(webhook) else Public()

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from text2img.databases import Notice, webhook_id
 from text2img.errors import PromptFailed
 from text2img.prompts.webhook_urls import Webhook
+from text2img.webhooks.client import Result, Verdict
 from text2img.webhooks.payloads import compose, compose_own
-from text2img.webhooks.responses import Result, Verdict
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
     from text2img.databases import Owed, Telling
-    from text2img.webhooks.callback import Receiver
+    from text2img.webhooks.client import Receiver
 
 log = logging.getLogger(__name__)
 

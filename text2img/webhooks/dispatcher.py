@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed, PromptFailed
 from text2img.prompts.webhook_urls import Webhook
+from text2img.webhooks.client import Result, Verdict, growing
 from text2img.webhooks.delivery import PutOff, gather_owed
-from text2img.webhooks.milestones import Milestones
-from text2img.webhooks.progress_sender import Beside
-from text2img.webhooks.responses import Result, Verdict, growing
+from text2img.webhooks.progress import Beside, Milestones
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.databases import Notice, Telling
     from text2img.webhooks.client import Webhooks
-    from text2img.webhooks.progress_sender import Wait
+    from text2img.webhooks.progress import Wait
 
 log = logging.getLogger(__name__)
 

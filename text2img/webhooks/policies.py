@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from text2img.databases import Database
     from text2img.prompts import Outcome
     from text2img.telemetry.progress import Progress
-    from text2img.webhooks.callback import Receiver
+    from text2img.webhooks.client import Receiver
     from text2img.webhooks.dispatcher import Courier
 
 log = logging.getLogger(__name__)

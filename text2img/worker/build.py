@@ -6,29 +6,43 @@ import os
 import secrets
 import socket
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
-from text2img.errors import ConfigurationError, StorageFailed
+from text2img.engine.inspection import check_fits
+from text2img.engine.loras import Library
+from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
+from text2img.images import Encoder
+from text2img.prompts import Wishes
+from text2img.prompts.object_names import ObjectName, TryName
+from text2img.prompts.parameters import settle
 from text2img.prompts.webhook_urls import WebhookHosts
+from text2img.settings import DEFAULTS
 from text2img.storage import ImageStorage, StorageOptions, open_storage
+from text2img.telemetry.tracing import Untraced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from text2img.engine import Engine
+    from text2img.concurrency.stages import Stopwatch
+    from text2img.engine import Engine, ModelCard
     from text2img.engine.hosted.engine import HostedEngine
-    from text2img.engine.loras import Library
     from text2img.evaluation import Evaluator
-    from text2img.images import Encoder
-    from text2img.intake.rabbitmq.broker import Broker
-    from text2img.prompts import Claim, ModelConfiguration
-    from text2img.reports.sidecars import Sidecars
+    from text2img.intake.rabbitmq import Broker
+    from text2img.prompts import Claim, ModelConfiguration, Outcome, Parameters
+    from text2img.prompts.refinement import Loop
+    from text2img.reports.run_files import Sidecars
     from text2img.settings import Settings
+    from text2img.telemetry.progress import Progress
+    from text2img.telemetry.tracing import Traces
     from text2img.webhooks import Receiver
     from text2img.webhooks.client import Webhooks
     from text2img.webhooks.policies import Teller
+    from text2img.worker.leases import Leases
+    from text2img.worker.polling import Rounds
+    from text2img.worker.watchdog import Guard
 
 
 def database(settings: Settings, *, url: str | None = None, create: bool = True) -> Database:
@@ -64,7 +78,7 @@ def storage(settings: Settings) -> ImageStorage:
 def sidecars(settings: Settings, storage: ImageStorage, holds: Callable[[Claim], bool]) -> Sidecars | None:
     """What writes beside the pictures in a layout of folders; None in a flat one."""
     from text2img.prompts.object_names import TryName
-    from text2img.reports.sidecars import Sidecars
+    from text2img.reports.run_files import Sidecars
 
     names = settings.object_names
     return Sidecars(storage, names, holds) if isinstance(names, TryName) else None
@@ -95,7 +109,7 @@ def webhooks(settings: Settings) -> Webhooks | None:
     if not hosts.rules:
         return None
     from text2img.webhooks.client import Webhooks
-    from text2img.webhooks.signing import Credentials
+    from text2img.webhooks.payloads import Credentials
 
     return Webhooks(hosts, Credentials(settings.callback_secret, settings.callback_token))
 
@@ -119,7 +133,7 @@ def broker(settings: Settings) -> Broker | None:
     url = settings.broker_url
     if url is None:
         return None
-    from text2img.intake.rabbitmq.broker import Broker
+    from text2img.intake.rabbitmq import Broker
 
     dead = settings.rabbitmq_dead_letter_queue or f"{settings.rabbitmq_queue}.dead"
     return Broker(url, settings.rabbitmq_queue, dead, settings.rabbitmq_prefetch)
@@ -139,10 +153,10 @@ def check_workers(settings: Settings) -> None:
     """Raise ConfigurationError where several workers cannot be had, as far as that takes no time."""
     if settings.workers is None:
         return
-    from text2img.worker.ray import cluster
+    from text2img.worker.ray import process
 
-    cluster.check(settings.ray_address)
-    if not cluster.is_here(settings.ray_address):
+    process.check(settings.ray_address)
+    if not process.is_here(settings.ray_address):
         check_shared(settings)
 
 
@@ -294,3 +308,99 @@ def encoder(settings: Settings) -> Encoder:
 def worker_name() -> str:
     """Who claims: the host, the process, and a mark that no other worker has."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What one run shall do. ``wishes`` are the run's own, the most specific first.
+
+    ``multiple`` is what a size must be a multiple of, as the model wants it.
+    ``batch_size`` is the largest; with ``fastest_size`` the run finds out which size up to it is fastest.
+    With a ``loop`` prompts are drawn until an evaluator is content.
+    ``waiting`` is how many prompts could be claimed when the run began, ``limit`` how many it takes at most.
+    """
+
+    run_id: str
+    worker: str
+    selection: Selection
+    wishes: Sequence[Wishes]
+    batch_size: int = 10
+    fastest_size: bool = False
+    waiting: int = 0
+    limit: int | None = None
+    max_attempts: int = 3
+    upload_workers: int = 16
+    tell: bool = False
+    multiple: int = 8
+    object_name: ObjectName | TryName = field(default_factory=ObjectName)
+    loop: Loop | None = None
+
+    @property
+    def to_make(self) -> int:
+        """How many prompts the run will make, as far as could be known at its start."""
+        return self.waiting if self.limit is None else min(self.waiting, self.limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
+
+    ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
+    have webhooks on ``webhook_hosts`` alone. ``serving`` waits for more where nothing is left; without it the
+    run ends then. ``more(wanted)`` is asked for a share of the run's limit, where others work at it as well.
+    """
+
+    database: Database
+    storage: ImageStorage
+    engine: Engine
+    card: ModelCard
+    leases: Leases
+    guard: Guard
+    progress: Progress
+    seconds: Stopwatch
+    recorded: Callable[[Sequence[Outcome]], None]
+    traces: Traces = field(default_factory=Untraced)
+    encoder: Encoder = field(default_factory=Encoder)
+    evaluator: Evaluator | None = None
+    sidecars: Sidecars | None = None
+    loras: Library = field(default_factory=Library)
+    webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
+    serving: Rounds | None = None
+    more: Callable[[int], int] | None = None
+
+
+def for_all(
+    settings: Settings, card: ModelCard, configuration: ModelConfiguration | None
+) -> tuple[Wishes, ...]:
+    """What the run wishes for every picture, the most specific first."""
+    configured = configuration.wishes if configuration else Wishes()
+    own_size = Wishes(width=card.width, height=card.height)
+    return (settings.wishes, configured, card.wishes, DEFAULTS, own_size)
+
+
+def checked(settings: Settings, card: ModelCard, wishes: tuple[Wishes, ...]) -> Parameters:
+    """What they come to; its seed means nothing.
+
+    Raises ConfigurationError for what cannot be done: no picture would succeed.
+    """
+    signer, library = encoder(settings), loras(settings)
+    try:
+        wanted = settle(wishes, seed=0, multiple=card.multiple)
+        check_fits(card, wanted)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
+    if settings.loop and wanted.num_images > 1:
+        raise ConfigurationError(
+            f"the model configuration's num_images is {wanted.num_images}, and the loop (--iterations,"
+            " --candidates, --min-score) keeps one picture of a prompt; give --num-images 1"
+        )
+    try:
+        signer.check(wanted)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the run's own signature cannot be drawn: {exc}") from None
+    try:
+        for lora in wanted.loras:
+            library.check(lora)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the model configuration's LoRA cannot be used: {exc}") from None
+    return wanted

@@ -18,8 +18,7 @@ from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Failed, Iterated, Postponed, Stored, failure
 from text2img.prompts.outcomes import Evaluation
-from text2img.prompts.refinement import rescued
-from text2img.worker.image_groups import Albums
+from text2img.prompts.refinement import rescued, worst
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from text2img.concurrency.stages import Stop
     from text2img.engine import Picture
     from text2img.prompts import Claim, Outcome, Request
+    from text2img.prompts.refinement import Loop
     from text2img.telemetry.stats import Tally
-    from text2img.worker.plan import Parts, Plan
-    from text2img.worker.quota import Quota
+    from text2img.worker.build import Parts, Plan
+    from text2img.worker.polling import Quota
+
 
 log = logging.getLogger(__name__)
 
@@ -228,3 +229,49 @@ def _in_words(outcome: Completed | Iterated) -> str:
     words = "" if score is None else f", score {score:.2f}"
     plural = "s" if outcome.iterations > 1 else ""
     return f"{words} after {outcome.iterations} iteration{plural}" if outcome.tries else words
+
+
+class Albums:
+    """The pictures so far of each claim that has not got all of its own. Safe to use from several threads.
+
+    With a ``loop`` they are candidates, of which it keeps the best.
+    """
+
+    def __init__(self, loop: Loop | None = None) -> None:
+        self._loop = loop
+        self._open: dict[Claim, list[Outcome | None]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, request: Request, became: Outcome | None) -> Outcome | None:
+        """The prompt's outcome, if all of its pictures have been added now; else None.
+
+        ``became`` is what the prompt would be with this picture alone; None: there is no picture, since the
+        claim is lost or another of the prompt's pictures failed. Each picture has to be added once.
+        """
+        claim = request.prompt.claim
+        with self._lock:
+            pictures = self._open.setdefault(claim, [])
+            pictures.append(became)
+            if len(pictures) < request.pictures:
+                return None
+            del self._open[claim]
+        return _together(pictures) if self._loop is None else self._loop.settle(request, pictures)
+
+    def spoilt(self, claim: Claim) -> bool:
+        """Whether a picture of the claim is missing for good: the others would be made for nothing."""
+        with self._lock:
+            pictures = self._open.get(claim, ())
+        if self._loop is not None:
+            return None in pictures
+        return not all(isinstance(became, Completed) for became in pictures)
+
+
+def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
+    """One failure is the prompt's, first of all one for good; with a claim that is lost there is nothing."""
+    if failed := worst(pictures):
+        return failed
+    done = [became for became in pictures if isinstance(became, Completed)]
+    if len(done) < len(pictures):
+        return None
+    stored = sorted((each for one in done for each in one.pictures), key=lambda each: each.number)
+    return replace(done[0], pictures=tuple(stored))

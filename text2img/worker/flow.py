@@ -21,9 +21,9 @@ from text2img.engine.loras.prefetch import Fetching
 from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
 from text2img.prompts.batching import Batcher, FastestSize, FixedSize
+from text2img.worker.build import Parts, Plan
 from text2img.worker.finish import Finishing
-from text2img.worker.plan import Parts, Plan
-from text2img.worker.quota import Quota
+from text2img.worker.polling import Quota
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

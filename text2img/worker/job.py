@@ -1,35 +1,88 @@
-"""One run of the job: its document, what is told of it, its one line and its end. Somebody else works."""
+"""The one line that a run ends with: how many, how fast, where the time went, where the pictures are."""
 
 from __future__ import annotations
 
 import logging
 import os
+import platform
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final
 
+from text2img import __version__
 from text2img.concurrency.timeouts import within
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
-from text2img.telemetry.stats import Tally
+from text2img.telemetry.stats import DEVICE_STAGES, Tally
 from text2img.telemetry.tracing import traces
 from text2img.worker import build, platform_task
 from text2img.worker.leases import Leases
 from text2img.worker.local import Place
-from text2img.worker.summary_line import last_line, remaining
-from text2img.worker.versions import versions
 from text2img.worker.watchdog import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from text2img.concurrency.stages import Stop
-    from text2img.databases import Database, Run
+    from text2img.databases import Counts, Database, Run
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.local import Labour
     from text2img.worker.polling import Serving
+
+
+def last_line(
+    tally: Tally, spent: Mapping[str, float], remaining: str, cost: float | None, place: str
+) -> str:
+    """The line; ``spent`` in seconds by stage, ``cost`` in dollars for 1,000 images, ``place`` the storage's
+    URL.
+    """
+    several = f" ({tally.pictures} pictures)" if tally.pictures != tally.completed else ""
+    done = f"completed {tally.completed}{several}, failed {tally.failed}, remaining {remaining}"
+    score = [] if tally.score is None else [f"mean score {tally.score:.2f}"]
+    pace = f"{tally.images_per_second:.2f} images/s"
+    priced = [] if cost is None else [dollars(cost)]
+    return "; ".join([done, *score, pace, *_where_time_went(tally, spent), *priced, place])
+
+
+def dollars(cost: float) -> str:
+    """What 1,000 images cost, as people read it; less than a dollar to a hundredth of a cent."""
+    return f"${cost:,.2f} per 1,000 images" if cost >= 1 else f"${cost:.4f} per 1,000 images"
+
+
+def remaining(left: Counts, later: int) -> str:
+    """How many remain, of which ``later`` wait for their next try, and how many others work on."""
+    waits = f" ({later} to be tried again later)" if later else ""
+    others = f", {left.processing} with other workers" if left.processing else ""
+    return f"{left.pending}{waits}{others}"
+
+
+def _where_time_went(tally: Tally, spent: Mapping[str, float]) -> list[str]:
+    """What the device's thread spent most of the run on; nothing for a run that made nothing."""
+    if not tally.made:
+        return []
+    whole = tally.seconds
+    most = [f"{stage} {spent[stage]:.1f}" for stage in DEVICE_STAGES if spent.get(stage, 0) >= whole / 100]
+    busy = f"device busy {100 * tally.device_busy:.0f} % between first and last batch"
+    return [f"{whole:.1f} s: {', '.join(most)}", busy]
+
+
+_NAMED: Final = (
+    *("torch", "diffusers", "transformers", "peft"),
+    *("pymongo", "google-cloud-storage", "boto3", "pillow"),
+)
+
+
+def versions() -> dict[str, str]:
+    """By name; what is not installed is left out."""
+    known = {"python": platform.python_version(), "text2img": __version__}
+    for name in _NAMED:
+        with suppress(PackageNotFoundError):
+            known[name] = version(name)
+    return known
+
 
 log = logging.getLogger("text2img.run")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from text2img.concurrency.stages import Stopwatch
 from text2img.databases.retrying import patient
 from text2img.telemetry.tracing import Untraced
-from text2img.worker import build, run_parameters
+from text2img.worker import build
 from text2img.worker.flow import Parts, Plan, Worker
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ class Single:
         engine = self._engine = build.engine(self._settings, configuration, self._stop.wait)
         card = engine.inspect()
         self.model = card.name
-        wished = run_parameters.for_all(self._settings, card, configuration)
-        run_parameters.checked(self._settings, card, wished)
+        wished = build.for_all(self._settings, card, configuration)
+        build.checked(self._settings, card, wished)
         database = patient(self._database, self._settings.database_patience, self._stop.wait)
         worker_parts = Parts(
             database=database,

@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from text2img.concurrency.backoff import asked, growing
+from text2img.concurrency.timeouts import asked, growing
 
 
 def test_waits_grow_to_their_end():

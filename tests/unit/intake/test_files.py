@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ConfigurationError
 from text2img.intake import read_prompts
-from text2img.intake.json_stream import entries
+from text2img.intake.formats import json_entries
 
 FEW, MANY = 100, 600
 A_PROMPT = 250
@@ -211,7 +211,7 @@ def test_json_is_read_as_a_whole_would_be(items, mapping, ascii_only) -> None:
         lines.append(1 + text.count("\n"))
         text += json.dumps(value, ensure_ascii=ascii_only)
     text += ' ], "x": 0}' if mapping else "\n]"
-    found = list(entries(Drops(text)))
+    found = list(json_entries(Drops(text)))
     assert [line for line, _ in found] == lines
     assert [entry for _, entry in found] == [value for _, value in items]
 
@@ -228,7 +228,7 @@ def test_json_is_refused_as_a_whole_would_be(value, at, more) -> None:
     if isinstance(loaded, dict):
         loaded = loaded.get("prompts")
     try:
-        found = [entry for _, entry in entries(Drops(text))]
+        found = [entry for _, entry in json_entries(Drops(text))]
     except ValueError:
         found = None
     assert repr(found) == repr(loaded if isinstance(loaded, list) else None)
@@ -242,5 +242,5 @@ def test_broken_json_is_said_as_json_says_it(text) -> None:
     with pytest.raises(ValueError, match="line") as expected:
         json.loads(text)
     with pytest.raises(ValueError, match="line") as said:
-        list(entries(Drops(text)))
+        list(json_entries(Drops(text)))
     assert str(said.value) == str(expected.value)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.databases import Collections, open_database
-from text2img.intake.messages import LONGEST_BODY, LONGEST_ID, Reader
+from text2img.intake.entries import LONGEST_BODY, LONGEST_ID, Reader
 from text2img.prompts import PromptId
 
 

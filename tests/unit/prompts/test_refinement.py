@@ -14,7 +14,7 @@ from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prom
 from text2img.prompts.object_names import TryName
 from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.refinement import Loop, refined, rescued
-from text2img.worker.image_groups import Albums
+from text2img.worker.finish import Albums
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")

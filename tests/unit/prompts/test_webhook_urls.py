@@ -11,7 +11,7 @@ from urllib3.util import parse_url
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts.webhook_urls import Webhook, WebhookHosts
-from text2img.webhooks.public_only import is_public
+from text2img.webhooks.client import is_public
 
 BASE = "https://backend.example"
 

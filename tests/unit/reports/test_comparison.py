@@ -18,14 +18,18 @@ from PIL import Image
 from text2img.databases import Made, Run
 from text2img.errors import EvaluationFailed, Unreadable
 from text2img.prompts import PromptId
-from text2img.reports.comparison import Comparison, Side
+from text2img.reports.comparison import (
+    MOST_VALUES,
+    Comparison,
+    Side,
+    differences,
+    figures,
+    matched,
+    pictures_of,
+)
 from text2img.reports.comparison.html import page
-from text2img.reports.comparison.json_output import document
-from text2img.reports.comparison.matching import MOST_VALUES, differences, matched, pictures_of
-from text2img.reports.comparison.measure import in_parallel, looked_at
-from text2img.reports.comparison.similarity import likeness, ssim
-from text2img.reports.comparison.statistics import figures
-from text2img.reports.comparison.table import table
+from text2img.reports.comparison.similarity import in_parallel, likeness, looked_at, ssim
+from text2img.reports.comparison.table import document, table
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 

@@ -16,11 +16,8 @@ from PIL import Image
 from text2img.databases import Failure, Made, Run
 from text2img.errors import ConfigurationError, Unreadable
 from text2img.prompts import PromptId
-from text2img.reports.gallery import Contents, write_report
-from text2img.reports.gallery.items import plain, run_item
-from text2img.reports.gallery.links import link_of
-from text2img.reports.gallery.page import as_json
-from text2img.reports.gallery.thumbnails import SIDE, quiet, thumbnail
+from text2img.reports.gallery import Contents, link_of, plain, run_item, write_report
+from text2img.reports.gallery.page import SIDE, as_json, quiet, thumbnail
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 HERE = Path("/data/reports")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from text2img.telemetry.backlog import RECEIVERS, Backlog
 from text2img.telemetry.metrics import Figures
+from text2img.telemetry.publisher import RECEIVERS, Backlog
 from text2img.telemetry.stats import Tally
 
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")

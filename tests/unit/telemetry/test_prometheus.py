@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from text2img.errors import ConfigurationError
-from text2img.telemetry.prometheus import Gateway
+from text2img.telemetry.metrics import Gateway
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from text2img.concurrency.stages import Stopwatch
 from text2img.databases import Selection
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 from text2img.telemetry.otel import SdkTracer
-from text2img.telemetry.trace_recorder import Traced
+from text2img.telemetry.tracing import Traced
 
 
 class Timed(Painter):

@@ -14,8 +14,8 @@ from text2img.databases import Notice, webhook_id
 from text2img.prompts.webhook_urls import Webhook, WebhookHosts
 from text2img.webhooks import Result
 from text2img.webhooks.client import Webhooks
-from text2img.webhooks.milestones import Reached
-from text2img.webhooks.signing import Credentials
+from text2img.webhooks.payloads import Credentials
+from text2img.webhooks.progress import Reached
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PLACE = "/api/webhooks/inference"

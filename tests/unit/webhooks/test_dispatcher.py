@@ -21,7 +21,7 @@ from text2img.prompts.webhook_urls import WebhookHosts
 from text2img.webhooks.client import Webhooks
 from text2img.webhooks.delivery import gather_owed
 from text2img.webhooks.dispatcher import Courier
-from text2img.webhooks.signing import Credentials
+from text2img.webhooks.payloads import Credentials
 
 DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 PLACE = "/api/webhooks/inference"

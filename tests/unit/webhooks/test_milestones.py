@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.outcomes import completed
 from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
-from text2img.webhooks.milestones import MILESTONES, Milestones, reached
+from text2img.webhooks.progress import MILESTONES, Milestones, reached
 
 URL = "http://backend.example"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from text2img.webhooks.milestones import MILESTONES, Reached
-from text2img.webhooks.progress_sender import Beside
+from text2img.webhooks.progress import MILESTONES, Beside, Reached
 
 URL = "http://backend.example"
 MANY = 300.0  # seconds until a test gives up

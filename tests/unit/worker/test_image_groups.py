@@ -10,7 +10,7 @@ import pytest
 from tests.outcomes import completed
 from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
-from text2img.worker.image_groups import Albums
+from text2img.worker.finish import Albums
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.clock import Clock
-from text2img.worker.quota import Quota
+from text2img.worker.polling import Quota
 
 
 def test_a_limit_counts_what_was_claimed() -> None:

@@ -8,7 +8,7 @@ from tests.painter import CARD
 from text2img.errors import ConfigurationError
 from text2img.prompts import ModelConfiguration, Wishes
 from text2img.settings.loader import load
-from text2img.worker.run_parameters import checked, for_all
+from text2img.worker.build import checked, for_all
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from text2img.concurrency.backoff import asked, growing
+from text2img.concurrency.timeouts import asked, growing
 from text2img.engine import Picture, hosted
 from text2img.engine.hosted import http
 from text2img.engine.hosted.http import TooLarge, Unanswered, Wire

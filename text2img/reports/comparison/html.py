@@ -11,19 +11,17 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import Unreadable
-from text2img.reports.comparison.matching import differences
-from text2img.reports.comparison.measure import in_parallel
-from text2img.reports.comparison.statistics import figures
+from text2img.reports.comparison import differences, figures
+from text2img.reports.comparison.similarity import in_parallel
 from text2img.reports.comparison.table import least_alike, name_of, one_line, pace, shown
-from text2img.reports.gallery.links import link_of
-from text2img.reports.gallery.thumbnails import thumbnail
+from text2img.reports.gallery import link_of
+from text2img.reports.gallery.page import thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from text2img.reports.comparison import Comparison, Pair, Picture
-    from text2img.reports.comparison.statistics import Figures
+    from text2img.reports.comparison import Comparison, Figures, Pair, Picture
 
 SHOWN: Final = 500
 """Pairs that the page shows, some 16 kB each, those that are least alike first; JSON has all."""

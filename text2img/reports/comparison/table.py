@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from text2img.reports.comparison.matching import differences
-from text2img.reports.comparison.statistics import figures
+from text2img.reports.comparison import differences, figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from text2img.reports.comparison import Comparison, Difference, Pair, Picture, Side
-    from text2img.reports.comparison.statistics import Figures
+    from text2img.reports.comparison import Comparison, Difference, Figures, Pair, Picture, Side
+
 
 SHOWN: Final = 40
 """Pairs that are listed, those that are least alike first; JSON has all."""
@@ -118,3 +118,52 @@ def _pairs(pairs: Sequence[Pair]) -> Iterator[str]:
         yield f"{name:<{wide}}  {one_line(pair.a.text, _TEXT):<{_TEXT}}  {cells}{note}"
     if len(pairs) > SHOWN:
         yield f"… and {len(pairs) - SHOWN:,} more that are more alike; --json has all"
+
+
+def document(comparison: Comparison) -> str:
+    """One JSON object, in ASCII, which ends with a line's end."""
+    alone = comparison.alone
+    said = {
+        "a": {**_side_document(comparison.a), "alone": alone[0]},
+        "b": {**_side_document(comparison.b), "alone": alone[1]},
+        "differences": [asdict(each) for each in differences(comparison.a, comparison.b, comparison.pairs)],
+        "figures": asdict(figures(comparison)),
+        "pairs": [_pair_document(pair) for pair in comparison.pairs],
+    }
+    return json.dumps(said, indent=1, default=str) + "\n"
+
+
+def _side_document(side: Side) -> dict[str, object]:
+    return {
+        "name": side.name,
+        "runs": [run.id for run in side.runs],
+        "pictures": len(side.pictures),
+        "images_per_second": side.images_per_second or None,
+        "seconds": side.seconds,
+    }
+
+
+def _pair_document(pair: Pair) -> dict[str, object]:
+    like = pair.likeness
+    return {
+        "prompt_id": str(pair.a.prompt),
+        "text": pair.a.text,
+        "matched_by": "id" if pair.by_id else "text and seed",
+        "a": _picture_document(pair.a),
+        "b": _picture_document(pair.b),
+        "ssim": like.ssim,
+        "clip": like.clip,
+        "note": like.note,
+    }
+
+
+def _picture_document(picture: Picture) -> dict[str, object]:
+    return {
+        "prompt_id": str(picture.prompt),
+        "number": picture.number,
+        "text": picture.text,
+        "image_url": picture.url,
+        "seed": picture.seed,
+        "score": picture.score,
+        "used": picture.used,
+    }

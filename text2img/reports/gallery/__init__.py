@@ -1,12 +1,11 @@
-"""A report: one HTML file that shows what was made, what failed, and how the runs went.
-
-Knows finished prompts and runs, and how to read a picture; not where they come from. Whatever it is given may
-be hostile: texts stay texts, and a picture that cannot be read is a reason in its place.
-"""
+"""Finished prompts and runs as the page's script reads them: plain JSON, nothing trusted, nothing endless."""
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+import re
 import secrets
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,144 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
 
+from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, Unreadable
-from text2img.reports.gallery.items import item_of_failure, item_of_made, run_item
-from text2img.reports.gallery.links import link_of
-from text2img.reports.gallery.page import Page
-from text2img.reports.gallery.thumbnails import quiet, thumbnail
+from text2img.prompts.object_names import quoted
+from text2img.reports.gallery.page import Page, quiet, thumbnail
+from text2img.storage.reader import ENDINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from text2img.databases import Failure, Made, Run
+
+
+_LONGEST: Final = 10_000
+"""Characters of a text that are shown."""
+_MANY: Final = 100
+"""Members of an object or list that are shown, pictures and tries as well."""
+_DEEPEST: Final = 4
+
+Picture = dict[str, Any]
+
+
+def item_of_made(made: Made, picture: Callable[[str], Picture]) -> dict[str, Any]:
+    """A completed prompt. ``picture(url)`` says what is to be shown of one of its pictures."""
+    item = {
+        **_of(made.id, made.text, made.dataset_id, made.run_id),
+        "at": _moment(made.completed_at),
+        "pictures": [picture(url) for url in made.image_urls[:_MANY]],
+        "used": plain(made.used),
+    }
+    if any(score is not None for score in made.scores):
+        item["scores"] = plain(made.scores)
+    if made.evaluation:
+        item["evaluation"] = plain(made.evaluation)
+    if made.iterations:
+        item["iterations"] = made.iterations
+    if made.tries:
+        item["tries"] = [_try(each, picture) for each in made.tries[:_MANY]]
+    return item
+
+
+def item_of_failure(failure: Failure) -> dict[str, Any]:
+    """A prompt that failed for good; whatever has a ``code`` is one."""
+    return {
+        **_of(failure.id, failure.text, failure.dataset_id, failure.run_id),
+        "at": _moment(failure.failed_at),
+        "code": plain(failure.code),
+        "sentence": plain(failure.sentence),
+        "attempts": failure.attempts,
+    }
+
+
+def run_item(run: Run) -> dict[str, Any]:
+    """A run's figures; ``dollars`` are those of a thousand images, None where nobody said a price."""
+    return {
+        "id": plain(run.id),
+        "started": _moment(run.started_at),
+        "finished": _moment(run.finished_at),
+        "status": plain(state_of(run)),
+        "model": plain(run.model) if run.model else None,
+        "host": plain(run.host),
+        "completed": run.completed,
+        "failed": run.failed,
+        "images": run.images,
+        "pace": run.images_per_second,
+        "steady": run.steady_images_per_second,
+        "busy": run.device_busy,
+        "memory": run.peak_memory,
+        "dollars": run.dollars_per_1000_images,
+        "seconds": {plain(str(name)): number_of(seconds) for name, seconds in _first(run.seconds.items())},
+    }
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """The value as JSON can say it: what is longer, deeper or of another kind than it should be is cut, or
+    becomes text.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) and abs(value) < 2**53 else str(value)
+    if isinstance(value, dict) and depth < _DEEPEST:
+        return {plain(str(name)): plain(each, depth + 1) for name, each in _first(value.items())}
+    if isinstance(value, list | tuple) and depth < _DEEPEST:
+        return [plain(each, depth + 1) for each in _first(value)]
+    text = value if isinstance(value, str) else _moment(value) if isinstance(value, datetime) else str(value)
+    return text if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _of(prompt_id: object, text: str, dataset: str | None, run: str | None) -> dict[str, Any]:
+    return {"id": plain(str(prompt_id)), "text": plain(text), "dataset": plain(dataset), "run": plain(run)}
+
+
+def _try(each: Mapping[str, object], picture: Callable[[str], Picture]) -> dict[str, Any]:
+    url = each.get("image_url")
+    shown = {name: plain(each[name]) for name in ("iteration", "seed", "score", "prompt") if name in each}
+    pictured = {"picture": picture(url)} if isinstance(url, str) and url else {}
+    return {**shown, **pictured, "best": each.get("best") is True}
+
+
+def _first(members: Iterable[Any]) -> list[Any]:
+    return [each for each, _ in zip(members, range(_MANY), strict=False)]
+
+
+def _moment(moment: datetime | None) -> str | None:
+    try:
+        return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
+    except OverflowError:  # a moment of the year 1 or 9999, in another zone's time
+        return None
+
+
+_PLAIN: Final = re.compile(r"[!-~]+")
+"""Neither spaces nor control characters, which browsers drop before they read a URL's scheme."""
+_BUCKET: Final = re.compile(r"(gs|s3)://([a-z0-9][a-z0-9._-]{1,220})/(.+)", re.DOTALL)
+_LOGGED_IN: Final = "https://storage.cloud.google.com/"
+"""Where Cloud Storage gives an object to whoever is logged in and may read it; a browser knows no gs://."""
+
+
+def link_of(url: str, folder: Path) -> str | None:
+    """What the page in ``folder`` (absolute) links a picture's URL to, or None where it links it to nothing.
+
+    ``https://`` as it stands, ``gs://`` by way of Google's own page for it, ``s3://``, and a picture's file
+    by its path from the page.
+    """
+    try:
+        if url.startswith("https://"):
+            return url if _PLAIN.fullmatch(url) and "\\" not in url and urlsplit(url).hostname else None
+        if named := _BUCKET.fullmatch(url):
+            scheme, bucket, path = named.groups()
+            return f"{_LOGGED_IN if scheme == 'gs' else 's3://'}{bucket}/{quoted(path)}"
+        if url.startswith("/") and url.lower().endswith(ENDINGS) and "\0" not in url:
+            path = quote(os.path.relpath(url, folder).encode("utf-8", "surrogateescape"))
+            return path if path.startswith("../") else f"./{path}"
+    except ValueError:  # half a surrogate pair, a host that is none
+        return None
+    return None
+
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,7 @@ from text2img.databases.retrying import patient
 from text2img.errors import ConfigurationError, RunFailed
 from text2img.prompts import Completed, Failed
 from text2img.worker import build
-from text2img.worker.ray.channel import Asked, End, Ended, GoOn, Granted, Idle
-from text2img.worker.ray.cluster import joined
-from text2img.worker.ray.process import Died, Seat, listen
+from text2img.worker.ray.process import Asked, Died, End, Ended, GoOn, Granted, Idle, Seat, joined, listen
 from text2img.worker.ray.remote import Began, Here, Made, Recorded, Said, Share, Spent, work
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from text2img.errors import Text2ImgError
     from text2img.settings import Settings
     from text2img.worker.local import Place
-    from text2img.worker.ray.cluster import Cluster
+    from text2img.worker.ray.process import Cluster
 
 log = logging.getLogger("text2img.run")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from text2img.prompts import Outcome, Request
     from text2img.settings import Settings
-    from text2img.worker.ray.channel import Line
+    from text2img.worker.ray.process import Line
 
 log = logging.getLogger("text2img.run")
 
