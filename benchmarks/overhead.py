@@ -23,7 +23,7 @@ from benchmarks.places import DATABASES, STORAGES, places
 from benchmarks.results import RESULTS, Check, Result, report, table
 from benchmarks.sampler import Sampler, Share
 from benchmarks.stub import StubEngine, pictures
-from text2img.images.formats import FORMATS, encode
+from text2img.images import FORMATS, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

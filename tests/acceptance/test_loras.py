@@ -17,7 +17,7 @@ from werkzeug import Response
 from tests.acceptance import product
 from tests.acceptance.product import sleeping
 from tests.waiting import until
-from text2img.images.formats import read_parameters
+from text2img.images import read_parameters
 
 CAPTION = "a large red circle on a yellow background"
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))

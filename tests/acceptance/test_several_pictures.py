@@ -13,7 +13,7 @@ from tests.acceptance import claims, product
 from tests.acceptance.product import sleeping
 from tests.waiting import until
 from text2img.demo.judge import judge
-from text2img.images.formats import read_parameters
+from text2img.images import read_parameters
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 QUICK = ("--num-inference-steps", "10", "--guidance-scale", "3", "--batch-size", "4")

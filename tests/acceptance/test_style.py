@@ -13,7 +13,7 @@ from PIL import Image
 from tests.acceptance import product
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
-from text2img.images.formats import read_parameters
+from text2img.images import read_parameters
 
 CAPTION = "a large red circle on a white background"
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))

@@ -12,7 +12,7 @@ import torch
 from tests.engine import loras
 from tests.engine.conftest import ask, open_engine, pipe_of
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 
 pytestmark = pytest.mark.compiler
 

@@ -17,7 +17,7 @@ from tests.engine import loras
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.lora_adapters import Adapters
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 
 
 def styled(*files, weight=1.0, seed=0, **wanted):

@@ -23,7 +23,7 @@ from tests.engine.conftest import ask, draw, look, open_engine, pipe_of
 from text2img.engine.devices import quiet
 from text2img.engine.loading import offload
 from text2img.errors import ConfigurationError, Stopped
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 
 HOW = ["model", "sequential"]
 REQUESTS = (ask(1, "a dog"), ask(2, "a cat"), ask(3, "a dog"))

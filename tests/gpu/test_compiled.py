@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from tests.engine import loras
 from tests.engine.conftest import ask, open_engine, pipe_of
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,8 +18,7 @@ from text2img.reports.comparison.similarity import check, looked_at
 from text2img.reports.comparison.table import document, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
-from text2img.storage import StorageOptions
-from text2img.storage.reader import Reader
+from text2img.storage import Reader, StorageOptions
 from text2img.worker import build
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class _Doctor:
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
-        from text2img.webhooks import Result
+        from text2img.webhooks.delivery import Result
 
         receiver = build.receiver(self._settings)
         if receiver is None:

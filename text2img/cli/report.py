@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import Contents, write_report
-from text2img.storage import StorageOptions
-from text2img.storage.reader import Reader
+from text2img.storage import Reader, StorageOptions
 from text2img.worker import build
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from text2img.databases import Failure, Made, Run, Untold
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import ModelConfiguration, Prompt, Status, Stored, Wishes
-from text2img.prompts.loras import check_loras
 from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
     STYLE_CHECKS,
     check_aspect_ratio,
+    check_loras,
     check_num_images,
     check_scheduler,
 )

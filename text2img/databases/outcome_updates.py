@@ -19,7 +19,7 @@ from text2img.databases.documents import (
     documents_of,
 )
 from text2img.prompts import APPROXIMATIONS, NOTES, Completed, Failed, Iterated, Status
-from text2img.prompts.object_names import gcs_url
+from text2img.prompts.ids import gcs_url
 from text2img.prompts.parameters import RECORDED_NAMES
 
 if TYPE_CHECKING:

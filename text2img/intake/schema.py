@@ -6,8 +6,16 @@ import sys
 from typing import Any, Final
 
 from text2img.intake.entries import HIGHEST
-from text2img.prompts.loras import HEAVIEST, LONGEST_PATH, MOST
-from text2img.prompts.parameters import ASPECT_RATIOS, FORMATS, MOST_IMAGES, POSITIONS, SCHEDULERS
+from text2img.prompts.parameters import (
+    ASPECT_RATIOS,
+    FORMATS,
+    HEAVIEST,
+    LONGEST_PATH,
+    MOST,
+    MOST_IMAGES,
+    POSITIONS,
+    SCHEDULERS,
+)
 from text2img.prompts.validation import LONGEST_NAME, LONGEST_TEXT, steers
 from text2img.prompts.webhook_urls import FORM, LONGEST_URL
 

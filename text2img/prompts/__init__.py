@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.ids import PromptId
-from text2img.prompts.loras import Lora
 from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
-from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Parameters, Wishes, settle
+from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Lora, Parameters, Wishes, settle
 from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases.documents import run_fields
 from text2img.errors import ClaimLost, PromptFailed
-from text2img.images.contact_sheet import Row, Try, contact_sheets
-from text2img.images.histogram import histogram
+from text2img.images.contact_sheet import Row, Try, contact_sheets, histogram
 from text2img.prompts import Completed, Failed, Iterated
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from text2img.databases import Archive, Made, Run, Selection
     from text2img.prompts import Claim, Outcome, Stored
-    from text2img.prompts.object_names import TryName
+    from text2img.prompts.ids import TryName
     from text2img.prompts.refinement import Loop
     from text2img.storage import ImageStorage
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
 from text2img.prompts.batching import BatchSize
-from text2img.prompts.object_names import ObjectName, TryName
+from text2img.prompts.ids import ObjectName, TryName
 from text2img.prompts.parameters import Wishes
 from text2img.prompts.refinement import Loop
 from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, Running, declared_in

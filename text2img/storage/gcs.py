@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import within
 from text2img.errors import PromptFailed, StorageFailed
-from text2img.prompts.object_names import public_gcs_url
+from text2img.prompts.ids import public_gcs_url
 from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
 from text2img.storage.bucket import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
 

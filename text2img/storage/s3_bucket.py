@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError
 
 from text2img import __version__
 from text2img.errors import StorageFailed
-from text2img.prompts.object_names import quoted
+from text2img.prompts.ids import quoted
 from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
 from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
 

@@ -10,8 +10,6 @@ import json
 import logging
 import re
 import socket
-from dataclasses import dataclass
-from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -21,11 +19,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.connection import create_connection
 
-from text2img.concurrency import timeouts
 from text2img.concurrency.timeouts import within
 from text2img.databases import Notice, webhook_id
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts.webhook_urls import Webhook, WebhookHosts
+from text2img.webhooks.delivery import AddressRefused, Result, Verdict, fault, growing, judge
 from text2img.webhooks.payloads import Credentials
 
 if TYPE_CHECKING:
@@ -102,77 +100,6 @@ class _HTTPPool(HTTPConnectionPool):
 
 class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPS
-
-
-_LONGEST_WAIT = 60.0  # seconds between tries of our own accord
-_LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
-_AGAIN = frozenset({408, 429})
-
-
-class Result(StrEnum):
-    """How a try went."""
-
-    TOLD = "told"  # 2xx: the receiver has it
-    REFUSED = "refused"  # it will never take it: 3xx, 410, other 4xx
-    LATER = "later"  # 408, 429, 5xx, or nobody answered
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A try's result; ``detail`` says why, without anything secret.
-
-    For LATER, in seconds: ``wait`` is what we would wait, ``asked`` what the receiver has asked for
-    (Retry-After; 0 where it has not). The next try is due after the longer of the two.
-    """
-
-    result: Result
-    detail: str
-    wait: float = 0.0
-    asked: float = 0.0
-
-
-def judge(shown: str, status: int, retry_after: str | None, tries: int) -> Verdict:
-    """What the answer of ``shown`` to so many tries means."""
-    detail = f"{shown} answered {status}"
-    if 200 <= status < 300:
-        return Verdict(Result.TOLD, detail)
-    if status in _AGAIN or status >= 500:
-        return Verdict(Result.LATER, detail, growing(tries), timeouts.asked(retry_after, _LONGEST_ASKED))
-    if 300 <= status < 400:
-        detail += "; redirects are not followed, give the final address"
-    return Verdict(Result.REFUSED, detail)
-
-
-def fault(shown: str, exc: Exception, timeout: float) -> str:
-    """What went wrong, by kind: the libraries' own words hold the whole URL."""
-    import requests
-
-    if isinstance(exc, (TimeoutError, requests.Timeout)):
-        return f"{shown} did not answer within {timeout:g} s"
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, AddressRefused):
-            return f"{shown} {cause}"
-        if isinstance(cause, socket.gaierror):
-            return f"{shown} has no address: the name is not known"
-        if isinstance(cause, ConnectionRefusedError):
-            return f"{shown} refuses connections"
-        cause = cause.__cause__ or cause.__context__
-    kinds = (
-        (requests.exceptions.ProxyError, "the proxy fails"),
-        (requests.exceptions.SSLError, "TLS fails"),
-    )
-    reason = next((words for kind, words in kinds if isinstance(exc, kind)), type(exc).__name__)
-    return f"{shown} cannot be reached ({reason})"
-
-
-class AddressRefused(OSError):  # noqa: N818 - it says what happened
-    """A name leads to an address that it must not have."""
-
-
-def growing(tries: int) -> float:
-    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter."""
-    return timeouts.growing(tries, _LONGEST_WAIT)
 
 
 _log = logging.getLogger(__name__)

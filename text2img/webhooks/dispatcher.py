@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed, PromptFailed
 from text2img.prompts.webhook_urls import Webhook
-from text2img.webhooks.client import Result, Verdict, growing
-from text2img.webhooks.delivery import PutOff, gather_owed
+from text2img.webhooks.delivery import PutOff, Result, Verdict, gather_owed, growing
 from text2img.webhooks.progress import Beside, Milestones
 
 if TYPE_CHECKING:

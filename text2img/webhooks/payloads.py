@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from text2img import __version__
 from text2img.errors import ConfigurationError, ErrorCode
-from text2img.prompts.object_names import gcs_url
+from text2img.prompts.ids import gcs_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

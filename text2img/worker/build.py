@@ -16,7 +16,7 @@ from text2img.engine.loras import Library
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
 from text2img.prompts import Wishes
-from text2img.prompts.object_names import ObjectName, TryName
+from text2img.prompts.ids import ObjectName, TryName
 from text2img.prompts.parameters import settle
 from text2img.prompts.webhook_urls import WebhookHosts
 from text2img.settings import DEFAULTS
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.telemetry.tracing import Traces
-    from text2img.webhooks import Receiver
-    from text2img.webhooks.client import Webhooks
+    from text2img.webhooks.client import Receiver, Webhooks
     from text2img.webhooks.policies import Teller
     from text2img.worker.leases import Leases
     from text2img.worker.polling import Rounds
@@ -77,7 +76,7 @@ def storage(settings: Settings) -> ImageStorage:
 
 def sidecars(settings: Settings, storage: ImageStorage, holds: Callable[[Claim], bool]) -> Sidecars | None:
     """What writes beside the pictures in a layout of folders; None in a flat one."""
-    from text2img.prompts.object_names import TryName
+    from text2img.prompts.ids import TryName
     from text2img.reports.run_files import Sidecars
 
     names = settings.object_names
@@ -93,7 +92,7 @@ def receiver(settings: Settings) -> Receiver | None:
     """Who is told of results; None where nobody asked to be."""
     if not settings.callback_url:
         return None
-    from text2img.webhooks import Receiver
+    from text2img.webhooks.client import Receiver
 
     return Receiver(settings.callback_url, secret=settings.callback_secret, token=settings.callback_token)
 

@@ -20,7 +20,7 @@ from text2img.concurrency.stages import Stop
 from text2img.engine.loras import Library, Sources, check_header
 from text2img.engine.loras.cache import Cache
 from text2img.errors import ErrorCode, PromptFailed, Stopped
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 
 
 def weights(size=16, fill=b"\x00"):
@@ -239,7 +239,7 @@ import sys, time
 from pathlib import Path
 from text2img.engine.loras import Library, Sources
 from text2img.engine.loras.cache import Cache
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 folder, url = sys.argv[1:]
 library = Library(Sources.parse(url), Cache(Path(folder), 10**9, time.sleep), time.sleep)
 print(flush=True)  # ready

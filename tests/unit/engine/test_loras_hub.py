@@ -17,7 +17,7 @@ from pathlib import Path
 from text2img.errors import PromptFailed
 from text2img.engine.loras import Library, Sources
 from text2img.engine.loras.cache import Cache
-from text2img.prompts.loras import Lora
+from text2img.prompts.parameters import Lora
 for path in sys.argv[2:]:
     library = Library(Sources.parse('hub:artist/'), Cache(Path(sys.argv[1]), 10**6, time.sleep), patience=0)
     try:

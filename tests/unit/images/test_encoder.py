@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.images import Encoder, parameters
-from text2img.images.formats import read_parameters
+from text2img.images import Encoder, parameters, read_parameters
 from text2img.prompts import Claim, Prompt, PromptId, Request, Wishes
-from text2img.prompts.loras import check_loras
-from text2img.prompts.parameters import settle
+from text2img.prompts.parameters import check_loras, settle
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (72, 128, 3), dtype=np.uint8)
 PLAIN = settle((Wishes(num_inference_steps=5, guidance_scale=3, width=128, height=72),), seed=1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from text2img.images.formats import FORMATS, encode, read_parameters
+from text2img.images import FORMATS, encode, read_parameters
 from text2img.prompts.parameters import FORMATS as WORDS
 from text2img.prompts.validation import LONGEST_TEXT
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from text2img.images.histogram import counts, histogram
+from text2img.images.contact_sheet import counts, histogram
 
 LEFT, TOP, RIGHT, BOTTOM = 80, 110, 870, 490
 BAR = (0x7F, 0xA6, 0xCC)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Lora
-from text2img.prompts.loras import check_loras
+from text2img.prompts.parameters import check_loras
 
 SIGNED = "https://bucket.s3.amazonaws.com/ink.safetensors?X-Amz-Signature=5ecret"
 DIGEST = "AB" * 32

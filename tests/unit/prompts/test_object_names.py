@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.prompts import PromptId
-from text2img.prompts.object_names import ObjectName
+from text2img.prompts.ids import ObjectName
 
 KINDS = st.sampled_from(["str", "int", "objectid", "uuid", "double", "decimal128", "null", "bson", "blob"])
 # Short texts of what names are made of, so that look-alikes come up; and any text at all.

@@ -11,7 +11,7 @@ from tests.outcomes import completed
 from text2img.databases.documents import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prompt, PromptId, Wishes, request
-from text2img.prompts.object_names import TryName
+from text2img.prompts.ids import TryName
 from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.refinement import Loop, refined, rescued
 from text2img.worker.finish import Albums

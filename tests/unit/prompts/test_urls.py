@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from text2img.prompts.object_names import gcs_url, public_gcs_url, quoted
+from text2img.prompts.ids import gcs_url, public_gcs_url, quoted
 
 
 @given(

@@ -9,8 +9,7 @@ import pytest
 from tests.servers import free_port
 from tests.servers.scripted import ScriptedGcs, ScriptedS3
 from text2img.errors import StorageFailed, Unreadable
-from text2img.storage import StorageOptions, open_storage
-from text2img.storage.reader import Reader
+from text2img.storage import Reader, StorageOptions, open_storage
 
 
 class Deaf:

@@ -16,10 +16,12 @@ from werkzeug import Response
 
 from tests.servers import free_port
 from text2img import __version__
-from text2img.databases import Notice, Untold
+from text2img.databases import Notice, Untold, webhook_id
 from text2img.errors import ConfigurationError
 from text2img.prompts import PromptId
-from text2img.webhooks import Receiver, Result, compose, webhook_id
+from text2img.webhooks.client import Receiver
+from text2img.webhooks.delivery import Result
+from text2img.webhooks.payloads import compose
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)

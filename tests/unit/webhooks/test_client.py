@@ -12,8 +12,8 @@ from werkzeug import Response
 from tests.servers import free_port
 from text2img.databases import Notice, webhook_id
 from text2img.prompts.webhook_urls import Webhook, WebhookHosts
-from text2img.webhooks import Result
 from text2img.webhooks.client import Webhooks
+from text2img.webhooks.delivery import Result
 from text2img.webhooks.payloads import Credentials
 from text2img.webhooks.progress import Reached
 

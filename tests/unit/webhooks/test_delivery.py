@@ -17,7 +17,8 @@ from tests.waiting import until
 from text2img.databases import Collections, NewPrompt, Run, Selection, open_database
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed, PromptId, Wishes, request
-from text2img.webhooks import Patience, Receiver, deliver, gather, gather_left_over
+from text2img.webhooks.client import Receiver
+from text2img.webhooks.delivery import Patience, deliver, gather, gather_left_over
 
 WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64)
 

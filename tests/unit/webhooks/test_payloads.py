@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from text2img.databases import Untold
+from text2img.databases import Untold, webhook_id
 from text2img.prompts import PromptId
-from text2img.webhooks import compose, webhook_id
+from text2img.webhooks.payloads import compose
 
 DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)
 FAILED = Untold(id=PromptId("int", "124"), text=None, code="invalid_prompt", sentence="text is missing")

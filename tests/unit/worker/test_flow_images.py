@@ -16,7 +16,7 @@ from tests.waiting import until
 from text2img.databases import Selection
 from text2img.errors import ErrorCode, PromptFailed, Stopped, StorageFailed
 from text2img.prompts import PromptId
-from text2img.prompts.object_names import ObjectName
+from text2img.prompts.ids import ObjectName
 
 SELECTION = Selection()
 

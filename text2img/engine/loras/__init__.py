@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.engine.loras.cache import Cache, Note, Sink
-    from text2img.prompts.loras import Lora
+    from text2img.prompts.parameters import Lora
 
 
 __all__ = ["Library", "Sources"]

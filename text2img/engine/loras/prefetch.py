@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from text2img.engine.loras import Library
     from text2img.prompts import Request
-    from text2img.prompts.loras import Lora
+    from text2img.prompts.parameters import Lora
 
     Loras = tuple[Lora, ...]
     Ready = tuple[Request, PromptFailed | None]

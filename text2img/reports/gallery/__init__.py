@@ -18,9 +18,9 @@ from urllib.parse import quote, urlsplit
 
 from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, Unreadable
-from text2img.prompts.object_names import quoted
+from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import Page, quiet, thumbnail
-from text2img.storage.reader import ENDINGS
+from text2img.storage import ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
