@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from tests.clock import Clock, elapse
-from text2img.concurrency.stages import Stop, Stopwatch
+from text2img.concurrency.signals import Stop
+from text2img.concurrency.stages import Stopwatch
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.engine import ModelCard, Picture
 from text2img.engine.loras import Library

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.fleet.watch import Log, count_commands, together, watched
 from benchmarks.stub import StubEngine
-from text2img.concurrency.stages import Stop, Stopwatch
+from text2img.concurrency.signals import Stop
+from text2img.concurrency.stages import Stopwatch
 from text2img.databases import Run, Selection
 from text2img.databases.retrying import patient
 from text2img.errors import Stopped, Unreadable

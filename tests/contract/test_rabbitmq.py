@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.gates import Gate
 from tests.servers import free_port
 from tests.waiting import until
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, Stopped
 from text2img.intake.entries import Reader

@@ -114,10 +114,10 @@ def _run(arguments: argparse.Namespace) -> int:
     names = {option.name for option in _options(command.groups)}
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     settings = load(flags, environment=command.environment)
+    from text2img.concurrency.signals import leaving
     from text2img.telemetry.logs import Mask, report_failure, set_up
     from text2img.telemetry.tracing import secrets
     from text2img.worker import platform_task
-    from text2img.worker.watchdog import leaving
 
     mask = Mask([*settings.secrets, *_databases(arguments), *secrets(os.environ)])
     progress = set_up(settings, mask)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from text2img.concurrency.signals import stopping
 from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, StorageFailed
 from text2img.intake import read_prompts
 from text2img.prompts import Claim, Prompt, Wishes, request
@@ -17,13 +18,12 @@ from text2img.telemetry.publisher import check, look, publishing
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
 from text2img.worker.local import Single
-from text2img.worker.watchdog import stopping
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import Database, NewPrompt, Run
     from text2img.intake import Prompts
     from text2img.prompts import ModelConfiguration, Request

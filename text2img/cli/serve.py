@@ -9,18 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from text2img.cli.run import add, prepare
+from text2img.concurrency.signals import stopping
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import look, publishing
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
 from text2img.worker.local import Single
 from text2img.worker.polling import Serving
-from text2img.worker.watchdog import stopping
 
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import Database, NewPrompt
     from text2img.intake.rabbitmq import Broker
     from text2img.settings import Settings

@@ -13,46 +13,11 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from text2img.errors import Stopped
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 T = TypeVar("T")
-
-
-class Stop:
-    """Whether, and by which signal, the run was asked to end. Set from a signal handler, read anywhere."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._number = 0
-
-    def set(self, number: int) -> None:
-        """Ask the run to end on behalf of signal ``number``."""
-        self._number = number
-        self._event.set()
-
-    def check(self) -> None:
-        """Raise Stopped if the run was asked to end."""
-        if self._event.is_set():
-            raise Stopped(self._number)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, at most ``seconds``; raises Stopped as soon as the run is asked to end."""
-        self._event.wait(max(0.0, seconds))
-        self.check()
-
-    @property
-    def status(self) -> int:
-        """The exit status of a run that the signal ended."""
-        return 128 + self._number
-
-    @property
-    def event(self) -> threading.Event:
-        """Set once the run was asked to end."""
-        return self._event
 
 
 class Stopwatch:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pika.adapters.blocking_connection import BlockingChannel
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import NewPrompt
 
 

@@ -23,7 +23,7 @@ from text2img.prompts.refinement import rescued, worst
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.engine import Picture
     from text2img.prompts import Claim, Outcome, Request
     from text2img.prompts.refinement import Loop

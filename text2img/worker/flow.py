@@ -28,7 +28,7 @@ from text2img.worker.polling import Quota
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.engine import Picture
     from text2img.prompts import Claim, Outcome, Prompt, Request
     from text2img.telemetry.stats import Tally

@@ -25,7 +25,7 @@ from text2img.worker.watchdog import Guard
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import Counts, Database, Run
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress

@@ -18,7 +18,7 @@ from text2img.worker.flow import Parts, Plan, Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import Database
     from text2img.engine import Engine, ModelCard
     from text2img.prompts import Outcome, Wishes

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
 
 
 log = logging.getLogger(__name__)

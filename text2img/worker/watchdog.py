@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
-import signal
 import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from text2img.concurrency.stages import Stop
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
+
+    from text2img.concurrency.signals import Stop
 
 log = logging.getLogger(__name__)
 
@@ -27,52 +24,6 @@ GRACE = 5.0
 """Seconds from a signal to giving up, which may take two more: all told less than eight. Cloud Run grants 10
 before it kills, Kubernetes 30."""
 _LOOK = 0.5  # seconds between looks at the device at the most
-
-
-@contextmanager
-def leaving() -> Iterator[None]:
-    """SIGTERM and SIGINT end a command at once: while nothing is claimed there is nothing to give back. As a
-    container's first process it would not even hear a signal that nobody handles.
-
-    Raises SystemExit with 128 + signal, also where the code that was interrupted stumbles over that and
-    raises something else: a library's lock may not be as it left it.
-    """
-    heard: list[int] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        heard.append(number)
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except Exception:
-        if heard:
-            raise SystemExit(128 + heard[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def stopping() -> Iterator[Stop]:
-    """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
-    stop = Stop()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stop.event.is_set():
-            os._exit(128 + number)
-        stop.set(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Guard:

@@ -9,7 +9,8 @@ import pytest
 from tests.clock import Clock
 from tests.threads import waiting_in
 from tests.waiting import until
-from text2img.concurrency.stages import Ahead, Gather, Stage, Stop, Stopwatch
+from text2img.concurrency.signals import Stop
+from text2img.concurrency.stages import Ahead, Gather, Stage, Stopwatch
 from text2img.errors import Stopped, StorageFailed
 
 HANG = 300  # seconds until a test gives up

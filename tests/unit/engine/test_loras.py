@@ -16,7 +16,7 @@ from werkzeug import Response
 
 from tests.clock import Clock
 from tests.servers.s3 import client
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.engine.loras import Library, Sources, check_header
 from text2img.engine.loras.cache import Cache
 from text2img.errors import ErrorCode, PromptFailed, Stopped

@@ -7,7 +7,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 from text2img.cli import run
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.databases import Run
 from text2img.settings.loader import load
 from text2img.worker import build

@@ -15,7 +15,8 @@ from tests.clock import Clock, Turns, elapse
 from tests.painter import Bench, Painter
 from tests.threads import waiting_in
 from tests.waiting import until
-from text2img.concurrency.stages import Ahead, Stage, Stop
+from text2img.concurrency.signals import Stop
+from text2img.concurrency.stages import Ahead, Stage
 from text2img.databases import Selection
 from text2img.engine import Picture
 from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed

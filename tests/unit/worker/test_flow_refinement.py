@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.painter import Bench, Painter
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.databases import Selection
 from text2img.errors import Stopped
 from text2img.prompts.outcomes import Evaluation

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import Stopped, StorageFailed
 from text2img.prompts import PromptId, Wishes

@@ -8,7 +8,7 @@ import pytest
 
 from tests.clock import Clock, Event
 from tests.painter import Bench, Painter
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.databases import NewPrompt
 from text2img.errors import BrokerFailed, Stopped
 from text2img.prompts import PromptId, Wishes

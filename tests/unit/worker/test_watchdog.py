@@ -9,8 +9,8 @@ import pytest
 
 from tests.clock import Clock, Turns
 from tests.waiting import until
-from text2img.concurrency.stages import Stop
-from text2img.worker.watchdog import Guard, leaving, stacks
+from text2img.concurrency.signals import Stop, leaving
+from text2img.worker.watchdog import Guard, stacks
 
 
 class Given:

@@ -23,7 +23,7 @@ from text2img.worker.ray.remote import Began, Here, Made, Recorded, Said, Share,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.concurrency.stages import Stop
+    from text2img.concurrency.signals import Stop
     from text2img.databases import Database
     from text2img.errors import Text2ImgError
     from text2img.settings import Settings

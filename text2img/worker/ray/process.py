@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TextIO
 
-from text2img.concurrency.stages import Stop
+from text2img.concurrency.signals import Stop
 from text2img.errors import ConfigurationError, RunFailed, Stopped, Text2ImgError
 
 if TYPE_CHECKING:
