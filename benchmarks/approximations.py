@@ -22,7 +22,7 @@ from benchmarks.results import RESULTS, Check, Result, report
 from benchmarks.similarity import mean_difference, psnr, ssim
 from text2img.engine import EngineOptions, Picture
 from text2img.engine.diffusers import DiffusersEngine
-from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
 from training.evaluate import FIRST_SEED, MODEL, choose_scenes, measure
 from training.shortcuts import FEW_STEPS, TINY
 
@@ -56,9 +56,9 @@ class Contestant:
         return engine
 
     @property
-    def wishes(self) -> Wishes:
+    def requested(self) -> RequestedParameters:
         """The parameters of all its pictures."""
-        return Wishes(
+        return RequestedParameters(
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
             scheduler=self.scheduler,
@@ -95,10 +95,14 @@ CONTESTANTS = (
 def draw(engine: DiffusersEngine, contestant: Contestant, scenes: Sequence[Scene], first: int) -> list[Any]:
     """The pixels, uint8 (128, 128, 3), of scenes ``first`` and on."""
     prompts = [
-        Prompt(claim=Claim(PromptId("int", str(n)), "bench", 1), text=scene.caption, wishes=Wishes(seed=n))
+        Prompt(
+            claim=Claim(PromptId("int", str(n)), "bench", 1),
+            text=scene.caption,
+            requested=RequestedParameters(seed=n),
+        )
         for n, scene in enumerate(scenes, FIRST_SEED + first)
     ]
-    batch = [engine.prepare(request(prompt, [contestant.wishes])) for prompt in prompts]
+    batch = [engine.prepare(request(prompt, [contestant.requested])) for prompt in prompts]
     results = engine.generate(batch, lambda _done, _of: None)
     return [result.pixels for result in results if isinstance(result, Picture)]
 

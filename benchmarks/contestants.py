@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.job import run_job
 from benchmarks.stub import StubEngine
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
-from text2img.telemetry.progress import Silent
+from text2img.telemetry.progress import NullProgress
 
 if TYPE_CHECKING:
     from benchmarks.places import Place
@@ -64,7 +64,7 @@ def bare_loop(task: Task) -> Pace:
     engine, begun = task.engine(), monotonic()
     for first in range(0, task.pictures, task.batch):
         numbers = range(first, min(first + task.batch, task.pictures))
-        engine.generate([task.request(number) for number in numbers], Silent().step)
+        engine.generate([task.request(number) for number in numbers], NullProgress().step)
     return _pace(task, engine, begun, monotonic())
 
 
@@ -94,9 +94,9 @@ def serial_script(task: Task, place: Place) -> Pace:
     with MongoClient[dict[str, object]](place.database) as mongodb:
         database = mongodb.get_default_database()
         for number, document in enumerate(database.datasets.find(limit=task.pictures)):
-            (picture,) = engine.generate([task.request(number)], Silent().step)
+            (image,) = engine.generate([task.request(number)], NullProgress().step)
             file = place.folder / f"{number}.png"
-            Image.fromarray(picture.pixels).save(file)  # type: ignore[union-attr]
+            Image.fromarray(image.pixels).save(file)  # type: ignore[union-attr]
             bucket.blob(f"{prefix}/{file.name}").upload_from_filename(file)
             result = {"dataset_id": document["_id"], "image_url": f"{place.output}/{file.name}"}
             database.dataset_records.insert_one(result)

@@ -20,7 +20,7 @@ from benchmarks.places import places
 from benchmarks.results import RESULTS, Check, Result, report
 from text2img.databases import Collections, NewPrompt, open_database
 from text2img.demo.scenes import all_scenes
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def add(place: Place, prompts: int, loras: Sequence[Path]) -> None:
             NewPrompt(
                 id=PromptId("int", str(number)),
                 text=captions[number % len(captions)],
-                wishes=Wishes(seed=number, lora={"path": str(loras[number % len(loras)])}),
+                requested=RequestedParameters(seed=number, lora={"path": str(loras[number % len(loras)])}),
             )
             for number in range(prompts)
         )

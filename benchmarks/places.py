@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.distance import distance
 from text2img.databases import Collections, NewPrompt, open_database
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +49,7 @@ def add_prompts(url: str, prompts: int) -> None:
     """Let so many prompts wait in that database; each has its number as id and seed."""
     with closing(open_database(url, Collections())) as database:
         database.enqueue(
-            NewPrompt(id=PromptId("int", str(n)), text=f"picture {n}", wishes=Wishes(seed=n))
+            NewPrompt(id=PromptId("int", str(n)), text=f"picture {n}", requested=RequestedParameters(seed=n))
             for n in range(prompts)
         )
 

@@ -44,9 +44,9 @@ def ssim(one: Picture, other: Picture) -> float:
     return float((light * structure).mean())
 
 
-def _luminance(picture: Picture) -> NDArray[np.float64]:
+def _luminance(image: Picture) -> NDArray[np.float64]:
     """(height, width), 0 … 255, by the weights of ITU-R BT.601."""
-    return np.asarray(picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114]))
+    return np.asarray(image.astype(np.float64) @ np.array([0.299, 0.587, 0.114]))
 
 
 def _blurred(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from text2img.engine import ModelCard, Picture
+from text2img.engine import ModelInfo, Picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,9 +54,9 @@ class StubEngine:
         """Seconds by stage; see Engine."""
         return {"load": 0.0, "denoise": sum(ended - begun for begun, ended in self.batches), "decode": 0.0}
 
-    def inspect(self) -> ModelCard:
+    def inspect(self) -> ModelInfo:
         """A card that lets everything pass; see Engine."""
-        return ModelCard(
+        return ModelInfo(
             name="stub",
             revision=None,
             family="stub",
@@ -70,7 +70,7 @@ class StubEngine:
     def load(self) -> None:
         """Nothing; see Engine."""
 
-    def warm(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], left: int) -> None:
         """Nothing; see Engine."""
 
     def prepare(self, request: Request) -> Request:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.job import clean_environment
 from benchmarks.results import RESULTS, Check, Result, report
 from text2img.databases import Collections, NewPrompt, open_database
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def pace(workers: int, pictures: int, seconds: float) -> float:
         url = f"sqlite:///{folder}/prompts.db"
         with closing(open_database(url, Collections())) as database:
             database.enqueue(
-                NewPrompt(id=PromptId("int", str(number)), text="a boat", wishes=Wishes())
+                NewPrompt(id=PromptId("int", str(number)), text="a boat", requested=RequestedParameters())
                 for number in range(1, pictures + 1)
             )
             job = ("--database", url, "--output", "pictures", "--batch-size", str(_BATCH))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Run, Selection, open_database
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 from text2img.storage import open_storage
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -24,13 +24,13 @@ def finished_run(url, place, run_id, prompts, **used):
     storage = open_storage(place)
     with closing(open_database(url, Collections())) as database:
         new = [
-            NewPrompt(id=PromptId("str", name), text=text, wishes=Wishes(seed=seed))
+            NewPrompt(id=PromptId("str", name), text=text, requested=RequestedParameters(seed=seed))
             for name, (text, seed) in prompts.items()
         ]
         database.enqueue(new)
         outcomes = []
         for prompt in database.claim("w", len(new), 60, Selection()):
-            file = picture(prompts[prompt.id.text][1], marked=run_id == "b")
+            file = image(prompts[prompt.id.text][1], marked=run_id == "b")
             put = storage.put(f"{prompt.id.name}.png", file, "image/png", lambda: True)
             outcomes.append(completed(prompt, put, **used))
         assert len(database.record(outcomes, run_id, tell=False)) == len(new)
@@ -39,7 +39,7 @@ def finished_run(url, place, run_id, prompts, **used):
         database.save_run(run, 60)
 
 
-def picture(level, *, marked=False):
+def image(level, *, marked=False):
     """A PNG of one grey, with or without a black square."""
     pixels = np.full((64, 64, 3), level, np.uint8)
     if marked:

@@ -7,15 +7,15 @@ import threading
 from tests.servers.fal import KEY, MODEL
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
-from text2img.prompts import Claim, Prompt, PromptId, Request, Wishes
-from text2img.prompts.parameters import settle
+from text2img.prompts import Claim, Prompt, PromptId, Request, RequestedParameters
+from text2img.prompts.parameters import resolve_parameters
 
 TEXT = "a small red circle on a blue background"
-ASKED = Wishes(num_inference_steps=4, guidance_scale=2.5, width=128, height=64, seed=11)
+ASKED = RequestedParameters(num_inference_steps=4, guidance_scale=2.5, width=128, height=64, seed=11)
 
 
-def request(text=TEXT, name="1", **wishes):
-    parameters = settle((Wishes(**wishes), ASKED), seed=0)
+def request(text=TEXT, name="1", **requested):
+    parameters = resolve_parameters((RequestedParameters(**requested), ASKED), seed=0)
     prompt = Prompt(claim=Claim(PromptId("str", name), "worker", 1), text=text)
     return Request(prompt=prompt, text=text, parameters=parameters)
 

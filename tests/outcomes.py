@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from text2img.prompts import Completed, Iterated, Prompt, Stored, Wishes, request
+from text2img.prompts import Completed, NeedsRefinement, Prompt, RequestedParameters, StoredImage, request
 from text2img.prompts.outcomes import Evaluation
 
-DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
+DEFAULTS = RequestedParameters(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 
 
 def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
@@ -20,7 +20,7 @@ def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
     hashed, cut = more.pop("sha256", "ab" * 32), more.pop("truncated", False)
     made = {**asked.parameters.recorded, "scheduler": "euler", "model": "m", **more}
     pictures = tuple(
-        Stored(
+        StoredImage(
             image_url=url,
             sha256=hashed,
             text=asked.text,
@@ -40,12 +40,12 @@ def iterated(prompt, score=0.5, words="$a boat, red"):
         evaluator="demo", score=score, matches=("a boat",), missing=("red",), better_prompt=words
     )
     number = len(prompt.tries)
-    (picture,) = completed(prompt, f"gs://b/{number}.png", evaluations=[seen]).pictures
-    picture = replace(picture, number=number, iteration=number + 1)
-    return Iterated(
+    (image,) = completed(prompt, f"gs://b/{number}.png", evaluations=[seen]).pictures
+    image = replace(image, number=number, iteration=number + 1)
+    return NeedsRefinement(
         prompt=prompt,
         text="a boat",
-        tries=(*prompt.tries, picture),
+        tries=(*prompt.tries, image),
         iterations=number + 1,
         next_prompt=words,
     )

@@ -12,28 +12,28 @@ from PIL import Image
 
 from tests.clock import Clock, elapse
 from text2img.concurrency.signals import Stop
-from text2img.concurrency.stages import Stopwatch
+from text2img.concurrency.stages import StageTimer
 from text2img.databases import Collections, NewPrompt, Selection, open_database
-from text2img.engine import ModelCard, Picture
-from text2img.engine.loras import Library
-from text2img.prompts import PromptId, Wishes
+from text2img.engine import ModelInfo, Picture
+from text2img.engine.loras import LoraCache
+from text2img.prompts import PromptId, RequestedParameters
 from text2img.storage import open_storage
-from text2img.telemetry.progress import Silent
-from text2img.telemetry.stats import Tally
-from text2img.telemetry.tracing import Untraced
-from text2img.worker.flow import Parts, Plan, Worker
+from text2img.telemetry.progress import NullProgress
+from text2img.telemetry.stats import RunStats
+from text2img.telemetry.tracing import NoopTraces
+from text2img.worker.flow import Plan, Worker, WorkerDeps
 from text2img.worker.leases import Leases
-from text2img.worker.watchdog import Guard
+from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CARD = ModelCard(
+CARD = ModelInfo(
     name="painter", revision=None, family="test", width=64, height=64, multiple=8,
     scheduler="none", schedulers=(),
 )  # fmt: skip
-WISHES = (Wishes(num_inference_steps=3, guidance_scale=1, width=64, height=64),)
+WISHES = (RequestedParameters(num_inference_steps=3, guidance_scale=1, width=64, height=64),)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Painter:
     def prepare(self, request):
         return request
 
-    def warm(self, batch, left):
+    def warm_up(self, batch, left):
         pass
 
     def generate(self, batch, on_step):
@@ -87,17 +87,18 @@ class Bench:
     def __init__(self, folder: Path, prompts: int, url: str | None = None) -> None:
         self.database = open_database(url or f"sqlite:///{folder}/prompts.db", Collections())
         self.database.enqueue(
-            NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes(seed=n)) for n in range(prompts)
+            NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters(seed=n))
+            for n in range(prompts)
         )
         self.storage = open_storage(str(folder / "pictures"))
         self.folder, self.file = folder / "pictures", folder / "prompts.db"
-        self.stop, self.tally, self.clock = Stop(), Tally(), time.monotonic
-        self.loras = Library()
+        self.stop, self.stats, self.clock = Stop(), RunStats(), time.monotonic
+        self.loras = LoraCache()
         self.serving = self.evaluator = None
-        self.seconds, self.progress, self.traces = Stopwatch(), Silent(), Untraced()
+        self.seconds, self.progress, self.traces = StageTimer(), NullProgress(), NoopTraces()
         self.leases = lambda: Leases(self.database, 60, lambda: None)
         self.plan = Plan(
-            run_id="night", worker="w1", selection=Selection(), wishes=WISHES, waiting=prompts,
+            run_id="night", worker="w1", selection=Selection(), requested=WISHES, waiting=prompts,
             batch_size=4, max_attempts=2,
         )  # fmt: skip
 
@@ -108,13 +109,13 @@ class Bench:
         return self.clock
 
     def work(self, engine: Painter, **changes: object) -> None:
-        parts = Parts(
+        parts = WorkerDeps(
             database=self.database,
             storage=self.storage,
             engine=engine,
-            card=CARD,
+            model_info=CARD,
             leases=self.leases(),
-            guard=Guard(self.stop, 300, lambda status: None),
+            watchdog=Watchdog(self.stop, 300, lambda status: None),
             progress=self.progress,
             seconds=self.seconds,
             traces=self.traces,
@@ -123,11 +124,11 @@ class Bench:
             evaluator=self.evaluator,
             loras=self.loras,
         )
-        Worker(parts, replace(self.plan, **changes), self.stop, self.tally, clock=self.clock).run()
+        Worker(parts, replace(self.plan, **changes), self.stop, self.stats, clock=self.clock).run()
 
     def shade(self, name: str) -> int:
-        with Image.open(self.folder / f"{name}.png") as picture:
-            return picture.getpixel((0, 0))[0]
+        with Image.open(self.folder / f"{name}.png") as image:
+            return image.getpixel((0, 0))[0]
 
     @property
     def counts(self) -> tuple[int, int, int, int]:

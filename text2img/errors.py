@@ -37,7 +37,7 @@ class ErrorCode(StrEnum):
     ABANDONED = "abandoned"  # workers died each time they tried it
 
     @property
-    def worth_another_try(self) -> bool:
+    def retryable(self) -> bool:
         """Whether the same prompt may succeed when it is tried again unchanged."""
         return self is ErrorCode.GENERATION_FAILED
 
@@ -94,8 +94,8 @@ class Stopped(Text2ImgError):  # noqa: N818 - no error: somebody asked for it
 class PromptFailed(Text2ImgError):  # noqa: N818 - becomes data: the prompt's outcome
     """One prompt failed by its own fault; ``code`` says how, the message is a sentence for its owner."""
 
-    def __init__(self, code: ErrorCode, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
         self.code = code
 
 
@@ -103,7 +103,7 @@ class EvaluationFailed(Text2ImgError):  # noqa: N818 - it says what happened, as
     """A picture could not be judged; it is stored all the same, without a score."""
 
 
-class Unreadable(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
+class ObjectUnreadable(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
     """One stored object cannot be read back: it is gone, elsewhere, too large, or not for this account."""
 
 

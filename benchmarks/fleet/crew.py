@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 from benchmarks.fleet.watch import Log, count_commands, together, watched
 from benchmarks.stub import StubEngine
 from text2img.concurrency.signals import Stop
-from text2img.concurrency.stages import Stopwatch
+from text2img.concurrency.stages import StageTimer
 from text2img.databases import Run, Selection
-from text2img.databases.retrying import patient
-from text2img.errors import Stopped, Unreadable
-from text2img.prompts import Wishes
-from text2img.telemetry.progress import Silent
-from text2img.telemetry.stats import Tally
-from text2img.webhooks.delivery import gather
-from text2img.worker.flow import Parts, Plan, Worker
+from text2img.databases.retrying import with_retries
+from text2img.errors import ObjectUnreadable, Stopped
+from text2img.prompts import RequestedParameters
+from text2img.telemetry.progress import NullProgress
+from text2img.telemetry.stats import RunStats
+from text2img.webhooks.delivery import collect
+from text2img.worker.flow import Plan, Worker, WorkerDeps
 from text2img.worker.leases import Leases
-from text2img.worker.watchdog import Guard
+from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SIDE = 64  # pixels, the fewest that a prompt may ask for
 _STEPS = 4
-_WISHES = Wishes(num_inference_steps=_STEPS, guidance_scale=1.0, width=_SIDE, height=_SIDE)
+_WISHES = RequestedParameters(num_inference_steps=_STEPS, guidance_scale=1.0, width=_SIDE, height=_SIDE)
 _LEASE = 60.0
 _PATIENCE = 60.0
 
@@ -80,7 +80,7 @@ class Nowhere:
     def check(self) -> None:
         """Nothing; see ImageStorage."""
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         """Nothing; see ImageStorage."""
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
@@ -90,7 +90,7 @@ class Nowhere:
 
     def read(self, url: str) -> bytes:
         """Never: nothing is there; see ImageStorage."""
-        raise Unreadable(f"{url} is nowhere")
+        raise ObjectUnreadable(f"{url} is nowhere")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,27 +165,27 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)
     database.save_run(run, _LEASE)
-    parts = Parts(
-        database=patient(database, _PATIENCE, stop.wait),
+    parts = WorkerDeps(
+        database=with_retries(database, _PATIENCE, stop.wait),
         storage=Nowhere(),
         engine=hand.engine,
-        card=hand.engine.inspect(),
+        model_info=hand.engine.inspect(),
         leases=Leases(database, _LEASE, lambda: database.save_run(run, _LEASE)),
-        guard=Guard(stop, _PATIENCE, lambda _: None),
-        progress=Silent(),
-        seconds=Stopwatch(),
+        watchdog=Watchdog(stop, _PATIENCE, lambda _: None),
+        progress=NullProgress(),
+        seconds=StageTimer(),
         recorded=lambda _: None,
     )
     plan = Plan(
         run_id=run.id,
         worker=hand.name,
         selection=selection,
-        wishes=[_WISHES],
+        requested=[_WISHES],
         batch_size=shift.batch,
         waiting=waiting,
         limit=shift.share,
         upload_workers=2,
         tell=True,
     )
-    Worker(parts, plan, stop, Tally()).run()
-    gather(database, run.id, "completed", final=True)
+    Worker(parts, plan, stop, RunStats()).run()
+    collect(database, run.id, "completed", final=True)

@@ -6,15 +6,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from text2img.databases import Collections, NewPrompt, Selection, open_database
-from text2img.prompts import Completed, PromptId, Stored, Wishes, request
-from text2img.webhooks.delivery import gather
+from text2img.prompts import Completed, PromptId, RequestedParameters, StoredImage, request
+from text2img.webhooks.delivery import collect
 
 if TYPE_CHECKING:
     from text2img.prompts import Prompt
 
 _PROMPTS = 200
 _TEXT = "A beautiful sunset over mountains, painted in oil, wide angle, golden hour light"
-_USED = Wishes(num_inference_steps=30, guidance_scale=7.5, width=512, height=512)
+_USED = RequestedParameters(num_inference_steps=30, guidance_scale=7.5, width=512, height=512)
 _WORKER, _RUN = "gpu-worker-17-4711-a1b2c3", "run-20260101-120000-a1b2c3"
 
 
@@ -33,13 +33,17 @@ def document_sizes(url: str, prompts: int = _PROMPTS) -> dict[str, float]:
             return sum(len(bson.encode(each)) for each in documents[collection].find()) / prompts
 
         database.enqueue(
-            NewPrompt(id=PromptId("objectid", str(bson.ObjectId())), text=_TEXT, wishes=Wishes(seed=number))
+            NewPrompt(
+                id=PromptId("objectid", str(bson.ObjectId())),
+                text=_TEXT,
+                requested=RequestedParameters(seed=number),
+            )
             for number in range(prompts)
         )
         waiting = mean("datasets")
         while claimed := database.claim(_WORKER, 10, 60.0, Selection()):
             database.record([_completed(prompt) for prompt in claimed], _RUN, tell=True)
-        gather(database, _RUN, "completed", final=True)
+        collect(database, _RUN, "completed", final=True)
         return {
             "waiting": waiting,
             "completed": mean("datasets"),
@@ -54,10 +58,10 @@ def _completed(prompt: Prompt) -> Completed:
         "scheduler": "DPMSolverMultistepScheduler",
         "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     }
-    picture = Stored(
+    image = StoredImage(
         image_url=f"gs://my-pictures/generated/{prompt.id.name}.png",
         sha256="ab" * 32,
         text=asked.text,
         used={**asked.parameters.recorded, **made},
     )
-    return Completed(prompt=prompt, text=asked.text, pictures=(picture,))
+    return Completed(prompt=prompt, text=asked.text, pictures=(image,))

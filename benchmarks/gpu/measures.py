@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.task import TEXT, Task, kept_pictures
-from text2img.engine.devices import hush, quiet
+from text2img.engine.devices import silence_libraries, suppress_warnings
 from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def compiled(task: Task) -> None:
     """The engine, its denoiser compiled before the first batch; how long that took, and what it changed."""
     engine = task.open()
     begun = time.perf_counter()
-    engine.warm(task.requests(engine, 0, task.batch), _MANY)  # type: ignore[attr-defined,unused-ignore]
+    engine.warm_up(task.requests(engine, 0, task.batch), _MANY)  # type: ignore[attr-defined,unused-ignore]
     observed = Observed(engine, task)
     observed.generate()
     first, graphs = time.perf_counter() - begun, _graphs()
@@ -97,7 +97,7 @@ def option(task: Task) -> None:
     """The engine with an approximation that somebody asked for."""
     engine = task.open()
     if hasattr(engine, "warm"):
-        engine.warm(task.requests(engine, 0, task.batch), _MANY)
+        engine.warm_up(task.requests(engine, 0, task.batch), _MANY)
     observed = Observed(engine, task)
     changes = {name: value for name, value in task.engine.items() if not name.startswith("compile")}
     said = ", ".join(f"{name} {Path(str(value)).name}" for name, value in changes.items())
@@ -244,6 +244,6 @@ MEASURES = {each.__name__: each for each in (roof, build, eager, compiled, optio
 
 
 if __name__ == "__main__":
-    with quiet():
-        hush()
+    with suppress_warnings():
+        silence_libraries()
         MEASURES[sys.argv[1]](Task(**json.loads(sys.argv[2])))

@@ -31,20 +31,20 @@ class Nights:
                 Run(id="idle", started_at=BEGAN + timedelta(days=3), host="h", status="completed"), 60
             )
 
-    def picture(self, name, colour):
+    def image(self, name, colour):
         path = self.folder / "pictures" / f"{name}.png"
         Image.new("RGB", (128, 128), colour).save(path)
         return str(path)
 
     def made(self, number, text, **fields):
         """A completed prompt; its picture is there unless ``image_url`` says otherwise."""
-        url = fields.pop("image_url", None) or self.picture(number, (number * 37 % 256, 90, 160))
+        url = fields.pop("image_url", None) or self.image(number, (number * 37 % 256, 90, 160))
         used = {**USED, "height": 128, "model": "shapes", **fields.pop("used", {})}
         common = {"run_id": "monday", "dataset_id": "spring", "completed_at": _at(number)}
         self._put(number, text, {"status": "completed", "image_url": url, "used": used, **common, **fields})
 
-    def failed(self, number, text, code, sentence, **fields):
-        error = {"error_code": code, "error": sentence, "error_at": _at(number), "attempts": 1}
+    def failed(self, number, text, code, message, **fields):
+        error = {"error_code": code, "error": message, "error_at": _at(number), "attempts": 1}
         self._put(number, text, {"status": "error", "run_id": "monday", **error, **fields})
 
     def _put(self, number, text, fields):
@@ -57,7 +57,7 @@ def usual(folder):
     nights.made(1, "a red boat", score=0.25, evaluation={"evaluator": "eye", "missing": ["boat"]})
     nights.made(2, "a blue boat", score=0.75, used={"model": {"odd": [None]}, "width": "wide"})
     nights.made(3, "a green hill", run_id="tuesday", used={"model": "other"})
-    several = [nights.picture(f"4~{place}", (200, 50 * place, 0)) for place in range(3)]
+    several = [nights.image(f"4~{place}", (200, 50 * place, 0)) for place in range(3)]
     nights.made(4, "four hills", image_url=several[0], image_urls=several, dataset_id="autumn")
     nights.made(5, HOSTILE, used={"negative_prompt": NEGATIVE, "scheduler": HOSTILE}, run_id=HOSTILE)
     nights.made(6, "a picture that is gone", image_url=str(folder / "pictures" / "gone.png"))
@@ -69,10 +69,10 @@ def usual(folder):
             "iteration": 1,
             "prompt": "a star",
             "seed": 1,
-            "image_url": nights.picture("9~1", "red"),
+            "image_url": nights.image("9~1", "red"),
             "score": 0.5,
         },
-        {"iteration": 2, "prompt": "a yellow star", "image_url": nights.picture("9", "gold"), "score": 1.0},
+        {"iteration": 2, "prompt": "a yellow star", "image_url": nights.image("9", "gold"), "score": 1.0},
     ]
     best = {"image_url": tries[1]["image_url"], "score": 1.0, "run_id": "tuesday"}
     nights.made(9, "a star", iterations=2, tries=[tries[0], {**tries[1], "best": True}], **best)

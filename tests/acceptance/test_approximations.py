@@ -11,7 +11,7 @@ from tests.acceptance import product
 from tests.contract.database_suite import SqliteBackend
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 
 TINY = str(product.ROOT / "training" / "tiny_autoencoder")
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
@@ -25,9 +25,9 @@ def _enqueue(folder):
 
 
 def _picture(folder):
-    with Image.open(folder / "pictures" / "1.png") as picture:
-        picture.load()
-    return picture, json.loads(picture.text["parameters"])
+    with Image.open(folder / "pictures" / "1.png") as image:
+        image.load()
+    return image, json.loads(image.text["parameters"])
 
 
 def test_asked_for_by_flag_and_variable(tmp_path):
@@ -36,8 +36,8 @@ def test_asked_for_by_flag_and_variable(tmp_path):
     quick = ("--num-inference-steps", "10", "--guidance-scale", "3")
     finished = product.run("run", *JOB, *quick, "--feature_cache", "3", folder=tmp_path, AUTOENCODER=TINY)
     assert finished.returncode == 0, finished.stderr
-    picture, parameters = _picture(tmp_path)
-    assert judge(picture).shows(SCENE)
+    image, parameters = _picture(tmp_path)
+    assert judge(image).shows(SCENE)
     on = {"feature_cache": 3, "autoencoder": TINY}
     database = SqliteBackend(tmp_path)
     prompt, result = database.get(1), database.get(1, "dataset_records", "dataset_id")
@@ -62,7 +62,7 @@ def test_asked_for_by_the_model_configuration(tmp_path):
 
 def test_a_feature_cache_that_cannot_be(tmp_path):
     """A model without a UNet, or a number out of range, is status 2 before anything is claimed."""
-    with quiet():
+    with suppress_warnings():
         from tests.engine import models
 
         models.save("sd3", tmp_path / "sd3")

@@ -182,22 +182,22 @@ def _check_pictures(bucket):
     seen = {}
     for name, one in GOOD.items():
         data = bucket.get_object(Bucket="pictures", Key=f"generated/gen_{name}.png")["Body"].read()
-        with Image.open(io.BytesIO(data)) as picture:
-            seen[name] = tell_style(_unsigned(picture), one.scene), _signed(picture)
+        with Image.open(io.BytesIO(data)) as image:
+            seen[name] = tell_style(_unsigned(image), one.scene), _signed(image)
     assert seen == {name: (one.style, "left" if one.left else "right") for name, one in GOOD.items()}
 
 
-def _unsigned(picture):
+def _unsigned(image):
     """The picture with its lowest ninth, where there is background and signature alone, in one colour."""
-    width, height = picture.size
-    plain = picture.convert("RGB")
+    width, height = image.size
+    plain = image.convert("RGB")
     plain.paste(plain.getpixel((2, 2)), (0, height - height // 9, width, height))
     return plain
 
 
-def _signed(picture):
+def _signed(image):
     """In which of the two lower corners there is something to be seen."""
-    grey = np.asarray(picture.convert("L"), int)
+    grey = np.asarray(image.convert("L"), int)
     height, width = grey.shape
     corners = {"left": grey[-height // 9 :, : width // 8], "right": grey[-height // 9 :, -width // 8 :]}
     seen = [side for side, pixels in corners.items() if np.ptp(pixels) > SIGNED]

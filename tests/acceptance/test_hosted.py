@@ -70,9 +70,9 @@ def test_prompts_become_pictures(tmp_path, fal):
     refused = _prompts(tmp_path)["p3"]
     assert (refused["error_code"], refused["status"]) == ("invalid_parameters", "error")
     for n, used in ((int(name[1:]), used) for name, used in _used(tmp_path).items()):
-        with Image.open(tmp_path / "pictures" / f"p{n}.png") as picture:
-            assert picture.getpixel((5, 5)) == shade(n)
-            assert picture.size == (128, 64)
+        with Image.open(tmp_path / "pictures" / f"p{n}.png") as image:
+            assert image.getpixel((5, 5)) == shade(n)
+            assert image.size == (128, 64)
         assert (used["seed"], used["model"], used["scheduler"]) == (n, f"fal:{MODEL}", "hosted")
         # What this model uses by itself, and not the defaults of models that are loaded here.
         assert (used["num_inference_steps"], used["guidance_scale"]) == (28, 3.5)

@@ -39,8 +39,8 @@ def _claims(folder):
 
 
 def _shows(folder, name, caption):
-    with Image.open(folder / "pictures" / f"{name}.png") as picture:
-        return judge(picture).shows(Scene.parse(caption))
+    with Image.open(folder / "pictures" / f"{name}.png") as image:
+        return judge(image).shows(Scene.parse(caption))
 
 
 @pytest.mark.smoke

@@ -59,8 +59,8 @@ def _rows(folder):
 
 
 def _shows(path, caption):
-    with Image.open(path) as picture:
-        return judge(picture).shows(Scene.parse(caption))
+    with Image.open(path) as image:
+        return judge(image).shows(Scene.parse(caption))
 
 
 @pytest.mark.models
@@ -118,8 +118,8 @@ def _check_folder(out, rows, most):
         assert len(list(folder.iterdir())) == 4 * len(tries) + 1
     assert json.loads((out / "summary.json").read_text())["status"] == "completed"
     for name in ("contact-sheet.png", "scores.png"):
-        with Image.open(out / name) as picture:
-            picture.verify()
+        with Image.open(out / name) as image:
+            image.verify()
 
 
 def test_a_kill_in_the_second_iteration_loses_nothing(tmp_path):

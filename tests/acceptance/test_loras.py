@@ -63,8 +63,8 @@ def rows(folder):
 
 
 def pixels(folder, name):
-    with Image.open(folder / "pictures" / f"{name}.png") as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(folder / "pictures" / f"{name}.png") as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def prompt(name, path=None, **more):

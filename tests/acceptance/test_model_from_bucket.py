@@ -45,10 +45,10 @@ def copies(folder):
 def check_pictures(folder, url):
     """Each shows its own colour, and says which model and which revision of it drew it."""
     for prompt, colour in zip(PROMPTS, ("red", "blue"), strict=True):
-        with Image.open(folder / "pictures" / f"{prompt['id']}.png") as picture:
-            assert judge(picture).colour == colour
-            assert url in picture.text["parameters"]
-            assert copies(folder)[0].name in picture.text["parameters"]
+        with Image.open(folder / "pictures" / f"{prompt['id']}.png") as image:
+            assert judge(image).colour == colour
+            assert url in image.text["parameters"]
+            assert copies(folder)[0].name in image.text["parameters"]
 
 
 @pytest.mark.parametrize("there", ["s3"], indirect=True)

@@ -152,8 +152,8 @@ def test_details_show_parameters_and_the_original(page, made):
     assert links == [f"./pictures/4~{place}.png" for place in range(3)]
     for link in links:
         path = unquote(urljoin((made / "report.html").as_uri(), link).removeprefix("file://"))
-        with Image.open(path) as picture:
-            assert picture.size == (128, 128)
+        with Image.open(path) as image:
+            assert image.size == (128, 128)
     assert page.run("return document.querySelectorAll('#details .large img').length") == 3
 
 
@@ -253,8 +253,8 @@ def test_a_runs_own_tries_and_cost_are_shown(browser, tmp_path):
     (tmp_path / "p.txt").write_text("a large black square on a cyan background")
     place, model = ("--output-dir", "made"), ("--model-id", str(product.MODEL), "--evaluator", "demo")
     loop = ("--iterations", "2", "--candidates", "2", "--min-score", "1", "--num-inference-steps", "1")
-    wishes = (*loop, "--seed", "3", "--gpu-hour-price", "1.5")
-    job = ("run", *place, *model, *wishes, "--input-file", "p.txt")
+    requested = (*loop, "--seed", "3", "--gpu-hour-price", "1.5")
+    job = ("run", *place, *model, *requested, "--input-file", "p.txt")
     ran = sleeping.run(*job, folder=tmp_path, PAINT_GREY="1")
     assert ran.returncode == 0, ran.stderr
     assert product.run("report", *place, folder=tmp_path).returncode == 0

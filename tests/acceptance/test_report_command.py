@@ -93,8 +93,8 @@ def _in_a_bucket(kind, request, folder):
     known = server.variables if kind == "s3" else {"STORAGE_EMULATOR_HOST": server.host}
     output = f"{'s3' if kind == 's3' else 'gs'}://{server.bucket}/{folder.name}"
     night = nights.Nights(folder)
-    picture = Path(night.picture("x", "red")).read_bytes()
-    night.made(1, "a boat", image_url=open_storage(output).put("1.png", picture, "image/png", lambda: True))
+    image = Path(night.image("x", "red")).read_bytes()
+    night.made(1, "a boat", image_url=open_storage(output).put("1.png", image, "image/png", lambda: True))
     night.made(2, "another", image_url=f"{output}-2/2.png")
     return output, known
 

@@ -36,7 +36,7 @@ def report(tmp_path_factory):
     """The file, made by the command of 2,000 prompts that share forty pictures."""
     folder = tmp_path_factory.mktemp("large")
     made = nights.Nights(folder)
-    urls = [made.picture(f"p{n}", (n * 6, 200 - n * 5, n * 3)) for n in range(40)]
+    urls = [made.image(f"p{n}", (n * 6, 200 - n * 5, n * 3)) for n in range(40)]
     rows = [
         (n, f"picture {n} of a boat", "completed", urls[n % 40], json.dumps({**nights.USED, "seed": n}))
         for n in range(PICTURES)

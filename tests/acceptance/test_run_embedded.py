@@ -54,8 +54,8 @@ def test_the_same_prompts_through_sqlite_and_a_folder(tmp_path):
     assert first.returncode == 3, first.stderr
     assert first.stdout.startswith(f"completed {len(good)}, failed 5, remaining 0")
     for one in good:
-        with Image.open(tmp_path / "pictures" / f"{one.name}.png") as picture:
-            seen = judge(picture)
+        with Image.open(tmp_path / "pictures" / f"{one.name}.png") as image:
+            seen = judge(image)
         assert (seen.colour, seen.background) == (one.scene.colour, one.scene.background)
     assert len(list((tmp_path / "pictures").iterdir())) == len(good)
     second = sleeping.run(*JOB, *QUICK, folder=tmp_path)

@@ -55,8 +55,8 @@ def _rows(folder, table):
 
 
 def _shows(data, good):
-    with Image.open(io.BytesIO(data)) as picture:
-        seen = judge(picture)
+    with Image.open(io.BytesIO(data)) as image:
+        seen = judge(image)
     return (seen.colour, seen.background) == (good.scene.colour, good.scene.background)
 
 

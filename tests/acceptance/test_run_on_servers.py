@@ -80,9 +80,9 @@ def test_every_good_prompt_has_the_picture_it_asked_for(outcome, good):
         assert name == f"{good.name}.png"
     answer = requests.get(f"{outcome.bucket}/{name}", timeout=10)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
-    with Image.open(io.BytesIO(answer.content)) as picture:
-        seen = judge(picture)
-        parameters = json.loads(picture.text["parameters"])
+    with Image.open(io.BytesIO(answer.content)) as image:
+        seen = judge(image)
+        parameters = json.loads(image.text["parameters"])
     assert (seen.colour, seen.background) == (good.scene.colour, good.scene.background)
     assert parameters["prompt"] == good.scene.caption
     assert parameters["seed"] == document["used"]["seed"]

@@ -161,8 +161,8 @@ def test_messages_become_pictures(tmp_path, broker):
     assert pictures(tmp_path) == [f"g-{n}.png" for n in range(7)]
     assert rows(tmp_path, "SELECT DISTINCT claim_number FROM datasets") == [(1,)]
     for n in range(7):
-        with Image.open(tmp_path / "pictures" / f"g-{n}.png") as picture:
-            assert judge(picture).shows(Scene("large", COLOURS[n % 6], "circle", "black"))
+        with Image.open(tmp_path / "pictures" / f"g-{n}.png") as image:
+            assert judge(image).shows(Scene("large", COLOURS[n % 6], "circle", "black"))
     ((properties, body),) = rabbitmq.taken(f"{queue}.dead")
     assert (body, properties.headers["x-text2img-error"][:22]) == (b"{", "the message is no JSON")
     assert rabbitmq.ready(queue) == 0

@@ -65,8 +65,8 @@ def test_what_was_asked_for_is_made_stored_and_told(tmp_path, httpserver):
     assert [_parameters(pictures[name])["seed"] for name in names] == [70, 71, 72, 73, 74]
     assert len({pictures[name].read_bytes() for name in names}) == 5
     for path in pictures.values():
-        with Image.open(path) as picture:
-            seen = judge(picture.resize((128, 128)))
+        with Image.open(path) as image:
+            seen = judge(image.resize((128, 128)))
         assert (seen.colour, seen.background) == ("red", "blue"), path
     row, result = _row(tmp_path, 1), _row(tmp_path, 1, "dataset_records", "dataset_id")
     urls = [str(pictures[name]) for name in names]
@@ -79,10 +79,10 @@ def test_what_was_asked_for_is_made_stored_and_told(tmp_path, httpserver):
     )
     used = json.loads(_row(tmp_path, 2)["used"])
     assert (used["width"], used["height"], used["aspect_ratio"]) == (160, 104, "3:2")
-    with Image.open(pictures["gen_2"]) as picture:
-        assert picture.size == (160, 104)
-    with Image.open(pictures["gen_3"]) as picture:
-        assert picture.size == (128, 128)
+    with Image.open(pictures["gen_2"]) as image:
+        assert image.size == (160, 104)
+    with Image.open(pictures["gen_3"]) as image:
+        assert image.size == (128, 128)
     assert _row(tmp_path, 2, "dataset_records", "dataset_id")["prompt"] == CAPTION
     ((request, _),) = httpserver.log
     entries = {each["prompt_id"]: each for each in request.get_json()["results"]}
@@ -183,9 +183,9 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path):
             )
     finished = sleeping.run(*JOB, *QUICK, folder=tmp_path)
     assert finished.stdout.startswith("completed 1, failed 7"), finished.stderr
-    for prompt, (code, sentence, _) in rows.items():
+    for prompt, (code, message, _) in rows.items():
         row = _row(tmp_path, prompt)
-        assert (row["error_code"], row["error"].startswith(sentence)) == (code, True), row["error"]
+        assert (row["error_code"], row["error"].startswith(message)) == (code, True), row["error"]
 
 
 def test_who_asks_for_shape_and_number(tmp_path):

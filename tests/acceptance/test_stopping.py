@@ -38,8 +38,8 @@ def _asked_to_end(process, number):
 def _ended(process):
     """Its exit status, its last line, and whether it had to be cut off, once it has ended."""
     said, log = process.communicate()
-    (last_line,) = said.splitlines() or [""]
-    return process.returncode, last_line, product.LEFT_BEHIND in log
+    (summary_line,) = said.splitlines() or [""]
+    return process.returncode, summary_line, product.LEFT_BEHIND in log
 
 
 @pytest.mark.smoke

@@ -47,8 +47,8 @@ def _rows(folder):
 
 
 def _pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"), int)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), int)
 
 
 def test_what_cannot_be_signed_fails_alone(outcome):
@@ -70,9 +70,9 @@ def test_files_are_what_was_asked_for(outcome):
     assert {path.name for path in (folder / "pictures").iterdir()} == set(kinds)
     rows, scene = _rows(folder), Scene.parse(CAPTION)
     for name, kind in kinds.items():
-        with Image.open(folder / "pictures" / name) as picture:
-            assert picture.format == kind
-            seen = judge(picture)
+        with Image.open(folder / "pictures" / name) as image:
+            assert image.format == kind
+            seen = judge(image)
         assert (seen.colour, seen.background) == (scene.colour, scene.background)
         assert rows[name.partition(".")[0]]["image_url"].endswith(f"/pictures/{name}")
 

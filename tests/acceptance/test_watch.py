@@ -20,7 +20,7 @@ from tests.contract.database_suite import ALL, failed
 from tests.outcomes import completed
 from tests.waiting import until
 from text2img.databases import Collections, NewPrompt, Run, open_database
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 
 class Screen:
@@ -77,7 +77,8 @@ def watching(folder, url, *, terminal=False):
 def filled(url, prompts):
     database = open_database(url, Collections())
     database.enqueue(
-        NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes()) for n in range(prompts)
+        NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters())
+        for n in range(prompts)
     )
     return closing(database)
 

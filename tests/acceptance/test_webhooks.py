@@ -159,10 +159,10 @@ def test_a_slow_backend_is_told_the_newest_and_holds_up_nothing(tmp_path, httpse
     """While it takes until the picture is stored to hear of 0 %, the milestones in between are dropped; the
     newest is told, and then the completion.
     """
-    picture = tmp_path / "pictures" / "a.png"
+    image = tmp_path / "pictures" / "a.png"
 
     def handle(request):
-        until(picture.exists)  # a run that waited for this would tell of each milestone, after 5 s
+        until(image.exists)  # a run that waited for this would tell of each milestone, after 5 s
         return Response()
 
     httpserver.expect_request(f"{PLACE}/progress").respond_with_handler(handle)

@@ -76,8 +76,8 @@ def test_a_plot_shows_it(made):
     assert "  denoise  " in shown.stdout
     drawn = product.run("status", *JOB[:2], "--plot", "night", "--plot-file", "run.png", folder=made[0])
     assert drawn.returncode == 0, drawn.stderr
-    with Image.open(made[0] / "run.png") as picture:
-        assert (picture.format, picture.size[0]) == ("PNG", 900)
+    with Image.open(made[0] / "run.png") as image:
+        assert (image.format, image.size[0]) == ("PNG", 900)
 
 
 @pytest.mark.parametrize(

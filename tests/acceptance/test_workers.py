@@ -37,8 +37,8 @@ def _said_by_ray(word):
 
 
 def _shows(folder, number, scene):
-    with Image.open(folder / "pictures" / f"{number}.png") as picture:
-        seen = judge(picture)
+    with Image.open(folder / "pictures" / f"{number}.png") as image:
+        seen = judge(image)
     return (seen.colour, seen.background) == (scene.colour, scene.background)
 
 

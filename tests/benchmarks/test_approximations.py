@@ -50,7 +50,7 @@ def test_what_was_drawn_is_compared_with_the_first():
     """
     scenes = choose_scenes(4)
     right = [np.asarray(draw(scene, Random(1))) for scene in scenes]
-    lighter = [picture.clip(0, 250) + np.uint8(5) for picture in right]
+    lighter = [image.clip(0, 250) + np.uint8(5) for image in right]
     contestants = [Contestant(name=name, checked=name != "few") for name in ("plain", "near", "wrong", "few")]
     drawn = [
         Drawn(8.0, right),

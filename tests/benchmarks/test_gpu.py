@@ -16,7 +16,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import measures
 from benchmarks.gpu.checks import checks
 from benchmarks.gpu.task import Task, missing
-from text2img.engine.devices import check_device, hush, quiet
+from text2img.engine.devices import check_device, silence_libraries, suppress_warnings
 from text2img.errors import DeviceFailed
 
 ROWS = [
@@ -55,8 +55,8 @@ def _here(figure, _seconds):
     root, ours = logging.getLogger(), logging.getLogger("text2img")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as out, quiet():
-            hush()
+        with contextlib.redirect_stdout(io.StringIO()) as out, suppress_warnings():
+            silence_libraries()
             measures.MEASURES[figure.measure](figure.task)
     finally:  # the whole job has set up its own
         logging.captureWarnings(capture=False)
@@ -82,8 +82,8 @@ def test_the_rehearsal_runs_the_whole_script(tmp_path):
 def test_the_engine_takes_a_built_model_and_repeats_itself(tmp_path, capsys):
     """SDXL as well is built so that the product's engine takes it; a batch made again is the same."""
     task = _rehearsed(tmp_path / "sdxl", model="sdxl")
-    with quiet():
-        hush()
+    with suppress_warnings():
+        silence_libraries()
         measures.build(task)
         observed = measures.Observed(task.open(), task)
         observed.generate()

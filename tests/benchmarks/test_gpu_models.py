@@ -10,13 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import models
 from text2img.engine.deepcache import outer, whole
-from text2img.engine.devices import hush, quiet
+from text2img.engine.devices import silence_libraries, suppress_warnings
 
 
 @pytest.fixture(autouse=True)
 def _silence():
-    with quiet():
-        hush()
+    with suppress_warnings():
+        silence_libraries()
         yield
 
 
@@ -36,8 +36,8 @@ def denoiser():
 
     @functools.cache
     def built(name):
-        with quiet(), torch.device("meta"):
-            hush()
+        with suppress_warnings(), torch.device("meta"):
+            silence_libraries()
             return models.unet(models.MODELS[name])
 
     return built

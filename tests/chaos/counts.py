@@ -26,7 +26,7 @@ class Counts:
     twice: int
     stuck: int
     wrong: int
-    untold: int
+    undelivered: int
     again: int
 
     @property
@@ -46,14 +46,14 @@ def count(site, book, made, poison=frozenset()):
     results = defaultdict(list)
     for result in site.documents("dataset_records"):
         results[result["dataset_id"]].append(result)
-    notices = _notices(site.listener.told)
+    notifications = _notices(site.listener.told)
     return Counts(
         prompts=len(prompts),
         lost=sum(not (key in done and _agree(done[key], results[key])) for key in prompts.keys() - given_up),
-        twice=sum(len(each) > 1 for each in (*results.values(), *notices.values())),
+        twice=sum(len(each) > 1 for each in (*results.values(), *notifications.values())),
         stuck=sum(each["status"] == "processing" for each in prompts.values()),
-        wrong=sum(not book.shows(each, site.picture(key)) for key, each in done.items()),
-        untold=sum(not notices[str(key)] for key in done.keys() | given_up),
+        wrong=sum(not book.shows(each, site.image(key)) for key, each in done.items()),
+        undelivered=sum(not notifications[str(key)] for key in done.keys() | given_up),
         again=made - len(done),
     )
 
@@ -109,8 +109,8 @@ def are_alike(one, other):
 
 def look(png):
     """What the judge makes out in a picture, and its pixels."""
-    with Image.open(io.BytesIO(png)) as picture:
-        return judge(picture), np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(png)) as image:
+        return judge(image), np.asarray(image.convert("RGB"))
 
 
 def is_right(seen, caption):

@@ -97,7 +97,7 @@ class FileSite(Site):
                     [_LONG_AGO.isoformat()],
                 )
 
-    def picture(self, name):
+    def image(self, name):
         return (self.folder / "pictures" / f"{name}.png").read_bytes()
 
 
@@ -131,7 +131,7 @@ class WireSite(Site):
                 {"lease_expires_at": {"$exists": True}}, {"$set": {"lease_expires_at": _LONG_AGO}}
             )
 
-    def picture(self, name):
+    def image(self, name):
         answer = requests.get(f"{self._pictures}/{name}.png", timeout=10)
         answer.raise_for_status()
         return answer.content

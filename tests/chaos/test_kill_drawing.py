@@ -24,6 +24,6 @@ def test_what_a_killed_worker_was_drawing_is_drawn_again_as_if_nothing_had_happe
     assert pictures_made(in_files) == BATCH
     in_files.end_leases("datasets", "runs")
     finish(in_files, engine=product.drawing)
-    undisturbed = [(each["text"], each["seed"], look(in_files.picture(each["_id"]))[1]) for each in first]
+    undisturbed = [(each["text"], each["seed"], look(in_files.image(each["_id"]))[1]) for each in first]
     counts = count(in_files, Book(undisturbed), pictures_made(in_files))
     assert (counts.prompts, counts.faults, counts.again) == (2 * BATCH, {}, 0)

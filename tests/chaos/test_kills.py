@@ -24,7 +24,7 @@ def aftermath(mongodb_server, gcs_server, book, tmp_path_factory):
         yield SimpleNamespace(
             counts=count(site, book, pictures_made(site)),
             told=list(site.listener.told),
-            notices=site.documents("callbacks"),
+            notifications=site.documents("callbacks"),
             prompts=site.documents("datasets"),
         )
 
@@ -56,4 +56,4 @@ def test_what_a_dead_run_could_not_tell_is_told_in_its_name(aftermath):
     mine = {str(each["_id"]) for each in aftermath.prompts if each["run_id"] == silent}
     assert len(mine) >= 2 * BATCH
     assert {result["prompt_id"] for each in said for result in each["results"]} == mine
-    assert {each["state"] for each in aftermath.notices} == {"told"}
+    assert {each["state"] for each in aftermath.notifications} == {"told"}

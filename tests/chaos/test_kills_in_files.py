@@ -28,8 +28,8 @@ def test_a_kill_in_the_midst_of_a_transaction_leaves_no_result_without_its_promp
     of them; the pictures are there.
     """
     in_files.add(book.prompts(range(BATCH)))
-    (within,) = [fault for fault in FILE_FAULTS if "transaction" in fault.name]
-    die(in_files, within, "killed", nth=2)
+    (run_with_timeout,) = [fault for fault in FILE_FAULTS if "transaction" in fault.name]
+    die(in_files, run_with_timeout, "killed", nth=2)
     assert in_files.documents("dataset_records") == []
     assert in_files.count("completed") == 0
     assert len(list((in_files.folder / "pictures").glob("*.png"))) == BATCH

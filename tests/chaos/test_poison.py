@@ -46,4 +46,4 @@ def test_a_prompt_that_kills_its_worker_costs_no_other_prompt(site, book):
     assert (standing[POISON]["status"], standing[POISON]["error_code"]) == ("error", "abandoned")
     assert {standing[key]["status"] for key in NEIGHBOURS | AHEAD} == {"completed"}
     for key in NEIGHBOURS | AHEAD:
-        assert book.shows(standing[key], site.picture(key))
+        assert book.shows(standing[key], site.image(key))

@@ -13,7 +13,7 @@ from pymongo import MongoClient
 
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import ErrorCode
-from text2img.prompts import Failed, Postponed
+from text2img.prompts import Failed, RetryLater
 
 ALL = Selection()
 MINUTE = 60.0
@@ -151,12 +151,12 @@ def opened(url, collections=None):
 
 
 def failed(prompt, code=ErrorCode.SAFETY):
-    return Failed(prompt=prompt, code=code, sentence="$it was flagged", attempts=1)
+    return Failed(prompt=prompt, code=code, message="$it was flagged", attempts=1)
 
 
 def postponed(prompt, wait=0.0):
     code = ErrorCode.GENERATION_FAILED
-    return Postponed(prompt=prompt, code=code, sentence="it broke", attempts=1, wait=wait)
+    return RetryLater(prompt=prompt, code=code, message="it broke", attempts=1, wait=wait)
 
 
 def texts(prompts):

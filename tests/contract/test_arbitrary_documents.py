@@ -21,7 +21,7 @@ from tests.outcomes import DEFAULTS, completed
 from tests.painter import Bench, Painter
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts import ModelConfiguration, failure, request
-from text2img.webhooks.payloads import compose
+from text2img.webhooks.payloads import callback_payload
 
 BOUNDED = settings(  # failures are not shrunk: each try is a whole pass on a server
     phases=[Phase.explicit, Phase.generate],
@@ -116,7 +116,7 @@ def test_no_document_harms_the_queue(mongo, documents):
     _check_settled(before, mongo.read(), mongo.same)
     _check_told(database)
     database.retry(None, ALL)
-    database.untold_runs()
+    database.undelivered_runs()
 
 
 def _outcome(prompt):
@@ -129,8 +129,8 @@ def _outcome(prompt):
 
 def _check_told(database):
     """Whatever counts as untold fits in a callback."""
-    told, more = database.gather("night", "msg_now", 1000)
-    body = json.loads(compose("night", "completed", told, final=True))
+    told, more = database.collect("night", "msg_now", 1000)
+    body = json.loads(callback_payload("night", "completed", told, final=True))
     assert (len(body["results"]) + len(body["errors"]), more) == (len(told), False)
 
 

@@ -14,7 +14,7 @@ from tests import arbitrary
 from tests.examples import examples
 from tests.painter import Bench, Painter
 from text2img.errors import ErrorCode
-from text2img.webhooks.payloads import compose
+from text2img.webhooks.payloads import callback_payload
 
 LATIN = "CAST(x'4A6FF1' AS TEXT)"  # "Joñ" as a spreadsheet writes it: no UTF-8
 
@@ -79,9 +79,9 @@ def test_a_run_comes_to_the_end_of_any_rows(tmp_path_factory, rows):
         before = _rows(folder / "prompts.db")
         bench.work(Painter(), tell=True)
         assert bench.counts[:2] == (0, 0)
-        told, _ = bench.database.gather("night", "msg_now", 1000)
-        json.loads(compose("night", "completed", told, final=True))
-        bench.database.untold_runs()
+        told, _ = bench.database.collect("night", "msg_now", 1000)
+        json.loads(callback_payload("night", "completed", told, final=True))
+        bench.database.undelivered_runs()
         assert bench.database.retry(None, bench.plan.selection) >= 0
         bench.work(Painter(), tell=True)
     for was, now in zip(before, _rows(folder / "prompts.db"), strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.painter import Bench, Painter
 from text2img.databases import NewPrompt, Selection
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 PROMPTS = 100
 
@@ -21,7 +21,7 @@ def test_a_run_sends_few_commands_a_prompt(tmp_path, mongo_stand, counter, shape
         NewPrompt(
             id=PromptId("int", str(n)),
             text="a cat",
-            wishes=Wishes(seed=n, num_inference_steps=chance.randint(1, shapes)),
+            requested=RequestedParameters(seed=n, num_inference_steps=chance.randint(1, shapes)),
         )
         for n in range(PROMPTS)
     )
@@ -32,7 +32,7 @@ def test_a_run_sends_few_commands_a_prompt(tmp_path, mongo_stand, counter, shape
     assert bench.counts == (0, 0, PROMPTS, 0)
     assert len(painter.batches) > PROMPTS / 10 or shapes == 1
     assert sent <= 0.6 * PROMPTS, sent
-    assert bench.database.counts(Selection()).untold == 0
+    assert bench.database.counts(Selection()).undelivered == 0
     bench.database.close()
 
 

@@ -69,8 +69,8 @@ def test_text_and_wishes_arrive_unchecked(stand):
     )
     prompt = stand.claim_one()
     assert prompt.text == 7
-    assert (prompt.wishes.width, prompt.wishes.seed, prompt.wishes.scheduler) == ("wide", -1, "x")
-    assert prompt.wishes.num_inference_steps == "30"
+    assert (prompt.requested.width, prompt.requested.seed, prompt.requested.scheduler) == ("wide", -1, "x")
+    assert prompt.requested.num_inference_steps == "30"
 
 
 @pytest.mark.parametrize("status", ["pending", None])
@@ -174,10 +174,10 @@ def test_the_leases_of_the_dead_run_out_at_once(stand):
     started, waiting = stand.claim("$dead", limit=2)
     living = stand.claim_one("alive")
     stand.database.start([started.claim])
-    assert stand.database.expire("$dead") == 2
+    assert stand.database.release_dead("$dead") == 2
     assert stand.database.holds(started.claim)
     assert {prompt.id.text: prompt.deaths for prompt in stand.claim("next")} == {"1": 1, "2": 0}
-    assert stand.database.expire("$dead") == 0
+    assert stand.database.release_dead("$dead") == 0
     assert stand.database.holds(living.claim)
     assert not stand.database.holds(waiting.claim)
 

@@ -12,7 +12,7 @@ from tests.contract.database_suite import ALL
 from tests.outcomes import completed
 from text2img.databases import NewPrompt, Selection
 from text2img.errors import DatabaseFailed
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 _PLAIN = [7, "7", -1, 2**62, "a/b c.%$é", "", "$set", "507f1f77bcf86cd799439011", 1.5, 7.25]
 _BSON = [
@@ -59,8 +59,8 @@ def _goes_all_the_way(stand, value):
     assert len(stand.record(completed(prompt), tell=True)) == 1
     assert stand.get(value)["status"] == "completed"
     assert stand.result(value)["prompt"] == "a boat"
-    untold, _ = stand.database.gather("run-1", "n", 10)
-    assert [each.id for each in untold] == [prompt.id]
+    undelivered, _ = stand.database.collect("run-1", "n", 10)
+    assert [each.id for each in undelivered] == [prompt.id]
     return prompt.id
 
 
@@ -91,7 +91,7 @@ def test_ids_of_different_types_are_different_prompts(stand):
 
 def test_enqueued_ids_come_back_exactly(stand):
     """Ids of every kind go in and come out of the claim the same, whatever the database has for them."""
-    new = [NewPrompt(id=each, text="a boat", wishes=Wishes()) for each in _IDS]
+    new = [NewPrompt(id=each, text="a boat", requested=RequestedParameters()) for each in _IDS]
     assert stand.database.enqueue(new) == len(_IDS)
     assert stand.database.enqueue(new) == 0
     prompts = stand.claim(limit=50)
@@ -102,7 +102,7 @@ def test_enqueued_ids_come_back_exactly(stand):
 
 def test_half_a_surrogate_pair_is_an_error_in_one_line(stand):
     """Text that no encoding has a form for is refused by the adapter, with none of it written."""
-    new = NewPrompt(id=PromptId("str", "a"), text="half \ud800", wishes=Wishes())
+    new = NewPrompt(id=PromptId("str", "a"), text="half \ud800", requested=RequestedParameters())
     with pytest.raises(DatabaseFailed, match="surrogates not allowed"):
         stand.database.enqueue([new])
     assert stand.backend.count("datasets") == 0

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.database_suite import ALL, failed, postponed
 from tests.outcomes import completed, iterated
 from text2img.databases import NewPrompt
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 _LOOP = {"tries", "iterations", "next_prompt"}
 
@@ -18,8 +18,8 @@ def done(prompt, *, best):
     """The prompt completed with that one of its tries."""
     again = iterated(prompt)
     result = completed(prompt)
-    picture = again.tries[best]
-    return replace(result, pictures=(picture,), tries=again.tries, iterations=again.iterations)
+    image = again.tries[best]
+    return replace(result, pictures=(image,), tries=again.tries, iterations=again.iterations)
 
 
 def test_an_iteration_is_there_for_the_next_claim(stand):
@@ -49,7 +49,7 @@ def test_a_completed_loop_links_its_tries(stand):
         ]
         assert [one["score"] for one in found["tries"]] == [0.75, 0.5]
     assert "next_prompt" not in stand.get(1)
-    told, _ = stand.database.gather("run-1", "n1", 10)
+    told, _ = stand.database.collect("run-1", "n1", 10)
     assert [(one.iterations, one.score, one.image_url) for one in told] == [(2, 0.75, "gs://b/0.png")]
 
 
@@ -57,23 +57,23 @@ def test_a_text_that_was_refined_is_known_beside_the_owners(stand):
     """The result's prompt is the owner's; what was drawn instead stands as refined_prompt."""
     stand.put({"_id": 1, "text": "a boat"})
     result = done(stand.claim_one(), best=0)
-    (picture,) = result.pictures
-    stand.record(replace(result, pictures=(replace(picture, text="a red boat"),)))
+    (image,) = result.pictures
+    stand.record(replace(result, pictures=(replace(image, text="a red boat"),)))
     assert (stand.result(1)["prompt"], stand.result(1)["refined_prompt"]) == ("a boat", "a red boat")
     assert (stand.get(1)["text"], stand.get(1)["used"]["refined_prompt"]) == ("a boat", "a red boat")
 
 
 def test_nothing_of_a_loop_outlives_it(stand):
     """Made again without one, failed for good, or changed by its owner: the tries are gone."""
-    for number, settle in ((1, completed), (2, failed)):
+    for number, resolve_parameters in ((1, completed), (2, failed)):
         stand.put({"_id": number, "text": "a boat"})
         stand.record(iterated(stand.claim_one()))
-        stand.record(settle(stand.claim_one()))
+        stand.record(resolve_parameters(stand.claim_one()))
         assert not _LOOP & stand.get(number).keys()
     stand.put({"_id": "p", "text": "a boat"})
     stand.record(iterated(stand.claim_one()))
-    changed = NewPrompt(id=PromptId("str", "p"), text="two boats", wishes=Wishes())
-    assert stand.database.revise([changed]) == 1
+    changed = NewPrompt(id=PromptId("str", "p"), text="two boats", requested=RequestedParameters())
+    assert stand.database.requeue_changed([changed]) == 1
     assert not _LOOP & stand.get("p").keys()
 
 

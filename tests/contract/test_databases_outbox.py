@@ -8,12 +8,12 @@ import pytest
 
 from tests.contract.database_suite import ALL, failed, postponed
 from tests.outcomes import completed
-from text2img.databases import Notice, Run, Untold
+from text2img.databases import Notification, Run, UndeliveredOutcome
 from text2img.prompts import PromptId
 
 
 def _notice(name="n1", run_id="run-1", body='{"counts": {}}'):
-    return Notice(id=name, run_id=run_id, body=body)
+    return Notification(id=name, run_id=run_id, body=body)
 
 
 def _run(name="run-1", status="running"):
@@ -30,9 +30,9 @@ def test_final_outcomes_are_gathered(stand):
     stand.put({"_id": 1, "seed": 7}, {"_id": 2}, {"_id": 3})
     one, two, three = stand.claim()
     stand.record(completed(one), failed(two), postponed(three, 60), tell=True)
-    untold, more = stand.database.gather("run-1", "n1", 10)
-    assert untold == [
-        Untold(
+    undelivered, more = stand.database.collect("run-1", "n1", 10)
+    assert undelivered == [
+        UndeliveredOutcome(
             id=PromptId("int", "1"),
             text="a boat",
             image_url="gs://b/1.png",
@@ -40,7 +40,9 @@ def test_final_outcomes_are_gathered(stand):
             steps=20,
             guidance_scale=7.5,
         ),
-        Untold(id=PromptId("int", "2"), text="a boat", code="safety", sentence="$it was flagged", attempts=1),
+        UndeliveredOutcome(
+            id=PromptId("int", "2"), text="a boat", code="safety", message="$it was flagged", attempts=1
+        ),
     ]
     assert more is False
 
@@ -49,17 +51,17 @@ def test_without_tell_nothing_waits(stand):
     """Outcomes of a run without a receiver are never untold."""
     stand.put({"_id": 1})
     stand.record(completed(stand.claim_one()), tell=False)
-    assert stand.database.gather("run-1", "n1", 10) == ([], False)
-    assert stand.database.untold_runs() == []
-    assert stand.database.counts(ALL).untold == 0
+    assert stand.database.collect("run-1", "n1", 10) == ([], False)
+    assert stand.database.undelivered_runs() == []
+    assert stand.database.counts(ALL).undelivered == 0
 
 
 def test_gathering_is_bounded_and_disjoint(stand):
     """Each notice gets its own outcomes, and hears whether more are left."""
     _with_outcomes(stand, 5)
     _with_outcomes(stand, 1, run_id="run-2")
-    first, more = stand.database.gather("run-1", "n1", 3)
-    second, rest = stand.database.gather("run-1", "n2", 3)
+    first, more = stand.database.collect("run-1", "n1", 3)
+    second, rest = stand.database.collect("run-1", "n2", 3)
     assert (len(first), more, len(second), rest) == (3, True, 2, False)
     assert not {each.id for each in first} & {each.id for each in second}
 
@@ -67,21 +69,21 @@ def test_gathering_is_bounded_and_disjoint(stand):
 def test_gathering_again_fills_up_to_the_limit(stand):
     """Repeated for the same notice, it gives what the notice has and no more than the limit."""
     _with_outcomes(stand, 5)
-    first, _ = stand.database.gather("run-1", "n1", 2)
-    assert stand.database.gather("run-1", "n1", 2) == (first, True)
-    more, left = stand.database.gather("run-1", "n1", 4)
+    first, _ = stand.database.collect("run-1", "n1", 2)
+    assert stand.database.collect("run-1", "n1", 2) == (first, True)
+    more, left = stand.database.collect("run-1", "n1", 4)
     assert (len(more), left) == (4, True)
 
 
 def test_a_kept_notice_counts_its_outcomes_as_told(stand):
     """Once the notice is kept nothing of it is untold; keeping it again changes neither body nor count."""
     _with_outcomes(stand, 2)
-    stand.database.gather("run-1", "n1", 10)
-    assert stand.database.counts(ALL).untold == 2
-    stand.database.save_notice(_notice())
-    stand.database.save_notice(_notice(body="another"))
-    assert stand.database.counts(ALL).untold == 0
-    assert stand.database.untold_runs() == []
+    stand.database.collect("run-1", "n1", 10)
+    assert stand.database.counts(ALL).undelivered == 2
+    stand.database.save_notification(_notice())
+    stand.database.save_notification(_notice(body="another"))
+    assert stand.database.counts(ALL).undelivered == 0
+    assert stand.database.undelivered_runs() == []
     assert stand.backend.get("n1", "callbacks")["body"] == '{"counts": {}}'
     assert "untold" not in stand.get("run-1-0")
 
@@ -92,10 +94,10 @@ def test_a_dead_runs_outcomes_are_untold_again(stand, gathered):
     stand.database.save_run(_run(), 0)
     _with_outcomes(stand, 3)
     if gathered:
-        stand.database.gather("run-1", "n1", 2)
-    assert stand.database.untold_runs() == ["run-1"]
-    untold, more = stand.database.gather("run-1", "n2", 10)
-    assert (len(untold), more) == (3, False)
+        stand.database.collect("run-1", "n1", 2)
+    assert stand.database.undelivered_runs() == ["run-1"]
+    undelivered, more = stand.database.collect("run-1", "n2", 10)
+    assert (len(undelivered), more) == (3, False)
 
 
 def test_a_run_that_is_over_is_found(stand):
@@ -103,91 +105,91 @@ def test_a_run_that_is_over_is_found(stand):
     stand.database.save_run(_run(status="completed"), 60)
     _with_outcomes(stand, 1)
     _with_outcomes(stand, 1, run_id="run-2")
-    assert stand.database.untold_runs() == ["run-1", "run-2"]
+    assert stand.database.undelivered_runs() == ["run-1", "run-2"]
 
 
 def test_a_living_runs_outcomes_are_its_own(stand):
     """While the run's lease lasts, nobody takes its outcomes over, marked or not."""
     stand.database.save_run(_run(), 60)
     _with_outcomes(stand, 3)
-    stand.database.gather("run-1", "n1", 2)
-    assert stand.database.untold_runs() == []
-    untold, _ = stand.database.gather("run-1", "n2", 10)
-    assert len(untold) == 1
+    stand.database.collect("run-1", "n1", 2)
+    assert stand.database.undelivered_runs() == []
+    undelivered, _ = stand.database.collect("run-1", "n2", 10)
+    assert len(undelivered) == 1
 
 
 def test_a_crash_after_keeping_the_notice_tells_nothing_twice(stand):
     """Outcomes still marked for a notice that is kept are told by it, not by another."""
     _with_outcomes(stand, 2)
-    stand.database.save_notice(_notice("n1"))
-    stand.database.gather("run-1", "n1", 10)  # as after a crash: marked, and the notice is kept
-    stand.database.save_notice(_notice("n1"))
-    assert stand.database.untold_runs() == []
+    stand.database.save_notification(_notice("n1"))
+    stand.database.collect("run-1", "n1", 10)  # as after a crash: marked, and the notice is kept
+    stand.database.save_notification(_notice("n1"))
+    assert stand.database.undelivered_runs() == []
 
 
 def test_a_notice_is_claimed_by_one(stand):
     """The oldest due notice goes to one sender at a time, each time with one more try."""
-    stand.database.save_notice(_notice("a"))
-    stand.database.save_notice(_notice("b"))
-    assert stand.database.claim_notice("w", 60) == Notice(
+    stand.database.save_notification(_notice("a"))
+    stand.database.save_notification(_notice("b"))
+    assert stand.database.claim_notification("w", 60) == Notification(
         id="a", run_id="run-1", body='{"counts": {}}', tries=1
     )
-    assert stand.database.claim_notice("v", 60).id == "b"
-    assert stand.database.claim_notice("w", 60) is None
+    assert stand.database.claim_notification("v", 60).id == "b"
+    assert stand.database.claim_notification("w", 60) is None
 
 
 def test_a_dead_senders_notice_is_claimed_again(stand):
     """When the sender's lease has run out another may try; the tries go on counting."""
-    stand.database.save_notice(_notice())
-    stand.database.claim_notice("w", 0)
-    assert stand.database.claim_notice("v", 60).tries == 2
+    stand.database.save_notification(_notice())
+    stand.database.claim_notification("w", 0)
+    assert stand.database.claim_notification("v", 60).tries == 2
 
 
 @pytest.mark.parametrize(("told", "state"), [(True, "told"), (False, "refused")])
 def test_a_closed_notice_is_never_sent_again(stand, told, state):
     """Told, or refused for good: it stays, says so, and is not due any more."""
-    stand.database.save_notice(_notice())
-    notice = stand.database.claim_notice("w", 0)
-    assert stand.database.notices() == (1, 0)
-    stand.database.close_notice(notice, told=told, detail="HTTP 204")
-    assert stand.database.notices() == (0, int(not told))
-    stand.database.postpone_notice(notice, 0, "late")
-    stand.database.save_notice(_notice())
-    assert stand.database.claim_notice("w", 60) is None
+    stand.database.save_notification(_notice())
+    notification = stand.database.claim_notification("w", 0)
+    assert stand.database.notifications() == (1, 0)
+    stand.database.complete_notification(notification, told=told, detail="HTTP 204")
+    assert stand.database.notifications() == (0, int(not told))
+    stand.database.reschedule_notification(notification, 0, "late")
+    stand.database.save_notification(_notice())
+    assert stand.database.claim_notification("w", 60) is None
     found = stand.backend.get("n1", "callbacks")
     assert (found["state"], found["detail"], found["run_id"]) == (state, "HTTP 204", "run-1")
 
 
 def test_a_postponed_notice_waits(stand):
     """It is due again after its wait, not before, and says why it could not be told."""
-    stand.database.save_notice(_notice("a"))
-    stand.database.save_notice(_notice("b"))
-    first, second = stand.database.claim_notice("w", 60), stand.database.claim_notice("w", 60)
-    stand.database.postpone_notice(first, 3600, "HTTP 503")
-    stand.database.postpone_notice(second, 0, "HTTP 503")
-    assert stand.database.claim_notice("w", 60).id == "b"
-    assert stand.database.claim_notice("w", 60) is None
+    stand.database.save_notification(_notice("a"))
+    stand.database.save_notification(_notice("b"))
+    first, second = stand.database.claim_notification("w", 60), stand.database.claim_notification("w", 60)
+    stand.database.reschedule_notification(first, 3600, "HTTP 503")
+    stand.database.reschedule_notification(second, 0, "HTTP 503")
+    assert stand.database.claim_notification("w", 60).id == "b"
+    assert stand.database.claim_notification("w", 60) is None
     assert stand.backend.get("a", "callbacks")["detail"] == "HTTP 503"
 
 
 def test_a_late_sender_does_not_postpone_anothers_try(stand):
     """Only the latest to have claimed the notice may put it off."""
-    stand.database.save_notice(_notice())
-    late = stand.database.claim_notice("w", 0)
-    stand.database.claim_notice("v", 60)
-    stand.database.postpone_notice(late, 0, "late")
-    assert stand.database.claim_notice("u", 60) is None
+    stand.database.save_notification(_notice())
+    late = stand.database.claim_notification("w", 0)
+    stand.database.claim_notification("v", 60)
+    stand.database.reschedule_notification(late, 0, "late")
+    assert stand.database.claim_notification("u", 60) is None
 
 
 def test_untold_outcomes_are_counted_until_a_notice_keeps_them(stand):
     """Those for the receiver and those for prompts' own webhooks, each by itself; gathered is not told."""
     stand.put({"_id": 1, "webhook_url": "https://h.example/1"}, {"_id": 2}, {"_id": 3})
     database = stand.database
-    assert (database.untold(), database.untold(webhooks=True)) == (0, 0)
+    assert (database.undelivered(), database.undelivered(webhooks=True)) == (0, 0)
     one, two, _ = stand.claim()
     stand.record(completed(one), failed(two), tell=True)
-    assert (database.untold(), database.untold(webhooks=True)) == (2, 1)
-    database.gather("run-1", "n1", 10)
-    assert database.untold() == 2
-    database.save_notice(_notice())
-    assert (database.untold(), database.untold(webhooks=True)) == (0, 1)
+    assert (database.undelivered(), database.undelivered(webhooks=True)) == (2, 1)
+    database.collect("run-1", "n1", 10)
+    assert database.undelivered() == 2
+    database.save_notification(_notice())
+    assert (database.undelivered(), database.undelivered(webhooks=True)) == (0, 1)

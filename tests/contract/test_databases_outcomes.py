@@ -97,7 +97,7 @@ def test_tags_stand_for_a_text(stand):
     stand.record(*map(completed, stand.claim()), tell=True)
     assert [stand.result(n)["prompt"] for n in (1, 2)] == ["a red boat $5", "a boat"]
     assert stand.get(1)["prompt_tags"] == tags
-    told, _ = stand.database.gather("run-1", "n1", 10)
+    told, _ = stand.database.collect("run-1", "n1", 10)
     assert [one.text for one in told] == ["a red boat $5", "a boat"]
 
 
@@ -106,7 +106,7 @@ def test_several_pictures_are_told_of(stand):
     stand.put({"_id": 1, "num_images": 2}, {"_id": 2})
     one, two = stand.claim()
     stand.record(completed(one, image_urls=("gs://b/1.png", "gs://b/1~1.png")), completed(two), tell=True)
-    told, _ = stand.database.gather("run-1", "n1", 10)
+    told, _ = stand.database.collect("run-1", "n1", 10)
     assert [each.image_urls for each in told] == [("gs://b/1.png", "gs://b/1~1.png"), ()]
 
 
@@ -280,7 +280,7 @@ def test_failing_after_a_success_leaves_no_stale_picture(stand):
 def test_every_error_code_is_kept(stand, code):
     """Each code stands as its own word."""
     stand.put({"_id": 1})
-    stand.record(Failed(prompt=stand.claim_one(), code=code, sentence="no", attempts=2))
+    stand.record(Failed(prompt=stand.claim_one(), code=code, message="no", attempts=2))
     assert stand.get(1)["error_code"] == code.value
     assert dict(stand.database.counts(ALL).errors) == {code.value: 1}
 

@@ -46,7 +46,7 @@ def test_a_failure_is_there_with_its_reason(stand):
     stand.record(failed(one, ErrorCode.SAFETY), run_id="night")
     (failure,) = stand.database.failures(ALL)
     assert (failure.id.text, failure.text, failure.run_id) == ("1", "a boat", "night")
-    assert (failure.code, failure.sentence, failure.attempts) == ("safety", "$it was flagged", 1)
+    assert (failure.code, failure.message, failure.attempts) == ("safety", "$it was flagged", 1)
     assert abs(failure.failed_at - datetime.now(UTC)) < timedelta(minutes=5)
     assert list(stand.database.made(ALL)) == []
 

@@ -8,16 +8,16 @@ import pytest
 
 from tests.contract.database_suite import ALL, failed, postponed, texts
 from tests.outcomes import completed
-from text2img.databases import NewPrompt, Run, Selection, Settled
+from text2img.databases import NewPrompt, Run, RunTotals, Selection
 from text2img.errors import ConfigurationError, ErrorCode
-from text2img.prompts import Lora, ModelConfiguration, PromptId, Wishes
+from text2img.prompts import Lora, ModelConfiguration, PromptId, RequestedParameters
 
 _NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 
 
 def _new(name, **fields):
-    wishes = fields.pop("wishes", Wishes())
-    return NewPrompt(id=PromptId("str", name), text=f"a {name}", wishes=wishes, **fields)
+    requested = fields.pop("requested", RequestedParameters())
+    return NewPrompt(id=PromptId("str", name), text=f"a {name}", requested=requested, **fields)
 
 
 def _configure(stand, **fields):
@@ -41,7 +41,7 @@ def test_a_model_configuration_is_read_whole(stand):
     _configure(stand, **given, **wished, lora=lora)
     expected = ModelConfiguration(
         **given,
-        wishes=Wishes(**wished, lora=(Lora("styles/ink.safetensors", 0.5),)),
+        requested=RequestedParameters(**wished, lora=(Lora("styles/ink.safetensors", 0.5),)),
         id=PromptId("str", "c"),
     )
     assert stand.database.model_configuration(None) == expected
@@ -70,7 +70,7 @@ def test_the_first_configuration_is_the_same_each_time(stand):
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "message"),
     [
         (
             {"guidance_scal": 3},
@@ -84,12 +84,12 @@ def test_the_first_configuration_is_the_same_each_time(stand):
         ({"safety_checker": "no"}, "safety_checker must be true or false; it is 'no'"),
     ],
 )
-def test_a_wrong_configuration_names_the_field(stand, fields, sentence):
+def test_a_wrong_configuration_names_the_field(stand, fields, message):
     """An unknown or impossible field is an error that names it and the configuration."""
     _configure(stand, **fields)
     with pytest.raises(ConfigurationError, match="model configuration c: ") as caught:
         stand.database.model_configuration(None)
-    assert sentence in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_configuration_of_another_kind_is_refused_by_id(stand):
@@ -167,7 +167,7 @@ def test_counts_say_where_everything_stands(stand):
     )
     counts = stand.database.counts(ALL)
     assert (counts.pending, counts.processing, counts.completed, counts.error) == (3, 3, 1, 2)
-    assert (counts.live_leases, counts.expired_leases, counts.untold) == (1, 2, 3)
+    assert (counts.live_leases, counts.expired_leases, counts.undelivered) == (1, 2, 3)
     assert dict(counts.errors) == {"safety": 1, "not_finite": 1}
     assert stand.database.counts(Selection("spring")).pending == 1
     assert stand.database.holds(live.claim)
@@ -177,7 +177,12 @@ def test_counts_say_where_everything_stands(stand):
 def test_counts_of_nothing_are_zero(stand):
     """An empty database has counts as well."""
     counts = stand.database.counts(ALL)
-    assert (counts.pending, counts.untold, counts.oldest_pending, dict(counts.errors)) == (0, 0, None, {})
+    assert (counts.pending, counts.undelivered, counts.oldest_pending, dict(counts.errors)) == (
+        0,
+        0,
+        None,
+        {},
+    )
 
 
 def test_the_oldest_pending_prompt_is_told(stand):
@@ -202,12 +207,14 @@ def test_enqueue_adds_what_is_new(stand):
 def test_an_enqueued_prompt_arrives_as_written(stand):
     """All that was asked for comes out of the claim; what was not wished is not there."""
     lora = [{"path": "ink.safetensors", "weight": 0.5}]
-    wishes = Wishes(seed=5, width=640, scheduler="euler", aspect_ratio="1:2", num_images=2, lora=lora)
+    requested = RequestedParameters(
+        seed=5, width=640, scheduler="euler", aspect_ratio="1:2", num_images=2, lora=lora
+    )
     hook = "https://b.example"
-    new = _new("boat", wishes=wishes, dataset_id="spring", priority=2.5, webhook_url=hook)
+    new = _new("boat", requested=requested, dataset_id="spring", priority=2.5, webhook_url=hook)
     stand.database.enqueue([new])
     (prompt,) = stand.claim(selection=Selection("spring"))
-    assert (prompt.text, prompt.wishes, prompt.priority) == ("a boat", wishes, 2.5)
+    assert (prompt.text, prompt.requested, prompt.priority) == ("a boat", requested, 2.5)
     assert prompt.webhook_url == hook
     assert not {"height", "negative_prompt", "attempts"} & set(stand.get("boat"))
 
@@ -217,13 +224,13 @@ def test_revise_makes_what_says_something_else_as_if_new(stand):
     that says the same stays completed, and an id that is not there is not added.
     """
     lora = [{"path": "x", "weight": 1.0}]
-    same = _new("same", wishes=Wishes(seed=1, lora=lora), priority=2)
+    same = _new("same", requested=RequestedParameters(seed=1, lora=lora), priority=2)
     stand.database.enqueue([_new("a", dataset_id="spring"), _new("b"), same])
     prompts = {prompt.id.text: prompt for prompt in stand.claim(limit=3)}
     stand.record(completed(prompts["a"]), failed(prompts["b"]), completed(prompts["same"]))
-    changed = [_new("a"), _new("b", wishes=Wishes(seed=5)), same, _new("c")]
-    assert stand.database.revise(changed) == 2
-    assert stand.database.revise(changed) == 2 - 2
+    changed = [_new("a"), _new("b", requested=RequestedParameters(seed=5)), same, _new("c")]
+    assert stand.database.requeue_changed(changed) == 2
+    assert stand.database.requeue_changed(changed) == 2 - 2
     first, second = stand.get("a"), stand.get("b")
     for document in (first, second):
         assert document["status"] == "pending"
@@ -241,13 +248,13 @@ def test_revise_leaves_what_somebody_works_on(stand):
     """
     stand.database.enqueue([_new("a")])
     (prompt,) = stand.claim(limit=1)
-    changed = [_new("a", wishes=Wishes(seed=5))]
-    assert stand.database.revise(changed) == 0
+    changed = [_new("a", requested=RequestedParameters(seed=5))]
+    assert stand.database.requeue_changed(changed) == 0
     assert stand.database.holds(prompt.claim)
     stand.database.extend([prompt.claim], 0)
-    assert stand.database.revise(changed) == 1
+    assert stand.database.requeue_changed(changed) == 1
     assert stand.record(completed(prompt)) == []
-    assert stand.claim(limit=1)[0].wishes.seed == 5
+    assert stand.claim(limit=1)[0].requested.seed == 5
 
 
 def test_many_prompts_are_enqueued_lazily(stand):
@@ -289,8 +296,8 @@ def test_what_a_run_came_to(stand):
     pictures = ("gs://b/2-1.png", "gs://b/2-2.png")
     stand.record(completed(one), completed(two, image_urls=pictures), failed(three), postponed(four))
     stand.record(completed(five), run_id="run-2")
-    assert stand.database.settled("run-1") == Settled(completed=2, failed=1, images=3)
-    assert stand.database.settled("$run_id") == Settled(completed=0, failed=0, images=0)
+    assert stand.database.settled("run-1") == RunTotals(completed=2, failed=1, images=3)
+    assert stand.database.settled("$run_id") == RunTotals(completed=0, failed=0, images=0)
 
 
 def test_counts_know_the_pictures_of_completed_prompts(stand):
@@ -308,16 +315,16 @@ def test_holdings_say_what_each_worker_has(stand):
     """
     stand.put(*({"_id": n, "dataset_id": "spring" if n < 2 else "autumn"} for n in range(7)))
     stand.put({"_id": "foreign", "status": "processing"})
-    assert [each.worker for each in stand.database.holdings(ALL)] == ["unknown"]
+    assert [each.worker for each in stand.database.claims_by_worker(ALL)] == ["unknown"]
     stand.backend.change("foreign", {"status": "completed"})
     stand.claim("gone", 2, -60)
     alive = stand.claim("alive", 4, selection=Selection("autumn"))
     stand.record(completed(alive[0]))
-    held = {each.worker: each for each in stand.database.holdings(ALL)}
+    held = {each.worker: each for each in stand.database.claims_by_worker(ALL)}
     assert {name: (each.prompts, each.expired) for name, each in held.items()} == {
         "gone": (2, 2),
         "alive": (3, 0),
     }
     now = datetime.now(UTC)
     assert held["gone"].lease_until < now < held["alive"].lease_until < now + timedelta(minutes=2)
-    assert [each.worker for each in stand.database.holdings(Selection("spring"))] == ["gone"]
+    assert [each.worker for each in stand.database.claims_by_worker(Selection("spring"))] == ["gone"]

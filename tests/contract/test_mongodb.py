@@ -14,7 +14,7 @@ from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Selection
 from text2img.databases.mongo.queue import candidates_pipeline
 from text2img.errors import ConfigurationError, DatabaseFailed
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 
 def test_a_batch_costs_six_commands(mongo_stand, counter):
@@ -79,7 +79,7 @@ def test_collections_can_be_named(mongo_stand):
     """Each collection's name is an option; the default ones stay unborn."""
     names = Collections(**{field.name: f"my_{field.name}" for field in fields(Collections)})
     database = opened(f"{mongo_stand.backend.url}x", names)
-    database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", wishes=Wishes())])
+    database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())])
     found = mongo_stand.backend.client[f"{mongo_stand.backend.name}x"].list_collection_names()
     database.close()
     assert set(found) == {"my_datasets", "my_dataset_records", "my_callbacks", "my_runs"}
@@ -155,11 +155,13 @@ def test_prompts_from_a_generator_survive_a_broken_connection(mongo_stand, monke
         return insert_many(*args, **kwargs)
 
     monkeypatch.setattr(collection, "insert_many", breaking)
-    new = (NewPrompt(id=PromptId("int", str(n)), text="x", wishes=Wishes()) for n in range(5))
+    new = (NewPrompt(id=PromptId("int", str(n)), text="x", requested=RequestedParameters()) for n in range(5))
     assert mongo_stand.database.enqueue(new) == 5
 
 
 def test_an_id_too_long_for_mongodb_is_a_clear_error(mongo_stand):
     """A whole number beyond 64 bits is refused with what to do about it."""
     with pytest.raises(ConfigurationError, match="write it as text"):
-        mongo_stand.database.enqueue([NewPrompt(id=PromptId("int", str(2**70)), text="x", wishes=Wishes())])
+        mongo_stand.database.enqueue(
+            [NewPrompt(id=PromptId("int", str(2**70)), text="x", requested=RequestedParameters())]
+        )

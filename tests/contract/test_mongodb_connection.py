@@ -14,7 +14,7 @@ from tests.contract.database_suite import opened
 from tests.servers import free_port
 from text2img.databases import Collections
 from text2img.databases.mongo import session
-from text2img.databases.mongo.session import address_of, sentence
+from text2img.databases.mongo.session import address_of, error_message
 from text2img.errors import ConfigurationError, DatabaseFailed
 
 
@@ -92,10 +92,10 @@ def test_a_uri_that_cannot_be_read_is_a_configuration_error(uri):
 def test_refusals_say_what_to_do():
     """A wrong password and a missing right each have their own sentence."""
     wrong = OperationFailure("Authentication failed.", code=18)
-    assert "refuses the user or the password" in sentence(wrong, "h", "db")
-    assert "grant it readWrite" in sentence(OperationFailure("not authorized", code=13), "h", "db")
+    assert "refuses the user or the password" in error_message(wrong, "h", "db")
+    assert "grant it readWrite" in error_message(OperationFailure("not authorized", code=13), "h", "db")
     other = OperationFailure("bad\nthing", code=1, details={"errmsg": "bad\nthing"})
-    assert sentence(other, "h", "db") == "MongoDB at h, database db: bad"
+    assert error_message(other, "h", "db") == "MongoDB at h, database db: bad"
 
 
 def test_the_address_shows_hosts_alone():

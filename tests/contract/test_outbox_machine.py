@@ -22,10 +22,10 @@ from hypothesis.stateful import (
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened
 from tests.examples import examples
 from tests.outcomes import completed
-from text2img.databases import Collections, NewPrompt, Notice
-from text2img.prompts import PromptId, Wishes
+from text2img.databases import Collections, NewPrompt, Notification
+from text2img.prompts import PromptId, RequestedParameters
 from text2img.webhooks.delivery import _own
-from text2img.webhooks.payloads import compose
+from text2img.webhooks.payloads import callback_payload
 
 RUN = "a run that is dead"
 OPEN = {"due", "sending", "put off"}
@@ -45,9 +45,12 @@ class Machine(RuleBasedStateMachine):
             *(f"{name}_{mark}" for name in ("prompts", "configs", "results", "runs", "notices"))
         )
         self.database = opened(self.backend.url, names)
-        self.untold, self.in_notices = set(), []
-        self.owed, self.seen = {}, []  # ids by notice, what tellers have read of it (and may come late with)
-        self.notices, self.bodies, self.tries, self.sendings = {}, {}, {}, []
+        self.undelivered, self.in_notices = set(), []
+        self.pending_webhooks, self.seen = (
+            {},
+            [],
+        )  # ids by notice, what tellers have read of it (and may come late with)
+        self.notifications, self.bodies, self.tries, self.sendings = {}, {}, {}, []
         self.own = {}  # webhooks' notices, as they were kept first
         self.numbers = itertools.count()
 
@@ -56,138 +59,143 @@ class Machine(RuleBasedStateMachine):
         """The interesting steps come late: two outcomes, one of them in a notice, are where it starts."""
         self.one_more_is_done(completed, BACKENDS[0])
         self.one_more_is_done(failed)
-        self.gather(1)
+        self.collect(1)
 
     def teardown(self):
         self.database.close()
 
-    @precondition(lambda self: len(self.untold) < 3)
+    @precondition(lambda self: len(self.undelivered) < 3)
     @rule(become=st.sampled_from([completed, failed]), url=st.sampled_from([None, *BACKENDS]))
     def one_more_is_done(self, become, url=None):
         name = PromptId("int", str(next(self.numbers)))
-        wishes = Wishes(seed=1)
-        self.database.enqueue([NewPrompt(id=name, text="a boat", wishes=wishes, webhook_url=url)])
+        requested = RequestedParameters(seed=1)
+        self.database.enqueue([NewPrompt(id=name, text="a boat", requested=requested, webhook_url=url)])
         (prompt,) = self.database.claim("w", 1, MINUTE, ALL)
         assert self.database.record([become(prompt)], RUN, tell=True)
-        self.untold.add(name.text)
+        self.undelivered.add(name.text)
         if url:
-            (new,) = [each for each in self.database.owed(9) if each.outcome.id == name]
-            self.owed[new.notice_id] = name.text
+            (new,) = [each for each in self.database.pending_webhooks(9) if each.outcome.id == name]
+            self.pending_webhooks[new.notice_id] = name.text
 
-    @precondition(lambda self: self.owed)
+    @precondition(lambda self: self.pending_webhooks)
     @rule(limit=st.integers(1, 2))
     def look_what_is_owed(self, limit):
         """Nothing is marked by it: another may see, and settle, the same."""
-        owed = self.database.owed(limit)
-        assert len(owed) == min(limit, len(self.owed))
-        assert {each.notice_id for each in owed} <= self.owed.keys()
-        self.seen.append(owed)
+        pending_webhooks = self.database.pending_webhooks(limit)
+        assert len(pending_webhooks) == min(limit, len(self.pending_webhooks))
+        assert {each.notice_id for each in pending_webhooks} <= self.pending_webhooks.keys()
+        self.seen.append(pending_webhooks)
 
     @precondition(lambda self: self.seen)
     @rule(data=st.data(), dies=st.booleans())
     def settle_what_was_owed(self, data, dies):
         """Old sightings are used as readily as new ones; who dies in between has kept the notices alone."""
-        owed = data.draw(st.sampled_from(self.seen))
-        notices = [_own(each) for each in owed]
-        self.database.settle_owed([] if dies else owed, notices)
-        for notice in notices:
-            if notice.id not in self.notices:
-                self.notices[notice.id], self.tries[notice.id] = "due", 0
-                self.own[notice.id] = notice
+        pending_webhooks = data.draw(st.sampled_from(self.seen))
+        notifications = [_own(each) for each in pending_webhooks]
+        self.database.enqueue_webhooks([] if dies else pending_webhooks, notifications)
+        for notification in notifications:
+            if notification.id not in self.notifications:
+                self.notifications[notification.id], self.tries[notification.id] = "due", 0
+                self.own[notification.id] = notification
             if not dies:
-                self.owed.pop(notice.id, None)
+                self.pending_webhooks.pop(notification.id, None)
 
     def _gather(self, limit):
         name = f"msg_{next(self.numbers)}"
-        told, more = self.database.gather(RUN, name, limit)
-        assert {each.id.text for each in told} <= self.untold
-        assert (len(told), more) == (min(limit, len(self.untold)), len(self.untold) > limit)
+        told, more = self.database.collect(RUN, name, limit)
+        assert {each.id.text for each in told} <= self.undelivered
+        assert (len(told), more) == (min(limit, len(self.undelivered)), len(self.undelivered) > limit)
         return name, told
 
-    @precondition(lambda self: self.untold)
+    @precondition(lambda self: self.undelivered)
     @rule(limit=st.integers(1, 2))
-    def gather(self, limit):
+    def collect(self, limit):
         name, told = self._gather(limit)
-        self.bodies[name] = compose(RUN, "interrupted", told, final=False)
+        self.bodies[name] = callback_payload(RUN, "interrupted", told, final=False)
         for _ in range(2):
-            self.database.save_notice(Notice(id=name, run_id=RUN, body=self.bodies[name]))
-        self.notices[name], self.tries[name] = "due", 0
+            self.database.save_notification(Notification(id=name, run_id=RUN, body=self.bodies[name]))
+        self.notifications[name], self.tries[name] = "due", 0
         self.in_notices += [each.id.text for each in told]
-        self.untold -= set(self.in_notices)
+        self.undelivered -= set(self.in_notices)
 
-    @precondition(lambda self: self.untold)
+    @precondition(lambda self: self.undelivered)
     @rule(limit=st.integers(1, 2))
     def die_while_gathering(self, limit):
         """What was marked for a notice that is never kept is found by whoever asks for what the dead left."""
         self._gather(limit)
-        assert self.database.untold_runs() == [RUN]
+        assert self.database.undelivered_runs() == [RUN]
 
     @rule()
     def ask_what_the_dead_left(self):
-        assert self.database.untold_runs() == ([RUN] if self.untold else [])
+        assert self.database.undelivered_runs() == ([RUN] if self.undelivered else [])
 
-    @precondition(lambda self: self.notices)
+    @precondition(lambda self: self.notifications)
     @rule(worker=TELLERS, lease=st.sampled_from([0.0, MINUTE]), but=st.sets(st.sampled_from(BACKENDS)))
     def begin_to_send_a_webhook(self, worker, lease, but):
         """A backend that is left alone is told nothing, the others are."""
         due = {
-            name for name, own in self.own.items() if own.origin not in but and self.notices[name] == "due"
+            name
+            for name, own in self.own.items()
+            if own.origin not in but and self.notifications[name] == "due"
         }
-        notice = self.database.claim_notice(worker, lease, webhooks=True, but=but)
-        assert (notice is None) == (not due)
-        if notice is None:
+        notification = self.database.claim_notification(worker, lease, webhooks=True, but=but)
+        assert (notification is None) == (not due)
+        if notification is None:
             return
-        assert notice.id in due
-        self.tries[notice.id] += 1
-        assert notice == replace(self.own[notice.id], tries=self.tries[notice.id])
-        self.notices[notice.id] = "sending" if lease else "due"
-        self.sendings.append(notice)
+        assert notification.id in due
+        self.tries[notification.id] += 1
+        assert notification == replace(self.own[notification.id], tries=self.tries[notification.id])
+        self.notifications[notification.id] = "sending" if lease else "due"
+        self.sendings.append(notification)
 
-    @precondition(lambda self: self.notices)
+    @precondition(lambda self: self.notifications)
     @rule(worker=TELLERS, lease=st.sampled_from([0.0, MINUTE]))
     def begin_to_send(self, worker, lease):
         """With a lease over nothing the teller dies of it, and the notice is anybody's."""
-        due = {name for name, state in self.notices.items() if state == "due" and name not in self.own}
-        notice = self.database.claim_notice(worker, lease)
-        assert (notice is None) == (not due)
-        if notice is None:
+        due = {name for name, state in self.notifications.items() if state == "due" and name not in self.own}
+        notification = self.database.claim_notification(worker, lease)
+        assert (notification is None) == (not due)
+        if notification is None:
             return
-        assert notice.id in due
-        assert notice.body == self.bodies[notice.id]
-        self.tries[notice.id] += 1
-        assert notice.tries == self.tries[notice.id]
-        self.notices[notice.id] = "sending" if lease else "due"
-        self.sendings.append(notice)
+        assert notification.id in due
+        assert notification.body == self.bodies[notification.id]
+        self.tries[notification.id] += 1
+        assert notification.tries == self.tries[notification.id]
+        self.notifications[notification.id] = "sending" if lease else "due"
+        self.sendings.append(notification)
 
     @precondition(lambda self: self.sendings)
     @rule(data=st.data(), told=st.booleans())
     def close(self, data, told):
         """The first answer closes it for good."""
-        notice = data.draw(st.sampled_from(self.sendings))
-        self.database.close_notice(notice, told=told, detail="said")
-        if self.notices[notice.id] in OPEN:
-            self.notices[notice.id] = "told" if told else "refused"
+        notification = data.draw(st.sampled_from(self.sendings))
+        self.database.complete_notification(notification, told=told, detail="said")
+        if self.notifications[notification.id] in OPEN:
+            self.notifications[notification.id] = "told" if told else "refused"
 
     @precondition(lambda self: self.sendings)
     @rule(data=st.data(), wait=st.sampled_from([0.0, MINUTE]))
     def put_off(self, data, wait):
         """Of the tries at a notice only the latest has a say in when the next is."""
-        notice = data.draw(st.sampled_from(self.sendings))
-        self.database.postpone_notice(notice, wait, "later")
-        if self.notices[notice.id] in OPEN and notice.tries == self.tries[notice.id]:
-            self.notices[notice.id] = "put off" if wait else "due"
+        notification = data.draw(st.sampled_from(self.sendings))
+        self.database.reschedule_notification(notification, wait, "later")
+        if self.notifications[notification.id] in OPEN and notification.tries == self.tries[notification.id]:
+            self.notifications[notification.id] = "put off" if wait else "due"
 
     @invariant()
     def every_notice_is_due_until_it_is_told_or_refused(self):
         for webhooks in (False, True):
-            states = [state for name, state in self.notices.items() if (name in self.own) == webhooks]
+            states = [state for name, state in self.notifications.items() if (name in self.own) == webhooks]
             still = sum(state in OPEN for state in states)
-            assert self.database.notices(webhooks=webhooks) == (still, states.count("refused"))
+            assert self.database.notifications(webhooks=webhooks) == (still, states.count("refused"))
 
     @invariant()
     def each_outcome_waits_or_is_in_one_notice(self):
         counts = self.database.counts(ALL)
-        assert (counts.untold, counts.owed) == (len(self.untold), len(self.owed))
+        assert (counts.undelivered, counts.pending_webhooks) == (
+            len(self.undelivered),
+            len(self.pending_webhooks),
+        )
         assert len(set(self.in_notices)) == len(self.in_notices)
         bodies = [json.loads(body) for body in self.bodies.values()]
         named = [each["prompt_id"] for body in bodies for each in (*body["results"], *body["errors"])]

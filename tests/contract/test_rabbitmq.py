@@ -15,7 +15,7 @@ from tests.waiting import until
 from text2img.concurrency.signals import Stop
 from text2img.databases import Collections, Selection, open_database
 from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, Stopped
-from text2img.intake.entries import Reader
+from text2img.intake.entries import MessageReader
 from text2img.intake.rabbitmq import Broker, Consumer
 
 HEARTBEAT = 8
@@ -43,7 +43,7 @@ class Desk:
     @contextmanager
     def consuming(self, *, url=None, add=None, **options):
         broker = Broker(url or self.server.url, self.queue, self.dead, 100)
-        taking_in = Consumer(broker, Reader(), add or self.add, Stop(), **options)
+        taking_in = Consumer(broker, MessageReader(), add or self.add, Stop(), **options)
         taking_in.start()
         try:
             yield
@@ -86,7 +86,7 @@ def test_messages_become_prompts(desk):
         desk.publish(*map(message, range(250)))
         desk.await_prompts(250)
     claimed = desk.database.claim("w", 1, 60, Selection())
-    assert [(str(prompt.claim.id), prompt.text, prompt.wishes.seed) for prompt in claimed] == [
+    assert [(str(prompt.claim.id), prompt.text, prompt.requested.seed) for prompt in claimed] == [
         ("g-0", "a cat", 0)
     ]
 
@@ -99,7 +99,7 @@ def test_what_is_delivered_twice_is_one_prompt(desk):
         desk.publish({**message(2), "seed": 98}, message(3))
         desk.await_prompts(3)
     claimed = desk.database.claim("w", 9, 60, Selection())
-    assert sorted(prompt.wishes.seed for prompt in claimed) == [1, 2, 3]
+    assert sorted(prompt.requested.seed for prompt in claimed) == [1, 2, 3]
 
 
 def test_what_is_not_valid_becomes_a_dead_letter(desk):
@@ -219,7 +219,7 @@ def test_a_broker_that_is_not_there():
     port = free_port()
     broker = Broker(f"amqp://night:hush@127.0.0.1:{port}", "q", "q.dead", 1)
     with pytest.raises(BrokerFailed) as failed:
-        Consumer(broker, Reader(), print, Stop()).start(patience=0.2)
+        Consumer(broker, MessageReader(), print, Stop()).start(patience=0.2)
     assert str(failed.value) == (f"RabbitMQ at 127.0.0.1:{port}: Connection refused; check --rabbitmq-url")
 
 
@@ -231,7 +231,7 @@ def test_a_broker_that_refuses(rabbitmq, user, path, words):
     """A wrong password or virtual host ends the start at once, with a line that says so."""
     url = rabbitmq.url.replace("guest:guest", user) + path
     with pytest.raises(BrokerFailed, match=words) as failed:
-        Consumer(Broker(url, "q", "q.dead", 1), Reader(), print, Stop()).start()
+        Consumer(Broker(url, "q", "q.dead", 1), MessageReader(), print, Stop()).start()
     assert "hush" not in str(failed.value)
 
 
@@ -241,7 +241,7 @@ def test_a_stop_while_the_broker_is_awaited():
     stop.set(15)
     broker = Broker(f"amqp://127.0.0.1:{free_port()}", "q", "q.dead", 1)
     with pytest.raises(Stopped):
-        Consumer(broker, Reader(), print, stop).start()
+        Consumer(broker, MessageReader(), print, stop).start()
 
 
 @pytest.mark.parametrize(

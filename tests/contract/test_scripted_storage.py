@@ -11,9 +11,9 @@ import pytest
 
 from tests.servers import free_port
 from tests.servers.scripted import ABSENT, DATA, OTHER, ScriptedGcs, ScriptedS3
-from text2img.errors import ClaimLost, ErrorCode, PromptFailed, StorageFailed, Unreadable
+from text2img.errors import ClaimLost, ErrorCode, ObjectUnreadable, PromptFailed, StorageFailed
 from text2img.storage import StorageOptions, open_bucket
-from text2img.storage.bucket import Refused
+from text2img.storage.bucket import PermanentError
 
 CREATE, REPLACE_ANY = ("store", ABSENT), ("store", None)
 LOOK, READ, BUCKET = ("look", None), ("read", None), ("bucket", None)
@@ -256,7 +256,7 @@ def test_range_is_read_of_one_version(server):
     server.answers(server.content(DATA[4:8]), server.occupied())
     assert bucket.read("p/7.png", server.version(DATA), 4, 8) == DATA[4:8]
     assert server.requests[0].headers["Range"] == "bytes=4-7"
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(PermanentError) as caught:
         bucket.read("p/7.png", server.version(DATA), 8, 11)
     assert caught.value.status == 412
     assert server.asked == [("read", server.version(DATA))] * 2
@@ -267,7 +267,7 @@ def test_range_is_read_of_one_version(server):
 def test_object_that_cannot_be_read(server, status, words):
     """Gone or forbidden is told so, at once; an object without a first byte is an empty one."""
     server.answers(server.refusal(status), server.refusal(416))
-    with pytest.raises(Unreadable, match=words):
+    with pytest.raises(ObjectUnreadable, match=words):
         server.storage().read(url(server))
     assert server.storage().read(url(server)) == b""
     assert server.asked == [READ, READ]
@@ -298,7 +298,7 @@ def test_check_fails_where_it_is_plain(server, status, words):
 def test_try_write_cleans_up(server):
     """The object that doctor stores must be absent, and is deleted in the end."""
     server.answers(*server.trial(), server.done())
-    server.storage().try_write()
+    server.storage().check_writable()
     assert (server.asked[0], server.asked[-1]) == (CREATE, ("delete", None))
 
 
@@ -306,4 +306,4 @@ def test_try_write_names_the_permission_to_delete(server):
     """Stored but not deleted: doctor says which permission is missing."""
     server.answers(*server.trial(), server.refusal(403))
     with pytest.raises(StorageFailed, match=r"grant (storage\.objects\.delete|s3:DeleteObject)"):
-        server.storage().try_write()
+        server.storage().check_writable()

@@ -17,7 +17,7 @@ from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Run, open_database
 from text2img.databases.sqlite.queue import EXPIRED, ORDER, PENDING
 from text2img.errors import ConfigurationError, DatabaseFailed
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 
 
 def _execute(file, *statements):
@@ -38,7 +38,7 @@ def test_prompts_can_be_inserted_in_the_shell(sqlite_stand):
     )
     prompts = sqlite_stand.claim()
     assert texts(prompts) == ["x", "1", "3", "4"]
-    assert prompts[0].wishes.width == "512"
+    assert prompts[0].requested.width == "512"
 
 
 def test_a_table_of_the_owners_gets_the_missing_columns(tmp_path):
@@ -124,7 +124,9 @@ def test_tables_can_be_named(tmp_path):
     """Any name that SQLite takes, also one that needs quoting; what SQLite keeps to itself is refused."""
     names = Collections(datasets='my "prompts" {1}', runs="select")
     database = opened(f"sqlite:///{tmp_path}/p.db", names)
-    assert database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", wishes=Wishes())]) == 1
+    assert (
+        database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())]) == 1
+    )
     assert texts(database.claim("w", 1, 60, ALL)) == ["1"]
     database.close()
     with pytest.raises(ConfigurationError, match="cannot name a table"):
@@ -174,7 +176,7 @@ def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
 
 def test_a_whole_number_beyond_64_bits_is_an_id(sqlite_stand):
     """What SQLite's integers cannot hold is kept all the same."""
-    new = NewPrompt(id=PromptId("int", str(2**70)), text="x", wishes=Wishes())
+    new = NewPrompt(id=PromptId("int", str(2**70)), text="x", requested=RequestedParameters())
     assert sqlite_stand.database.enqueue([new, new]) == 1
     assert sqlite_stand.claim_one().id == new.id
 

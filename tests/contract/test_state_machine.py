@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 from tests.contract.database_suite import ALL, MINUTE, MongoBackend, SqliteBackend, failed, opened, postponed
 from tests.examples import examples
 from tests.outcomes import completed, iterated
-from text2img.databases import Collections, NewPrompt, Notice
-from text2img.prompts import Completed, Failed, Postponed, PromptId, Wishes
-from text2img.webhooks.payloads import compose
+from text2img.databases import Collections, NewPrompt, Notification
+from text2img.prompts import Completed, Failed, PromptId, RequestedParameters, RetryLater
+from text2img.webhooks.payloads import callback_payload
 
 WORKERS = st.sampled_from(["ann", "bob", "cy"])
 RUN = "run-1"
@@ -38,7 +38,7 @@ class Believed:
     def __init__(self):
         self.status, self.number, self.deaths, self.attempts = "pending", 0, 0, 0
         self.holder, self.expired, self.started = None, False, False
-        self.untold, self.noticed, self.tries = False, 0, 0
+        self.undelivered, self.noticed, self.tries = False, 0, 0
 
 
 class Machine(RuleBasedStateMachine):
@@ -65,7 +65,7 @@ class Machine(RuleBasedStateMachine):
         new = NewPrompt(
             id=PromptId("int", str(id_)),
             text=f"boat {id_}",
-            wishes=Wishes(seed=id_, num_images=IMAGES[id_], lora=LORA),
+            requested=RequestedParameters(seed=id_, num_images=IMAGES[id_], lora=LORA),
             priority=id_ % 2,
         )
         assert self.database.enqueue([new]) == (id_ not in self.known)
@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert written == [outcome]
         one.holder, one.expired, one.started = None, False, False
-        one.attempts = outcome.attempts if isinstance(outcome, Failed | Postponed) else 0
+        one.attempts = outcome.attempts if isinstance(outcome, Failed | RetryLater) else 0
         one.tries = 0 if isinstance(outcome, Completed | Failed) else one.tries + (become is iterated)
         one.deaths = 0 if isinstance(outcome, Completed) else one.deaths
         one.status = (
@@ -145,40 +145,42 @@ class Machine(RuleBasedStateMachine):
             if isinstance(outcome, Failed)
             else "pending"
         )
-        one.untold = one.status != "pending"
+        one.undelivered = one.status != "pending"
 
     @rule()
     def retry(self):
         wrong = [one for one in self.known.values() if one.status == "error"]
         assert self.database.retry(None, ALL) == len(wrong)
         for one in wrong:
-            one.status, one.deaths, one.attempts, one.untold = "pending", 0, 0, False
+            one.status, one.deaths, one.attempts, one.undelivered = "pending", 0, 0, False
 
     @rule(limit=st.integers(1, 3))
-    def gather(self, limit):
+    def collect(self, limit):
         name = f"msg_{next(self.numbers)}"
-        before = sum(one.untold for one in self.known.values())
-        told, more = self.database.gather(RUN, name, limit)
+        before = sum(one.undelivered for one in self.known.values())
+        told, more = self.database.collect(RUN, name, limit)
         assert len(told) == min(limit, before)
         assert more == (before > limit)
         if told:
-            notice = Notice(id=name, run_id=RUN, body=compose(RUN, "running", told, final=False))
-            self.database.save_notice(notice)
-            self.database.save_notice(notice)
-            self.gathered[name] = notice.body
+            notification = Notification(
+                id=name, run_id=RUN, body=callback_payload(RUN, "running", told, final=False)
+            )
+            self.database.save_notification(notification)
+            self.database.save_notification(notification)
+            self.gathered[name] = notification.body
         for one in (self.known[int(each.id.text)] for each in told):
-            assert one.untold
-            one.untold, one.noticed = False, one.noticed + 1
+            assert one.undelivered
+            one.undelivered, one.noticed = False, one.noticed + 1
 
     @rule(worker=WORKERS, told=st.booleans())
     def send(self, worker, told):
-        due, refused = self.database.notices()
-        notice = self.database.claim_notice(worker, MINUTE)
-        assert (notice is None) == (due == 0)
-        if notice:
-            assert notice.body == self.gathered[notice.id]
-            self.database.close_notice(notice, told=told, detail="said")
-            assert self.database.notices() == (due - 1, refused + (not told))
+        due, refused = self.database.notifications()
+        notification = self.database.claim_notification(worker, MINUTE)
+        assert (notification is None) == (due == 0)
+        if notification:
+            assert notification.body == self.gathered[notification.id]
+            self.database.complete_notification(notification, told=told, detail="said")
+            assert self.database.notifications() == (due - 1, refused + (not told))
 
     @invariant()
     def nothing_is_lost_and_nobody_shares(self):
@@ -193,7 +195,7 @@ class Machine(RuleBasedStateMachine):
     def what_is_told_is_told_once(self):
         bodies = [json.loads(body) for body in self.gathered.values()]
         named = [each["prompt_id"] for body in bodies for each in (*body["results"], *body["errors"])]
-        assert self.database.counts(ALL).untold == sum(one.untold for one in self.known.values())
+        assert self.database.counts(ALL).undelivered == sum(one.undelivered for one in self.known.values())
         for id_, one in self.known.items():
             assert named.count(str(id_)) == one.noticed
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests.servers.s3 import client
-from text2img.errors import ClaimLost, ConfigurationError, StorageFailed, Unreadable
+from text2img.errors import ClaimLost, ConfigurationError, ObjectUnreadable, StorageFailed
 from text2img.prompts import PromptId
 from text2img.storage import StorageOptions, open_storage
 
@@ -180,7 +180,7 @@ def test_check_passes_and_changes_nothing(place):
 def test_try_write_leaves_nothing(place):
     """The object that doctor stores is gone again, and pictures are untouched."""
     place.put("7.png", b"picture")
-    place.storage.try_write()
+    place.storage.check_writable()
     assert place.read() == {"7.png": b"picture"}
 
 
@@ -207,9 +207,9 @@ def test_nothing_is_read_from_elsewhere(place):
         *("/etc/hostname", "file:///etc/hostname", "javascript:alert(1)", "https://example.com/7.png"),
     ]
     for each in elsewhere:
-        with pytest.raises(Unreadable, match=r"is not in|cannot be read"):
+        with pytest.raises(ObjectUnreadable, match=r"is not in|cannot be read"):
             place.storage.read(each)
-    with pytest.raises(Unreadable, match=r"cannot be read: (it is not there|No such file)"):
+    with pytest.raises(ObjectUnreadable, match=r"cannot be read: (it is not there|No such file)"):
         place.storage.read(url.replace("7.png", "8.png"))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from text2img.engine import EngineOptions
-from text2img.engine.devices import hush, quiet
+from text2img.engine.devices import silence_libraries, suppress_warnings
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.prompts import Claim, Parameters, Prompt, PromptId, Request
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a family's tiny model, written once; nobody may change it."""
-    with quiet():
-        hush()
+    with suppress_warnings():
+        silence_libraries()
         from tests.engine import models
 
     root = tmp_path_factory.mktemp("tiny")
 
     def folder(family: str) -> Path:
         path = root / family
-        with quiet():
+        with suppress_warnings():
             return path if path.exists() else models.save(family, path)
 
     return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.engine.compile_policy import CAUTIOUS, Decision, Estimate, Ledger, Pace
+from text2img.engine.compile_policy import CAUTIOUS, BatchTimings, Decision, Estimate, Pace
 
 
 @pytest.mark.parametrize(
@@ -54,27 +54,27 @@ def test_pace():
 
 def test_what_is_ahead():
     """Of the prompts that are left the same share will be of a shape as of those that came."""
-    ledger = Ledger()
+    ledger = BatchTimings()
     for shape, prompts in (("wide", 30), ("tall", 10)):
-        ledger.came(shape, prompts)
+        ledger.add_seen(shape, prompts)
     for seconds in (99.0, 40.0):
-        ledger.took("wide", 10, 20, seconds, compiled=False)
-    assert ledger.ahead("wide", 10, left=200, steps=50) == (150, 40 / (10 * 20) * 50)
-    assert ledger.ahead("wide", 5, left=200, steps=50) is None  # batches of five were not seen
-    assert ledger.ahead("tall", 10, left=200, steps=50) is None
+        ledger.add_timing("wide", 10, 20, seconds, compiled=False)
+    assert ledger.remaining("wide", 10, left=200, steps=50) == (150, 40 / (10 * 20) * 50)
+    assert ledger.remaining("wide", 5, left=200, steps=50) is None  # batches of five were not seen
+    assert ledger.remaining("tall", 10, left=200, steps=50) is None
 
 
 def test_gain():
     """The first compiled batch that is counted tells the gain, once."""
-    ledger = Ledger()
+    ledger = BatchTimings()
     for seconds in (99.0, 40.0):
-        assert ledger.took("wide", 10, 20, seconds, compiled=False) is None
-    assert ledger.took("wide", 10, 20, 99.0, compiled=True) is None
-    assert ledger.took("wide", 10, 20, 30.0, compiled=True) == pytest.approx(0.25)
-    assert ledger.took("wide", 10, 20, 30.0, compiled=True) is None
+        assert ledger.add_timing("wide", 10, 20, seconds, compiled=False) is None
+    assert ledger.add_timing("wide", 10, 20, 99.0, compiled=True) is None
+    assert ledger.add_timing("wide", 10, 20, 30.0, compiled=True) == pytest.approx(0.25)
+    assert ledger.add_timing("wide", 10, 20, 30.0, compiled=True) is None
 
 
 def test_gain_unknown():
     """Without anything to compare with there is no gain."""
-    ledger = Ledger()
-    assert [ledger.took("wide", 10, 20, 1.0, compiled=True) for _ in range(3)] == [None] * 3
+    ledger = BatchTimings()
+    assert [ledger.add_timing("wide", 10, 20, 1.0, compiled=True) for _ in range(3)] == [None] * 3

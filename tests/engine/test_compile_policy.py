@@ -9,9 +9,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask
-from text2img.engine.compile_policy import Compiling, Estimate
+from text2img.engine.compile_policy import CompilePolicy, Estimate
 from text2img.engine.compiler import CompileCache, Compiler
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.lora_adapters import Adapters
 from text2img.errors import DeviceFailed, Stopped
 
@@ -46,7 +46,7 @@ class Desk:
 
     def __init__(self, mode="always", device="cpu", folder=None, backend="eager", most=None, **more):
         self.denoiser = Denoiser(backend)
-        self.compiling = Compiling(
+        self.compiling = CompilePolicy(
             Compiler(self.denoiser, device, Adapters(None)), mode, CompileCache(folder), **more
         )
         self.rehearsed, self.rows, self.most = [], [], most
@@ -58,8 +58,8 @@ class Desk:
     def draw(self, size, left=EVER, **wanted):
         """Compiles that drawing made, those of warming up aside."""
         part = [ask(seed, **wanted) for seed in range(size)]
-        with quiet():
-            self.compiling.warm(part, left, self.most, self.rehearse)
+        with suppress_warnings():
+            self.compiling.warm_up(part, left, self.most, self.rehearse)
             before = graphs()
             with self.compiling.running(part, self.most) as rows:
                 self.rows.append(rows)
@@ -274,7 +274,7 @@ def test_compiled_again_is_counted(caplog):
     """What is compiled while pictures are drawn is counted and told."""
     desk = Desk()
     desk.draw(4)
-    with quiet(), desk.compiling.running([ask()] * 4, None):
+    with suppress_warnings(), desk.compiling.running([ask()] * 4, None):
         desk.denoiser(torch.zeros(4, 1, 2))
     assert desk.compiling.recompilations == 1
     assert "compiled again" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask, open_engine, pipe_of
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.errors import Stopped
 
 pytestmark = pytest.mark.compiler
@@ -49,7 +49,7 @@ def work(engine, sizes, *, on_step=lambda _done, _of: None, **wanted):
     pictures, graphs = [], 0
     for size in sizes:
         batch = [engine.prepare(ask(seed, **wanted)) for seed in range(size)]
-        engine.warm(batch, 1000)
+        engine.warm_up(batch, 1000)
         before = counters["stats"]["unique_graphs"]
         pictures.append(engine.generate(batch, on_step))
         graphs += counters["stats"]["unique_graphs"] - before
@@ -139,8 +139,8 @@ def test_other_pipelines_are_not_compiled(tiny):
     """A pipeline of no known family draws uncompiled, also with always."""
     engine = open_engine(tiny("lcm"), compile="always")
     before = counters["stats"]["unique_graphs"]
-    ((picture,),), _ = work(engine, (1,))
-    assert picture.pixels.std() > 1
+    ((image,),), _ = work(engine, (1,))
+    assert image.pixels.std() > 1
     assert counters["stats"]["unique_graphs"] == before
 
 
@@ -151,7 +151,7 @@ def smallest(tmp_path):
 
     from tests.engine import models
 
-    with quiet():
+    with suppress_warnings():
         pipe = models.sd1()
         torch.manual_seed(0)
         pipe.register_modules(
@@ -197,7 +197,7 @@ def test_feature_cache_compiled_twice_and_never_again():
 
     from text2img.engine.deepcache import install
 
-    with quiet():
+    with suppress_warnings():
         from tests.engine import models
 
         network, counter = models.sd1().unet.eval(), CompileCounter()

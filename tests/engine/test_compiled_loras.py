@@ -57,7 +57,7 @@ class Studio:
 
     def generate(self, batch):
         """What the engine that compiles makes of it, as a run has it made."""
-        self.compiled.warm(batch, 1000)
+        self.compiled.warm_up(batch, 1000)
         made = self.graphs
         results = self.compiled.generate(batch, unheard)
         assert (self.graphs, self.compiled.recompilations) == (made, 0)
@@ -78,7 +78,7 @@ def unheard(_done, _of):
 
 
 def pixels(pictures):
-    return np.stack([picture.pixels.astype(int) for picture in pictures])
+    return np.stack([image.pixels.astype(int) for image in pictures])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.decoding import Decoder, to_pixels
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.model_folder import FAMILIES, OTHER
 from text2img.errors import ErrorCode
 
@@ -68,8 +68,8 @@ def test_decoded_again_in_fp32(tiny, hooked):
     vae = pipe_of(engine).vae
     weights = vae.decoder.conv_in.weight.clone()
     hooked(vae.decoder, overflowing(vae))
-    (picture,) = draw(engine, ask())
-    assert np.abs(picture.pixels.astype(int) - expected.pixels.astype(int)).max() <= 3
+    (image,) = draw(engine, ask())
+    assert np.abs(image.pixels.astype(int) - expected.pixels.astype(int)).max() <= 3
     assert vae.dtype == torch.float16
     assert torch.equal(vae.decoder.conv_in.weight, weights)
 
@@ -139,7 +139,7 @@ def test_normalised_latents(loaded, monkeypatch):
     config = {"latents_mean": [0.5, 1, 0, 0], "latents_std": [2.0, 1, 1, 1]}
     monkeypatch.setattr(vae, "_internal_dict", type(vae.config)({**vae.config, **config}))
     (ours,) = draw(engine, ask())
-    with quiet():
+    with suppress_warnings():
         theirs = pipe_of(engine)(
             ["a cat"],
             num_inference_steps=2,
@@ -157,8 +157,8 @@ def test_other_pipelines(loaded):
     assert decoder.wants == "pt"
     output = torch.rand(2, 3, 8, 16)
     output[1, 0, 0, 0] = float("nan")
-    picture, failed = decoder.pictures(output, (16, 8))
-    assert np.abs(picture / 255 - output[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+    image, failed = decoder.pictures(output, (16, 8))
+    assert np.abs(image / 255 - output[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
     assert failed.code is ErrorCode.NOT_FINITE
 
 
@@ -168,7 +168,7 @@ def checked(tmp_path_factory):
     from tests.engine import models
 
     folder = tmp_path_factory.mktemp("checked")
-    with quiet():
+    with suppress_warnings():
         models.sd1(checked=True).save_pretrained(folder)
     return open_engine(folder)
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine.deepcache import install, outer, whole
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.errors import ConfigurationError
 
 CAPTIONS = {"guidance_scale": 5.0, "num_inference_steps": 7}
@@ -19,7 +19,7 @@ CAPTIONS = {"guidance_scale": 5.0, "num_inference_steps": 7}
 @pytest.fixture
 def unet():
     """A UNet like the family's, of random weights, and what a pipeline would tell it at one step."""
-    with quiet():
+    with suppress_warnings():
         from tests.engine import models
 
     def made(family, sides=(8, 8)):
@@ -117,7 +117,7 @@ def test_nothing_is_kept_of_a_run_that_broke_off(tiny):
     finally:
         hook.remove()
     assert seen[:3] == [8, 8, 4]
-    for one, other in zip(halved, [picture for pair in pairs for picture in pair], strict=True):
+    for one, other in zip(halved, [image for pair in pairs for image in pair], strict=True):
         assert np.array_equal(one.pixels, other.pixels)
 
 

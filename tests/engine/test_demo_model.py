@@ -25,8 +25,8 @@ def test_the_demo_model_draws_what_it_is_told():
         ask(2_000_000 + n, scene.caption, num_inference_steps=10, guidance_scale=3.0, **SIZE)
         for n, scene in enumerate(scenes)
     ]
-    pictures = [picture for start in range(0, 24, 8) for picture in draw(engine, *asked[start : start + 8])]
-    seen = [judge(Image.fromarray(picture.pixels)) for picture in pictures]
+    pictures = [image for start in range(0, 24, 8) for image in draw(engine, *asked[start : start + 8])]
+    seen = [judge(Image.fromarray(image.pixels)) for image in pictures]
     right = sum(one.shows(scene) for one, scene in zip(seen, scenes, strict=True))
     assert right >= 23
 

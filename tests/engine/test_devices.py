@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.conftest import look
 from text2img.engine import EngineOptions
-from text2img.engine.devices import Trouble, check_device, choose_device, choose_dtype, trouble
+from text2img.engine.devices import FailureKind, check_device, choose_device, choose_dtype, classify_error
 from text2img.errors import DeviceFailed
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -69,14 +69,14 @@ def test_dtype(dtype, device, expected):
 @pytest.mark.parametrize(
     ("exc", "expected"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), Trouble.MEMORY),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), Trouble.MEMORY),
-        (RuntimeError("CUDA error: unspecified launch failure"), Trouble.DEVICE),
-        (RuntimeError("HIP error: invalid device function"), Trouble.DEVICE),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Trouble.OTHER),
-        (ValueError("out of memory"), Trouble.OTHER),
+        (torch.OutOfMemoryError("CUDA out of memory"), FailureKind.MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), FailureKind.MEMORY),
+        (RuntimeError("CUDA error: unspecified launch failure"), FailureKind.DEVICE),
+        (RuntimeError("HIP error: invalid device function"), FailureKind.DEVICE),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureKind.OTHER),
+        (ValueError("out of memory"), FailureKind.OTHER),
     ],
 )
 def test_trouble(exc, expected):
     """Exceptions are told apart by class and message."""
-    assert trouble(exc) is expected
+    assert classify_error(exc) is expected

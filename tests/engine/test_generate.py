@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine import EngineOptions
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import SCHEDULERS
@@ -29,10 +29,10 @@ def test_pixels(loaded, family, width, height):
     """A picture is uint8, height × width × 3, of the size that was asked for."""
     if family == "sd3" and max(width, height) > 128:
         pytest.skip("larger than the tiny model's positions")
-    (picture,) = draw(loaded(family), ask(width=width, height=height))
-    assert picture.pixels.shape == (height, width, 3)
-    assert picture.pixels.dtype == np.uint8
-    assert picture.pixels.std() > 1
+    (image,) = draw(loaded(family), ask(width=width, height=height))
+    assert image.pixels.shape == (height, width, 3)
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.std() > 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +43,7 @@ def test_same_as_the_pipeline(loaded, family, width, height):
     request = ask(seed=5, negative_prompt="blurry" if family != "flux" else "", width=width, height=height)
     (ours,) = draw(engine, request)
     arguments = {"negative_prompt": ["blurry"]} if family != "flux" else {}
-    with quiet():
+    with suppress_warnings():
         theirs = pipe_of(engine)(
             ["a cat"],
             num_inference_steps=2,
@@ -62,9 +62,9 @@ def test_neighbours(loaded, family):
     engine = loaded(family)
     requests = [ask(seed, f"cat {seed}", negative_prompt="x" * (seed % 2)) for seed in range(3)]
     together = draw(engine, *requests)
-    for request, picture in zip(requests, together, strict=True):
+    for request, image in zip(requests, together, strict=True):
         (alone,) = draw(engine, request)
-        assert apart(alone, picture) <= 1
+        assert apart(alone, image) <= 1
     assert apart(together[0], together[1]) > 1
 
 
@@ -93,8 +93,8 @@ def test_everything_counts(loaded, change):
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_without_guidance(loaded, guidance):
     """Guidance of 1 or less, which needs no negative prompt, draws all the same."""
-    (picture,) = draw(loaded("sdxl"), ask(guidance_scale=guidance, negative_prompt="x"))
-    assert picture.pixels.std() > 1
+    (image,) = draw(loaded("sdxl"), ask(guidance_scale=guidance, negative_prompt="x"))
+    assert image.pixels.std() > 1
 
 
 def test_flux_without_negative_prompt(loaded, caplog):
@@ -112,7 +112,7 @@ def test_empty_batch(loaded):
 
 
 @pytest.mark.parametrize(
-    ("family", "wanted", "sentence"),
+    ("family", "wanted", "message"),
     [
         (
             "sd3",
@@ -126,9 +126,9 @@ def test_empty_batch(loaded):
         ("sd1", {"scheduler": "lcm", "num_inference_steps": 51}, "num_inference_steps must be at most 50"),
     ],
 )
-def test_refused(loaded, family, wanted, sentence):
+def test_refused(loaded, family, wanted, message):
     """What this model cannot draw is refused before it costs anything, with the field's name."""
-    with pytest.raises(PromptFailed, match=sentence) as caught:
+    with pytest.raises(PromptFailed, match=message) as caught:
         loaded(family).prepare(ask(**wanted))
     assert caught.value.code is ErrorCode.INVALID_PARAMETERS
 
@@ -184,8 +184,14 @@ def test_fp16_on_cpu(tiny):
 def test_a_pipeline_of_no_known_family(loaded):
     """A text-to-image pipeline that the engine has no table for draws with its own scheduler, alone alike."""
     engine = loaded("lcm")
-    card = engine.inspect()
-    assert (card.family, card.width, card.multiple, card.scheduler, card.schedulers) == (
+    model_info = engine.inspect()
+    assert (
+        model_info.family,
+        model_info.width,
+        model_info.multiple,
+        model_info.scheduler,
+        model_info.schedulers,
+    ) == (
         "other",
         64,
         8,
@@ -196,7 +202,7 @@ def test_a_pipeline_of_no_known_family(loaded):
     both = draw(engine, ask(0), ask(1), on_step=lambda done, of: told.append((done, of)))
     assert told == [(1, 2), (2, 2)]
     assert apart(both[1], draw(engine, ask(1))[0]) <= 1
-    with quiet():
+    with suppress_warnings():
         theirs = pipe_of(engine)(
             ["a cat", "a cat"],
             num_inference_steps=2,
@@ -220,4 +226,4 @@ def test_prepare_from_other_threads(loaded, family):
         drawn = [draw(engine, ask(seed, text))[0] for seed in range(3)]
         chunks = {future.result().chunks for future in prepared}
     assert chunks == {2 if family == "sd1" else 1}
-    assert all(picture.pixels.std() > 1 for picture in drawn)
+    assert all(image.pixels.std() > 1 for image in drawn)

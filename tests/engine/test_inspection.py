@@ -29,10 +29,17 @@ SD1_WEIGHTS = {
 )
 def test_card(tiny, family, expected):
     """The card tells family, size, multiple and schedulers of each family's model."""
-    card = look(tiny(family))
-    told = (card.family, card.width, card.height, card.multiple, card.scheduler, len(card.schedulers))
+    model_info = look(tiny(family))
+    told = (
+        model_info.family,
+        model_info.width,
+        model_info.height,
+        model_info.multiple,
+        model_info.scheduler,
+        len(model_info.schedulers),
+    )
     assert told == expected
-    assert card.revision is None
+    assert model_info.revision is None
 
 
 def test_inspection_needs_no_torch(tiny):
@@ -214,5 +221,5 @@ def test_the_card_tells_how_many_steps(copy):
     """As many as the scheduler was trained with, LCM's as it was distilled from; steps beyond are refused."""
     folder = copy("sd1")
     edit(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=40)
-    card = look(folder)
-    assert (card.longest[card.scheduler], card.longest["lcm"]) == (40, 50)
+    model_info = look(folder)
+    assert (model_info.max_steps[model_info.scheduler], model_info.max_steps["lcm"]) == (40, 50)

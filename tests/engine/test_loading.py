@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of, split_vocabulary
 from text2img.engine import EngineOptions
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.engine.loading import check_dtypes, load_pipeline
 from text2img.engine.model_folder import read_folder
@@ -83,7 +83,7 @@ def test_old_checkpoint(tmp_path):
     """A model written as SD 1.5 was, with old names, counted positions and vocab.json, draws the same."""
     from tests.engine import models
 
-    with quiet():
+    with suppress_warnings():
         models.sd1(checked=True).save_pretrained(tmp_path)
     (expected,) = draw(open_engine(tmp_path), ask())
     text, checker = (tmp_path / name / "model.safetensors" for name in ("text_encoder", "safety_checker"))
@@ -139,7 +139,7 @@ def test_dtype_as_string(tiny):
     """A dtype given as a string, which diffusers may read as fp32 without a word, is an error."""
     folder = read_folder(tiny("sd1"), None, safety_checker=True)
     variants = dict.fromkeys(folder.components)
-    with quiet(), pytest.raises(ModelFailed, match=r"float32 instead of half"):
+    with suppress_warnings(), pytest.raises(ModelFailed, match=r"float32 instead of half"):
         load_pipeline(folder, variants, "cpu", "half")
 
 
@@ -175,7 +175,7 @@ def test_renamed_class(tiny, tmp_path):
     """The image processor's old name, which SD 1.4's index has, is still understood."""
     from tests.engine import models
 
-    with quiet():
+    with suppress_warnings():
         models.sd1(checked=True).save_pretrained(tmp_path)
     edit(tmp_path / "model_index.json", feature_extractor=["transformers", "CLIPFeatureExtractor"])
     engine = open_engine(tmp_path)
@@ -186,7 +186,7 @@ def test_checker_left_unloaded(tiny, tmp_path):
     """With the safety checker switched off, its weights are not even read."""
     from tests.engine import models
 
-    with quiet():
+    with suppress_warnings():
         models.sd1(checked=True).save_pretrained(tmp_path)
     shutil.rmtree(tmp_path / "safety_checker")
     pipe = pipe_of(open_engine(tmp_path, safety_checker=False))
@@ -236,7 +236,7 @@ def test_no_second_copy(tiny, tmp_path):
 
     from tests.engine import models
 
-    with quiet():
+    with suppress_warnings():
         pipe = models.sd1()
         pipe.register_modules(
             unet=UNet2DConditionModel(

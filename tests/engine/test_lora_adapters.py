@@ -27,16 +27,16 @@ def styled(*files, weight=1.0, seed=0, **wanted):
 
 
 def pixels(engine, request):
-    (picture,) = draw(engine, request)
-    assert not isinstance(picture, PromptFailed), picture
-    return picture.pixels
+    (image,) = draw(engine, request)
+    assert not isinstance(image, PromptFailed), image
+    return image.pixels
 
 
 def failure(engine, *files):
-    (picture,) = draw(engine, styled(*files))
-    assert isinstance(picture, PromptFailed)
-    assert picture.code is ErrorCode.LORA_FAILED
-    return str(picture)
+    (image,) = draw(engine, styled(*files))
+    assert isinstance(image, PromptFailed)
+    assert image.code is ErrorCode.LORA_FAILED
+    return str(image)
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def test_nothing_of_a_lora_is_left(engines, tmp_path, family):
     assert np.array_equal(first, again[::-1])
     assert np.array_equal(first[1], pixels(untouched, ask()))
     assert np.array_equal(first[5], first[1])
-    different = {picture.tobytes() for picture in first}
+    different = {image.tobytes() for image in first}
     assert len(different) == 5
 
 
@@ -331,4 +331,4 @@ def test_a_model_without_loras_of_its_own_kind_says_so(engine, style):
 def test_neighbours_in_a_batch_share_a_lora(engine, style):
     """Each picture of a batch with a LoRA is that of its own seed."""
     batch = draw(engine, *(styled(style, seed=seed) for seed in range(3)))
-    assert len({picture.pixels.tobytes() for picture in chain(batch)}) == 3
+    assert len({image.pixels.tobytes() for image in chain(batch)}) == 3

@@ -20,7 +20,7 @@ from accelerate import cpu_offload
 
 from tests.engine import loras
 from tests.engine.conftest import ask, draw, look, open_engine, pipe_of
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.loading import offload
 from text2img.errors import ConfigurationError, Stopped
 from text2img.prompts.parameters import Lora
@@ -47,7 +47,7 @@ def let_wait(engine, how):
             own = len(part._parameters) > 0
             cpu_offload(part, torch.device("cpu"), offload_buffers=own, state_dict=Copies(part.state_dict()))
 
-    with quiet():
+    with suppress_warnings():
         again()
     engine._loaded = replace(engine._loaded, offload=again)
     return engine
@@ -155,15 +155,15 @@ def test_no_gpu(tiny, caplog):
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"device": "cpu"}, "leave out --offload, or use --device cuda"),
         ({"device": "auto", "compile": "always"}, "leave out --compile always or --offload"),
     ],
 )
-def test_refused(tiny, options, sentence):
+def test_refused(tiny, options, message):
     """What cannot be is said when the model is inspected, before anything is claimed."""
-    with pytest.raises(ConfigurationError, match=sentence):
+    with pytest.raises(ConfigurationError, match=message):
         look(tiny("sd1"), offload="model", **options)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.engine.model_folder import FAMILIES, SHORT_NAMES, Schedulers
 from text2img.prompts import SCHEDULERS
 
@@ -48,10 +48,10 @@ def test_own_without_a_name(copy):
     folder = copy("sd1")
     edit(folder / "model_index.json", scheduler=["diffusers", "DEISMultistepScheduler"])
     engine = open_engine(folder)
-    (picture,) = draw(engine, ask())
-    assert picture.scheduler == engine.inspect().scheduler == "DEISMultistepScheduler"
+    (image,) = draw(engine, ask())
+    assert image.scheduler == engine.inspect().scheduler == "DEISMultistepScheduler"
     (named,) = draw(engine, ask(scheduler="ddim"))
-    assert (picture.scheduler, named.scheduler) == ("DEISMultistepScheduler", "ddim")
+    assert (image.scheduler, named.scheduler) == ("DEISMultistepScheduler", "ddim")
 
 
 def test_configuration_is_kept(loaded):
@@ -61,7 +61,7 @@ def test_configuration_is_kept(loaded):
     own = PNDMScheduler.from_config(pipe_of(loaded("sd1")).scheduler.config)
     before = dict(own.config)
     schedulers = Schedulers(own, flow=False)
-    with quiet():
+    with suppress_warnings():
         for name in SCHEDULERS:
             made = schedulers.get(name)
             assert SHORT_NAMES[type(made).__name__] == name
@@ -86,7 +86,7 @@ def test_v_prediction_is_kept():
     from diffusers import DDIMScheduler
 
     made = Schedulers(DDIMScheduler(prediction_type="v_prediction"), flow=False)
-    with quiet():
+    with suppress_warnings():
         assert {made.get(name).config.prediction_type for name in SCHEDULERS} == {"v_prediction"}
 
 

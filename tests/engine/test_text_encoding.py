@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.text_encoding import ChunkedText, Remembered
+from text2img.engine.text_encoding import ChunkedText, TensorLRUCache
 
 LONG = "the quick brown fox, " * 20  # 340 letters, each a token
 
@@ -171,7 +171,7 @@ def test_remembered_within_its_room():
 
         return known.get(key, make)
 
-    known = Remembered(100)
+    known = TensorLRUCache(100)
     for key in ("a", "b", "a", "c", "a", "b"):  # c drops b, which was not used for longest; b drops c
         ask_for(key)
     assert made == ["a", "b", "c", "b"]

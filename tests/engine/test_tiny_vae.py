@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.errors import ConfigurationError, ModelFailed
 
 TINY = "tiny autoencoder"
@@ -19,7 +19,7 @@ def test_decodes_as_the_pipeline_does(tiny, loaded, family):
     """The picture is, within one level, the pipeline's own with that autoencoder, and not the model's own."""
     engine = open_engine(tiny(family), autoencoder=str(tiny(TINY)))
     (picture,), (plain,) = draw(engine, ask(1)), draw(loaded(family), ask(1))
-    with quiet():
+    with suppress_warnings():
         from diffusers import AutoencoderTiny, DiffusionPipeline
 
         pipe = DiffusionPipeline.from_pretrained(tiny(family), local_files_only=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from tests.finished import finished_run, picture
+from tests.finished import finished_run, image
 from text2img import cli
-from text2img.engine.devices import quiet
+from text2img.engine.devices import suppress_warnings
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation.clip import ClipEvaluator
 from text2img.images import contact_sheet
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
         text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=16
     )
     path = tmp_path_factory.mktemp("clip")
-    with quiet():
+    with suppress_warnings():
         CLIPModel(config).save_pretrained(path)
         tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
         pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
@@ -55,7 +55,7 @@ def evaluator(folder):
 
 def test_the_score_is_that_of_the_paper(folder, evaluator):
     """The score is 2.5 times the cosine of the two embeddings that the model gives, within 0 … 1."""
-    with quiet():
+    with suppress_warnings():
         model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     for pixels in (RED, BLUE):
         for text in ("red", "blue", "a b c"):
@@ -92,7 +92,7 @@ def test_what_is_no_clip_is_found_before_there_is_work(tmp_path):
 
 def test_likeness_is_the_cosine_of_the_embeddings(folder, evaluator):
     """Two pictures are as alike as the angle between what the model makes of them; each is its own equal."""
-    with quiet():
+    with suppress_warnings():
         model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     inputs = processor(text=["red"], images=[RED, BLUE], return_tensors="pt", padding=True)
     with torch.inference_mode():
@@ -115,6 +115,6 @@ def test_compare_asks_the_model_that_is_named(folder, tmp_path, monkeypatch, cap
     made = ClipEvaluator(folder)
     made.load()
     for pair, level in zip(found["pairs"], (100, 200), strict=True):
-        both = [contact_sheet.pixels(picture(level, marked=marked)) for marked in (False, True)]
+        both = [contact_sheet.pixels(image(level, marked=marked)) for marked in (False, True)]
         assert pair["clip"] == pytest.approx(made.similarity(*both), abs=1e-5)
     assert "CLIP     mean" in said

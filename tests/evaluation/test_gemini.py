@@ -49,8 +49,8 @@ def test_it_sends_the_picture_and_reads_the_answer(httpserver, evaluator):
     assert found.evaluator == "gemini:gemini-2.5-flash"
     request, _ = httpserver.log[0]
     sent = request.get_json()
-    picture, task = sent["contents"][0]["parts"]
-    seen = Image.open(io.BytesIO(base64.urlsafe_b64decode(picture["inlineData"]["data"])))
+    image, task = sent["contents"][0]["parts"]
+    seen = Image.open(io.BytesIO(base64.urlsafe_b64decode(image["inlineData"]["data"])))
     assert seen.size == (96, 64)
     assert "a red circle" in task["text"]
     assert sent["generationConfig"]["responseMimeType"] == "application/json"

@@ -49,13 +49,13 @@ from PIL import Image  # noqa: E402
 
 from text2img import cli  # noqa: E402
 from text2img.demo.scenes import Scene, draw  # noqa: E402
-from text2img.engine import ModelCard, Picture, diffusers  # noqa: E402
+from text2img.engine import ModelInfo, Picture, diffusers  # noqa: E402
 from text2img.engine.inspection import check_fits  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
 from text2img.worker.ray import pool, remote  # noqa: E402
 
-_CARD = ModelCard(
+_CARD = ModelInfo(
     name="sleeping", revision=None, family="sleeping", width=64, height=64, multiple=8,
     scheduler="none", schedulers=(),
 )  # fmt: skip
@@ -74,7 +74,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         super().__init__(*arguments, **named)
         self._made = Counter()
 
-    def inspect(self) -> ModelCard:
+    def inspect(self) -> ModelInfo:
         return _CARD if self._options.model == DEFAULT_MODEL else super().inspect()
 
     def load(self) -> None:
@@ -88,7 +88,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         check_fits(self.inspect(), request.parameters)
         return replace(request, chunks=1)
 
-    def warm(self, batch, left) -> None:
+    def warm_up(self, batch, left) -> None:
         pass
 
     def generate(self, batch, on_step):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.engine.devices import hush, quiet
+from text2img.engine.devices import silence_libraries, suppress_warnings
 
-with quiet():
-    hush()
+with suppress_warnings():
+    silence_libraries()
     from tests.engine import models
 
 
@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
     def saved(family):
         path = root / family
-        with quiet():
+        with suppress_warnings():
             return path if path.exists() else models.save(family, path)
 
     return saved

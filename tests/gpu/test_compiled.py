@@ -45,10 +45,8 @@ def work(engine, sizes, left=1000, **wanted):
     made = []
     for size in sizes:
         batch = [engine.prepare(ask(seed, **{"num_inference_steps": 6, **wanted})) for seed in range(size)]
-        engine.warm(batch, left)
-        made.append(
-            [picture.pixels.astype(int) for picture in engine.generate(batch, lambda _done, _of: None)]
-        )
+        engine.warm_up(batch, left)
+        made.append([image.pixels.astype(int) for image in engine.generate(batch, lambda _done, _of: None)])
     return made
 
 
@@ -75,8 +73,8 @@ def with_loras(engine, *wanted):
     files = tuple(file for file, _ in wanted)
     batch = [replace(ask(seed, loras=asked, num_inference_steps=6), lora_files=files) for seed in range(4)]
     batch = [engine.prepare(request) for request in batch]
-    engine.warm(batch, 1000)
-    return [picture.pixels.astype(int) for picture in engine.generate(batch, lambda _done, _of: None)]
+    engine.warm_up(batch, 1000)
+    return [image.pixels.astype(int) for image in engine.generate(batch, lambda _done, _of: None)]
 
 
 @pytest.mark.parametrize("dtype", LEVELS)
@@ -146,10 +144,10 @@ def test_memory_halved(folder, cache):
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**27) / total)
     try:
-        engine.warm(batch, 1000)
+        engine.warm_up(batch, 1000)
         results = engine.generate(batch, lambda _done, _of: None)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(results) == 8
-    ((picture,),) = work(engine, (1,))
-    assert picture.std() > 1
+    ((image,),) = work(engine, (1,))
+    assert image.std() > 1

@@ -25,8 +25,8 @@ def test_fp16_by_itself(folder, family):
     engine = open_engine(folder(family), device="auto")
     pipe = pipe_of(engine)
     assert (pipe.vae.dtype, pipe.device.type) == (torch.float16, "cuda")
-    for picture in draw(engine, *(ask(seed) for seed in range(3))):
-        assert picture.pixels.std() > 1
+    for image in draw(engine, *(ask(seed) for seed in range(3))):
+        assert image.pixels.std() > 1
 
 
 def test_channels_last(folder):
@@ -101,7 +101,7 @@ def test_attention_kernel(folder, family):
                 return forward(*args, **kwargs)
 
         module.forward = forbidding
-    assert all(picture.pixels.std() > 1 for picture in draw(engine, ask(0), ask(1)))
+    assert all(image.pixels.std() > 1 for image in draw(engine, ask(0), ask(1)))
 
 
 def copies_to_the_host(work) -> list[int]:

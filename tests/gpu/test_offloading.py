@@ -22,10 +22,10 @@ def measured(**options):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     engine = open_engine(MODEL, device="cuda", dtype="fp32", **options)
-    (picture,) = draw(engine, ask(width=128, height=128))
+    (image,) = draw(engine, ask(width=128, height=128))
     peak = torch.cuda.max_memory_allocated() - before
     engine.close()
-    return picture.pixels.astype(int), peak
+    return image.pixels.astype(int), peak
 
 
 def test_peak_memory_falls():

@@ -42,7 +42,7 @@ class Plan:
     forever: bool = False
     states: list = field(default_factory=lambda: ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"])
     fields: dict = field(default_factory=dict)
-    picture: bytes | None = None
+    image: bytes | None = None
     size: tuple | None = None
     hangs: str = ""
     lost: bool = False
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         asked = arguments["image_size"]
         size = plan.size or (asked["width"], asked["height"])
-        self._send(200, plan.picture or painted(arguments["seed"], size), {"content-type": "image/png"})
+        self._send(200, plan.image or painted(arguments["seed"], size), {"content-type": "image/png"})
 
     def _price(self):
         if self._refused("price"):

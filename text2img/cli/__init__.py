@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = {option.name for option in _options(command.groups)}
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     settings = load(flags, environment=command.environment)
-    from text2img.concurrency.signals import leaving
+    from text2img.concurrency.signals import exit_on_signal
     from text2img.telemetry.logs import Mask, report_failure, set_up
     from text2img.telemetry.tracing import secrets
     from text2img.worker import platform_task
@@ -123,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
     progress = set_up(settings, mask)
     platform_task.mark_logs(platform_task.find())
     try:
-        with leaving():
+        with exit_on_signal():
             module = import_module(f"text2img.cli.{command.module}")
             status: int = module.main(settings, arguments, progress)
     except BrokenPipeError as exc:

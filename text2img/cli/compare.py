@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from text2img.databases import Selection
-from text2img.errors import ConfigurationError, Unreadable
+from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.reports.comparison import Comparison, Side, matched, pictures_of
 from text2img.reports.comparison.html import page
-from text2img.reports.comparison.similarity import check, looked_at
+from text2img.reports.comparison.similarity import check, measure_pairs
 from text2img.reports.comparison.table import document, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
@@ -51,7 +51,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     a, b = (_side(settings, place) for place in places)
     read, clip = _reader(settings), _clip(arguments.clip)
     with quiet():
-        found = Comparison(a=a, b=b, pairs=looked_at(matched(a.pictures, b.pictures), read, clip))
+        found = Comparison(a=a, b=b, pairs=measure_pairs(matched(a.pictures, b.pictures), read, clip))
         if arguments.html:
             folder = Path(arguments.html).absolute().parent
             _write("--html", arguments.html, page(found, read, folder))
@@ -102,8 +102,8 @@ def _side(settings: Settings, place: _Place) -> Side:
     if not made:
         raise ConfigurationError(_nothing(place, known=bool(runs)))
     pictures = sorted(
-        (picture for one in made for picture in pictures_of(one)),
-        key=lambda picture: (picture.prompt.kind, picture.prompt.text, picture.number),
+        (image for one in made for image in pictures_of(one)),
+        key=lambda image: (image.prompt.kind, image.prompt.text, image.number),
     )
     return Side(name=place.name, runs=tuple(runs), pictures=tuple(pictures))
 
@@ -127,7 +127,7 @@ def _reader(settings: Settings) -> Callable[[str], bytes]:
 
     def read(url: str) -> bytes:
         for reader in readers[:-1]:
-            with suppress(Unreadable):
+            with suppress(ObjectUnreadable):
                 return reader.read(url)
         return readers[-1].read(url)
 

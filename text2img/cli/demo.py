@@ -83,7 +83,7 @@ def _show(prompts: Sequence[NewPrompt], folder: Path) -> None:
     for prompt in prompts:
         with Image.open(folder / "images" / f"{prompt.id.name}.png") as file:
             pictures.append((prompt.text, file.convert("RGB")))
-    right = sum(judge(picture).shows(Scene.parse(text)) for text, picture in pictures)
+    right = sum(judge(image).shows(Scene.parse(text)) for text, image in pictures)
     contact_sheet(pictures).save(folder / "contact-sheet.png")
     print(f"{right} of {len(pictures)} pictures show what their prompt says")
     print(f"look at {folder / 'contact-sheet.png'}")

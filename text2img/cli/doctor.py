@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
 from text2img.worker import build, platform_task
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-    from text2img.engine import ModelCard
+    from text2img.engine import ModelInfo
     from text2img.prompts import ModelConfiguration
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
@@ -30,7 +30,7 @@ class _Doctor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._configuration: ModelConfiguration | None = None
-        self.card: ModelCard | None = None
+        self.model_info: ModelInfo | None = None
 
     def database(self) -> str:
         """Connect, count, read the model configuration."""
@@ -41,7 +41,7 @@ class _Doctor:
 
     def storage(self) -> str:
         """Write an object and delete it again."""
-        build.storage(self._settings).try_write()
+        build.storage(self._settings).check_writable()
         return f"{self._settings.output_url} can be written"
 
     def device(self) -> str:
@@ -51,24 +51,24 @@ class _Doctor:
 
     def model(self) -> str:
         """Find the model and check what can be known without its weights' values."""
-        card = self.card = build.engine(self._settings, self._configuration).inspect()
-        return f"{card.name}, {card.width}×{card.height}, {card.scheduler}"
+        model_info = self.model_info = build.engine(self._settings, self._configuration).inspect()
+        return f"{model_info.name}, {model_info.width}×{model_info.height}, {model_info.scheduler}"
 
     def generator(self) -> str:
         """Ask the hosted generator for its price, which needs the key and costs nothing."""
         hosted = build.hosted(self._settings, self._configuration)
-        price, self.card = hosted.look_up(), hosted.inspect()
+        price, self.model_info = hosted.look_up(), hosted.inspect()
         return price
 
     def callback(self) -> str:
         """Reach the receiver without telling it anything."""
-        from text2img.webhooks.delivery import Result
+        from text2img.webhooks.delivery import DeliveryStatus
 
         receiver = build.receiver(self._settings)
         if receiver is None:
             return "none is configured"
         verdict = receiver.ping()
-        if verdict.result is not Result.TOLD:
+        if verdict.result is not DeliveryStatus.DELIVERED:
             raise RunFailed(verdict.detail)
         return verdict.detail
 
@@ -82,10 +82,10 @@ class _Doctor:
 
     def pictures(self) -> str:
         """Settle what every picture gets where its prompt asks for nothing else."""
-        if self.card is None:
+        if self.model_info is None:
             raise ModelFailed("they cannot be settled without a model")
-        wished = build.for_all(self._settings, self.card, self._configuration)
-        wanted = build.checked(self._settings, self.card, wished)
+        wished = build.run_defaults(self._settings, self.model_info, self._configuration)
+        wanted = build.validate_defaults(self._settings, self.model_info, wished)
         steps, guidance = wanted.num_inference_steps, wanted.guidance_scale
         return f"{wanted.width}×{wanted.height}, {steps} steps, guidance {guidance:g}"
 
@@ -133,7 +133,7 @@ def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
     """One after another: what comes may depend on what was found before."""
     yield from (doctor.database, doctor.storage)
     yield from [doctor.generator] if settings.hosted_model else [doctor.device, doctor.model]
-    if doctor.card:
+    if doctor.model_info:
         yield doctor.pictures
     yield doctor.callback
     if settings.webhook_host:
@@ -152,7 +152,9 @@ def _trials(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
 
 def _look_up(host: str, port: int | None) -> None:
     try:
-        within(_LOOK_UP, lambda: socket.getaddrinfo(host.strip("[]"), port or 443, type=socket.SOCK_STREAM))
+        run_with_timeout(
+            _LOOK_UP, lambda: socket.getaddrinfo(host.strip("[]"), port or 443, type=socket.SOCK_STREAM)
+        )
     except (OSError, TimeoutError):
         raise RunFailed(f"{host} has no address: the name is not known; check --webhook-host") from None
 

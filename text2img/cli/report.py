@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ConfigurationError
-from text2img.reports.gallery import Contents, write_report
+from text2img.reports.gallery import ReportData, write_report
 from text2img.storage import Reader, StorageOptions
 from text2img.worker import build
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import argparse
 
     from text2img.databases import Database, Run
-    from text2img.reports.gallery import Written
+    from text2img.reports.gallery import ReportStats
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
 
@@ -33,13 +33,13 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     return 0
 
 
-def _contents(database: Database, settings: Settings, run_id: str | None) -> Contents:
+def _contents(database: Database, settings: Settings, run_id: str | None) -> ReportData:
     selection = build.selection(settings)
     waiting = None
     if run_id is None:
         counts = database.counts(selection)
         waiting = counts.pending + counts.processing
-    return Contents(
+    return ReportData(
         what=_what(settings.dataset_id, run_id),
         made=database.made(selection, run_id),
         failures=database.failures(selection, run_id),
@@ -69,7 +69,7 @@ def _reader(settings: Settings) -> Reader:
     return Reader(build.storage(settings) if named else None, options)
 
 
-def _line(name: str, written: Written) -> str:
+def _line(name: str, written: ReportStats) -> str:
     absent = f" ({written.unreadable:,} cannot be read, and say why)" if written.unreadable else ""
     return (
         f"{name}: {written.pictures:,} pictures{absent} of {written.prompts:,} prompts, "

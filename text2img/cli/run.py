@@ -8,16 +8,16 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from text2img.concurrency.signals import stopping
+from text2img.concurrency.signals import graceful_shutdown
 from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, StorageFailed
 from text2img.intake import read_prompts
-from text2img.prompts import Claim, Prompt, Wishes, request
+from text2img.prompts import Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 from text2img.telemetry.publisher import check, look, publishing
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
-from text2img.worker.local import Single
+from text2img.worker.local import LocalExecutor
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.storage import ImageStorage
     from text2img.telemetry.progress import Progress
-    from text2img.worker.local import Labour
+    from text2img.worker.local import Executor
 
 
 _AT_ONCE: Final = 1000
@@ -69,14 +69,14 @@ def work(
     settings: Settings, storage: ImageStorage, progress: Progress, prompts: Prompts | None = None
 ) -> int:
     """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
-    with closing(build.database(settings)) as database, stopping() as stop:
+    with closing(build.database(settings)) as database, graceful_shutdown() as stop:
         add(database, prompts)
-        job = Job(settings, database, labour(settings, database, storage, stop), stop)
+        job = Job(settings, database, executor(settings, database, storage, stop), stop)
         with publishing(
             settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
         ):
-            job.carry_out(progress, overview(settings, database, storage, stop))
-    return 3 if job.tally.failed else 0
+            job.run(progress, overview(settings, database, storage, stop))
+    return 3 if job.stats.failed else 0
 
 
 def overview(
@@ -87,23 +87,23 @@ def overview(
         return None
 
     def write(run: Run) -> None:
-        from text2img.reports.run_files import Overview
+        from text2img.reports.run_files import RunSummary
 
         try:
-            Overview(database, storage, stop.check).write(run, build.selection(settings), settings.loop)
+            RunSummary(database, storage, stop.check).write(run, build.selection(settings), settings.loop)
         except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: a file of its own is refused
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
 
 
-def labour(settings: Settings, database: Database, storage: ImageStorage, stop: Stop) -> Labour:
+def executor(settings: Settings, database: Database, storage: ImageStorage, stop: Stop) -> Executor:
     """Who does the work: one worker in this process, or several in processes of their own."""
     if settings.workers is None:
-        return Single(settings, database, storage, stop)
-    from text2img.worker.ray.pool import Crew
+        return LocalExecutor(settings, database, storage, stop)
+    from text2img.worker.ray.pool import RayExecutor
 
-    return Crew(settings, database, stop)
+    return RayExecutor(settings, database, stop)
 
 
 def add(database: Database, prompts: Prompts | None) -> None:
@@ -114,12 +114,12 @@ def add(database: Database, prompts: Prompts | None) -> None:
     waiting = iter(prompts)
     while chunk := list(islice(waiting, _AT_ONCE)):
         added += database.enqueue(chunk)
-        revised += database.revise(chunk)
+        revised += database.requeue_changed(chunk)
     log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
 
 
 _SHOWN = 1_000
-_OWN_SIZE = Wishes(width=2040, height=2040)
+_OWN_SIZE = RequestedParameters(width=2040, height=2040)
 """A stand-in: which size it is, only the model knows. On so large a one no signature is too long, and no
 aspect ratio of it is too large. Nobody asks for this very size."""
 
@@ -132,13 +132,13 @@ def show(settings: Settings, new: Prompts | None) -> int:
         print(
             f"{len(new)} prompts of {settings.input_file} would be added, or made again, where they are new"
         )
-    configured = configuration.wishes if configuration else Wishes()
+    configured = configuration.requested if configuration else RequestedParameters()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
-    own = Wishes()
+    own = RequestedParameters()
     hosted = build.hosted(settings, configuration) if settings.hosted_model else None
     if hosted:  # of which all that can be known is known without asking
-        card = hosted.inspect()
-        model, own = card.name, card.wishes
+        model_info = hosted.inspect()
+        model, own = model_info.name, model_info.requested
     total = min(waiting, settings.limit or waiting)
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
@@ -148,7 +148,7 @@ def show(settings: Settings, new: Prompts | None) -> int:
         try:
             if prompt.webhook_url is not None:
                 hosts.check(prompt.webhook_url)
-            asked = request(prompt, (settings.wishes, configured, own, DEFAULTS, _OWN_SIZE))
+            asked = request(prompt, (settings.requested, configured, own, DEFAULTS, _OWN_SIZE))
             asked = loop.next(asked) if loop else asked
             encoder.check(asked.parameters)
             if hosted:
@@ -194,7 +194,7 @@ def _add(new: Prompts, prompts: list[Prompt]) -> int:
 def _prompt(new: NewPrompt) -> Prompt:
     """The prompt as it would be claimed."""
     claim = Claim(new.id, "", 0)
-    return Prompt(claim=claim, text=new.text, wishes=new.wishes, webhook_url=new.webhook_url)
+    return Prompt(claim=claim, text=new.text, requested=new.requested, webhook_url=new.webhook_url)
 
 
 def _print_batches(batcher: Batcher) -> None:

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from text2img.cli.run import add, prepare
-from text2img.concurrency.signals import stopping
+from text2img.concurrency.signals import graceful_shutdown
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import look, publishing
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
-from text2img.worker.local import Single
-from text2img.worker.polling import Serving
+from text2img.worker.local import LocalExecutor
+from text2img.worker.polling import PollingLoop
 
 if TYPE_CHECKING:
     import argparse
@@ -40,20 +40,20 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     storage, prompts = prepare(settings)
     broker = build.broker(settings)
     build.check_device(settings)
-    with closing(build.database(settings)) as database, stopping() as stop:
+    with closing(build.database(settings)) as database, graceful_shutdown() as stop:
         add(database, prompts)
-        labour = Single(settings, database, storage, stop)
-        job = Job(settings, database, labour, stop, _serving(settings, broker, database, stop))
+        executor = LocalExecutor(settings, database, storage, stop)
+        job = Job(settings, database, executor, stop, _serving(settings, broker, database, stop))
         with publishing(
             settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
         ):
-            job.carry_out(progress)
+            job.run(progress)
     return 0
 
 
-def _serving(settings: Settings, broker: Broker | None, database: Database, stop: Stop) -> Serving:
+def _serving(settings: Settings, broker: Broker | None, database: Database, stop: Stop) -> PollingLoop:
     arrived = threading.Event()
-    return Serving(
+    return PollingLoop(
         stop,
         arrived,
         poll_seconds=settings.poll_seconds,
@@ -65,7 +65,7 @@ def _serving(settings: Settings, broker: Broker | None, database: Database, stop
 def _intake(
     settings: Settings, broker: Broker, database: Database, stop: Stop, arrived: threading.Event
 ) -> Intake:
-    from text2img.intake.entries import Reader
+    from text2img.intake.entries import MessageReader
     from text2img.intake.rabbitmq import Consumer
 
     def add(prompts: list[NewPrompt]) -> None:
@@ -76,4 +76,4 @@ def _intake(
             there = len(prompts) - added
             log.info("%d of %d messages are of prompts that are there already", there, len(prompts))
 
-    return Consumer(broker, Reader(settings.dataset_id), add, stop)
+    return Consumer(broker, MessageReader(settings.dataset_id), add, stop)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.telemetry.stats import BACKGROUND_STAGES, DEVICE_STAGES
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from text2img.databases import Counts, Database, Holding, Run, Selection
+    from text2img.databases import Counts, Database, Run, Selection, WorkerClaims
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
 
@@ -49,9 +49,9 @@ def prompts(counts: Counts) -> list[str]:
 
 def told(counts: Counts, receivers: Notices, own: Notices) -> list[str]:
     """What the callback's receiver is still to be told, and prompts' own webhooks, where there are any."""
-    lines = [_told("untold", counts.untold, "callbacks", receivers)]
-    if counts.owed or any(own):
-        lines.append(_told("webhooks", counts.owed, "notices", own))
+    lines = [_told("untold", counts.undelivered, "callbacks", receivers)]
+    if counts.pending_webhooks or any(own):
+        lines.append(_told("webhooks", counts.pending_webhooks, "notices", own))
     return lines
 
 
@@ -68,8 +68,8 @@ def length(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def _told(what: str, outcomes: int, kind: str, notices: Notices) -> str:
-    due, refused = notices
+def _told(what: str, outcomes: int, kind: str, notifications: Notices) -> str:
+    due, refused = notifications
     return f"{what:<11} {outcomes:>8,}  ({kind}: {due:,} still to be told, {refused:,} refused for good)"
 
 
@@ -109,8 +109,8 @@ def as_picture(run: Run) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     rows = list(_rows(run))
-    picture = Image.new("RGB", (_WIDTH, _ROW * (len(rows) + 1)), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (_WIDTH, _ROW * (len(rows) + 1)), "white")
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=16)
     for place, row in enumerate(rows):
         top = _ROW * place + _ROW // 2
@@ -121,7 +121,7 @@ def as_picture(run: Run) -> Image:
         if length := round(_BAR * row.share):
             draw.rectangle((_LEFT, top + 4, _LEFT + length, top + _ROW - 6), row.colour)
         draw.text((_LEFT + _BAR + 20, top + 4), row.figure, _INK, font)
-    return picture
+    return image
 
 
 def _rows(run: Run) -> Iterator[Row]:
@@ -174,8 +174,8 @@ class _Look:
 
     at: float
     counts: Counts
-    notices: tuple[Notices, Notices]
-    holdings: Sequence[Holding]
+    notifications: tuple[Notices, Notices]
+    claims_by_worker: Sequence[WorkerClaims]
     running: Sequence[Run]
 
 
@@ -215,7 +215,7 @@ def watch(settings: Settings, pause: float) -> int:
         while True:
             begun = time.monotonic()
             try:
-                look = within(_PATIENCE, partial(_look, database, selection))
+                look = run_with_timeout(_PATIENCE, partial(_look, database, selection))
                 pace.add(look.at, look.counts)
                 lines = _lines(look, pace)
                 show([_headline(), *lines])
@@ -229,40 +229,43 @@ def watch(settings: Settings, pause: float) -> int:
 def _look(database: Database, selection: Selection) -> _Look:
     return _Look(
         counts=database.counts(selection),
-        notices=(database.notices(), database.notices(webhooks=True)),
-        holdings=database.holdings(selection),
+        notifications=(database.notifications(), database.notifications(webhooks=True)),
+        claims_by_worker=database.claims_by_worker(selection),
         running=[run for run in database.last_runs(_RUNS_KNOWN) if run.status == "running"],
         at=time.monotonic(),
     )
 
 
 def _lines(look: _Look, pace: Pace) -> list[str]:
-    workers = _workers(look.holdings, look.running)
+    workers = _workers(look.claims_by_worker, look.running)
     more = [f"  … and {len(workers) - _SHOWN} more"] if len(workers) > _SHOWN else []
     return [
         *prompts(look.counts),
-        *told(look.counts, *look.notices),
+        *told(look.counts, *look.notifications),
         f"pace        {pace}",
         *(["workers:", *workers[:_SHOWN], *more] if workers else ["no workers"]),
     ]
 
 
-def _workers(holdings: Sequence[Holding], running: Sequence[Run]) -> list[str]:
+def _workers(claims_by_worker: Sequence[WorkerClaims], running: Sequence[Run]) -> list[str]:
     """Whoever holds prompts, or has a run that is not over: how many, and their last sign of life."""
-    held, runs = {each.worker: each for each in holdings}, {run.worker or run.id: run for run in running}
+    held, runs = (
+        {each.worker: each for each in claims_by_worker},
+        {run.worker or run.id: run for run in running},
+    )
     names = sorted({*held, *runs})
     width = max(map(len, names), default=0)
     return [f"  {name:<{width}}  {_worker(held.get(name), runs.get(name))}" for name in names]
 
 
-def _worker(holding: Holding | None, run: Run | None) -> str:
+def _worker(holding: WorkerClaims | None, run: Run | None) -> str:
     prompts, expired = (holding.prompts, holding.expired) if holding else (0, 0)
     late = f", {expired:,} of their leases expired" if expired else ""
     of = f", run {run.id}" if run else ""
     return f"{_life(holding, run)}; {prompts:,} prompts in hand{late}{of}"
 
 
-def _life(holding: Holding | None, run: Run | None) -> str:
+def _life(holding: WorkerClaims | None, run: Run | None) -> str:
     """A run's document tells when it last said that it lives; a lease only when it ends."""
     if run is not None and run.seen_at is not None and run.alive_until is not None:
         gone = " (gone)" if run.alive_until < datetime.now(UTC) else ""
@@ -309,10 +312,10 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         return _plot(settings, arguments.plot, arguments.plot_file)
     with closing(build.database(settings, create=False)) as database:
         counts = database.counts(build.selection(settings))
-        notices = database.notices()
-        own = database.notices(webhooks=True)
+        notifications = database.notifications()
+        own = database.notifications(webhooks=True)
         runs = database.last_runs(_RUNS_SHOWN)
-    print("\n".join([*prompts(counts), *told(counts, notices, own), *_runs(runs)]))
+    print("\n".join([*prompts(counts), *told(counts, notifications, own), *_runs(runs)]))
     return 0
 
 

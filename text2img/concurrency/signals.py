@@ -49,7 +49,7 @@ class Stop:
 
 
 @contextmanager
-def leaving() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """SIGTERM and SIGINT end a command at once: while nothing is claimed there is nothing to give back. As a
     container's first process it would not even hear a signal that nobody handles.
 
@@ -76,7 +76,7 @@ def leaving() -> Iterator[None]:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def graceful_shutdown() -> Iterator[Stop]:
     """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
     stop = Stop()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Stopwatch:
+class StageTimer:
     """Seconds spent by stage, added up over threads.
 
     ``heard``, if given, is told of each time: the stage, what it was spent on (where the caller said so), its
@@ -67,7 +67,7 @@ class Stopwatch:
             return dict(self._seconds)
 
 
-class Ahead(Generic[T]):
+class BatchPrefetcher(Generic[T]):
     """An iterable that works ahead of whoever takes from it, in a thread of its own.
 
     At most ``room`` items wait to be taken. Leaving the ``with`` block ends the iterable at its next item
@@ -154,7 +154,7 @@ class Stage(Generic[T]):
                 self._failure = self._failure or exc
 
 
-class Gather(Generic[T]):
+class WriteBuffer(Generic[T]):
     """``threads`` threads, each of which does ``work`` on what has gathered meanwhile, all of it at once.
 
     That is when ``enough`` items wait, or ``patience`` seconds after the first of them came, or when the

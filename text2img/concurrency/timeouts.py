@@ -20,7 +20,9 @@ _Result = TypeVar("_Result")
 _LOOK = 0.2  # seconds between looks at an event
 
 
-def within(seconds: float, action: Callable[[], _Result], unless: threading.Event | None = None) -> _Result:
+def run_with_timeout(
+    seconds: float, action: Callable[[], _Result], unless: threading.Event | None = None
+) -> _Result:
     """What ``action`` returns or raises; TimeoutError where it has done neither after ``seconds``, or soon
     after ``unless`` is set.
 
@@ -55,7 +57,7 @@ def _join(thread: threading.Thread, seconds: float, unless: threading.Event | No
         thread.join(min(_LOOK, left))
 
 
-def growing(tries: int, longest: float) -> float:
+def exponential_backoff(tries: int, longest: float) -> float:
     """Seconds after so many tries (from 1): 1, 2, 4 … ``longest``, less up to a quarter.
 
     What is taken off at random keeps workers from marching in step.
@@ -67,7 +69,9 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def asked(retry_after: str | None, longest: float, *, clock: Callable[[], datetime] = _now) -> float:
+def parse_retry_after(
+    retry_after: str | None, longest: float, *, clock: Callable[[], datetime] = _now
+) -> float:
     """The seconds that a Retry-After asks for, by number or by date (RFC 9110, 10.2.3), at most ``longest``.
 
     0 where there is none, or none that can be read. ``clock`` says what a date is compared with.

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from text2img.databases.records import (
     Collections,
+    CompletedPrompt,
     Counts,
     Failure,
-    Holding,
-    Made,
     NewPrompt,
-    Notice,
-    Owed,
+    Notification,
+    PendingWebhook,
     Run,
+    RunTotals,
     Selection,
-    Settled,
-    Untold,
+    UndeliveredOutcome,
+    WorkerClaims,
     webhook_id,
 )
 from text2img.errors import ConfigurationError
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
 
 __all__ = [
-    "Archive",
     "Collections",
+    "CompletedPrompt",
     "Counts",
     "Database",
     "Failure",
-    "Holding",
-    "Journal",
-    "Made",
     "NewPrompt",
-    "Notice",
-    "Owed",
+    "Notification",
+    "Outbox",
+    "PendingWebhook",
     "Queue",
+    "Results",
     "Run",
+    "RunStore",
+    "RunTotals",
     "Selection",
-    "Settled",
-    "Telling",
-    "Untold",
+    "UndeliveredOutcome",
+    "WorkerClaims",
     "open_database",
     "webhook_id",
 ]
@@ -115,7 +115,7 @@ class Queue(Protocol):
         """
         ...
 
-    def expire(self, worker: str) -> int:
+    def release_dead(self, worker: str) -> int:
         """Let the leases of a worker that is known to be dead run out now; returns how many.
 
         They count as any other lease that ran out. May be repeated, and is safe should the worker live: it
@@ -136,22 +136,22 @@ class Queue(Protocol):
         ...
 
 
-class Telling(Protocol):
+class Outbox(Protocol):
     """Outcomes on their way to the callback's receiver, many in one notice, and to their prompts' own
     webhooks, each in a notice of its own; at least once each, also after a crash.
     """
 
-    def gather(self, run_id: str, notice_id: str, limit: int) -> tuple[list[Untold], bool]:
+    def collect(self, run_id: str, notice_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """Mark at most ``limit`` untold outcomes of a run as that notice's; returns them, and whether more
         are left. Two that gather at once never mark the same outcome.
         """
         ...
 
-    def save_notice(self, notice: Notice) -> None:
+    def save_notification(self, notification: Notification) -> None:
         """Keep the notice, unless one of its id is kept already, and count its outcomes as told."""
         ...
 
-    def untold_runs(self) -> list[str]:
+    def undelivered_runs(self) -> list[str]:
         """Ids of runs that are over or dead and have outcomes which no kept notice holds.
 
         A run is alive while its ``save_run`` with status ``running`` is younger than its lease. What a
@@ -159,23 +159,25 @@ class Telling(Protocol):
         """
         ...
 
-    def owed(self, limit: int) -> list[Owed]:
+    def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """At most ``limit`` outcomes that are owed to their prompts' webhooks, of whatever run.
 
         Nothing is marked: asked again, by whomever, they are the same, with the same ids.
         """
         ...
 
-    def settle_owed(self, owed: Sequence[Owed], notices: Sequence[Notice]) -> None:
+    def enqueue_webhooks(
+        self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
+    ) -> None:
         """Keep the notices, unless one of that id is kept already; then these are owed no more.
 
         May be repeated, and by several at once: a notice that is kept never changes.
         """
         ...
 
-    def claim_notice(
+    def claim_notification(
         self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
-    ) -> Notice | None:
+    ) -> Notification | None:
         """A kept notice that is due and that nobody sends at the moment, the oldest first; else None.
 
         One for the callback's receiver, or with ``webhooks`` one for a prompt's own, whose origin is none
@@ -183,28 +185,28 @@ class Telling(Protocol):
         """
         ...
 
-    def close_notice(self, notice: Notice, *, told: bool, detail: str) -> None:
+    def complete_notification(self, notification: Notification, *, told: bool, detail: str) -> None:
         """The notice was told, or refused for good; ``detail`` says by what."""
         ...
 
-    def postpone_notice(self, notice: Notice, wait: float, detail: str) -> None:
+    def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """Let the notice be due again in ``wait`` seconds; ``detail`` says why it could not be told."""
         ...
 
-    def notices(self, *, webhooks: bool = False) -> tuple[int, int]:
+    def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """How many kept notices are still to be told, and how many were refused for good: those for the
         callback's receiver, or with ``webhooks`` those for prompts' own.
         """
         ...
 
-    def untold(self, *, webhooks: bool = False) -> int:
+    def undelivered(self, *, webhooks: bool = False) -> int:
         """How many final outcomes are in no kept notice yet: those to be told to the callback's receiver, or
         with ``webhooks`` those that are owed to prompts' own. A look at an index.
         """
         ...
 
 
-class Journal(Protocol):
+class RunStore(Protocol):
     """What runs and their owners want to know and to say."""
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
@@ -228,7 +230,7 @@ class Journal(Protocol):
         """The run of that id; None where there is none."""
         ...
 
-    def settled(self, run_id: str) -> Settled:
+    def settled(self, run_id: str) -> RunTotals:
         """What the run came to, by the prompts that say so now. One look at all of them."""
         ...
 
@@ -236,7 +238,7 @@ class Journal(Protocol):
         """How many prompts stand where."""
         ...
 
-    def holdings(self, selection: Selection) -> list[Holding]:
+    def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
         """What each worker holds: one entry for each that has prompts in processing, the dead as well.
 
         A prompt that another program has put in processing may be in the hands of ``unknown``.
@@ -247,7 +249,7 @@ class Journal(Protocol):
         """Add those whose id is not there yet; returns how many that were. The others stay untouched."""
         ...
 
-    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+    def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """Give those whose id is there, with other content, the content they have here, and put them back to
         pending as if new, to be made again; returns how many that were.
 
@@ -262,7 +264,7 @@ class Journal(Protocol):
         ...
 
 
-class Archive(Protocol):
+class Results(Protocol):
     """What was made and what failed, to be looked through: one document after another, by the index on their
     status, so that the memory it takes does not grow with them. Nothing is written.
 
@@ -270,7 +272,7 @@ class Archive(Protocol):
     DatabaseFailed in the midst where the database goes away. What changes meanwhile may be seen or not.
     """
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
         """The completed prompts of a selection, or those of them that this run completed, in no order that
         is promised.
         """
@@ -281,7 +283,7 @@ class Archive(Protocol):
         ...
 
 
-class Database(Queue, Telling, Journal, Archive, Protocol):
+class Database(Queue, Outbox, RunStore, Results, Protocol):
     """All of it. Safe to use from several threads."""
 
     def open(self, *, create: bool = True) -> None:

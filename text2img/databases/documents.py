@@ -7,9 +7,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from text2img.databases import Failure, Made, Run, Untold
+from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts import ModelConfiguration, Prompt, Status, Stored, Wishes
+from text2img.prompts import ModelConfiguration, Prompt, RequestedParameters, Status, StoredImage
 from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
@@ -38,14 +38,22 @@ if TYPE_CHECKING:
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
-AT_TIMES: Final = ("image_urls", "score", "scores", "evaluation", "iterations", "tries")
+OPTIONAL_RESULT_FIELDS: Final = ("image_urls", "score", "scores", "evaluation", "iterations", "tries")
 """What only some completed prompts have: those with several pictures, an evaluator, or a loop."""
-NEXT: Final = "next_prompt"
+NEXT_PROMPT_FIELD: Final = "next_prompt"
 """In a pending prompt: what the next iteration of its loop draws."""
-SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *AT_TIMES)
-OWED: Final = "webhook_untold"
+SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *OPTIONAL_RESULT_FIELDS)
+WEBHOOK_PENDING: Final = "webhook_untold"
 """In a final prompt: the id of the notice for its own webhook, until that is kept."""
-OUTCOME_FIELDS: Final = (*CLAIM_FIELDS, *FAILURE_FIELDS, *SUCCESS_FIELDS, NEXT, "untold", OWED, "run_id")
+OUTCOME_FIELDS: Final = (
+    *CLAIM_FIELDS,
+    *FAILURE_FIELDS,
+    *SUCCESS_FIELDS,
+    NEXT_PROMPT_FIELD,
+    "untold",
+    WEBHOOK_PENDING,
+    "run_id",
+)
 """What a prompt that is to be made as if new must not have."""
 PROMPT_FIELDS: Final = (
     "text",
@@ -59,7 +67,7 @@ PROMPT_FIELDS: Final = (
     "started_claim",
     "status",
     "tries",
-    NEXT,
+    NEXT_PROMPT_FIELD,
 )
 """Whatever a claim reads of a prompt's document."""
 TOLD_FIELDS: Final = (
@@ -99,12 +107,12 @@ def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt
         text=fields.get("text"),
         prompt_tags=fields.get("prompt_tags"),
         webhook_url=fields.get("webhook_url"),
-        wishes=Wishes.of(fields),
+        requested=RequestedParameters.of(fields),
         priority=number_of(fields.get("priority")),
         attempts=count_of(fields.get("attempts")),
         deaths=deaths,
         tries=tries_of(fields.get("tries")),
-        next_prompt=_text(fields.get(NEXT)) or None,
+        next_prompt=_text(fields.get(NEXT_PROMPT_FIELD)) or None,
     )
 
 
@@ -116,7 +124,7 @@ def deaths_at_claim(fields: Mapping[str, object]) -> int:
     return count_of(fields.get("deaths")) + (1 if fell else 0)
 
 
-def readings(text: str) -> list[object]:
+def parse_id_candidates(text: str) -> list[object]:
     """The values an id given as text may stand for: the text, and the number it reads as."""
     if not _NUMBER.fullmatch(text):
         return [text]
@@ -140,16 +148,16 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
         "priority": prompt.priority,
         "webhook_url": prompt.webhook_url,
         "style_id": prompt.style_id,
-        **{name: getattr(prompt.wishes, name) for name in PARAMETER_NAMES},
+        **{name: getattr(prompt.requested, name) for name in PARAMETER_NAMES},
     }
 
 
-def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
+def undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:
     """What is to be told of a completed or failed prompt's document."""
-    text = drawn_text(fields)
+    text = effective_text(fields)
     if fields.get("status") == Status.COMPLETED:
         used, urls = object_of(fields.get("used")), fields.get("image_urls")
-        return Untold(
+        return UndeliveredOutcome(
             id=prompt_id,
             text=text,
             image_url=_text(fields.get("image_url")) or None,
@@ -160,11 +168,11 @@ def untold_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Untold:
             steps=_whole(used.get("num_inference_steps")),
             guidance_scale=number_of(used.get("guidance_scale")) if "guidance_scale" in used else None,
         )
-    return Untold(
+    return UndeliveredOutcome(
         id=prompt_id,
         text=text,
         code=_text(fields.get("error_code")),
-        sentence=_text(fields.get("error")),
+        message=_text(fields.get("error")),
         attempts=count_of(fields.get("attempts")),
     )
 
@@ -173,7 +181,7 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def drawn_text(fields: Mapping[str, Any]) -> object:
+def effective_text(fields: Mapping[str, Any]) -> object:
     """The text that is drawn; what stands in its place where that is none."""
     try:
         return check_prompt_text(fields.get("text"), fields.get("prompt_tags"))
@@ -185,12 +193,12 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def documents_of(tries: Sequence[Stored], best: Stored | None) -> list[dict[str, object]]:
+def documents_of(tries: Sequence[StoredImage], best: StoredImage | None) -> list[dict[str, object]]:
     """What is recorded of the tries, in their order; the ``best``, once it is known, says that it is."""
     return [_document_of(each, best=each is best) for each in tries]
 
 
-def tries_of(value: object) -> tuple[Stored, ...]:
+def tries_of(value: object) -> tuple[StoredImage, ...]:
     """The tries that a prompt's document holds, for its loop to go on with: none of a loop that has ended,
     since its owner wants the prompt made anew, and none where anything in it is not as it was recorded:
     another program may have been there.
@@ -203,7 +211,7 @@ def tries_of(value: object) -> tuple[Stored, ...]:
         return ()
 
 
-def _document_of(one: Stored, *, best: bool) -> dict[str, object]:
+def _document_of(one: StoredImage, *, best: bool) -> dict[str, object]:
     document: dict[str, object] = {
         "iteration": one.iteration,
         "number": one.number,
@@ -219,7 +227,7 @@ def _document_of(one: Stored, *, best: bool) -> dict[str, object]:
     return document | ({"best": True} if best else {})
 
 
-def _try_of(document: dict[str, Any]) -> Stored:
+def _try_of(document: dict[str, Any]) -> StoredImage:
     texts = {"text": document["prompt"], "image_url": document["image_url"], "sha256": document["sha256"]}
     counts = {name: document[name] for name in ("iteration", "number")}
     if not all(isinstance(text, str) for text in texts.values()):
@@ -227,7 +235,7 @@ def _try_of(document: dict[str, Any]) -> Stored:
     if not all(type(count) is int and 0 <= count < 1_000_000 for count in counts.values()):
         raise TypeError("a count is none")
     seen = document.get("evaluation")
-    return Stored(
+    return StoredImage(
         **texts,
         **counts,
         used=dict(document["used"]),
@@ -275,7 +283,7 @@ def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> Model
         safety_checker=safety,
         feature_cache=cast("int | None", checked.get("feature_cache")),
         autoencoder=_text_at(checked, "autoencoder"),
-        wishes=Wishes.of(checked),
+        requested=RequestedParameters.of(checked),
         id=config_id,
     )
 
@@ -316,10 +324,10 @@ MADE_FIELDS: Final = (
 FAILED_PROMPT_FIELDS: Final = (*_BOTH, "error", "error_code", "error_at", "attempts")
 
 
-def made_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> Made:
+def made_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> CompletedPrompt:
     """A completed prompt; moments in time are datetimes, objects and lists are that."""
     iterations = count_of(fields.get("iterations"))
-    return Made(
+    return CompletedPrompt(
         id=prompt_id,
         text=_drawn(fields),
         dataset_id=dataset_id,
@@ -342,7 +350,7 @@ def failure_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str,
         dataset_id=dataset_id,
         run_id=_text_or_none(fields.get("run_id")),
         code=_text_or_none(fields.get("error_code")) or "",
-        sentence=_text_or_none(fields.get("error")) or "",
+        message=_text_or_none(fields.get("error")) or "",
         attempts=count_of(fields.get("attempts")),
         failed_at=_moment(fields.get("error_at")),
     )
@@ -368,7 +376,7 @@ def _score(value: object) -> float | None:
 
 
 def _drawn(fields: Mapping[str, Any]) -> str:
-    text = drawn_text(fields)
+    text = effective_text(fields)
     return text if isinstance(text, str) else "" if text is None else str(text)
 
 

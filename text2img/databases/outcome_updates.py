@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases import webhook_id
 from text2img.databases.documents import (
-    AT_TIMES,
     CLAIM_FIELDS,
     FAILURE_FIELDS,
-    NEXT,
-    OWED,
+    NEXT_PROMPT_FIELD,
+    OPTIONAL_RESULT_FIELDS,
     SUCCESS_FIELDS,
+    WEBHOOK_PENDING,
     documents_of,
 )
-from text2img.prompts import APPROXIMATIONS, NOTES, Completed, Failed, Iterated, Status
+from text2img.prompts import (
+    APPROXIMATIONS,
+    PROVIDER_METADATA_FIELDS,
+    Completed,
+    Failed,
+    NeedsRefinement,
+    Status,
+)
 from text2img.prompts.ids import gcs_url
 from text2img.prompts.parameters import RECORDED_NAMES
 
@@ -27,11 +34,17 @@ if TYPE_CHECKING:
 
     from text2img.prompts import Outcome, Prompt
 
-MARKS: Final = ("status", "run_id", "attempts", "sha256", "error_code", "iterations")
+IDENTITY_FIELDS: Final = ("status", "run_id", "attempts", "sha256", "error_code", "iterations")
 """By these fields of a prompt's document an outcome is recognised that was written down before."""
 _REFINED: Final = "refined_prompt"
 """What was drawn, where a loop drew another text than the prompt's."""
-_AT_TIMES_IN_RESULTS: Final = (*AT_TIMES, *RECORDED_NAMES, *APPROXIMATIONS, *NOTES, _REFINED)
+_AT_TIMES_IN_RESULTS: Final = (
+    *OPTIONAL_RESULT_FIELDS,
+    *RECORDED_NAMES,
+    *APPROXIMATIONS,
+    *PROVIDER_METADATA_FIELDS,
+    _REFINED,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +71,7 @@ def result_of(done: Completed, run_id: str) -> dict[str, object]:
         "status": Status.COMPLETED.value,
         **_used(done),
         "run_id": run_id,
-        "prompt_truncated": any(picture.truncated for picture in done.pictures),
+        "prompt_truncated": any(image.truncated for image in done.pictures),
         "claim_number": done.claim.number,
     }
 
@@ -73,17 +86,17 @@ def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
     """What the outcome does to its prompt's document; a final one is marked untold if ``tell``."""
     if isinstance(outcome, Completed):
         return _completed(outcome, run_id, tell=tell)
-    if isinstance(outcome, Iterated):
+    if isinstance(outcome, NeedsRefinement):
         return _iterated(outcome)
     failure: dict[str, object] = {
-        "error": outcome.sentence,
+        "error": outcome.message,
         "error_code": outcome.code.value,
         "attempts": outcome.attempts,
     }
     if isinstance(outcome, Failed):
         marks = _marks(outcome.prompt, tell=tell)
         final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **marks}
-        gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS, NEXT)
+        gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS, NEXT_PROMPT_FIELD)
         return Change(fields=final, gone=_gone(gone, marks), moment="error_at")
     again = {"status": Status.PENDING.value, **failure}
     return Change(fields=again, gone=_gone(CLAIM_FIELDS, {}), moment="error_at", wait=outcome.wait)
@@ -92,7 +105,7 @@ def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
 def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:
     """Whether the document shows that this outcome was written down before."""
     change = change_of(outcome, run_id, tell=False)
-    wanted = {name: value for name, value in change.fields.items() if name in MARKS}
+    wanted = {name: value for name, value in change.fields.items() if name in IDENTITY_FIELDS}
     same = all(fields.get(name) == value for name, value in wanted.items())
     return same and fields.get("claim_number") == outcome.claim.number
 
@@ -109,17 +122,22 @@ def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
         "used": _used(done),
         **marks,
     }
-    gone = (*CLAIM_FIELDS, *FAILURE_FIELDS, NEXT, *(name for name in AT_TIMES if name not in more))
+    gone = (
+        *CLAIM_FIELDS,
+        *FAILURE_FIELDS,
+        NEXT_PROMPT_FIELD,
+        *(name for name in OPTIONAL_RESULT_FIELDS if name not in more),
+    )
     return Change(fields=fields, gone=_gone(gone, marks), moment="completed_at")
 
 
-def _iterated(outcome: Iterated) -> Change:
+def _iterated(outcome: NeedsRefinement) -> Change:
     """Pending again: the deaths stay, since the next iteration may be as deadly."""
     fields = {
         "status": Status.PENDING.value,
         "tries": documents_of(outcome.tries, None),
         "iterations": outcome.iterations,
-        NEXT: outcome.next_prompt,
+        NEXT_PROMPT_FIELD: outcome.next_prompt,
     }
     gone = (*CLAIM_FIELDS, *(name for name in FAILURE_FIELDS if name != "deaths"))
     return Change(fields=fields, gone=_gone(gone, {}), moment=None)
@@ -129,7 +147,7 @@ def _used(done: Completed) -> dict[str, object]:
     """What the first picture was made with, and what was billed for all of them (of a loop: for every try),
     where every one tells it.
     """
-    units = [picture.used.get("billed_units") for picture in done.tries or done.pictures]
+    units = [image.used.get("billed_units") for image in done.tries or done.pictures]
     told = [unit for unit in units if isinstance(unit, float)]
     others = {name: value for name, value in done.first.used.items() if name != "billed_units"}
     if done.first.text != done.text:
@@ -159,11 +177,11 @@ def _marks(prompt: Prompt, *, tell: bool) -> dict[str, object]:
 
     A webhook's notice has its id from the moment of the outcome: however often it is made, it is one.
     """
-    untold: dict[str, object] = {"untold": True} if tell else {}
+    undelivered: dict[str, object] = {"untold": True} if tell else {}
     if not isinstance(prompt.webhook_url, str):  # no address that could ever be told
-        return untold
-    return {**untold, OWED: webhook_id()}
+        return undelivered
+    return {**undelivered, WEBHOOK_PENDING: webhook_id()}
 
 
 def _gone(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
-    return (*names, *(mark for mark in ("untold", OWED) if mark not in marks))
+    return (*names, *(mark for mark in ("untold", WEBHOOK_PENDING) if mark not in marks))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from text2img.prompts import PromptId, Wishes
+    from text2img.prompts import PromptId, RequestedParameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class NewPrompt:
 
     id: PromptId
     text: str
-    wishes: Wishes
+    requested: RequestedParameters
     dataset_id: str | int | None = None
     priority: float | None = None
     webhook_url: str | None = None
@@ -61,14 +61,14 @@ class Counts:
     live_leases: int
     expired_leases: int
     oldest_pending: datetime | None
-    untold: int
-    owed: int = 0
+    undelivered: int
+    pending_webhooks: int = 0
     images: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
+class WorkerClaims:
     """What one worker has claimed: how many ``prompts`` are in processing under its name, how many of their
     leases have ``expired``, and when the last of them ends.
     """
@@ -130,7 +130,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
+class CompletedPrompt:
     """A completed prompt, as it stands written.
 
     ``dataset_id`` and ``run_id`` as text; ``image_urls`` are all of its pictures, the first one first, and
@@ -160,13 +160,13 @@ class Failure:
     dataset_id: str | None
     run_id: str | None
     code: str
-    sentence: str
+    message: str
     attempts: int
     failed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
+class RunTotals:
     """What a run came to: prompts that are completed and failed, and the pictures of the completed."""
 
     completed: int
@@ -175,7 +175,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Untold:
+class UndeliveredOutcome:
     """A final outcome that somebody has not been told of. Either completed or failed.
 
     ``image_urls`` are those of a prompt with several pictures, ``score`` is an evaluator's of the first one,
@@ -192,12 +192,12 @@ class Untold:
     steps: int | None = None
     guidance_scale: float | None = None
     code: str | None = None
-    sentence: str | None = None
+    message: str | None = None
     attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Owed:
+class PendingWebhook:
     """A final outcome that the prompt's own webhook is to be told of, under this id and no other.
 
     ``webhook_url`` is the prompt's, as it stands there now.
@@ -206,11 +206,11 @@ class Owed:
     notice_id: str
     run_id: str
     webhook_url: object
-    outcome: Untold
+    outcome: UndeliveredOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class Notification:
     """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes.
 
     ``url`` is where, for a prompt's own webhook, and ``origin`` its scheme, host and port; None is the

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0  # seconds
 
 
-def patient(
+def with_retries(
     database: Database,
     patience: float,
     wait: Callable[[float], None],
@@ -38,10 +38,10 @@ def patient(
     ``wait(seconds)`` sleeps between tries; what it raises (a stop) ends the call. ``clock`` counts
     the seconds.
     """
-    return cast("Database", _Patient(database, patience, wait, clock))
+    return cast("Database", RetryingDatabase(database, patience, wait, clock))
 
 
-class _Patient:
+class RetryingDatabase:
     """Stands before a database; every method is the database's own, asked again while it fails."""
 
     def __init__(

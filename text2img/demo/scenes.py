@@ -106,9 +106,9 @@ def draw(scene: Scene, chance: Random, width: int = 128) -> Image:
     radius = full * chance.uniform(*SIZES[scene.size])
     x, y = (full * (0.5 + chance.uniform(-MAX_OFFSET, MAX_OFFSET)) for _ in range(2))
     tilt = chance.uniform(-MAX_TILT, MAX_TILT)
-    picture = Image.new("RGB", (full, full), COLOURS[scene.background])
-    ImageDraw.Draw(picture).polygon(outline(scene.shape, radius, tilt, (x, y)), fill=COLOURS[scene.colour])
-    return picture.reduce(OVERSAMPLING)
+    image = Image.new("RGB", (full, full), COLOURS[scene.background])
+    ImageDraw.Draw(image).polygon(outline(scene.shape, radius, tilt, (x, y)), fill=COLOURS[scene.colour])
+    return image.reduce(OVERSAMPLING)
 
 
 COLUMNS = 4
@@ -124,10 +124,10 @@ def contact_sheet(pictures: Sequence[tuple[str, Image]]) -> Image:
     across, down = PICTURE + MARGIN, PICTURE + CAPTION + MARGIN
     sheet = Image.new("RGB", (COLUMNS * across + MARGIN, rows * down + MARGIN), _PAPER)
     drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (caption, picture) in enumerate(pictures):
+    for number, (caption, image) in enumerate(pictures):
         row, column = divmod(number, COLUMNS)
         left, top = MARGIN + column * across, MARGIN + row * down
-        sheet.paste(picture.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), (left, top))
+        sheet.paste(image.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), (left, top))
         text = "\n".join(textwrap.wrap(caption, 28)[:2])
         drawing.multiline_text((left, top + PICTURE + 6), text, fill=_INK, font=font)
     return sheet

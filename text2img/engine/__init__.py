@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from text2img.prompts.parameters import Wishes
+from text2img.prompts.parameters import RequestedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
+class ModelInfo:
     """What is known of a model without its weights.
 
     ``width`` and ``height`` (pixels) are its own size, ``multiple`` what a size must be a multiple of,
@@ -70,10 +70,10 @@ class ModelCard:
     multiple: int
     scheduler: str
     schedulers: tuple[str, ...]
-    largest: int | None = None
-    longest: Mapping[str, int] = field(default_factory=dict)
+    max_side: int | None = None
+    max_steps: Mapping[str, int] = field(default_factory=dict)
     approximations: Mapping[str, object] = field(default_factory=dict)
-    wishes: Wishes = field(default_factory=Wishes)
+    requested: RequestedParameters = field(default_factory=RequestedParameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class Engine(Protocol):
         """Seconds spent so far, by stage."""
         ...
 
-    def inspect(self) -> ModelCard:
+    def inspect(self) -> ModelInfo:
         """Find the model and check all that can be known without its weights' values.
 
         Raises ModelFailed for a model that is missing, incomplete, mismatched or of a kind that cannot
@@ -121,7 +121,7 @@ class Engine(Protocol):
         """
         ...
 
-    def warm(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], left: int) -> None:
         """Do what makes batches like this one faster (compile), once and only where it pays.
 
         ``left``: pictures the run still has to make, this batch's counted in. Called before each ``generate``

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from text2img.engine.devices import Trouble, free_caches, one_line, trouble
+from text2img.engine.devices import FailureKind, classify_error, free_caches, one_line
 from text2img.errors import DeviceFailed, Text2ImgError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from text2img.engine import Compile
     from text2img.engine.compiler import CompileCache, Compiler
-    from text2img.engine.lora_adapters import Room
+    from text2img.engine.lora_adapters import LoraCapacity
     from text2img.prompts import Request
 
 
@@ -97,18 +97,18 @@ class Pace:
         return self._seconds / self._steps if self._steps else None
 
 
-class Ledger:
+class BatchTimings:
     """What came in each shape, and what its batches took with and without compiling."""
 
     def __init__(self) -> None:
         self._seen: Counter[Hashable] = Counter()
         self._paces: defaultdict[tuple[Hashable, int, bool], Pace] = defaultdict(Pace)
 
-    def came(self, shape: Hashable, prompts: int) -> None:
+    def add_seen(self, shape: Hashable, prompts: int) -> None:
         """So many prompts of the shape came: of those that are left, the same share will be of it."""
         self._seen[shape] += prompts
 
-    def ahead(self, shape: Hashable, size: int, left: int, steps: int) -> tuple[float, float] | None:
+    def remaining(self, shape: Hashable, size: int, left: int, steps: int) -> tuple[float, float] | None:
         """How many prompts of the shape are still to be made, and the seconds each takes uncompiled.
 
         In batches of ``size``, with ``steps`` steps each; ``left`` counts the prompts of all shapes. None
@@ -119,7 +119,9 @@ class Ledger:
             return None
         return left * self._seen[shape] / max(1, self._seen.total()), step * steps
 
-    def took(self, shape: Hashable, size: int, steps: int, seconds: float, *, compiled: bool) -> float | None:
+    def add_timing(
+        self, shape: Hashable, size: int, steps: int, seconds: float, *, compiled: bool
+    ) -> float | None:
         """A batch took so long; its gain over not compiling when this is the first batch to tell it.
 
         ``steps``: those of one prompt.
@@ -147,10 +149,10 @@ class Shape(NamedTuple):
     chunks: int
     guided: bool
     scheduler: str | None
-    room: Room | None
+    room: LoraCapacity | None
 
     @classmethod
-    def of(cls, request: Request, room: Room | None) -> Shape:
+    def of(cls, request: Request, room: LoraCapacity | None) -> Shape:
         """The shape that a request is drawn in."""
         wanted = request.parameters
         guided = wanted.guidance_scale > 1
@@ -166,7 +168,7 @@ class Shape(NamedTuple):
         return self.room is None or self.room.rank > 0
 
 
-class Compiling:
+class CompilePolicy:
     """Compiles one denoiser, shape by shape; used from the thread that owns the device.
 
     Without a denoiser nothing is. With ``auto`` nothing is compiled on a device other than
@@ -191,7 +193,7 @@ class Compiling:
         self._mode: Compile = mode if runs else "never"
         self._compiler, self._cache, self._about = compiler, cache, about
         self._clock = clock
-        self._ledger = Ledger()
+        self._ledger = BatchTimings()
         self._costs: dict[tuple[Shape, int], float] = {}
         self._refused: set[tuple[Shape, int]] = set()
         self._told: set[tuple[Shape, int]] = set()
@@ -203,14 +205,14 @@ class Compiling:
         """Whether anything may be compiled."""
         return self._mode != "never"
 
-    def warm(self, part: Sequence[Request], left: int, most: int | None, rehearse: Rehearse) -> None:
+    def warm_up(self, part: Sequence[Request], left: int, most: int | None, rehearse: Rehearse) -> None:
         """Compile for parts like this one where that pays, by letting ``rehearse`` draw it.
 
         ``most``: how many rows fit into memory, where that is known. Raises DeviceFailed when the device has
         failed; any other failure is a line in the log, and the denoiser runs uncompiled.
         """
         shape, size = self._shape(part), len(part)
-        self._ledger.came(shape, size)
+        self._ledger.add_seen(shape, size)
         if not self.runs or self._hopeless(shape, size) or self._sizes(shape, size, most):
             return
         if self._mode == "always" or self._pays(part, left):
@@ -230,7 +232,7 @@ class Compiling:
             with self._compiler.stance(compiled=compiled is not None):
                 yield compiled or len(part)
         except Exception as exc:
-            if compiled is not None and trouble(exc) is Trouble.MEMORY:
+            if compiled is not None and classify_error(exc) is FailureKind.MEMORY:
                 del self._costs[shape, compiled]
             raise
         self._count(self._compiler.graphs - graphs)
@@ -259,7 +261,7 @@ class Compiling:
 
     def _pays(self, part: Sequence[Request], left: int) -> bool:
         shape, size = key = self._shape(part), len(part)
-        ahead = self._ledger.ahead(shape, size, left, part[0].parameters.num_inference_steps)
+        ahead = self._ledger.remaining(shape, size, left, part[0].parameters.num_inference_steps)
         if ahead is None:
             return False
         estimate = self._cache.recall(self._key(shape, size))
@@ -281,10 +283,10 @@ class Compiling:
             cost = self._costs[shape, size] = self._clock() - begun
             logger.info("compiled for %d pictures of %s in %.0f s", size, shape, cost)
             return
-        kind, sentence = failure
-        if kind is Trouble.DEVICE:
-            raise DeviceFailed(f"the device has failed: {sentence}")
-        if kind is Trouble.MEMORY:
+        kind, message = failure
+        if kind is FailureKind.DEVICE:
+            raise DeviceFailed(f"the device has failed: {message}")
+        if kind is FailureKind.MEMORY:
             free_caches()
             self._refused.add((shape, size))
             logger.info("compiling for %d pictures needs more memory than there is; they run as before", size)
@@ -292,14 +294,14 @@ class Compiling:
         if shape.adapted:
             self._without_loras = True
             logger.warning(
-                "the model cannot be compiled with LoRAs here; with them it runs as it is: %s", sentence
+                "the model cannot be compiled with LoRAs here; with them it runs as it is: %s", message
             )
             return
         self._mode = "never"
         self._costs.clear()
-        logger.warning("the model cannot be compiled here and runs uncompiled: %s", sentence)
+        logger.warning("the model cannot be compiled here and runs uncompiled: %s", message)
 
-    def _attempt(self, part: Sequence[Request], rehearse: Rehearse) -> tuple[Trouble, str] | None:
+    def _attempt(self, part: Sequence[Request], rehearse: Rehearse) -> tuple[FailureKind, str] | None:
         """What went wrong; no more of it is kept, as a traceback holds the tensors of all its frames."""
         try:
             self._compiler.install(self._cache)
@@ -309,7 +311,7 @@ class Compiling:
             raise
         except Exception as exc:
             logger.debug("compiling failed", exc_info=True)
-            return trouble(exc), one_line(exc)
+            return classify_error(exc), one_line(exc)
         return None
 
     def _count(self, graphs: int) -> None:
@@ -320,7 +322,7 @@ class Compiling:
     def _took(self, part: Sequence[Request], seconds: float, *, compiled: bool) -> None:
         """Remember how long a part took; the first one counted on compiled code tells what that brought."""
         shape, size, steps = self._shape(part), len(part), part[0].parameters.num_inference_steps
-        gain = self._ledger.took(shape, size, steps, seconds, compiled=compiled)
+        gain = self._ledger.add_timing(shape, size, steps, seconds, compiled=compiled)
         if gain is not None:
             self._measured(shape, size, gain)
 

@@ -20,7 +20,7 @@ from text2img.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from text2img.engine.lora_adapters import Adapters, Room
+    from text2img.engine.lora_adapters import Adapters, LoraCapacity
 
 
 _MOST: Final = 64
@@ -66,11 +66,11 @@ class Compiler:
             return
         import torch
 
-        standing = self._adapters.in_slots() if compiled else contextlib.nullcontext()
+        standing = self._adapters.use_buffers() if compiled else contextlib.nullcontext()
         with standing, torch.compiler.set_stance("default" if compiled else "force_eager"):
             yield
 
-    def room(self) -> Room | None:
+    def room(self) -> LoraCapacity | None:
         """What the active LoRAs need, which decides what code they run on; None where none can be made."""
         return self._adapters.room()
 

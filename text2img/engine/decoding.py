@@ -52,7 +52,7 @@ class Decoder:
 
         with torch.no_grad():
             if self.wants == "pt":
-                drawn = [_finished(picture * 2 - 1) for picture in output]
+                drawn = [_finished(image * 2 - 1) for image in output]
                 return self._fetched(drawn, torch.ones(len(output), dtype=torch.bool, device=output.device))
             latents = self._unpacked(output, size)
             sound = torch.isfinite(latents).flatten(1).all(dim=1)
@@ -84,10 +84,10 @@ class Decoder:
         if again is not None and overflowed and self._pipe.vae.dtype != torch.float32:
             with self._upcast(wanted=True):
                 mended = self._drawn(again[overflowed])
-            for index, picture in zip(overflowed, mended, strict=True):
-                drawn[index] = picture
-                flags[1, index] = picture[1].cpu()
-        pixels = torch.stack([picture for picture, _ in drawn]).cpu().numpy()
+            for index, image in zip(overflowed, mended, strict=True):
+                drawn[index] = image
+                flags[1, index] = image[1].cpu()
+        pixels = torch.stack([image for image, _ in drawn]).cpu().numpy()
         return [
             self._result(one, sound=sound, whole=whole)
             for one, sound, whole in zip(pixels, *flags.tolist(), strict=True)

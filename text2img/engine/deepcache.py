@@ -49,7 +49,7 @@ def check_unet(model: ModelFolder) -> None:
         )
 
 
-class FeatureCache:
+class DeepCache:
     """Takes the place of a UNet's ``forward``: every ``every``-th call is whole, the others outer only.
 
     It counts calls, not steps: a scheduler that asks twice a step (Heun's) gets a whole call at every n-th
@@ -105,9 +105,9 @@ def _heeded(more: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in more.items() if name in _TOLD}
 
 
-def install(unet: Any, every: int) -> FeatureCache:
+def install(unet: Any, every: int) -> DeepCache:
     """Put a feature cache into ``unet`` (a UNet2DConditionModel), whoever calls or compiles it."""
-    cache = FeatureCache(unet, every)
+    cache = DeepCache(unet, every)
     unet.forward, unet.compile = cache, cache.compile
     return cache
 

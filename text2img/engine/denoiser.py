@@ -9,7 +9,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import Trouble, one_line, trouble
+from text2img.engine.devices import FailureKind, classify_error, one_line
 from text2img.engine.text_encoding import ChunkedText, PipelineText, WholeText
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed, Text2ImgError
 
@@ -32,14 +32,14 @@ _SCHNELL: Final = 256
 """Tokens that FLUX.1-schnell was trained to read; diffusers' default, 512, is FLUX.1-dev's."""
 
 
-class Draughtsman:
+class Denoiser:
     """Calls one pipeline. ``output`` is the output type asked of it; each call stands within a ``run``.
 
     ``voice`` says what decides, beside a text, how it is read at the moment (LoRAs of the text encoders).
     """
 
     def __init__(
-        self, pipe: Any, family: Family, output: str, run: Run, voice: Callable[[], Hashable] = tuple
+        self, pipe: Any, family: Family, output: str, run: Run, text_lora_key: Callable[[], Hashable] = tuple
     ) -> None:
         self._pipe = pipe
         self._family = family
@@ -47,9 +47,9 @@ class Draughtsman:
         self._run = run
         self._takes = inspect.signature(pipe.__call__).parameters
         self._longest = self._reads()
-        self._chunked = ChunkedText(pipe, voice) if family.name in _CHUNKED else None
+        self._chunked = ChunkedText(pipe, text_lora_key) if family.name in _CHUNKED else None
         self._whole = WholeText(pipe, self._longest or 512)
-        self._reader = self._chunked or self._pipelines(voice)
+        self._reader = self._chunked or self._pipelines(text_lora_key)
         self._negatives = "negative_prompt" in self._takes and "true_cfg_scale" not in self._takes
         self._told = False
 
@@ -63,7 +63,7 @@ class Draughtsman:
         """Whether the model reads only the beginning of the text."""
         return self._chunked is None and self._whole.truncated(request.text)
 
-    def draw(self, part: Sequence[Request], scheduler: Any, steps: Steps, rows: int) -> Any:
+    def draw(self, part: Sequence[Request], scheduler: Any, steps: StepCounter, rows: int) -> Any:
         """The pipeline's output for the part. Every request has its own noise, made on the CPU from its
         seed, so that it is the same beside other neighbours, in another try, and on another device.
 
@@ -108,18 +108,18 @@ class Draughtsman:
             self._told = True
             logger.warning("%s reads no negative prompts; they are left out", type(self._pipe).__name__)
 
-    def _callback(self, part: int, steps: Steps) -> Any:
+    def _callback(self, part: int, steps: StepCounter) -> Any:
         def step_ended(pipe: Any, index: int, _: Any, __: dict[str, Any]) -> dict[str, Any]:
             steps.step(index + 1, int(getattr(pipe, "num_timesteps", None) or index + 1), part)
             return {}
 
         return step_ended
 
-    def _pipelines(self, voice: Callable[[], Hashable]) -> PipelineText | None:
+    def _pipelines(self, text_lora_key: Callable[[], Hashable]) -> PipelineText | None:
         """What reads prompts by the pipeline's own encoders, where it is known what they return."""
         if self._family.name not in PipelineText.FAMILIES or self._longest is None:
             return None
-        return PipelineText(self._pipe, self._family, self._longest, voice)
+        return PipelineText(self._pipe, self._family, self._longest, text_lora_key)
 
     def _reads(self) -> int | None:
         """Tokens that the pipeline reads of a prompt, where it is told how many."""
@@ -133,10 +133,10 @@ class Draughtsman:
 
 if TYPE_CHECKING:
     Results = list[Picture | PromptFailed]
-    Draw = Callable[[Sequence[Request], "Steps"], Results]
+    Draw = Callable[[Sequence[Request], "StepCounter"], Results]
 
 
-class Steps:
+class StepCounter:
     """Tells how far a whole batch is while its parts are drawn: never backwards, never beyond the end.
 
     Some schedulers call back once too often or twice a step; a part that is drawn again starts again.
@@ -162,7 +162,7 @@ class Steps:
             raise
 
 
-class Parts:
+class BatchSplitter:
     """Draws batches part by part and remembers what fits. ``free`` gives memory back before another try."""
 
     def __init__(self, draw: Draw, free: Callable[[], None]) -> None:
@@ -170,7 +170,7 @@ class Parts:
         self._free = free
         self._fits: dict[Hashable, int] = {}
 
-    def draw(self, batch: Sequence[Request], steps: Steps) -> Results:
+    def draw(self, batch: Sequence[Request], steps: StepCounter) -> Results:
         """A result for each request, in order. Raises what the listener raised, and DeviceFailed."""
         results: Results = []
         suspects = 0  # so many results from the start on are drawn one by one
@@ -182,7 +182,7 @@ class Parts:
                 results += outcome
             elif len(part) == 1:
                 results.append(_failed(outcome, part[0]))
-            elif outcome[0] is Trouble.MEMORY:
+            elif outcome[0] is FailureKind.MEMORY:
                 half = len(part) // 2
                 self._fits[_room(part[0])] = half
                 logger.info("a batch of %d does not fit in memory; going on with %d", len(part), half)
@@ -199,7 +199,7 @@ class Parts:
         """How many of the batch are drawn at once."""
         return min(self.most(batch[0]) or len(batch), len(batch))
 
-    def _attempt(self, part: Sequence[Request], steps: Steps) -> Results | tuple[Trouble, str]:
+    def _attempt(self, part: Sequence[Request], steps: StepCounter) -> Results | tuple[FailureKind, str]:
         """The part's results, or what went wrong. Nothing of the failed try is kept: a traceback holds the
         tensors of all its frames, and they must be gone before the next try.
         """
@@ -210,12 +210,12 @@ class Parts:
         except Exception as exc:
             if exc is steps.raised:
                 raise
-            kind, sentence = trouble(exc), one_line(exc)
-            logger.debug("a part of %d requests failed: %s", len(part), sentence, exc_info=True)
-        if kind is Trouble.DEVICE:
-            raise DeviceFailed(f"the device has failed: {sentence}")
+            kind, message = classify_error(exc), one_line(exc)
+            logger.debug("a part of %d requests failed: %s", len(part), message, exc_info=True)
+        if kind is FailureKind.DEVICE:
+            raise DeviceFailed(f"the device has failed: {message}")
         self._free()
-        return kind, sentence
+        return kind, message
 
 
 def _room(request: Request) -> Hashable:
@@ -224,12 +224,12 @@ def _room(request: Request) -> Hashable:
     return wanted.width, wanted.height, request.chunks, wanted.guidance_scale > 1
 
 
-def _failed(outcome: tuple[Trouble, str], request: Request) -> PromptFailed:
-    kind, sentence = outcome
+def _failed(outcome: tuple[FailureKind, str], request: Request) -> PromptFailed:
+    kind, message = outcome
     wanted = request.parameters
-    if kind is Trouble.MEMORY:
+    if kind is FailureKind.MEMORY:
         return PromptFailed(
             ErrorCode.OUT_OF_MEMORY,
             f"a picture of {wanted.width}×{wanted.height} does not fit into the device's memory, even alone",
         )
-    return PromptFailed(ErrorCode.GENERATION_FAILED, f"the model failed on this prompt: {sentence}")
+    return PromptFailed(ErrorCode.GENERATION_FAILED, f"the model failed on this prompt: {message}")

@@ -34,7 +34,7 @@ _MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot alloca
 _DEVICE_SIGNS: Final = ("CUDA error", "device-side assert", "HIP error", "CUDA driver error")
 
 
-class Trouble(Enum):
+class FailureKind(Enum):
     """What an exception from the libraries is about."""
 
     MEMORY = auto()  # too much at once; less may fit
@@ -79,21 +79,21 @@ def choose_dtype(options: EngineOptions, device: str) -> Any:
     return dtypes[options.dtype]
 
 
-def trouble(exc: BaseException) -> Trouble:
+def classify_error(exc: BaseException) -> FailureKind:
     """What the exception is about. Not every allocator raises torch.OutOfMemoryError: messages count too."""
     import torch
 
     message = str(exc)
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
-        return Trouble.MEMORY
+        return FailureKind.MEMORY
     if not isinstance(exc, RuntimeError):
-        return Trouble.OTHER
+        return FailureKind.OTHER
     if any(sign in message for sign in _MEMORY_SIGNS):
-        return Trouble.MEMORY
+        return FailureKind.MEMORY
     accelerator = isinstance(exc, getattr(torch, "AcceleratorError", ()))
     if accelerator or any(sign in message for sign in _DEVICE_SIGNS):
-        return Trouble.DEVICE
-    return Trouble.OTHER
+        return FailureKind.DEVICE
+    return FailureKind.OTHER
 
 
 def one_line(exc: BaseException) -> str:
@@ -146,7 +146,7 @@ def _gpu_is_there() -> bool:
     return False
 
 
-def hush() -> None:
+def silence_libraries() -> None:
     """Import the libraries in the order that lets them be silenced before they speak.
 
     diffusers makes transformers warn while it is imported, so transformers is silenced first.
@@ -160,20 +160,20 @@ def hush() -> None:
 
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
-    hush_hub()
+    silence_hub()
 
 
-def hush_hub() -> None:
+def silence_hub() -> None:
     """Silence the hub's client alone, which needs no torch."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    with quiet():  # it warns when an environment variable wants the bars
+    with suppress_warnings():  # it warns when an environment variable wants the bars
         disable_progress_bars()
     for name in ("huggingface_hub", "httpx", "httpx2"):  # the HTTP client logs every request
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-class _Silence:
+class _WarningFilter:
     """Python's warnings ignored while anybody is within; the filters are the process's, not a thread's.
 
     Each thread saving and restoring them for itself could leave those of another one behind.
@@ -199,11 +199,11 @@ class _Silence:
                 self._saved.__exit__(None, None, None)
 
 
-_silence = _Silence()
+_silence = _WarningFilter()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def suppress_warnings() -> Iterator[None]:
     """Ignore Python warnings while the libraries work; from any thread, and within itself."""
     _silence.enter()
     try:

@@ -12,24 +12,24 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from text2img.engine import ModelCard, Picture
+from text2img.engine import ModelInfo, Picture
 from text2img.engine.compiler import CompileCache
 from text2img.engine.decoding import replace_autoencoder
 from text2img.engine.deepcache import check_unet, install
-from text2img.engine.denoiser import Parts, Steps
+from text2img.engine.denoiser import BatchSplitter, StepCounter
 from text2img.engine.devices import (
     check_device,
     choose_device,
     choose_dtype,
     free_caches,
-    hush,
     peak_memory,
-    quiet,
+    silence_libraries,
+    suppress_warnings,
     wait_for,
 )
 from text2img.engine.hub import find
-from text2img.engine.inspection import card, check_fits, check_model
-from text2img.engine.loading import at_hand, check_offload, choose_offload, offload
+from text2img.engine.inspection import check_fits, check_model, model_info
+from text2img.engine.loading import check_offload, choose_offload, offload, weights_on_host
 from text2img.engine.model_folder import ModelFolder, read_folder
 from text2img.errors import PromptFailed
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from text2img.engine import EngineOptions
-    from text2img.engine.compile_policy import Compiling
+    from text2img.engine.compile_policy import CompilePolicy
     from text2img.engine.decoding import Decoder
-    from text2img.engine.denoiser import Draughtsman
+    from text2img.engine.denoiser import Denoiser
     from text2img.engine.lora_adapters import Adapters
     from text2img.engine.model_folder import Schedulers
     from text2img.prompts import Request
@@ -56,7 +56,7 @@ class _Found:
 
     folder: ModelFolder
     variants: Mapping[str, str | None]
-    card: ModelCard
+    model_info: ModelInfo
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class _Loaded:
     """What draws, once the weights are on the device."""
 
     adapters: Adapters
-    draughtsman: Draughtsman
+    draughtsman: Denoiser
     decoder: Decoder
     schedulers: Schedulers
-    parts: Parts
-    compiling: Compiling
+    parts: BatchSplitter
+    compiling: CompilePolicy
     pipe: Any
     offload: Callable[[], None] | None
     """Lets the weights wait in the host's memory; None where they are on the device."""
@@ -90,32 +90,32 @@ class DiffusersEngine:
         """Seconds spent so far, by stage; ``denoise`` counts reading the prompts in."""
         return dict(self._seconds)
 
-    def inspect(self) -> ModelCard:
+    def inspect(self) -> ModelInfo:
         """Find the model, fetching it from the hub where it is there, and check it; see Engine."""
-        return self._inspected().card
+        return self._inspected().model_info
 
     def load(self) -> None:
         """Put the weights on the device; see Engine. A second call does nothing."""
         if self._loaded is None:
             found = self._inspected()
-            with self._timed("load"), quiet():
-                hush()
+            with self._timed("load"), suppress_warnings():
+                silence_libraries()
                 self._loaded = self._load(found)
 
     def prepare(self, request: Request) -> Request:
         """The request with its chunks counted, or PromptFailed; see Engine."""
         found, loaded = self._inspected(), self._running()
-        check_fits(found.card, request.parameters)
+        check_fits(found.model_info, request.parameters)
         return dataclasses.replace(request, chunks=loaded.draughtsman.chunks(request))
 
-    def warm(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], left: int) -> None:
         """Compile for batches like this one where that pays; see Engine."""
         if batch:
             loaded = self._running()
             part, most = batch[: loaded.parts.size(batch)], loaded.parts.most(batch[0])
-            with quiet():
-                if loaded.compiling.runs and self._styled(loaded, part[0]):
-                    loaded.compiling.warm(part, left, most, self._rehearse)
+            with suppress_warnings():
+                if loaded.compiling.runs and self._activate_loras(loaded, part[0]):
+                    loaded.compiling.warm_up(part, left, most, self._warmup_run)
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
@@ -123,8 +123,8 @@ class DiffusersEngine:
         """A picture or the reason for none, for each request; see Engine."""
         if not batch:
             return []
-        steps = Steps(on_step, len(batch), batch[0].parameters.num_inference_steps)
-        with quiet():
+        steps = StepCounter(on_step, len(batch), batch[0].parameters.num_inference_steps)
+        with suppress_warnings():
             return self._running().parts.draw(batch, steps)
 
     @property
@@ -152,7 +152,9 @@ class DiffusersEngine:
             folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
             folder, approximations = self._approximated(folder)
             variants = check_model(folder, self._options.variant)
-            known = dataclasses.replace(card(folder, self._options.model), approximations=approximations)
+            known = dataclasses.replace(
+                model_info(folder, self._options.model), approximations=approximations
+            )
             self._found = _Found(folder, variants, known)
         return self._found
 
@@ -172,10 +174,10 @@ class DiffusersEngine:
         return self._loaded
 
     def _load(self, found: _Found) -> _Loaded:
-        from text2img.engine.compile_policy import Compiling
+        from text2img.engine.compile_policy import CompilePolicy
         from text2img.engine.compiler import Compiler
         from text2img.engine.decoding import Decoder
-        from text2img.engine.denoiser import Draughtsman
+        from text2img.engine.denoiser import Denoiser
         from text2img.engine.loading import load_pipeline
         from text2img.engine.lora_adapters import Adapters
         from text2img.engine.model_folder import Schedulers
@@ -184,7 +186,7 @@ class DiffusersEngine:
         dtype = choose_dtype(self._options, device)
         how = choose_offload(self._options, device)
         pipe = load_pipeline(found.folder, found.variants, device, dtype, stay=how != "none")
-        logger.info("%s is on %s in %s", found.card.name, device, str(dtype).removeprefix("torch."))
+        logger.info("%s is on %s in %s", found.model_info.name, device, str(dtype).removeprefix("torch."))
         family = found.folder.family
         decoder = Decoder(pipe, family)
         every = self._options.feature_cache
@@ -195,11 +197,11 @@ class DiffusersEngine:
         adapters = Adapters(pipe)
         return _Loaded(
             adapters=adapters,
-            draughtsman=Draughtsman(pipe, family, decoder.wants, run, lambda: adapters.voice),
+            draughtsman=Denoiser(pipe, family, decoder.wants, run, lambda: adapters.text_lora_key),
             decoder=decoder,
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
-            parts=Parts(self._draw, free_caches),
-            compiling=Compiling(
+            parts=BatchSplitter(self._draw, free_caches),
+            compiling=CompilePolicy(
                 Compiler(getattr(pipe, family.denoiser, None), device, adapters),
                 self._options.compile if how == "none" else "never",
                 self._cache,
@@ -209,7 +211,7 @@ class DiffusersEngine:
             offload=again,
         )
 
-    def _styled(self, loaded: _Loaded, request: Request) -> bool:
+    def _activate_loras(self, loaded: _Loaded, request: Request) -> bool:
         """Whether the request's LoRAs are active; why not, drawing it will meet again, and tell."""
         try:
             with self._timed("load"):
@@ -219,7 +221,7 @@ class DiffusersEngine:
             return False
         return True
 
-    def _rehearse(self, part: Sequence[Request]) -> None:
+    def _warmup_run(self, part: Sequence[Request]) -> None:
         """Draw two steps of the part, of which nothing is kept."""
         loaded, wanted = self._running(), part[0].parameters
         few = min(2, wanted.num_inference_steps)
@@ -229,14 +231,16 @@ class DiffusersEngine:
         ]
         with self._timed("compile"):
             scheduler = loaded.schedulers.get(wanted.scheduler)
-            output = loaded.draughtsman.draw(short, scheduler, Steps(_unheard, len(part), few), len(part))
+            output = loaded.draughtsman.draw(
+                short, scheduler, StepCounter(_ignore_step, len(part), few), len(part)
+            )
             wait_for(output)
 
-    def _draw(self, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
+    def _draw(self, part: Sequence[Request], steps: StepCounter) -> list[Picture | PromptFailed]:
         """One call of the pipeline, and its pictures."""
         loaded = self._running()
         try:
-            with self._timed("load"), at_hand(loaded.pipe, loaded.offload):
+            with self._timed("load"), weights_on_host(loaded.pipe, loaded.offload):
                 loaded.adapters.use(part[0])
             return self._drawn(loaded, part, steps)
         except PromptFailed as exc:  # of its LoRAs
@@ -244,7 +248,9 @@ class DiffusersEngine:
         finally:  # the VAE, and after a failure whatever ran, would else stay on the device
             loaded.pipe.maybe_free_model_hooks()
 
-    def _drawn(self, loaded: _Loaded, part: Sequence[Request], steps: Steps) -> list[Picture | PromptFailed]:
+    def _drawn(
+        self, loaded: _Loaded, part: Sequence[Request], steps: StepCounter
+    ) -> list[Picture | PromptFailed]:
         wanted = part[0].parameters
         scheduler = loaded.schedulers.get(wanted.scheduler)
         with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
@@ -252,7 +258,7 @@ class DiffusersEngine:
             wait_for(output)
         with self._timed("decode"):
             drawn = loaded.decoder.pictures(output, (wanted.width, wanted.height))
-        used = wanted.scheduler or self._inspected().card.scheduler
+        used = wanted.scheduler or self._inspected().model_info.scheduler
         return [
             result
             if isinstance(result, PromptFailed)
@@ -269,5 +275,5 @@ class DiffusersEngine:
             self._seconds[stage] += time.perf_counter() - begun
 
 
-def _unheard(_done: int, _of: int) -> None:
+def _ignore_step(_done: int, _of: int) -> None:
     """Told of the steps that are drawn for nobody."""

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine.devices import hush_hub
+from text2img.engine.devices import silence_hub
 from text2img.engine.model_folder import (
     CHECKER,
     Kind,
@@ -42,17 +42,21 @@ def find(options: EngineOptions, patience: float = PATIENCE) -> tuple[Path, str 
     Raises ConfigurationError for a name that can never be read, ModelFailed for a model that is not there.
     """
     files = partial(wanted_files, options=options)
-    return _find(_Sought(options.model, options.revision, "model", "model_index.json", files, patience))
+    return _find(
+        _FileSelection(options.model, options.revision, "model", "model_index.json", files, patience)
+    )
 
 
 def find_autoencoder(name: str) -> tuple[Path, str | None]:
     """The same for an autoencoder's folder or hub id, the latter with a revision behind an @ if need be."""
     hub_id, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
-    return _find(_Sought(hub_id, revision or None, "autoencoder", "config.json", _single_files, PATIENCE))
+    return _find(
+        _FileSelection(hub_id, revision or None, "autoencoder", "config.json", _single_files, PATIENCE)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Sought:
+class _FileSelection:
     """What is looked for. ``kind``: a word for it; ``index``: the file that each of its kind has; ``files``:
     which of a repository's files a load will read, given their names and what the index holds; ``patience``:
     seconds for the hub to answer one request.
@@ -66,7 +70,7 @@ class _Sought:
     patience: float
 
 
-def _find(sought: _Sought) -> tuple[Path, str | None]:
+def _find(sought: _FileSelection) -> tuple[Path, str | None]:
     name, kind = sought.name, sought.kind
     if "://" in name:
         raise ConfigurationError(
@@ -111,12 +115,12 @@ def _single_files(files: Sequence[str], _: Mapping[str, object]) -> list[str]:
     return ["config.json", *(file for file in inside if _is_of(file, stem, variant))]
 
 
-def _from_hub(sought: _Sought) -> tuple[Path, str | None]:
+def _from_hub(sought: _FileSelection) -> tuple[Path, str | None]:
     """A snapshot with what is needed; the copy from an earlier run where the hub cannot be reached."""
     # The hub's client reads these when it is imported; what the user has set stands.
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(PATIENCE)))
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(PATIENCE)))
-    hush_hub()
+    silence_hub()
     from huggingface_hub import errors, is_offline_mode
 
     if is_offline_mode():
@@ -131,7 +135,7 @@ def _from_hub(sought: _Sought) -> tuple[Path, str | None]:
         return _cached(sought, f"the hub cannot be reached ({type(exc).__name__})")
 
 
-def _snapshot(sought: _Sought) -> tuple[Path, str]:
+def _snapshot(sought: _FileSelection) -> tuple[Path, str]:
     """Fetch one commit's files; what the cache has already is not fetched again."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
@@ -149,7 +153,7 @@ def _snapshot(sought: _Sought) -> tuple[Path, str]:
     return Path(path), commit
 
 
-def _cached(sought: _Sought, why: str) -> tuple[Path, str | None]:
+def _cached(sought: _FileSelection, why: str) -> tuple[Path, str | None]:
     """The copy that an earlier run fetched; whether it is whole is found out when it is inspected."""
     from huggingface_hub import hf_hub_download
 
@@ -164,7 +168,7 @@ def _cached(sought: _Sought, why: str) -> tuple[Path, str | None]:
     return path, path.name
 
 
-def _refused(sought: _Sought, exc: Exception) -> str:
+def _refused(sought: _FileSelection, exc: Exception) -> str:
     from huggingface_hub import errors
 
     if isinstance(exc, errors.GatedRepoError):

@@ -9,7 +9,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from text2img.engine import ModelCard
+from text2img.engine import ModelInfo
 from text2img.engine.model_folder import (
     SHORT_NAMES,
     Component,
@@ -52,13 +52,13 @@ def check_model(model: ModelFolder, variant: str | None) -> dict[str, str | None
     return variants
 
 
-def card(model: ModelFolder, name: str) -> ModelCard:
+def model_info(model: ModelFolder, name: str) -> ModelInfo:
     """The model's card, from its configurations alone."""
     scheduler = model.components.get("scheduler")
     class_name = scheduler.class_name if scheduler else "none"
     own = SHORT_NAMES.get(class_name, class_name)
     width, height = _own_size(model)
-    return ModelCard(
+    return ModelInfo(
         name=name,
         revision=model.revision,
         family=model.family.name,
@@ -67,12 +67,12 @@ def card(model: ModelFolder, name: str) -> ModelCard:
         multiple=_multiple(model),
         scheduler=own,
         schedulers=model.family.names,
-        largest=_largest(model),
-        longest=_longest(model, own),
+        max_side=_max_side(model),
+        max_steps=_max_steps(model, own),
     )
 
 
-def _longest(model: ModelFolder, own: str) -> dict[str, int]:
+def _max_steps(model: ModelFolder, own: str) -> dict[str, int]:
     """The most steps by scheduler: as many as it was trained with, LCM's as it was distilled from."""
     config = _config(model, "scheduler")
     ends = dict.fromkeys((own, *model.family.names), config.get("num_train_timesteps"))
@@ -81,7 +81,7 @@ def _longest(model: ModelFolder, own: str) -> dict[str, int]:
     return {name: steps for name, steps in ends.items() if isinstance(steps, int)}
 
 
-def _largest(model: ModelFolder) -> int | None:
+def _max_side(model: ModelFolder) -> int | None:
     """The most pixels a side can have, where the denoiser's positions end somewhere."""
     size = _config(model, model.family.denoiser).get("pos_embed_max_size")
     return size * model.family.patch * _vae_factor(model) if isinstance(size, int) else None
@@ -91,10 +91,10 @@ def _check_pipeline(model: ModelFolder) -> None:
     """The class must be one that draws from text alone, by the table or by diffusers' own list."""
     if model.family.names:
         return
-    from text2img.engine.devices import hush, quiet
+    from text2img.engine.devices import silence_libraries, suppress_warnings
 
-    with quiet():
-        hush()
+    with suppress_warnings():
+        silence_libraries()
         from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
     known = {pipeline.__name__ for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
@@ -327,22 +327,22 @@ def _extra_ids(folder: Path) -> int:
     return int(extra)
 
 
-def check_fits(model: ModelCard, wanted: Parameters) -> None:
+def check_fits(model: ModelInfo, wanted: Parameters) -> None:
     """Raise PromptFailed (``invalid_parameters``) for a size, scheduler or number of steps it cannot do."""
     for name, pixels in (("width", wanted.width), ("height", wanted.height)):
         _check_side(name, pixels, model)
     if wanted.scheduler is not None and wanted.scheduler not in model.schedulers:
         known = f"it takes {', '.join(model.schedulers)}" if model.schedulers else "it takes only its own"
         raise _refused(f"scheduler {wanted.scheduler} does not fit this model; {known}")
-    longest = model.longest.get(wanted.scheduler or model.scheduler, 1000)
-    if wanted.num_inference_steps > longest:
+    max_steps = model.max_steps.get(wanted.scheduler or model.scheduler, 1000)
+    if wanted.num_inference_steps > max_steps:
         raise _refused(
-            f"num_inference_steps must be at most {longest} with this scheduler; it is"
+            f"num_inference_steps must be at most {max_steps} with this scheduler; it is"
             f" {wanted.num_inference_steps}"
         )
 
 
-def _check_side(name: str, pixels: int, model: ModelCard) -> None:
+def _check_side(name: str, pixels: int, model: ModelInfo) -> None:
     multiple = model.multiple
     if pixels % multiple:
         near = pixels // multiple * multiple
@@ -350,9 +350,9 @@ def _check_side(name: str, pixels: int, model: ModelCard) -> None:
             f"{name} must be a multiple of {multiple} with this model; it is {pixels}, and {near} or"
             f" {near + multiple} would do"
         )
-    if model.largest is not None and pixels > model.largest:
-        raise _refused(f"{name} must be at most {model.largest} with this model; it is {pixels}")
+    if model.max_side is not None and pixels > model.max_side:
+        raise _refused(f"{name} must be at most {model.max_side} with this model; it is {pixels}")
 
 
-def _refused(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
+def _refused(message: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, message)

@@ -12,7 +12,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import Trouble, one_line, trouble
+from text2img.engine.devices import FailureKind, classify_error, one_line
 from text2img.engine.inspection import check_size
 from text2img.engine.model_folder import CHECKER, Component, Kind, ModelFolder
 from text2img.errors import ConfigurationError, DeviceFailed, ModelFailed, Text2ImgError
@@ -202,10 +202,10 @@ def _keeps_fp32(module: Any, key: str) -> bool:
 
 
 def _failed(model: ModelFolder, device: str, exc: Exception) -> Text2ImgError:
-    kind = trouble(exc)
-    if kind is Trouble.MEMORY:
+    kind = classify_error(exc)
+    if kind is FailureKind.MEMORY:
         return ModelFailed(f"{model.path} does not fit into {device}'s memory; use a smaller model or fp16")
-    if kind is Trouble.DEVICE:
+    if kind is FailureKind.DEVICE:
         return DeviceFailed(f"{device} failed while the model was loaded: {one_line(exc)}")
     return ModelFailed(f"{model.path} cannot be loaded: {one_line(exc)}")
 
@@ -251,7 +251,7 @@ def offload(pipe: Any, how: Offload, device: str) -> None:
 
 
 @contextlib.contextmanager
-def at_hand(pipe: Any, again: Callable[[], None] | None) -> Iterator[None]:
+def weights_on_host(pipe: Any, again: Callable[[], None] | None) -> Iterator[None]:
     """Within it all weights are in the host's memory, as they are, for who changes the model's layers.
 
     ``again`` offloads the pipeline as before; None where it never was.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
-from text2img.engine.devices import Trouble, one_line, trouble
+from text2img.engine.devices import FailureKind, classify_error, one_line
 from text2img.engine.lora_weights import read_lora, refused
 from text2img.errors import ErrorCode, PromptFailed
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     Key = tuple[int, str]
-    Place = tuple[Any, str, Any]
+    LayerPath = tuple[Any, str, Any]
     """A module's parent, its name there, and peft's layer for it."""
     Active = tuple[tuple[str, float], ...]
     """Adapters by peft's names for them, each with its weight."""
@@ -42,7 +42,7 @@ _RANKS: Final = (8, 32, 128)
 """Ranks that slots have: each step compiles anew, and what is not needed of a rank costs time."""
 
 
-class Room(NamedTuple):
+class LoraCapacity(NamedTuple):
     """What slots hold: LoRAs of ``rank`` in all, at each of ``layers`` layers. False where there are none,
     and the denoiser is the one that was loaded.
     """
@@ -54,7 +54,7 @@ class Room(NamedTuple):
         return self.rank > 0
 
 
-class Halves(NamedTuple):
+class LoraPair(NamedTuple):
     """A LoRA at one layer: its lower half (rank, inputs, …), its upper one (outputs, rank, …), its weight."""
 
     down: Any
@@ -62,18 +62,18 @@ class Halves(NamedTuple):
     weight: float
 
 
-class Slots:
+class LoraBufferPool:
     """The slots of one denoiser. They grow with what is asked of them and never shrink, as each other size
     is another model to the compiler.
     """
 
     def __init__(self) -> None:
-        self._room = Room()
+        self._room = LoraCapacity()
         self._reached: set[Key] = set()
-        self._slots: dict[Key, Slot] = {}
-        self._held: tuple[Room, Active] | None = None
+        self._slots: dict[Key, LoraBuffer] = {}
+        self._held: tuple[LoraCapacity, Active] | None = None
 
-    def room(self, places: Mapping[Key, Place], active: Active) -> Room | None:
+    def room(self, places: Mapping[Key, LayerPath], active: Active) -> LoraCapacity | None:
         """The room in which these LoRAs run, grown where they need more; None where no slot can hold them.
 
         ``Room()`` for those that do not reach into the denoiser.
@@ -81,16 +81,16 @@ class Slots:
         halves = {key: _halves(place, active) for key, place in places.items()}
         ranks = {key: sum(half.down.shape[0] for half in halves[key]) for key in places if halves[key]}
         if not ranks:
-            return Room()
+            return LoraCapacity()
         rank = next((rank for rank in _RANKS if rank >= max(self._room.rank, *ranks.values())), None)
         if rank is None or not all(_plain(places[key][2].get_base_layer()) for key in ranks):
             return None
         self._reached |= ranks.keys()
-        self._room = Room(rank, len(self._reached))
+        self._room = LoraCapacity(rank, len(self._reached))
         return self._room
 
     @contextlib.contextmanager
-    def standing(self, places: Mapping[Key, Place], active: Active) -> Iterator[None]:
+    def standing(self, places: Mapping[Key, LayerPath], active: Active) -> Iterator[None]:
         """Within it these LoRAs stand in slots; afterwards all is as before. There must be room for them."""
         room = self.room(places, active)
         if room is None:
@@ -107,14 +107,14 @@ class Slots:
             for parent, name, module in before:
                 parent.register_module(name, module)
 
-    def _fill(self, places: Mapping[Key, Place], active: Active) -> None:
+    def _fill(self, places: Mapping[Key, LayerPath], active: Active) -> None:
         """Copy into the slots what these LoRAs hold, unless it is in them."""
         if self._held == (self._room, active):
             return
         if self._held is None or self._held[0] != self._room:
             self._held, self._slots = None, {}  # the smaller ones' memory first
             self._slots = {
-                key: Slot(places[key][2].get_base_layer(), self._room.rank) for key in self._reached
+                key: LoraBuffer(places[key][2].get_base_layer(), self._room.rank) for key in self._reached
             }
         self._held = None  # until all of it is there
         for key, slot in self._slots.items():
@@ -122,7 +122,7 @@ class Slots:
         self._held = self._room, active
 
 
-class Slot(torch.nn.Module):  # type: ignore[misc]
+class LoraBuffer(torch.nn.Module):  # type: ignore[misc]
     """A layer (linear, or a convolution over pictures) with a LoRA of ``rank`` beside it, zeros at first."""
 
     def __init__(self, layer: Any, rank: int) -> None:
@@ -140,7 +140,7 @@ class Slot(torch.nn.Module):  # type: ignore[misc]
         return self.layer.weight
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def hold(self, halves: Sequence[Halves]) -> None:
+    def hold(self, halves: Sequence[LoraPair]) -> None:
         """Add from now on the sum of these products; their ranks sum up to no more than the slot's."""
         self.down.zero_()
         self.up.zero_()
@@ -163,11 +163,11 @@ class Slot(torch.nn.Module):  # type: ignore[misc]
         return layer(values) + torch.nn.functional.conv2d(added, self.up)
 
 
-def _halves(place: Place, active: Active) -> list[Halves]:
+def _halves(place: LayerPath, active: Active) -> list[LoraPair]:
     """What those that reach this place hold for it."""
     _, _, layer = place
     return [
-        Halves(layer.lora_A[name].weight, layer.lora_B[name].weight, weight)
+        LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, weight)
         for name, weight in active
         if name in layer.lora_A
     ]
@@ -209,10 +209,10 @@ class Adapters:
     def __init__(self, pipe: Any, room: int = ROOM, most: int = MOST) -> None:
 
         self._pipe, self._room, self._most = pipe, room, most
-        self._slots = Slots()
+        self._slots = LoraBufferPool()
         self._loaded: OrderedDict[Stamp, _Adapter] = OrderedDict()
         self._unusable: OrderedDict[Stamp, tuple[ErrorCode, str]] = OrderedDict()
-        self._layers: defaultdict[str, dict[Key, Place]] = defaultdict(dict)
+        self._layers: defaultdict[str, dict[Key, LayerPath]] = defaultdict(dict)
         self._active: tuple[tuple[_Adapter, float], ...] = ()
         self._made = 0
         # peft says of weights that it stands before that they are not trained; to the compiler they are then
@@ -222,19 +222,19 @@ class Adapters:
                 getattr(pipe, name).requires_grad_(requires_grad=False)
 
     @property
-    def voice(self) -> Hashable:
+    def text_lora_key(self) -> Hashable:
         """What decides, beside a text, how it is read now: equal voices read equal texts alike."""
         return tuple((adapter.name, weight) for adapter, weight in self._active if adapter.reads)
 
-    def room(self) -> Room | None:
+    def room(self) -> LoraCapacity | None:
         """What decides, beside a batch's shape, which compiled code the active LoRAs run on; see Slots."""
         return self._slots.room(*self._in_denoiser())
 
-    def in_slots(self) -> AbstractContextManager[None]:
+    def use_buffers(self) -> AbstractContextManager[None]:
         """Within it the active LoRAs stand in the denoiser as its compiled code wants them; see Slots."""
         return self._slots.standing(*self._in_denoiser())
 
-    def _in_denoiser(self) -> tuple[dict[Key, Place], Active]:
+    def _in_denoiser(self) -> tuple[dict[Key, LayerPath], Active]:
         parts = (places for part, places in self._layers.items() if not _reads(part))
         places = {key: place for part in parts for key, place in part.items()}
         return places, tuple((adapter.name, weight) for adapter, weight in self._active)
@@ -292,7 +292,7 @@ class Adapters:
             try:
                 self._loaded[stamp] = self._load(stamp[0])
             except Exception as exc:
-                if trouble(exc) is Trouble.OTHER:
+                if classify_error(exc) is FailureKind.OTHER:
                     failure = _explained(exc)
                     # Not the exception: by its traceback it would keep the weights that were read.
                     self._unusable[stamp] = failure.code, str(failure)
@@ -375,8 +375,8 @@ def _stamp(file: str) -> Stamp:
         stat = Path(file).stat()
     except OSError as exc:
         # Most likely it had to leave the cache: the next attempt fetches it anew.
-        sentence = f"the LoRA's file cannot be read ({exc.strerror})"
-        raise PromptFailed(ErrorCode.GENERATION_FAILED, sentence) from exc
+        message = f"the LoRA's file cannot be read ({exc.strerror})"
+        raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
     return file, stat.st_size, stat.st_mtime_ns
 
 

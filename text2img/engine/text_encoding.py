@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Tensors = tuple[Any, ...]
 
 
-class Remembered:
+class TensorLRUCache:
     """Tuples of tensors (or None), of which the least recently used go beyond ``room`` bytes in all.
 
     Used from one thread at a time; nobody may change the tensors.
@@ -60,7 +60,7 @@ ROOM: Final = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class TextEncoder:
     """One CLIP tokenizer with its text encoder. ``length``: the tokens of a window, 77 with CLIP."""
 
     tokenizer: Any
@@ -68,7 +68,7 @@ class Reader:
     length: int
 
     @classmethod
-    def of(cls, tokenizer: Any, encoder: Any) -> Reader:
+    def of(cls, tokenizer: Any, encoder: Any) -> TextEncoder:
         """A reader with a tokenizer of its own, whose state nobody else changes."""
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         return cls(copy.deepcopy(tokenizer), encoder, int(length))
@@ -96,15 +96,15 @@ class ChunkedText:
     ``voice``: what decides, beside a text, how the encoders read it at the moment.
     """
 
-    def __init__(self, pipe: Any, voice: Callable[[], Hashable] = tuple) -> None:
+    def __init__(self, pipe: Any, text_lora_key: Callable[[], Hashable] = tuple) -> None:
         second = getattr(pipe, "text_encoder_2", None)
-        self._readers = [Reader.of(pipe.tokenizer, pipe.text_encoder)]
+        self._readers = [TextEncoder.of(pipe.tokenizer, pipe.text_encoder)]
         if second is not None:
-            self._readers.append(Reader.of(pipe.tokenizer_2, second))
+            self._readers.append(TextEncoder.of(pipe.tokenizer_2, second))
         self._pooled = second is not None
         self._zeros = bool(pipe.config.get("force_zeros_for_empty_prompt")) and self._pooled
         self._lock = threading.Lock()
-        self._known, self._voice = Remembered(ROOM), voice
+        self._known, self._voice = TensorLRUCache(ROOM), text_lora_key
 
     def count(self, *texts: str) -> int:
         """The most windows that one of the texts fills."""
@@ -160,7 +160,7 @@ class ChunkedText:
             return [reader.windows(text) for reader in self._readers]
 
 
-def _encode(reader: Reader, window: Window, *, penultimate: bool) -> tuple[Any, Any]:
+def _encode(reader: TextEncoder, window: Window, *, penultimate: bool) -> tuple[Any, Any]:
     """A window's hidden states (1, length, d), XL's from the layer before the last, and what it pools."""
     import torch
 
@@ -172,7 +172,7 @@ def _encode(reader: Reader, window: Window, *, penultimate: bool) -> tuple[Any, 
     return reader.encoder(ids, attention_mask=_mask(reader, window, device))[0], None
 
 
-def _mask(reader: Reader, window: Window, device: Any) -> Any:
+def _mask(reader: TextEncoder, window: Window, device: Any) -> Any:
     """Ones for what is read, where the encoder was trained to be told (few were): up to the first end."""
     import torch
 
@@ -197,7 +197,7 @@ class PipelineText:
     """Where among what ``encode_prompt`` returns the pooled text is; the embeddings come first."""
 
     def __init__(
-        self, pipe: Any, family: Family, longest: int, voice: Callable[[], Hashable] = tuple
+        self, pipe: Any, family: Family, longest: int, text_lora_key: Callable[[], Hashable] = tuple
     ) -> None:
         self._pipe = pipe
         self._pooled = self.FAMILIES[family.name]
@@ -209,7 +209,7 @@ class PipelineText:
             "max_sequence_length": longest,
         }
         self._fixed = {name: value for name, value in fixed.items() if name in takes}
-        self._known, self._voice = Remembered(ROOM), voice
+        self._known, self._voice = TensorLRUCache(ROOM), text_lora_key
 
     def encode(self, texts: Sequence[str], negatives: Sequence[str] | None, _chunks: int) -> dict[str, Any]:
         """As ``ChunkedText.encode``, whatever the chunks; a text that was read before is not read again."""
@@ -227,8 +227,8 @@ class PipelineText:
         """Embeddings (n, tokens, d) and pooled ones (n, p)."""
         import torch
 
-        voice = self._voice()
-        rows = [self._known.get((voice, text), partial(self._encode, text)) for text in texts]
+        text_lora_key = self._voice()
+        rows = [self._known.get((text_lora_key, text), partial(self._encode, text)) for text in texts]
         return torch.cat([row for row, _ in rows]), torch.cat([pooled for _, pooled in rows])
 
     def _encode(self, text: str) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ConfigurationError, EvaluationFailed
 from text2img.evaluation import Evaluation
 
@@ -89,7 +89,7 @@ class GeminiEvaluator:
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
         """What the model answers, checked; see Evaluator."""
         try:
-            answer = within(self._patience, lambda: self._ask(pixels, text))
+            answer = run_with_timeout(self._patience, lambda: self._ask(pixels, text))
         except TimeoutError as exc:
             raise EvaluationFailed(f"{self.name} gave no answer within {self._patience:g} s") from exc
         except EvaluationFailed:

@@ -67,13 +67,13 @@ class Encoder:
         """
         from PIL import Image
 
-        picture = Image.fromarray(pixels)
+        image = Image.fromarray(pixels)
         if wanted.artist_name is not None:
             opacity = OPACITY if wanted.signature_opacity is None else wanted.signature_opacity
             position = wanted.signature_position or POSITION
-            picture = self._signer.sign(picture, wanted.artist_name, position, opacity)
+            image = self._signer.sign(image, wanted.artist_name, position, opacity)
         kind = FORMATS[wanted.image_format or FORMAT]
-        return File(encode(picture, parameters, kind, wanted.image_quality), kind.content_type, kind.ending)
+        return File(encode(image, parameters, kind, wanted.image_quality), kind.content_type, kind.ending)
 
 
 def parameters(
@@ -122,57 +122,57 @@ class Format:
     write: Callable[[Picture, str, int | None], bytes]
 
 
-def encode(picture: Picture, parameters: Mapping[str, object], kind: Format, quality: int | None) -> bytes:
+def encode(image: Picture, parameters: Mapping[str, object], kind: Format, quality: int | None) -> bytes:
     """The file of an RGB picture that carries ``parameters``.
 
     ``quality`` in [1, 100] is the JPEG's (None: 95); a WebP is lossless where it is None; a PNG always is.
     """
     text = json.dumps(parameters, ensure_ascii=False)
     # A folder's name may hold bytes that are no text; as JSON writes them, they are.
-    return kind.write(picture, text.encode("utf-8", "backslashreplace").decode(), quality)
+    return kind.write(image, text.encode("utf-8", "backslashreplace").decode(), quality)
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:
     """What ``encode`` wrote into the file beside the pixels; ValueError where there is no such thing."""
     from PIL import Image, PngImagePlugin
 
-    with Image.open(io.BytesIO(file)) as picture:
-        if isinstance(picture, PngImagePlugin.PngImageFile):
-            text = picture.text.get("parameters", "")
+    with Image.open(io.BytesIO(file)) as image:
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            text = image.text.get("parameters", "")
         else:
-            comment: bytes = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+            comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
             text = comment.removeprefix(_UNICODE).decode("utf-16-be")
     read: dict[str, Any] = json.loads(text)
     return read
 
 
-def _png(picture: Picture, text: str, quality: int | None) -> bytes:
+def _png(image: Picture, text: str, quality: int | None) -> bytes:
     from PIL import PngImagePlugin
 
     del quality
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt("parameters", text)
-    return _saved(picture, "PNG", compress_level=1, compress_type=_RLE, pnginfo=chunk)
+    return _saved(image, "PNG", compress_level=1, compress_type=_RLE, pnginfo=chunk)
 
 
-def _jpeg(picture: Picture, text: str, quality: int | None) -> bytes:
+def _jpeg(image: Picture, text: str, quality: int | None) -> bytes:
     """Colours are kept at full resolution, for the edges of coloured shapes and of the signature."""
-    plain = _saved(picture, "JPEG", quality=quality or JPEG_QUALITY, subsampling="4:4:4")
+    plain = _saved(image, "JPEG", quality=quality or JPEG_QUALITY, subsampling="4:4:4")
     behind = 4 + int.from_bytes(plain[4:6])  # SOI, then APP0, which has to come first
     return plain[:behind] + _segments(_exif(text)) + plain[behind:]
 
 
-def _webp(picture: Picture, text: str, quality: int | None) -> bytes:
+def _webp(image: Picture, text: str, quality: int | None) -> bytes:
     """Where it is lossless, ``quality`` and ``method`` are effort: quicker than usual, a little larger."""
     exif = _EXIF + _exif(text)
     if quality is None:
-        return _saved(picture, "WEBP", lossless=True, quality=20, method=2, exif=exif)
-    return _saved(picture, "WEBP", quality=quality, exif=exif)
+        return _saved(image, "WEBP", lossless=True, quality=20, method=2, exif=exif)
+    return _saved(image, "WEBP", quality=quality, exif=exif)
 
 
-def _saved(picture: Picture, kind: str, **options: Any) -> bytes:
+def _saved(image: Picture, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from text2img.errors import Stopped
-from text2img.images.text_layout import Lettering
+from text2img.images.text_layout import TextLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ _PAPER, _INK, _FAINT, _FRAME, _BEST = "#ffffff", "#1a202c", "#5a6577", "#a0aec0"
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class Candidate:
     """A picture that was made for a prompt. ``iteration`` counts from 1; ``score`` in [0, 1], None where it
     has none; ``best``: it is the prompt's result.
 
@@ -47,7 +47,7 @@ class Try:
     seed: int
     score: float | None
     best: bool
-    picture: Callable[[], bytes]
+    image: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,15 @@ class Row:
     """A prompt's text and its tries, in order."""
 
     text: str
-    tries: tuple[Try, ...]
+    tries: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
+class _RowSegment:
     """As much of a row as stands side by side: its tries from the ``start``-th (from 0) on, of ``of``."""
 
     text: str
-    tries: tuple[Try, ...]
+    tries: tuple[Candidate, ...]
     start: int
     of: int
 
@@ -79,13 +79,13 @@ def contact_sheets(rows: Iterable[Row], *, page: int = ROWS) -> Iterator[bytes]:
         yield _page(strips_here)
 
 
-def _strips(row: Row) -> Iterator[_Strip]:
+def _strips(row: Row) -> Iterator[_RowSegment]:
     for start in range(0, max(1, len(row.tries)), COLUMNS):
-        yield _Strip(row.text, row.tries[start : start + COLUMNS], start, len(row.tries))
+        yield _RowSegment(row.text, row.tries[start : start + COLUMNS], start, len(row.tries))
 
 
-def _page(strips: Sequence[_Strip]) -> bytes:
-    usual, small = Lettering(LETTERS), Lettering(SMALL)
+def _page(strips: Sequence[_RowSegment]) -> bytes:
+    usual, small = TextLayout(LETTERS), TextLayout(SMALL)
     across = max(len(strip.tries) for strip in strips) or 1
     down = PICTURE + _CAPTION * small.height + 2 * MARGIN
     size = (TEXT + 2 * MARGIN + across * (PICTURE + MARGIN), len(strips) * down)
@@ -102,7 +102,7 @@ def _page(strips: Sequence[_Strip]) -> bytes:
     return file.getvalue()
 
 
-def _write(page: Image.Image, strip: _Strip, top: int, letters: tuple[Lettering, Lettering]) -> None:
+def _write(page: Image.Image, strip: _RowSegment, top: int, letters: tuple[TextLayout, TextLayout]) -> None:
     """The prompt's text, cut where the row ends, and which of its tries these are."""
     usual, small = letters
     lines = usual.lines(strip.text, TEXT, PICTURE // usual.height) or ["(no text)"]
@@ -112,7 +112,7 @@ def _write(page: Image.Image, strip: _Strip, top: int, letters: tuple[Lettering,
     small.draw(page, (MARGIN, top + PICTURE + small.height), note, _FAINT)
 
 
-def _note(strip: _Strip) -> str:
+def _note(strip: _RowSegment) -> str:
     if strip.of == 0:
         return "no picture"
     if strip.of <= COLUMNS:
@@ -120,17 +120,17 @@ def _note(strip: _Strip) -> str:
     return f"tries {strip.start + 1}–{strip.start + len(strip.tries)} of {strip.of:,}"
 
 
-def _show(page: Image.Image, one: Try, at: tuple[int, int], letters: Lettering) -> None:
+def _show(page: Image.Image, one: Candidate, at: tuple[int, int], letters: TextLayout) -> None:
     """A try: its picture in a frame, or an empty frame that says why, and what is known of it below."""
     left, top = at
     try:
-        picture = thumbnail(one.picture(), PICTURE)
+        image = thumbnail(one.image(), PICTURE)
     except Stopped:
         raise
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with one picture, the others are shown
-        _excuse(page, exc, at, letters)
+        _placeholder(page, exc, at, letters)
     else:
-        page.paste(picture, (left + (PICTURE - picture.width) // 2, top + (PICTURE - picture.height) // 2))
+        page.paste(image, (left + (PICTURE - image.width) // 2, top + (PICTURE - image.height) // 2))
     frame = (left - 1, top - 1, left + PICTURE, top + PICTURE)
     ImageDraw.Draw(page).rectangle(frame, outline=_FRAME)
     for number, line in enumerate(_caption(one)):
@@ -139,13 +139,13 @@ def _show(page: Image.Image, one: Try, at: tuple[int, int], letters: Lettering) 
         _mark(page, at, letters)
 
 
-def _caption(one: Try) -> tuple[str, str, str]:
+def _caption(one: Candidate) -> tuple[str, str, str]:
     scored = one.score is not None and math.isfinite(one.score)
     score = f"score {one.score:.3f}" if scored else "no score"
     return f"iteration {one.iteration}", f"seed {one.seed}", score
 
 
-def _mark(page: Image.Image, at: tuple[int, int], letters: Lettering) -> None:
+def _mark(page: Image.Image, at: tuple[int, int], letters: TextLayout) -> None:
     """The best one is told by a thick frame, and by a word with a star."""
     left, top = at
     drawing, word = ImageDraw.Draw(page), "★ best"
@@ -155,7 +155,7 @@ def _mark(page: Image.Image, at: tuple[int, int], letters: Lettering) -> None:
     letters.draw(page, (left + 2, top), word, _PAPER)
 
 
-def _excuse(page: Image.Image, exc: Exception, at: tuple[int, int], letters: Lettering) -> None:
+def _placeholder(page: Image.Image, exc: Exception, at: tuple[int, int], letters: TextLayout) -> None:
     lines = letters.lines(
         f"cannot be shown: {str(exc) or type(exc).__name__}", PICTURE - 12, PICTURE // letters.height - 2
     )
@@ -173,11 +173,11 @@ def thumbnail(file: bytes, longest: int) -> Image.Image:
 
     Raises OSError or ValueError for what is no picture that can be read, and for one beyond LARGEST.
     """
-    with _opened(file) as picture:
-        picture.draft("RGB", (2 * longest, 2 * longest))  # a JPEG is read at a fraction of its size
-        scale = longest / max(picture.size)
-        size = (max(1, round(scale * picture.width)), max(1, round(scale * picture.height)))
-        small = picture.convert("RGBA").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    with _opened(file) as image:
+        image.draft("RGB", (2 * longest, 2 * longest))  # a JPEG is read at a fraction of its size
+        scale = longest / max(image.size)
+        size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+        small = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     shown = Image.new("RGB", size, _WHITE)
     shown.paste(small, mask=small)
     return shown
@@ -185,20 +185,20 @@ def thumbnail(file: bytes, longest: int) -> Image.Image:
 
 def pixels(file: bytes) -> NDArray[np.uint8]:
     """The picture's pixels, uint8 (height, width, 3), RGB; raises as ``thumbnail`` does."""
-    with _opened(file) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with _opened(file) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _opened(file: bytes) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(file))
+        image = Image.open(io.BytesIO(file))
     except UnidentifiedImageError:
         raise ValueError("it is no picture") from None
     except Image.DecompressionBombError:
         raise ValueError("it claims more pixels than are ever opened") from None
-    if picture.width * picture.height > LARGEST:
-        raise ValueError(f"it has {picture.width:,} × {picture.height:,} pixels, which is too large")
-    return picture
+    if image.width * image.height > LARGEST:
+        raise ValueError(f"it has {image.width:,} × {image.height:,} pixels, which is too large")
+    return image
 
 
 BINS: Final = 20
@@ -242,14 +242,14 @@ def counts(scores: Iterable[float], bins: int) -> list[int]:
 
 def _head(page: Image.Image, values: Sequence[float], unscored: int) -> None:
     title = f"Scores of {len(values):,} pictures" if values else "No picture has a score"
-    Lettering(18).draw(page, (_LEFT, 18), title, _INK)
+    TextLayout(18).draw(page, (_LEFT, 18), title, _INK)
     if unscored:
-        Lettering(12).draw(page, (_LEFT, 46), f"{unscored:,} without a score", _FAINT)
+        TextLayout(12).draw(page, (_LEFT, 46), f"{unscored:,} without a score", _FAINT)
 
 
 def _bars(page: Image.Image, heights: Sequence[int]) -> None:
     """Bars and axes."""
-    draw, letters = ImageDraw.Draw(page), Lettering(12)
+    draw, letters = ImageDraw.Draw(page), TextLayout(12)
     step = _step(max(heights))
     ceiling = max(step, math.ceil(max(heights) / step) * step)
     for count in range(0, ceiling + 1, step):
@@ -286,7 +286,7 @@ def _marks(
 
 def _lines(page: Image.Image, marks: Sequence[tuple[float, str, str, tuple[int, int]]]) -> None:
     """The lines, and above the bars what each of them is."""
-    draw, letters, left = ImageDraw.Draw(page), Lettering(12), _LEFT
+    draw, letters, left = ImageDraw.Draw(page), TextLayout(12), _LEFT
     for place, said, colour, dashes in marks:
         _dash(draw, (_x(place), _TOP - 8), (0, 1), _BOTTOM - _TOP + 8, (colour, dashes))
         _dash(draw, (left, _TOP - 35), (1, 0), 34, (colour, dashes))

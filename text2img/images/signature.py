@@ -172,22 +172,22 @@ class Signer:
         """Raise PromptFailed (``invalid_parameters``) unless such a picture can be signed, to be read."""
         self._letters(name, width, height)
 
-    def sign(self, picture: Image.Image, name: str, position: str, opacity: int) -> Image.Image:
+    def sign(self, image: Image.Image, name: str, position: str, opacity: int) -> Image.Image:
         """A copy of the picture (RGB) with the name in its ``bottom-right`` or ``bottom-left`` corner.
 
         ``opacity`` is in [0, 255]: 0 leaves every pixel as it is, 255 hides what is below the letters.
         Raises PromptFailed as ``check`` does.
         """
-        letters = self._letters(name, *picture.size)
+        letters = self._letters(name, *image.size)
         left = letters.margin
         if position == "bottom-right":
-            left = picture.width - letters.margin - letters.whole.width
-        top = picture.height - letters.margin - letters.whole.height
+            left = image.width - letters.margin - letters.whole.width
+        top = image.height - letters.margin - letters.whole.height
         corner = (left, top, left + letters.whole.width, top + letters.whole.height)
-        light = _luminance(picture.crop(corner), letters.whole) < EQUAL
+        light = _luminance(image.crop(corner), letters.whole) < EQUAL
         colours = Image.new("L", letters.whole.size, 0 if light else 255)
         colours.paste(255 if light else 0, mask=letters.ink)
-        signed = picture.copy()
+        signed = image.copy()
         covered = letters.whole.point([level * opacity // 255 for level in range(256)])
         signed.paste(colours.convert("RGB"), corner, covered)
         return signed
@@ -244,9 +244,9 @@ def _drawn(text: str, em: int, font: FreeTypeFont) -> _Letters:
     return _Letters(em, ink.crop(seen), whole.crop(seen))
 
 
-def _luminance(picture: Image.Image, mask: Image.Image) -> float:
+def _luminance(image: Image.Image, mask: Image.Image) -> float:
     """The mean relative luminance (WCAG 2.2: sRGB made linear, 0 … 1) of what lies under the mask."""
-    levels = np.asarray(picture, np.float64) / 255
+    levels = np.asarray(image, np.float64) / 255
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     return float(np.average(linear @ (0.2126, 0.7152, 0.0722), weights=np.asarray(mask)))
 
@@ -257,5 +257,5 @@ def _needs_shaping(char: str) -> bool:
     return right_to_left or mark or any(ord(char) in script for script in _JOINED)
 
 
-def _refused(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
+def _refused(message: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, message)

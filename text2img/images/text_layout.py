@@ -23,7 +23,7 @@ LONGEST: Final = 2000
 """Characters of a text that are looked at: more than any page has room for."""
 
 
-class Lettering:
+class TextLayout:
     """Draws lines of text with the bundled font, its em ``size`` pixels. For one thread."""
 
     def __init__(self, size: int) -> None:

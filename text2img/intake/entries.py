@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts import PromptId, Wishes
-from text2img.prompts.parameters import PARAMETER_NAMES, settle
+from text2img.prompts import PromptId, RequestedParameters
+from text2img.prompts.parameters import PARAMETER_NAMES, resolve_parameters
 from text2img.prompts.validation import check_number, check_prompt_text, check_text, nearest
 from text2img.prompts.webhook_urls import check_form
 
@@ -25,8 +25,8 @@ FIELDS: Final = (
     *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "style_id", "priority", "status"),
     *PARAMETER_NAMES,
 )
-_DEFAULTS: Final = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
-HIGHEST: Final = 1e9
+_DEFAULTS: Final = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
+MAX_PRIORITY: Final = 1e9
 """Priorities lie between its two signs."""
 
 
@@ -45,13 +45,13 @@ def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
     labels = {name: asked.of(_label, entry, name) for name in ("dataset_id", "style_id")}
     priority = asked.of(_priority, entry)
     asked.of(_status, entry)
-    wishes = _wishes(asked, entry)
+    requested = _wishes(asked, entry)
     # Last: what is not known to be plain may hold itself, or keys that no content can be made of.
     prompt_id = asked.of(_id, entry, made=not asked.complaints)
     if text is None or prompt_id is None or asked.complaints:
         return None, asked.complaints
     prompt = NewPrompt(
-        id=prompt_id, text=text, wishes=wishes, priority=priority, webhook_url=webhook, **labels
+        id=prompt_id, text=text, requested=requested, priority=priority, webhook_url=webhook, **labels
     )
     return prompt, []
 
@@ -80,20 +80,20 @@ def _text(asked: _Asked, entry: Mapping[str, Any]) -> str | None:
     return read
 
 
-def _wishes(asked: _Asked, entry: Mapping[str, Any]) -> Wishes:
+def _wishes(asked: _Asked, entry: Mapping[str, Any]) -> RequestedParameters:
     """The entry's parameters. Settled together, since what passes so passes alone; where that fails, one by
     one, so that all that is wrong is said at once: what none of them is to blame for is wrong with two.
     """
-    wishes = Wishes.of(entry)
+    requested = RequestedParameters.of(entry)
     try:
-        settle((wishes, _DEFAULTS), seed=0)
+        resolve_parameters((requested, _DEFAULTS), seed=0)
     except PromptFailed as exc:
         before = len(asked.complaints)
         for name in PARAMETER_NAMES:
-            asked.of(settle, (Wishes.of({name: entry.get(name)}), _DEFAULTS), seed=0)
+            asked.of(resolve_parameters, (RequestedParameters.of({name: entry.get(name)}), _DEFAULTS), seed=0)
         if len(asked.complaints) == before:
             asked.complaints.append(str(exc))
-    return wishes
+    return requested
 
 
 def _webhook(entry: Mapping[str, Any]) -> str | None:
@@ -103,7 +103,7 @@ def _webhook(entry: Mapping[str, Any]) -> str | None:
 
 def _priority(entry: Mapping[str, Any]) -> float | None:
     value = entry.get("priority")
-    return None if value is None else check_number("priority", value, -HIGHEST, HIGHEST)
+    return None if value is None else check_number("priority", value, -MAX_PRIORITY, MAX_PRIORITY)
 
 
 def _label(entry: Mapping[str, Any], name: str) -> str | int | None:
@@ -162,21 +162,21 @@ def whole(value: object) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _wrong(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
+def _wrong(message: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, message)
 
 
 log = logging.getLogger(__name__)
 
-LONGEST_BODY: Final = 2**20
+MAX_BODY_BYTES: Final = 2**20
 """Bytes; what is longer is not read."""
-LONGEST_ID: Final = 500
+MAX_ID_CHARS: Final = 500
 """Characters of a generation_id."""
 _RENAMED: Final = {"generation_id": "id", "prompt": "text", "lora_model_url": "lora"}
 _KNOWN: Final = {*FIELDS, *_RENAMED} - {"id", "_id", "status"}
 
 
-class Reader:
+class MessageReader:
     """Reads messages. Those without a ``dataset_id`` get the one given here, if any."""
 
     def __init__(self, dataset_id: str | None = None) -> None:
@@ -184,8 +184,10 @@ class Reader:
 
     def __call__(self, body: bytes) -> tuple[NewPrompt | None, list[str]]:
         """The prompt and nothing else, or None and a sentence for each thing that is wrong."""
-        if len(body) > LONGEST_BODY:
-            return None, [f"the message has {len(body):,} bytes; it must not have more than {LONGEST_BODY:,}"]
+        if len(body) > MAX_BODY_BYTES:
+            return None, [
+                f"the message has {len(body):,} bytes; it must not have more than {MAX_BODY_BYTES:,}"
+            ]
         try:
             message = json.loads(body.decode("utf-8-sig"))
         except UnicodeDecodeError as exc:
@@ -212,8 +214,8 @@ class Reader:
             entry.setdefault("dataset_id", self._dataset_id)
         if complaints:
             entry.pop("id", None)  # it has been judged already
-        prompt, wrong = new_prompt(entry)
-        return (None if complaints else prompt), complaints + wrong
+        prompt, invalid_value = new_prompt(entry)
+        return (None if complaints else prompt), complaints + invalid_value
 
 
 def _wrong_id(value: object) -> list[str]:
@@ -226,6 +228,6 @@ def _wrong_id(value: object) -> list[str]:
         text = check_text("generation_id", value)
     except PromptFailed as exc:
         return [str(exc)]
-    if not 0 < len(text) <= LONGEST_ID:
-        return [f"generation_id must have 1 to {LONGEST_ID} characters; it has {len(text):,}"]
+    if not 0 < len(text) <= MAX_ID_CHARS:
+        return [f"generation_id must have 1 to {MAX_ID_CHARS} characters; it has {len(text):,}"]
     return []

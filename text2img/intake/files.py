@@ -77,17 +77,17 @@ class Prompts:
             raise self._changed()
 
     def _check(self) -> None:
-        wrong, shown = 0, list[str]()
+        invalid_value, shown = 0, list[str]()
         for line, prompt, complaints in self._read():
             if prompt is not None:
                 ident, content = _mark(prompt)
                 if self._marks.setdefault(ident, content) != content:
                     complaints.append(f"id {prompt.id} stands above already, with other content")
-            wrong += len(complaints)
+            invalid_value += len(complaints)
             if len(shown) < _SHOWN:
                 shown += [f"{self._source.name}, line {line}: {complaint}" for complaint in complaints]
-        if wrong:
-            more = f"\n… and {wrong - _SHOWN} more" if wrong > _SHOWN else ""
+        if invalid_value:
+            more = f"\n… and {invalid_value - _SHOWN} more" if invalid_value > _SHOWN else ""
             raise ConfigurationError("\n".join(shown[:_SHOWN]) + more)
 
     def _read(self) -> Iterator[tuple[int, NewPrompt | None, list[str]]]:

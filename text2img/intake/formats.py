@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, TextIO
 
 
-NO_LIST: Final = "must hold a list of prompts"
+NOT_A_LIST: Final = "must hold a list of prompts"
 _CHUNK: Final = 2**16
 """Characters that are read at once."""
 _BROKEN_OFF: Final = 16
@@ -35,7 +35,7 @@ def json_entries(file: TextIO) -> Iterator[tuple[int, object]]:
     Of keys that stand there twice the last one counts, as for ``json.loads``: they are counted first. Other
     values than that list are read whole. Raises ValueError.
     """
-    window = Window(file)
+    window = JsonStream(file)
     if window.next() == "[":
         yield from window.items()
         window.end()
@@ -47,16 +47,16 @@ def json_entries(file: TextIO) -> Iterator[tuple[int, object]]:
         window.value()
     window.end()
     if not lists:
-        raise ValueError(NO_LIST)
+        raise ValueError(NOT_A_LIST)
     file.seek(0)
-    for number, found in enumerate(_lists(Window(file)), 1):
+    for number, found in enumerate(_lists(JsonStream(file)), 1):
         if number == lists:
             if found is None:
-                raise ValueError(NO_LIST)
+                raise ValueError(NOT_A_LIST)
             yield from found
 
 
-def _lists(window: Window) -> Iterator[Iterator[tuple[int, object]] | None]:
+def _lists(window: JsonStream) -> Iterator[Iterator[tuple[int, object]] | None]:
     """The entries of each value that an object has under ``prompts``; None for one that is no list."""
     for key in window.members():
         if key == "prompts" and window.next() == "[":
@@ -70,7 +70,7 @@ def _lists(window: Window) -> Iterator[Iterator[tuple[int, object]] | None]:
             yield None
 
 
-class Window:
+class JsonStream:
     """The part of a JSON text that is being read: it moves on, and counts lines as it does.
 
     Raises ValueError for what is no JSON, with its place in the whole text.
@@ -162,11 +162,11 @@ class Window:
         self._ended = not more
         return bool(more)
 
-    def _fail(self, sentence: str, at: int) -> NoReturn:
+    def _fail(self, message: str, at: int) -> NoReturn:
         self._pass(at)
         place = self._before + at
         column = place - self._line_start + 1
-        raise ValueError(f"{sentence}: line {self.line} column {column} (char {place})")
+        raise ValueError(f"{message}: line {self.line} column {column} (char {place})")
 
 
 if TYPE_CHECKING:

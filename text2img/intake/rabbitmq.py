@@ -103,7 +103,7 @@ class Consumer:
             self._stop.check()
             self.check()
             lost = self._lost
-            if lost is not None and (isinstance(lost, HOPELESS) or time.monotonic() > until):
+            if lost is not None and (isinstance(lost, FATAL_ERRORS) or time.monotonic() > until):
                 raise BrokerFailed(f"{self._broker.place}: {explained(lost)}; check --rabbitmq-url") from lost
 
     def check(self) -> None:
@@ -175,11 +175,11 @@ class Consumer:
             letters = channel.connection.channel()
             letters.confirm_delivery()
             for message in dead:
-                self._bury(letters, message)
+                self._dead_letter(letters, message)
             letters.close()
         channel.basic_ack(messages[-1].tag, multiple=True)
 
-    def _bury(self, letters: BlockingChannel, message: _Message) -> None:
+    def _dead_letter(self, letters: BlockingChannel, message: _Message) -> None:
         reason = "; ".join(message.reasons)[:_LONGEST_REASON]
         properties = message.properties
         properties.headers = {**(properties.headers or {}), REASON: reason}
@@ -206,7 +206,7 @@ class Consumer:
                 _Message(each.channel, each.tag, each.properties, each.body, reasons)
                 for each, _, reasons in read
             ]
-            self._hand_back(settled)
+            self._requeue(settled)
 
     def _gathered(self) -> list[_Message]:
         """What has come, and what comes in the next moment; of one channel. Empty at the end."""
@@ -240,7 +240,7 @@ class Consumer:
                 return True
         return not self._leaving.is_set()
 
-    def _hand_back(self, messages: Sequence[_Message]) -> None:
+    def _requeue(self, messages: Sequence[_Message]) -> None:
         """Let the thread that holds the connection settle them, if it still holds it."""
         try:
             messages[-1].channel.connection.add_callback_threadsafe(partial(self._settle, messages))
@@ -255,7 +255,7 @@ def _cancelled(frame: object) -> None:
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells of one lost connection in ten lines
 
-HOPELESS = (ProbableAuthenticationError, ProbableAccessDeniedError, ChannelClosedByBroker)
+FATAL_ERRORS = (ProbableAuthenticationError, ProbableAccessDeniedError, ChannelClosedByBroker)
 """What does not get better by waiting, when the server starts."""
 _NOT_FOUND = 404
 

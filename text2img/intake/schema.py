@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from text2img.intake.entries import HIGHEST
+from text2img.intake.entries import MAX_PRIORITY
 from text2img.prompts.parameters import (
     ASPECT_RATIOS,
     FORMATS,
-    HEAVIEST,
-    LONGEST_PATH,
-    MOST,
-    MOST_IMAGES,
+    MAX_IMAGES,
+    MAX_LORAS,
+    MAX_PATH_CHARS,
+    MAX_WEIGHT,
     POSITIONS,
     SCHEDULERS,
 )
-from text2img.prompts.validation import LONGEST_NAME, LONGEST_TEXT, steers
-from text2img.prompts.webhook_urls import FORM, LONGEST_URL
+from text2img.prompts.validation import MAX_NAME_CHARS, MAX_TEXT_CHARS, is_control_character
+from text2img.prompts.webhook_urls import FORM, MAX_URL_CHARS
 
 _INT64: Final = 2**63
 _END: Final = "(?![\\s\\S])"
@@ -25,11 +25,11 @@ _END: Final = "(?![\\s\\S])"
 _PLAIN: Final = {"not": {"pattern": "\\u0000"}}
 _LABEL: Final = {
     "anyOf": [
-        {"type": "string", "maxLength": LONGEST_TEXT, **_PLAIN},
+        {"type": "string", "maxLength": MAX_TEXT_CHARS, **_PLAIN},
         {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1},
     ]
 }
-_DRAWABLE: Final = {"type": "string", "maxLength": LONGEST_TEXT, "pattern": "\\S", **_PLAIN}
+_DRAWABLE: Final = {"type": "string", "maxLength": MAX_TEXT_CHARS, "pattern": "\\S", **_PLAIN}
 
 
 def schema() -> dict[str, Any]:
@@ -87,12 +87,12 @@ def _fields() -> dict[str, dict[str, Any]]:
             "items": {"type": "string", **_PLAIN},
             "contains": {"type": "string", "pattern": "\\S"},
         },
-        "webhook_url": {"type": "string", "maxLength": LONGEST_URL, "pattern": FORM, **_PLAIN},
+        "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": FORM, **_PLAIN},
         **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
         "priority": {
             "type": "number",
-            "minimum": -HIGHEST,
-            "maximum": HIGHEST,
+            "minimum": -MAX_PRIORITY,
+            "maximum": MAX_PRIORITY,
             "description": "higher comes first",
         },
         "status": {"const": "pending"},
@@ -103,17 +103,17 @@ def _fields() -> dict[str, dict[str, Any]]:
         "width": pixels,
         "height": pixels,
         "aspect_ratio": {"enum": list(ASPECT_RATIOS)},
-        "num_images": _integer(1, MOST_IMAGES),
+        "num_images": _integer(1, MAX_IMAGES),
         "lora": {
             "anyOf": [
                 {"$ref": "#/$defs/lora"},
-                {"type": "array", "items": {"$ref": "#/$defs/lora"}, "maxItems": MOST},
+                {"type": "array", "items": {"$ref": "#/$defs/lora"}, "maxItems": MAX_LORAS},
             ]
         },
         "scheduler": {"enum": list(SCHEDULERS)},
         "artist_name": {
             "type": "string",
-            "maxLength": LONGEST_NAME,
+            "maxLength": MAX_NAME_CHARS,
             "pattern": f"^[^{_steering()}]*{_END}",
             "description": "signs the picture",
         },
@@ -126,11 +126,11 @@ def _fields() -> dict[str, dict[str, Any]]:
 
 def _lora() -> dict[str, Any]:
     fields: dict[str, dict[str, Any]] = {
-        "weight": {"type": "number", "minimum": -HEAVIEST, "maximum": HEAVIEST},
+        "weight": {"type": "number", "minimum": -MAX_WEIGHT, "maximum": MAX_WEIGHT},
         "sha256": {"type": "string", "pattern": f"^[0-9a-fA-F]{{64}}{_END}"},
         "size": {**_integer(1, 2**40), "description": "bytes"},
     }
-    path = {"type": "string", "maxLength": LONGEST_PATH, "pattern": "\\S", "description": "where it is"}
+    path = {"type": "string", "maxLength": MAX_PATH_CHARS, "pattern": "\\S", "description": "where it is"}
     return {
         "type": "object",
         "properties": {"path": path, **{name: _or_null(field) for name, field in fields.items()}},
@@ -141,7 +141,7 @@ def _lora() -> dict[str, Any]:
 
 def _steering() -> str:
     """What no name may hold, as the ranges of a regular expression's class."""
-    found = [code for code in range(sys.maxunicode + 1) if steers(chr(code))]
+    found = [code for code in range(sys.maxunicode + 1) if is_control_character(chr(code))]
     starts = [code for code in found if code - 1 not in found]
     ends = [code for code in found if code + 1 not in found]
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
@@ -156,7 +156,7 @@ def _integer(low: int, high: int) -> dict[str, Any]:
 
 
 def _text() -> dict[str, Any]:
-    return {"type": "string", "maxLength": LONGEST_TEXT, **_PLAIN}
+    return {"type": "string", "maxLength": MAX_TEXT_CHARS, **_PLAIN}
 
 
 def _typed(kind: str, pattern: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from yaml.composer import Composer, ComposerError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from text2img.intake.formats import NO_LIST
+from text2img.intake.formats import NOT_A_LIST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def _entries(loader: Any) -> Iterator[tuple[int, object]]:
     try:
         loader.get_event()
         if loader.check_event(yaml.StreamEndEvent):
-            raise ValueError(NO_LIST)
+            raise ValueError(NOT_A_LIST)
         loader.get_event()  # the document's start
         root = loader.peek_event()
         mapping = isinstance(root, yaml.MappingStartEvent) and root.tag in {None, "!", _MAPPING}
@@ -81,7 +81,7 @@ def _under_prompts(loader: Any) -> Iterator[tuple[int, object]]:
         yield from _list(loader)
     loader.get_event()
     if not found:
-        raise ValueError(NO_LIST)
+        raise ValueError(NOT_A_LIST)
 
 
 def _list(loader: Any) -> Iterator[tuple[int, object]]:
@@ -102,6 +102,6 @@ def _whole(loader: Any) -> Iterator[tuple[int, object]]:
     node = loader.compose_node(None, None)
     entries = loader.construct_document(node)
     if not isinstance(node, yaml.SequenceNode) or not isinstance(entries, list):
-        raise ValueError(NO_LIST)  # noqa: TRY004 - a wrong value of a file, no type
+        raise ValueError(NOT_A_LIST)  # noqa: TRY004 - a wrong value of a file, no type
     for child, entry in zip(node.value, entries, strict=True):
         yield child.start_mark.line + 1, entry

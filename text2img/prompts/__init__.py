@@ -11,8 +11,23 @@ from typing import TYPE_CHECKING
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.ids import PromptId
-from text2img.prompts.outcomes import Completed, Failed, Iterated, Outcome, Postponed, Stored, failure
-from text2img.prompts.parameters import LARGEST_SEED, SCHEDULERS, Lora, Parameters, Wishes, settle
+from text2img.prompts.outcomes import (
+    Completed,
+    Failed,
+    NeedsRefinement,
+    Outcome,
+    RetryLater,
+    StoredImage,
+    failure,
+)
+from text2img.prompts.parameters import (
+    MAX_SEED,
+    SCHEDULERS,
+    Lora,
+    Parameters,
+    RequestedParameters,
+    resolve_parameters,
+)
 from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:
@@ -25,18 +40,18 @@ __all__ = [
     "Claim",
     "Completed",
     "Failed",
-    "Iterated",
     "Lora",
     "ModelConfiguration",
+    "NeedsRefinement",
     "Outcome",
     "Parameters",
-    "Postponed",
     "Prompt",
     "PromptId",
     "Request",
+    "RequestedParameters",
+    "RetryLater",
     "Status",
-    "Stored",
-    "Wishes",
+    "StoredImage",
     "failure",
     "request",
 ]
@@ -46,10 +61,10 @@ DEATHS_BEFORE_ALONE = 2
 """After so many workers died with it on the device, a prompt gets a batch of its own."""
 DEATHS_BEFORE_ABANDONED = 5
 """After so many it is tried no more."""
-SEEDS = LARGEST_SEED + 1
+SEEDS = MAX_SEED + 1
 APPROXIMATIONS = ("feature_cache", "autoencoder")
 """What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
-NOTES = ("request_id", "billed_units")
+PROVIDER_METADATA_FIELDS = ("request_id", "billed_units")
 """What a hosted generator tells of a picture: its name for the request, and the units of its price billed."""
 
 
@@ -85,11 +100,11 @@ class Prompt:
     text: object
     prompt_tags: object = None
     webhook_url: object = None
-    wishes: Wishes = field(default_factory=Wishes)
+    requested: RequestedParameters = field(default_factory=RequestedParameters)
     priority: float = 0
     attempts: int = 0
     deaths: int = 0
-    tries: tuple[Stored, ...] = ()
+    tries: tuple[StoredImage, ...] = ()
     next_prompt: str | None = None
 
     @property
@@ -121,7 +136,7 @@ class Request:
     lora_files: tuple[str, ...] = ()
 
     @property
-    def meant(self) -> str:
+    def original_text(self) -> str:
         """What the prompt asks for, whatever is drawn of it."""
         return self.text if self.original is None else self.original
 
@@ -152,7 +167,7 @@ class Request:
         ]
 
 
-def request(prompt: Prompt, wishes: Sequence[Wishes], multiple: int = 8) -> Request:
+def request(prompt: Prompt, requested: Sequence[RequestedParameters], multiple: int = 8) -> Request:
     """The request for the prompt's first picture under the run's wishes (the most specific first), its chunks
     not yet counted. ``multiple``: of what a size that follows from an aspect ratio shall be a multiple.
 
@@ -161,7 +176,7 @@ def request(prompt: Prompt, wishes: Sequence[Wishes], multiple: int = 8) -> Requ
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
-    settled = settle((prompt.wishes, *wishes), seed=prompt.id.seed, multiple=multiple)
+    settled = resolve_parameters((prompt.requested, *requested), seed=prompt.id.seed, multiple=multiple)
     return Request(prompt=prompt, text=text, parameters=settled, pictures=settled.num_images)
 
 
@@ -179,5 +194,5 @@ class ModelConfiguration:
     safety_checker: bool = True
     feature_cache: int | None = None
     autoencoder: str | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    requested: RequestedParameters = field(default_factory=RequestedParameters)
     id: PromptId | None = None

@@ -141,7 +141,7 @@ class FastestSize:
     def __init__(self, most: int) -> None:
         self.usual = 1
         self._most = most
-        self._trials: dict[tuple[int, ...], Trial] = {}
+        self._trials: dict[tuple[int, ...], BatchSizeSearch] = {}
         self._lock = threading.Lock()
 
     def of(self, request: Request) -> int:
@@ -155,16 +155,16 @@ class FastestSize:
             self._trial(request).told(size, seconds)
             self.usual = max(trial.size for trial in self._trials.values())
 
-    def _trial(self, request: Request) -> Trial:
+    def _trial(self, request: Request) -> BatchSizeSearch:
         wanted = request.parameters
         kind = (wanted.width, wanted.height, wanted.num_inference_steps, request.chunks)
         if kind not in self._trials and len(self._trials) >= _KINDS:
             self._trials.pop(next(iter(self._trials)))
-        return self._trials.setdefault(kind, Trial(self._most))
+        return self._trials.setdefault(kind, BatchSizeSearch(self._most))
 
 
 @dataclass(slots=True)
-class Trial:
+class BatchSizeSearch:
     """The search for the fastest size up to ``most``; ``size`` is what to try next, in the end what won.
 
     A size that does not fit the device shows as a slow one, since it is then drawn in parts.

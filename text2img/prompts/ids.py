@@ -114,7 +114,7 @@ class ObjectName:
 
 
 @dataclass(frozen=True, slots=True)
-class TryName:
+class IterationFolderName:
     """A folder for each prompt, in it the pictures of each iteration: ``results/<id>/iteration_2``."""
 
     def folder(self, prompt_id: PromptId) -> str:

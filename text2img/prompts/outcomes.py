@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from text2img.prompts import Claim, Prompt
 
 
-LONGEST_WAIT = 86_400.0
+MAX_RETRY_DELAY = 86_400.0
 """Seconds between two tries at the most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredImage:
     """A picture that is stored at ``image_url``, its bytes' hash beside it.
 
     ``text`` is what was drawn, ``used`` all else that it was made with, by the names it is recorded under;
@@ -52,8 +52,8 @@ class Completed:
 
     prompt: Prompt
     text: str
-    pictures: tuple[Stored, ...]
-    tries: tuple[Stored, ...] = ()
+    pictures: tuple[StoredImage, ...]
+    tries: tuple[StoredImage, ...] = ()
     iterations: int = 0
 
     @property
@@ -62,7 +62,7 @@ class Completed:
         return self.prompt.claim
 
     @property
-    def first(self) -> Stored:
+    def first(self) -> StoredImage:
         """The picture that is the result."""
         return self.pictures[0]
 
@@ -73,14 +73,14 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Iterated:
+class NeedsRefinement:
     """A prompt whose ``tries`` are not good enough after so many ``iterations``: pending again at once, to be
     drawn as ``next_prompt``. ``text`` is what it asked for.
     """
 
     prompt: Prompt
     text: str
-    tries: tuple[Stored, ...]
+    tries: tuple[StoredImage, ...]
     iterations: int
     next_prompt: str
 
@@ -90,7 +90,7 @@ class Iterated:
         return self.prompt.claim
 
     @property
-    def first(self) -> Stored:
+    def first(self) -> StoredImage:
         """The picture that would be the result."""
         return best_of(self.tries)
 
@@ -106,7 +106,7 @@ class Failed:
 
     prompt: Prompt
     code: ErrorCode
-    sentence: str
+    message: str
     attempts: int
 
     @property
@@ -116,12 +116,12 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Postponed:
+class RetryLater:
     """A prompt that failed but is worth another try: pending again, not before ``wait`` seconds from now."""
 
     prompt: Prompt
     code: ErrorCode
-    sentence: str
+    message: str
     attempts: int
     wait: float
 
@@ -131,26 +131,26 @@ class Postponed:
         return self.prompt.claim
 
 
-Outcome = Completed | Iterated | Failed | Postponed
+Outcome = Completed | NeedsRefinement | Failed | RetryLater
 
 
-def best_of(tries: Sequence[Stored]) -> Stored:
+def best_of(tries: Sequence[StoredImage]) -> StoredImage:
     """The try with the highest score, of equals the first; one without a score only where none has any."""
     return max(tries, key=lambda each: -1.0 if each.score is None else each.score)
 
 
-def _made(tries: Sequence[Stored], iteration: int) -> int:
+def _made(tries: Sequence[StoredImage], iteration: int) -> int:
     return sum(each.iteration == iteration for each in tries)
 
 
-def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Postponed:
+def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | RetryLater:
     """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds, at most a day."""
     # Who is abandoned did not fail by itself this time: nobody tried.
     attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
-    if exc.code.worth_another_try and attempts < max_attempts:
-        wait = min(2.0 * 4 ** min(attempts - 1, 20), LONGEST_WAIT)
-        return Postponed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts, wait=wait)
-    return Failed(prompt=prompt, code=exc.code, sentence=str(exc), attempts=attempts)
+    if exc.code.retryable and attempts < max_attempts:
+        wait = min(2.0 * 4 ** min(attempts - 1, 20), MAX_RETRY_DELAY)
+        return RetryLater(prompt=prompt, code=exc.code, message=str(exc), attempts=attempts, wait=wait)
+    return Failed(prompt=prompt, code=exc.code, message=str(exc), attempts=attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,18 +19,18 @@ from text2img.prompts.validation import (
     check_pixels,
     check_text,
     check_word,
-    wrong,
+    invalid_value,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-MOST: Final = 8
+MAX_LORAS: Final = 8
 """LoRAs of one picture."""
-LONGEST_PATH: Final = 2_000
+MAX_PATH_CHARS: Final = 2_000
 """Characters; signed URLs are long."""
-HEAVIEST: Final = 10.0
+MAX_WEIGHT: Final = 10.0
 _KEYS: Final = ("path", "weight", "sha256", "size")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _LARGEST: Final = 2**40
@@ -72,8 +72,8 @@ def check_loras(value: object) -> tuple[Lora, ...]:
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list | tuple):
         raise _refused('lora must be {"path": …, "weight": …} or a list of such')
-    if len(entries) > MOST:
-        raise _refused(f"lora must not name more than {MOST}; it names {len(entries)}")
+    if len(entries) > MAX_LORAS:
+        raise _refused(f"lora must not name more than {MAX_LORAS}; it names {len(entries)}")
     loras = tuple(_checked(f"lora {number}:", entry) for number, entry in enumerate(entries, 1))
     if len({lora.path for lora in loras}) < len(loras):
         raise _refused("lora names the same path twice; give it once, with one weight")
@@ -98,8 +98,8 @@ def _checked(which: str, entry: object) -> Lora:
 def _path(which: str, value: object) -> str:
     if type(value) is not str or not value.strip():
         raise _refused(f"{which} path is missing; say where the LoRA is")
-    if len(value) > LONGEST_PATH:
-        raise _refused(f"{which} path must not be longer than {LONGEST_PATH:,} characters")
+    if len(value) > MAX_PATH_CHARS:
+        raise _refused(f"{which} path must not be longer than {MAX_PATH_CHARS:,} characters")
     if any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in value):
         raise _refused(f"{which} path holds a control character or half a surrogate pair")
     return value
@@ -109,8 +109,8 @@ def _weight(which: str, value: object) -> float:
     if value is None:
         return 1.0
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or abs(value) > HEAVIEST:  # type: ignore[arg-type]
-        raise _refused(f"{which} weight must be a finite number between {-HEAVIEST:g} and {HEAVIEST:g}")
+    if not number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:  # type: ignore[arg-type]
+        raise _refused(f"{which} weight must be a finite number between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -131,15 +131,15 @@ def _size(which: str, value: object) -> int | None:
     return int(value)
 
 
-def _refused(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, sentence)
+def _refused(message: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, message)
 
 
 SCHEDULERS: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
 POSITIONS: Final = ("bottom-right", "bottom-left")
 FORMATS: Final = ("png", "jpeg", "webp")
-LARGEST_SEED: Final = 2**63 - 1
-MOST_IMAGES: Final = 100
+MAX_SEED: Final = 2**63 - 1
+MAX_IMAGES: Final = 100
 """Pictures of one prompt, which are made under one claim."""
 
 
@@ -181,7 +181,9 @@ class Parameters:
 RECORDED_NAMES: Final = tuple(field.name for field in fields(Parameters))
 
 
-def settle(wishes: Sequence[Wishes], *, seed: int, multiple: int = 8) -> Parameters:
+def resolve_parameters(
+    requested: Sequence[RequestedParameters], *, seed: int, multiple: int = 8
+) -> Parameters:
     """The parameters that win, the most specific wishes first; ``seed`` is taken where nobody wished one.
 
     Raises PromptFailed (``invalid_parameters``) with a sentence that names the first field that is wrong.
@@ -189,10 +191,10 @@ def settle(wishes: Sequence[Wishes], *, seed: int, multiple: int = 8) -> Paramet
     is signed and written; its width and height are the model's own. ``multiple``: of what a width or height
     that follows from an aspect ratio shall be a multiple.
     """
-    won = {name: _first(wishes, name) for name in PARAMETER_NAMES}
+    won = {name: _first(requested, name) for name in PARAMETER_NAMES}
     scheduler, negative, images = won["scheduler"], won["negative_prompt"], won["num_images"]
     images = 1 if images is None else check_num_images("num_images", images)
-    width, height, ratio = settle_size(wishes, multiple)
+    width, height, ratio = resolve_size(requested, multiple)
     return Parameters(
         negative_prompt="" if negative is None else check_text("negative_prompt", negative),
         seed=seed if won["seed"] is None else _seed(won["seed"], images),
@@ -210,9 +212,9 @@ def settle(wishes: Sequence[Wishes], *, seed: int, multiple: int = 8) -> Paramet
 
 def _seed(value: object, images: int) -> int:
     """A seed such that the one of the last picture is a seed as well."""
-    seed = check_integer("seed", value, 0, LARGEST_SEED)
-    if seed + images - 1 > LARGEST_SEED:
-        raise wrong("seed", value, f"must leave room below 2⁶³ for the seeds of {images} pictures")
+    seed = check_integer("seed", value, 0, MAX_SEED)
+    if seed + images - 1 > MAX_SEED:
+        raise invalid_value("seed", value, f"must leave room below 2⁶³ for the seeds of {images} pictures")
     return seed
 
 
@@ -227,7 +229,7 @@ def _style(won: Mapping[str, object]) -> dict[str, Any]:
 
 def check_num_images(name: str, value: object) -> int:
     """How many pictures a prompt may have."""
-    return check_integer(name, value, 1, MOST_IMAGES)
+    return check_integer(name, value, 1, MAX_IMAGES)
 
 
 def check_scheduler(value: object) -> str:
@@ -245,13 +247,13 @@ STYLE_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 """How each wish about what is done to the pixels, once they are made, is checked."""
 
 
-def _first(wishes: Sequence[Wishes], name: str) -> object:
-    asked = (getattr(wish, name) for wish in wishes)
+def _first(requested: Sequence[RequestedParameters], name: str) -> object:
+    asked = (getattr(wish, name) for wish in requested)
     return next((value for value in asked if value is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class RequestedParameters:
     """Parameters as somebody asked for them, unchecked; ``None`` asks for nothing.
 
     A prompt's own fields, the flags, the model configuration and the defaults are each such a set.
@@ -274,12 +276,12 @@ class Wishes:
     image_quality: object = None
 
     @classmethod
-    def of(cls, document: Mapping[str, object]) -> Wishes:
+    def of(cls, document: Mapping[str, object]) -> RequestedParameters:
         """The wishes among a document's fields; other fields are left alone."""
         return cls(**{name: document.get(name) for name in PARAMETER_NAMES})
 
 
-PARAMETER_NAMES: Final = tuple(field.name for field in fields(Wishes))
+PARAMETER_NAMES: Final = tuple(field.name for field in fields(RequestedParameters))
 
 
 SIDES: Final = {"1:1": (1.0, 1.0), "2:2": (1.5, 1.5), "1:2": (1.0, 2.0)}
@@ -289,18 +291,18 @@ ASPECT_RATIOS: Final = (*SIDES, "2:1", "3:2", "2:3", "4:3", "3:4", "16:9", "9:16
 """All others have as many pixels as the model's own size, within rounding."""
 
 
-def settle_size(wishes: Sequence[Wishes], multiple: int) -> tuple[int, int, str | None]:
+def resolve_size(requested: Sequence[RequestedParameters], multiple: int) -> tuple[int, int, str | None]:
     """Width and height in pixels, and the aspect ratio, if one decided on any of the two.
 
     Of the wishes, the most specific first, each settles what those before it have left open: by its width and
     height, then by its aspect ratio. The last are the model's own size, in full. An aspect ratio that finds
     one side settled keeps to that side. Raises PromptFailed (``invalid_parameters``).
     """
-    own = check_pixels("width", wishes[-1].width), check_pixels("height", wishes[-1].height)
+    own = check_pixels("width", requested[-1].width), check_pixels("height", requested[-1].height)
     width: int | None = None
     height: int | None = None
     decided = None
-    for wish in wishes:
+    for wish in requested:
         if width is None and wish.width is not None:
             width = check_pixels("width", wish.width)
         if height is None and wish.height is not None:

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts.outcomes import Completed, Failed, Iterated, Postponed, best_of
+from text2img.prompts.outcomes import Completed, Failed, NeedsRefinement, RetryLater, best_of
 from text2img.prompts.validation import check_prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from text2img.prompts import Prompt, Request
-    from text2img.prompts.outcomes import Outcome, Stored
+    from text2img.prompts.outcomes import Outcome, StoredImage
 
-MOST_ITERATIONS: Final = 20
-MOST_CANDIDATES: Final = 16
+MAX_ITERATIONS: Final = 20
+MAX_CANDIDATES: Final = 16
 _HEAVIEST: Final = 1_500_000
 """Characters of all tries together, beyond which the iteration is the last: they stand in one document."""
 
@@ -68,37 +68,41 @@ class Loop:
             return None
         new = [each for one in became if isinstance(one, Completed) for each in one.pictures]
         if not new:
-            return worst(became)
+            return first_failure(became)
         new.sort(key=lambda each: each.number)
-        tries = (*_tries(asked.prompt, asked.meant), *new)
+        tries = (*_tries(asked.prompt, asked.original_text), *new)
         best, latest = best_of(tries), best_of(new)
         last = asked.iteration >= self.iterations or latest.score is None or _fill_a_document(tries)
         if not last and not self._suffices(best):
-            return Iterated(
+            return NeedsRefinement(
                 prompt=asked.prompt,
-                text=asked.meant,
+                text=asked.original_text,
                 tries=tries,
                 iterations=asked.iteration,
-                next_prompt=refined(asked.meant, latest),
+                next_prompt=refined(asked.original_text, latest),
             )
         return Completed(
-            prompt=asked.prompt, text=asked.meant, pictures=(best,), tries=tries, iterations=asked.iteration
+            prompt=asked.prompt,
+            text=asked.original_text,
+            pictures=(best,),
+            tries=tries,
+            iterations=asked.iteration,
         )
 
-    def _suffices(self, picture: Stored) -> bool:
-        return picture.score is not None and picture.score >= self.min_score
+    def _suffices(self, image: StoredImage) -> bool:
+        return image.score is not None and image.score >= self.min_score
 
 
-def worst(became: Sequence[Outcome | None]) -> Outcome | None:
+def first_failure(became: Sequence[Outcome | None]) -> Outcome | None:
     """The failure that is the prompt's, first of all one for good; None where there is none."""
-    for kind in (Failed, Postponed):
+    for kind in (Failed, RetryLater):
         for one in became:
             if isinstance(one, kind):
                 return one
     return None
 
 
-def rescued(outcome: Outcome) -> Outcome:
+def fall_back_to_best(outcome: Outcome) -> Outcome:
     """The outcome; of a prompt that failed for good after iterations that did not, the best of those."""
     if not isinstance(outcome, Failed) or not outcome.prompt.tries:
         return outcome
@@ -117,11 +121,11 @@ def rescued(outcome: Outcome) -> Outcome:
     )
 
 
-def refined(text: str, picture: Stored) -> str:
+def refined(text: str, image: StoredImage) -> str:
     """What to draw instead of the text: the evaluator's own proposal, where it has one that can be drawn;
     else the text with what it missed named once more; else the text, which gets fresh seeds.
     """
-    seen = picture.evaluation
+    seen = image.evaluation
     if seen is None:
         return text
     missing = [phrase for phrase in seen.missing if phrase.lower() not in text.lower()]
@@ -136,11 +140,11 @@ def _drawable(proposal: object, text: str) -> str:
         return text
 
 
-def _fill_a_document(tries: Sequence[Stored]) -> bool:
+def _fill_a_document(tries: Sequence[StoredImage]) -> bool:
     """Whether one more iteration could outgrow a document of MongoDB: 16 MB, at four bytes a character."""
     return sum(len(str((each.text, each.used, each.evaluation))) for each in tries) > _HEAVIEST
 
 
-def _tries(prompt: Prompt, text: str) -> tuple[Stored, ...]:
+def _tries(prompt: Prompt, text: str) -> tuple[StoredImage, ...]:
     """The prompt's tries so far; none where the first was of another text, since its owner has changed it."""
     return prompt.tries if prompt.tries and prompt.tries[0].text == text else ()

@@ -17,9 +17,9 @@ from text2img.errors import ErrorCode, PromptFailed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LONGEST_TEXT: Final = 20_000
+MAX_TEXT_CHARS: Final = 20_000
 """Characters: some 100 times what CLIP reads at once; beyond that a text is a mistake."""
-LONGEST_NAME: Final = 200
+MAX_NAME_CHARS: Final = 200
 """Characters of an artist's name."""
 _UNREADABLE: Final = re.compile("[\0\ud800-\udfff]")
 _STEERING: Final = "\u200c\u200d\u200e\u200f"
@@ -45,19 +45,19 @@ def check_prompt_text(text: object, tags: object = None) -> str:
 
 def _joined(tags: object) -> str:
     if not isinstance(tags, list | tuple):
-        raise wrong("prompt_tags", tags, "must be a list of texts")
+        raise invalid_value("prompt_tags", tags, "must be a list of texts")
     for tag in tags:
         if type(tag) is not str:
-            raise wrong("prompt_tags", tag, "must hold nothing but texts")
+            raise invalid_value("prompt_tags", tag, "must hold nothing but texts")
     return " ".join(tags)
 
 
 def check_text(name: str, value: object) -> str:
     """A string that a tokenizer can read: no NUL, no lone surrogate, not endless."""
     if type(value) is not str:  # BSON's JavaScript is a kind of str, and no text
-        raise wrong(name, value, "must be text")
-    if len(value) > LONGEST_TEXT:
-        raise too_long(name, len(value), LONGEST_TEXT)
+        raise invalid_value(name, value, "must be text")
+    if len(value) > MAX_TEXT_CHARS:
+        raise too_long_error(name, len(value), MAX_TEXT_CHARS)
     if _UNREADABLE.search(value):
         raise PromptFailed(
             ErrorCode.INVALID_PARAMETERS, f"{name} holds a NUL or half a surrogate pair; write plain Unicode"
@@ -69,17 +69,17 @@ def check_name(name: str, value: object) -> str:
     """A line of at most LONGEST_NAME characters, without the blanks around it; empty where it is blank."""
     line = check_text(name, value)
     for char in line:
-        if steers(char):
+        if is_control_character(char):
             raise PromptFailed(
                 ErrorCode.INVALID_PARAMETERS,
                 f"{name} holds the control character U+{ord(char):04X}; write it in one line of plain text",
             )
-    if len(line) > LONGEST_NAME:
-        raise too_long(name, len(line), LONGEST_NAME)
+    if len(line) > MAX_NAME_CHARS:
+        raise too_long_error(name, len(line), MAX_NAME_CHARS)
     return line.strip()
 
 
-def steers(char: str) -> bool:
+def is_control_character(char: str) -> bool:
     """Whether a character is not seen but steers what is (breaks a line, hides), and no name needs it."""
     return unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} and char not in _STEERING
 
@@ -87,18 +87,18 @@ def steers(char: str) -> bool:
 def check_integer(name: str, value: object, low: int, high: int) -> int:
     """An integer in [low, high]; 30.0 passes, since JavaScript shells store every number as a double."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise wrong(name, value, "must be a whole number")
+        raise invalid_value(name, value, "must be a whole number")
     if not low <= value <= high:
-        raise wrong(name, value, f"must be between {low} and {high}")
+        raise invalid_value(name, value, f"must be between {low} and {high}")
     return int(value)
 
 
 def check_number(name: str, value: object, low: float, high: float) -> float:
     """A finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong(name, value, "must be a number")
+        raise invalid_value(name, value, "must be a number")
     if not math.isfinite(value) or not low <= value <= high:
-        raise wrong(name, value, f"must be a finite number between {low} and {high}")
+        raise invalid_value(name, value, f"must be a finite number between {low} and {high}")
     return float(value)
 
 
@@ -106,7 +106,7 @@ def check_pixels(name: str, value: object) -> int:
     """A width or height in pixels: in [64, 4096] and a multiple of 8."""
     pixels = check_integer(name, value, 64, 4096)
     if pixels % 8:
-        raise wrong(
+        raise invalid_value(
             name, value, f"must be a multiple of 8; {pixels // 8 * 8} or {pixels // 8 * 8 + 8} would do"
         )
     return pixels
@@ -115,7 +115,7 @@ def check_pixels(name: str, value: object) -> int:
 def check_word(name: str, value: object, known: Sequence[str]) -> str:
     """One of the known words."""
     if not isinstance(value, str) or value not in known:
-        raise wrong(name, value, f"must be one of {', '.join(known)}{nearest(str(value), known)}")
+        raise invalid_value(name, value, f"must be one of {', '.join(known)}{nearest(str(value), known)}")
     return value
 
 
@@ -125,13 +125,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def too_long(name: str, length: int, most: int) -> PromptFailed:
+def too_long_error(name: str, length: int, most: int) -> PromptFailed:
     """What to say of a text that is too long."""
     rule = f"{name} must not be longer than {most:,} characters"
     return PromptFailed(ErrorCode.INVALID_PARAMETERS, f"{rule}; it has {length:,}")
 
 
-def wrong(name: str, value: object, rule: str) -> PromptFailed:
+def invalid_value(name: str, value: object, rule: str) -> PromptFailed:
     """What to say of a value that breaks the rule; it is shown, if not at length."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}…"

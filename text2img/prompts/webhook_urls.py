@@ -16,7 +16,7 @@ from text2img.prompts.validation import check_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_URL: Final = 2_000
+MAX_URL_CHARS: Final = 2_000
 FORM: Final = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@\\]+(?:/[^\s?#\\]*)?(?![\s\S])"
 """What every address looks like, as the schema of a file says it: whatever passes may still be none."""
 _PLACE: Final = "/api/webhooks/inference"
@@ -35,7 +35,7 @@ _HOST: Final = re.compile(
 def check_form(value: object) -> str:
     """A text that looks like a webhook's address; raises PromptFailed (``invalid_parameters``)."""
     text = check_text("webhook_url", value)
-    if len(text) > LONGEST_URL or not re.search(FORM, text):
+    if len(text) > MAX_URL_CHARS or not re.search(FORM, text):
         raise _no_address()
     return text
 
@@ -63,7 +63,7 @@ class Webhook:
         Raises PromptFailed (``invalid_parameters``) for all that is no http:// or https:// address, and for
         one with a user, a query or a fragment.
         """
-        found = _URL.fullmatch(value) if type(value) is str and len(value) <= LONGEST_URL else None
+        found = _URL.fullmatch(value) if type(value) is str and len(value) <= MAX_URL_CHARS else None
         host = _host(found["host"]) if found else None
         if not found or not host:
             raise _no_address()
@@ -103,7 +103,7 @@ class _Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookHosts:
+class HostAllowlist:
     """The hosts that may be told. Without any, none may."""
 
     rules: tuple[_Rule, ...] = ()
@@ -134,7 +134,7 @@ class WebhookHosts:
         """Whether it may be told."""
         return any(rule.matches(webhook) for rule in self.rules)
 
-    def trusts(self, webhook: Webhook) -> bool:
+    def is_exact(self, webhook: Webhook) -> bool:
         """Whether it is named exactly, so that it may have a private address."""
         return any(rule.matches(webhook) for rule in self.rules if not rule.wild)
 

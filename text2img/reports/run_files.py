@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases.documents import run_fields
 from text2img.errors import ClaimLost, PromptFailed
-from text2img.images.contact_sheet import Row, Try, contact_sheets, histogram
-from text2img.prompts import Completed, Failed, Iterated
+from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram
+from text2img.prompts import Completed, Failed, NeedsRefinement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from text2img.databases import Archive, Made, Run, Selection
-    from text2img.prompts import Claim, Outcome, Stored
-    from text2img.prompts.ids import TryName
+    from text2img.databases import CompletedPrompt, Results, Run, Selection
+    from text2img.prompts import Claim, Outcome, StoredImage
+    from text2img.prompts.ids import IterationFolderName
     from text2img.prompts.refinement import Loop
     from text2img.storage import ImageStorage
 
@@ -30,13 +30,13 @@ _PRIVATE: Final = ("host", "worker", "execution", "gpu_hour_price")
 """What a run's document says of whoever ran it; the summary may be as public as the pictures."""
 
 
-class Overview:
+class RunSummary:
     """Writes it, as often as there is something new; what is there from the time before is replaced.
 
     ``check`` is called before each picture is read, and raises what ends the run.
     """
 
-    def __init__(self, archive: Archive, storage: ImageStorage, check: Callable[[], None]) -> None:
+    def __init__(self, archive: Results, storage: ImageStorage, check: Callable[[], None]) -> None:
         self._archive, self._storage, self._check = archive, storage, check
 
     def write(self, run: Run, selection: Selection, loop: Loop | None) -> None:
@@ -46,7 +46,7 @@ class Overview:
         self._scores(selection, loop)
 
     def _sheets(self, selection: Selection) -> None:
-        made: list[Made] = []
+        made: list[CompletedPrompt] = []
         pictures = 0
         for each in self._archive.made(selection):
             if pictures >= MOST:
@@ -65,21 +65,23 @@ class Overview:
             page = histogram(scores, min_score=None if loop is None else loop.min_score)
             self._put("scores.png", page, "image/png")
 
-    def _row(self, made: Made) -> Row:
+    def _row(self, made: CompletedPrompt) -> Row:
         if made.tries:
             return Row(made.text, tuple(self._try(each) for each in made.tries))
         seed, scores = made.used.get("seed"), made.scores or (None,) * len(made.image_urls)
         return Row(
             made.text,
             tuple(
-                Try(1, seed + number if isinstance(seed, int) else 0, score, False, partial(self._read, url))
+                Candidate(
+                    1, seed + number if isinstance(seed, int) else 0, score, False, partial(self._read, url)
+                )
                 for number, (url, score) in enumerate(zip(made.image_urls, scores, strict=False))
             ),
         )
 
-    def _try(self, said: Mapping[str, object]) -> Try:
+    def _try(self, said: Mapping[str, object]) -> Candidate:
         iteration, seed, score = (said.get(name) for name in ("iteration", "seed", "score"))
-        return Try(
+        return Candidate(
             iteration if isinstance(iteration, int) else 1,
             seed if isinstance(seed, int) else 0,
             float(score) if isinstance(score, int | float) else None,
@@ -119,7 +121,9 @@ class Sidecars:
     threads.
     """
 
-    def __init__(self, storage: ImageStorage, names: TryName, holds: Callable[[Claim], bool]) -> None:
+    def __init__(
+        self, storage: ImageStorage, names: IterationFolderName, holds: Callable[[Claim], bool]
+    ) -> None:
         self._storage, self._names, self._holds = storage, names, holds
 
     def write(self, outcome: Outcome) -> None:
@@ -128,7 +132,7 @@ class Sidecars:
         """
         put = partial(self._put, outcome.claim, self._names.folder(outcome.claim.id))
         try:
-            if isinstance(outcome, Completed | Iterated):
+            if isinstance(outcome, Completed | NeedsRefinement):
                 for name, data, kind in _of_iteration(outcome):
                     put(name, data, kind)
             if isinstance(outcome, Completed | Failed):
@@ -147,7 +151,7 @@ def as_json(document: object) -> bytes:
     return (json.dumps(document, ensure_ascii=True, allow_nan=False, indent=2) + "\n").encode()
 
 
-def _of_iteration(outcome: Completed | Iterated) -> Iterable[tuple[str, bytes, str]]:
+def _of_iteration(outcome: Completed | NeedsRefinement) -> Iterable[tuple[str, bytes, str]]:
     """The names, contents and kinds of the files about what was made under this claim."""
     import yaml
 
@@ -169,12 +173,12 @@ def _of_iteration(outcome: Completed | Iterated) -> Iterable[tuple[str, bytes, s
         yield f"iteration_{iteration}_evaluation.json", as_json({**head, "evaluations": judged}), JSON
 
 
-def _pictures(outcome: Completed | Iterated) -> Sequence[Stored]:
+def _pictures(outcome: Completed | NeedsRefinement) -> Sequence[StoredImage]:
     """All that is kept of the prompt, also of earlier iterations."""
     return outcome.tries or (outcome.pictures if isinstance(outcome, Completed) else ())
 
 
-def _picture(stored: Stored) -> Document:
+def _picture(stored: StoredImage) -> Document:
     score = {} if stored.score is None else {"score": stored.score}
     return {
         "image_url": stored.image_url,
@@ -194,7 +198,7 @@ def _outcome_summary(outcome: Completed | Failed) -> Document:
             "prompt": text if isinstance(text, str) else None,
             "status": "error",
             "error_code": outcome.code.value,
-            "error": outcome.sentence,
+            "error": outcome.message,
         }
     return {
         "prompt_id": str(outcome.claim.id),
@@ -206,7 +210,7 @@ def _outcome_summary(outcome: Completed | Failed) -> Document:
     }
 
 
-def _in_short(pictures: Sequence[Stored], best: Stored) -> list[Document]:
+def _in_short(pictures: Sequence[StoredImage], best: StoredImage) -> list[Document]:
     return [
         {"iteration": each.iteration, "image_url": each.image_url, "score": each.score, "best": each is best}
         for each in pictures

@@ -16,10 +16,10 @@ from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
 from text2img.prompts.batching import BatchSize
-from text2img.prompts.ids import ObjectName, TryName
-from text2img.prompts.parameters import Wishes
+from text2img.prompts.ids import IterationFolderName, ObjectName
+from text2img.prompts.parameters import RequestedParameters
 from text2img.prompts.refinement import Loop
-from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, Running, declared_in
+from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, RuntimeSettings, declared_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ _HOSTED = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,7}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(Running):
+class Settings(RuntimeSettings):
     """All options with their values. Secrets stay out of ``repr``; ``secrets`` lists them for masking."""
 
     def __repr__(self) -> str:
@@ -47,10 +47,14 @@ class Settings(Running):
         return tuple(value for value in values if value)
 
     @property
-    def wishes(self) -> Wishes:
+    def requested(self) -> RequestedParameters:
         """What the flags and variables ask of every picture."""
-        return Wishes(
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(Wishes) if hasattr(self, f.name)}
+        return RequestedParameters(
+            **{
+                f.name: getattr(self, f.name)
+                for f in dataclasses.fields(RequestedParameters)
+                if hasattr(self, f.name)
+            }
         )
 
     @property
@@ -65,7 +69,7 @@ class Settings(Running):
             ) from None
 
     @property
-    def object_names(self) -> ObjectName | TryName:
+    def object_names(self) -> ObjectName | IterationFolderName:
         """What pictures are called; raises ConfigurationError for a template that cannot be."""
         if self.folders:
             if self.object_name != ObjectName.TEMPLATE:
@@ -73,7 +77,7 @@ class Settings(Running):
                     "--object-name (OBJECT_NAME) does nothing for a layout of folders; give --layout flat, or"
                     " leave it out"
                 )
-            return TryName()
+            return IterationFolderName()
         try:
             return ObjectName.parse(self.object_name)
         except ValueError as exc:

@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.parameters import Wishes, settle
+from text2img.prompts.parameters import RequestedParameters, resolve_parameters
 from text2img.settings import DEFAULTS, Settings, options
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _check(settings: Settings) -> None:
         settings.folder,
     )
     try:
-        settle((settings.wishes, DEFAULTS, Wishes(width=512, height=512)), seed=0)
+        resolve_parameters((settings.requested, DEFAULTS, RequestedParameters(width=512, height=512)), seed=0)
     except PromptFailed as exc:
         name, _, rest = str(exc).partition(" ")
         raise ConfigurationError(f"--{name.replace('_', '-')} {rest}") from None

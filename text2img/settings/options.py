@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from text2img.prompts.parameters import Wishes
-from text2img.prompts.refinement import MOST_CANDIDATES, MOST_ITERATIONS
+from text2img.prompts.parameters import RequestedParameters
+from text2img.prompts.refinement import MAX_CANDIDATES, MAX_ITERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def declared_in(settings: Any) -> Iterator[Option]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class EndpointSettings:
     """Database, output, callbacks, and which prompts."""
 
     mongo_uri: str | None = option(
@@ -164,12 +164,12 @@ class Places:
 
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-DEFAULTS = Wishes(num_inference_steps=50, guidance_scale=7.5)
+DEFAULTS = RequestedParameters(num_inference_steps=50, guidance_scale=7.5)
 """What a picture gets where nobody wishes otherwise; its size is the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing(Places):
+class GenerationSettings(EndpointSettings):
     """Model, generator, parameters, what is done to the pixels, and the evaluator."""
 
     model_config_id: str | None = option(
@@ -304,12 +304,12 @@ class Drawing(Places):
         "evaluation",
         "scores each picture: none, clip or clip:MODEL (folder or hub id), gemini or gemini:MODEL, demo",
     )
-    iterations: Annotated[int, Ge(1), Le(MOST_ITERATIONS)] = option(
+    iterations: Annotated[int, Ge(1), Le(MAX_ITERATIONS)] = option(
         1,
         "evaluation",
         "rounds that a prompt gets, refined from the second on, until a picture scores enough",
     )
-    candidates: Annotated[int, Ge(1), Le(MOST_CANDIDATES)] = option(
+    candidates: Annotated[int, Ge(1), Le(MAX_CANDIDATES)] = option(
         1, "evaluation", "pictures in each round, with a seed each; the best of all is the result"
     )
     min_score: Annotated[float, Ge(0), Le(1)] | None = option(
@@ -319,7 +319,7 @@ class Drawing(Places):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running(Drawing):
+class RuntimeSettings(GenerationSettings):
     """Batches, leases, patience, workers, figures, serving, logs."""
 
     batch_size: str = option(

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
-from text2img.concurrency.timeouts import within
-from text2img.errors import ConfigurationError, StorageFailed, Unreadable
+from text2img.concurrency.timeouts import run_with_timeout
+from text2img.errors import ConfigurationError, ObjectUnreadable, StorageFailed
 from text2img.prompts.ids import gcs_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from text2img.storage.bucket import Clock, Readable
+    from text2img.storage.bucket import Clock, ReadableBucket
 
 
 LARGEST: Final = 64 * 2**20
@@ -50,7 +50,7 @@ class ImageStorage(Protocol):
         """
         ...
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         """Store a small object of its own and remove it; raises StorageFailed where either fails."""
         ...
 
@@ -97,15 +97,15 @@ def name_in(places: Mapping[str, Callable[[str], str]], url: str) -> str:
             except ValueError:
                 break
             return name
-    raise Unreadable(f"{url[:200]!r} is not in {next(iter(places))}; name where it is by --output")
+    raise ObjectUnreadable(f"{url[:200]!r} is not in {next(iter(places))}; name where it is by --output")
 
 
-def as_written(name: str) -> str:
+def identity(name: str) -> str:
     """A name that stands in its URL as it is."""
     return name
 
 
-def as_encoded(name: str) -> str:
+def percent_decode(name: str) -> str:
     """A name that stands percent-encoded in its URL, as it does in ``https://`` ones."""
     return unquote(name)
 
@@ -130,7 +130,7 @@ def locate(url: str, option: str) -> tuple[str, str, str] | None:
 
 def open_bucket(
     kind: str, name: str, options: StorageOptions, patience: float, *, clock: Clock = time
-) -> Readable:
+) -> ReadableBucket:
     """A bucket to read from, of ``kind`` gs or s3; one request is tried for ``patience`` seconds by
     that ``clock``.
     """
@@ -196,16 +196,18 @@ class Reader:
         """A picture's file; raises Unreadable, with the reason, where it cannot be had."""
         kind = "" if self._place else _place_of(url)
         if kind in self._silent:
-            raise Unreadable(self._silent[kind])
+            raise ObjectUnreadable(self._silent[kind])
         storage = self._place or self._at(kind)
         try:
-            return within(self._patience, lambda: storage.read(gcs_url(url) or url if kind else url))
+            return run_with_timeout(
+                self._patience, lambda: storage.read(gcs_url(url) or url if kind else url)
+            )
         except (StorageFailed, TimeoutError) as exc:
             reason = (
                 str(exc) if isinstance(exc, StorageFailed) else f"no answer within {self._patience:g} seconds"
             )
             self._silent = {**self._silent, kind: reason}
-            raise Unreadable(reason) from exc
+            raise ObjectUnreadable(reason) from exc
 
     def _at(self, place: str) -> ImageStorage:
         with self._lock:
@@ -220,11 +222,11 @@ def _place_of(url: str) -> str:
     """The folder, or the bucket as ``scheme://name``, that a URL is in."""
     if url.startswith("/"):
         if not url.lower().endswith(ENDINGS):
-            raise Unreadable(f"{url[:200]!r} is not called as a picture is")
+            raise ObjectUnreadable(f"{url[:200]!r} is not called as a picture is")
         return url.rpartition("/")[0] or "/"
     scheme, _, rest = (gcs_url(url) or url).partition("://")
     if scheme not in {"gs", "s3"}:
-        raise Unreadable(f"{url[:200]!r} says no place that can be read; name where it is by --output")
+        raise ObjectUnreadable(f"{url[:200]!r} says no place that can be read; name where it is by --output")
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
@@ -232,4 +234,4 @@ def _opened(place: str, options: StorageOptions) -> ImageStorage:
     try:
         return open_storage(place, options)
     except ConfigurationError as exc:
-        raise Unreadable(f"{place[:200]!r} is no place that can be read: {exc}") from exc
+        raise ObjectUnreadable(f"{place[:200]!r} is no place that can be read: {exc}") from exc

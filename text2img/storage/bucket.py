@@ -15,9 +15,9 @@ from text2img.errors import (
     ClaimLost,
     ConfigurationError,
     ErrorCode,
+    ObjectUnreadable,
     PromptFailed,
     StorageFailed,
-    Unreadable,
 )
 from text2img.storage import LARGEST
 
@@ -36,7 +36,7 @@ ABSENT: Final = ""
 """As the version to write over: no object may be there."""
 
 
-class Refused(Exception):  # noqa: N818 - it says what happened
+class PermanentError(Exception):
     """The service said no, and would say it again: HTTP ``status`` (3xx, 4xx), ``reason`` in its words.
 
     ``code`` is the service's own name for it, empty where it has none.
@@ -49,7 +49,7 @@ class Refused(Exception):  # noqa: N818 - it says what happened
         self.code = code
 
 
-class Faltered(StorageFailed):
+class TransientError(StorageFailed):
     """What may go better in a moment: the network, or a service that is busy."""
 
 
@@ -73,7 +73,7 @@ class Waiting:
     monotonic: Callable[[], float]
 
 
-class Stored(Protocol):
+class ObjectInfo(Protocol):
     """An object as it is stored."""
 
     @property
@@ -86,7 +86,7 @@ class Stored(Protocol):
         ...
 
 
-class Found(Protocol):
+class ObjectLookup(Protocol):
     """An object that may be read. ``version`` changes with it; ``size`` is in bytes."""
 
     @property
@@ -101,7 +101,7 @@ class Found(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListEntry:
     """An object as a listing tells of it: its whole name, bytes, version (a generation, an ETag), and a sum
     of its content, the same for the same content.
     """
@@ -124,20 +124,20 @@ class Sum(Protocol):
         ...
 
 
-class Readable(Protocol):
+class ReadableBucket(Protocol):
     """A bucket to read from. Raises Refused for an answer that stays, StorageFailed for all else."""
 
-    def objects(self, prefix: str, most: int) -> list[Listed]:
+    def objects(self, prefix: str, most: int) -> list[ListEntry]:
         """The objects whose names begin so, ``most`` of them at the most."""
         ...
 
-    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
         """How the object's content is summed, and what that must come to; None where the service tells of no
         sum that can be made here.
         """
         ...
 
-    def look(self, path: str) -> Found:
+    def look(self, path: str) -> ObjectLookup:
         """The object as it is stored."""
         ...
 
@@ -150,7 +150,7 @@ def create_or_replace(
     where: str,
     data: bytes,
     upload: Callable[[str | None], bool],
-    look: Callable[[], Stored | None],
+    look: Callable[[], ObjectInfo | None],
     may_replace: Callable[[], bool],
 ) -> None:
     """Store an object by the rules of ImageStorage.put; ``where`` is its URL, for errors.
@@ -172,16 +172,16 @@ def create_or_replace(
     raise rejected(where, "it keeps changing; do other jobs write there?")
 
 
-def read_whole(bucket: Readable, path: str, where: str) -> bytes:
+def read_whole(bucket: ReadableBucket, path: str, where: str) -> bytes:
     """All of an object by one request, under the rules of ImageStorage.read; ``where`` is its URL."""
     try:
         data = bucket.read(path, None, 0, LARGEST + 1)
-    except Refused as exc:
+    except PermanentError as exc:
         if exc.status == 416:  # it has no first byte
             return b""
-        raise Unreadable(f"{where} cannot be read: {_REASONS.get(exc.status, str(exc))}") from exc
+        raise ObjectUnreadable(f"{where} cannot be read: {_REASONS.get(exc.status, str(exc))}") from exc
     if len(data) > LARGEST:
-        raise Unreadable(f"{where} is larger than {LARGEST >> 20} MiB")
+        raise ObjectUnreadable(f"{where} is larger than {LARGEST >> 20} MiB")
     return data
 
 
@@ -190,7 +190,7 @@ def rejected(where: str, reason: str) -> PromptFailed:
     return PromptFailed(ErrorCode.STORAGE_REJECTED, f"{where} could not be stored: {reason}")
 
 
-def persist(
+def retry(
     attempt: Callable[[float], _Result],
     patience: float,
     timeout: float,
@@ -207,7 +207,7 @@ def persist(
     while True:
         try:
             return attempt(min(timeout, max(1.0, until - clock())))
-        except Faltered:
+        except TransientError:
             pause = wait * secrets.SystemRandom().uniform(0.5, 1)
             if clock() + pause > until:
                 raise

@@ -12,16 +12,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
-from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
-from text2img.storage.bucket import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
+from text2img.storage import StorageOptions, check_name, identity, name_in, percent_decode
+from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.bucket import Clock, Stored
+    from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.gcs_bucket import Bucket
 
 # Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 where dots part it.
@@ -56,20 +56,20 @@ class GcsStorage:
     def check(self) -> None:
         """As ImageStorage.check: asks for the bucket's metadata."""
         try:
-            within(19, lambda: self._bucket().look_at_bucket(patience=8))
+            run_with_timeout(19, lambda: self._bucket().look_at_bucket(patience=8))
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} got no answer; check the network and --output") from exc
-        except Refused as exc:
+        except PermanentError as exc:
             if exc.status != 403:  # an account that may only write is not allowed to ask
                 raise self._failed(exc) from exc
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         """As ImageStorage.try_write; needs storage.objects.create and storage.objects.delete."""
         name = f"doctor-{secrets.token_hex(8)}.txt"
         try:
             self.put(name, b"text2img doctor", "text/plain", lambda: True)
             self._bucket().delete(self._prefix + name)
-        except Refused as exc:
+        except PermanentError as exc:
             needed = "grant storage.objects.delete"
             raise StorageFailed(f"{self._url()}{name} was stored but not deleted ({exc}); {needed}") from exc
         except PromptFailed as exc:
@@ -95,14 +95,14 @@ class GcsStorage:
     def read(self, url: str) -> bytes:
         """As ImageStorage.read; needs storage.objects.get."""
         public = public_gcs_url(self._bucket_name, self._prefix)
-        name = name_in({self._url(): as_written, public: as_encoded}, url)
+        name = name_in({self._url(): identity, public: percent_decode}, url)
         return read_whole(self._bucket(), self._prefix + name, self._url() + name)
 
     def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
         """Store the object over that generation (None: over any); False where another one is there."""
         try:
             self._bucket().upload(path, data, content_type, version)
-        except Refused as exc:
+        except PermanentError as exc:
             if self._forbids_acl(exc):
                 raise self._failed(exc) from exc
             # Without storage.objects.delete an object that is there may be reported as 403 before 412.
@@ -112,20 +112,22 @@ class GcsStorage:
             raise self._upload_error(exc, path, creating=version == ABSENT) from exc
         return True
 
-    def _look(self, path: str) -> Stored | None:
+    def _look(self, path: str) -> ObjectInfo | None:
         """What is stored there; None where nothing is. Unknown in all respects where we may not look."""
         from text2img.storage.gcs_bucket import UNSEEN
 
         try:
             return self._bucket().look(path)
-        except Refused as exc:
+        except PermanentError as exc:
             if exc.status == 404:
                 return None
             if exc.status == 403:
                 return UNSEEN
             raise self._failed(exc) from exc
 
-    def _upload_error(self, exc: Refused, path: str, *, creating: bool) -> StorageFailed | PromptFailed:
+    def _upload_error(
+        self, exc: PermanentError, path: str, *, creating: bool
+    ) -> StorageFailed | PromptFailed:
         """What a refused upload means: the end of the run, or of this one prompt."""
         if exc.status == 403 and not creating:
             return rejected(
@@ -138,12 +140,12 @@ class GcsStorage:
             return rejected(f"gs://{self._bucket_name}/{path}", str(exc))
         return self._failed(exc)
 
-    def _forbids_acl(self, exc: Refused) -> bool:
+    def _forbids_acl(self, exc: PermanentError) -> bool:
         """Whether the bucket takes no ACLs, or none that opens its objects to all: a 400, and even a 412."""
         words = ("uniform bucket-level access", "public access prevention")
         return self._options.acl is not None and any(each in exc.reason.lower() for each in words)
 
-    def _failed(self, exc: Refused) -> StorageFailed:
+    def _failed(self, exc: PermanentError) -> StorageFailed:
         if self._forbids_acl(exc):
             return StorageFailed(
                 f"the bucket {self._bucket_name} does not allow --acl {self._options.acl}; leave it out, and "

@@ -29,9 +29,9 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from text2img import __version__
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import StorageFailed
-from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
+from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ _FAULTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ObjectInfo:
     """An object as it is stored; its version is its generation. Sums are base64."""
 
     version: str | None
@@ -72,7 +72,7 @@ class Stored:
         return self.crc32c == _base64(google_crc32c.value(data).to_bytes(4, "big"))
 
 
-UNSEEN = Stored(version=None)
+UNSEEN = ObjectInfo(version=None)
 
 
 class Bucket:
@@ -87,7 +87,7 @@ class Bucket:
     ) -> None:
         self._acl = acl
         self._patience = patience
-        self._persistently = partial(persist, sleep=clock.sleep, clock=clock.monotonic)
+        self._persistently = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
         self._timeout = timeout
         self._bucket = _client().bucket(name)
 
@@ -95,27 +95,27 @@ class Bucket:
         """Ask for the bucket's metadata, for that many seconds at the most."""
         self._persist(lambda limit: self._bucket.reload(timeout=limit, retry=None), patience)
         if self._acl and self._bucket.iam_configuration.uniform_bucket_level_access_enabled:
-            raise Refused(400, "it has uniform bucket-level access")
+            raise PermanentError(400, "it has uniform bucket-level access")
 
-    def objects(self, prefix: str, most: int) -> list[Listed]:
+    def objects(self, prefix: str, most: int) -> list[ListEntry]:
         """The objects whose names begin so, ``most`` of them at the most; needs storage.objects.list."""
 
-        def attempt(limit: float) -> list[Listed]:
+        def attempt(limit: float) -> list[ListEntry]:
             blobs = self._bucket.list_blobs(prefix=prefix, max_results=most, timeout=limit, retry=None)
-            return [Listed(b.name, int(b.size or 0), str(b.generation), str(b.crc32c)) for b in blobs]
+            return [ListEntry(b.name, int(b.size or 0), str(b.generation), str(b.crc32c)) for b in blobs]
 
         return self._persist(attempt, self._patience)
 
-    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
         """The CRC32C, which every object has (composed ones have no MD5)."""
         checksum: Sum = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
         return checksum, base64.b64decode(listed.checksum)
 
-    def look(self, path: str) -> Stored:
+    def look(self, path: str) -> ObjectInfo:
         """The object as it is stored."""
         blob = self._bucket.blob(path)
         self._persist(lambda limit: blob.reload(timeout=limit, retry=None), self._patience)
-        return Stored(str(blob.generation), blob.size, blob.md5_hash, blob.crc32c)
+        return ObjectInfo(str(blob.generation), blob.size, blob.md5_hash, blob.crc32c)
 
     def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
         """The object's bytes from ``start`` to before ``end``, of that generation."""
@@ -162,7 +162,7 @@ class Bucket:
         blob = self._bucket.blob(path)
         try:
             self._persist(lambda limit: blob.delete(timeout=limit, retry=None), self._patience)
-        except Refused as exc:
+        except PermanentError as exc:
             if exc.status != 404:
                 raise
 
@@ -205,11 +205,11 @@ def _may_pass(exc: Exception) -> bool:
     return isinstance(exc, _FAULTS) or bool(getattr(exc, "retryable", False))
 
 
-def _explained(exc: Exception) -> Refused | StorageFailed:
-    kind = Faltered if _may_pass(exc) else StorageFailed
+def _explained(exc: Exception) -> PermanentError | StorageFailed:
+    kind = TransientError if _may_pass(exc) else StorageFailed
     if isinstance(exc, GoogleAPICallError):
         if 400 <= int(exc.code or 0) < 500 and kind is StorageFailed:
-            return Refused(int(exc.code), _reason(exc))
+            return PermanentError(int(exc.code), _reason(exc))
         answer = f"{int(exc.code or 0)}: {_reason(exc)}"
         return kind(f"Cloud Storage keeps answering {answer}; run it again later")
     if isinstance(exc, GoogleAuthError) and not isinstance(exc, TransportError):
@@ -249,7 +249,7 @@ def find_credentials() -> Any:
         _check_key(key)
     try:
         # Away from Google's machines the lookup ends at a metadata server that may never answer.
-        return within(10, lambda: google.auth.default(scopes=_SCOPES)[0])
+        return run_with_timeout(10, lambda: google.auth.default(scopes=_SCOPES)[0])
     except DefaultCredentialsError as exc:
         if key:
             raise StorageFailed(f"the key {key} cannot be used: {_said(exc)}") from exc

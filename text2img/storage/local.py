@@ -18,11 +18,11 @@ from text2img.errors import (
     ClaimLost,
     ConfigurationError,
     ErrorCode,
+    ObjectUnreadable,
     PromptFailed,
     StorageFailed,
-    Unreadable,
 )
-from text2img.storage import LARGEST, as_written, check_name, name_in
+from text2img.storage import LARGEST, check_name, identity, name_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ class LocalStorage:
         if not os.access(place, os.W_OK | os.X_OK):
             raise StorageFailed(f"the folder {place} cannot be written to; check its permissions")
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         """As ImageStorage.try_write. The folder stays, should it have been made for this."""
         name = f"doctor-{secrets.token_hex(8)}.txt"
         path = self.put(name, b"text2img doctor", "text/plain", lambda: True)
@@ -85,17 +85,17 @@ class LocalStorage:
 
     def read(self, url: str) -> bytes:
         """As ImageStorage.read. Neither a symbolic link nor anything else that is no file is read."""
-        target = os.path.join(self._folder, name_in({os.path.join(self._folder, ""): as_written}, url))
+        target = os.path.join(self._folder, name_in({os.path.join(self._folder, ""): identity}, url))
         try:
             with open(target, "rb", opener=_no_link) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise Unreadable(f"{target} is no file")
+                    raise ObjectUnreadable(f"{target} is no file")
                 data = file.read(LARGEST + 1)
         except OSError as exc:
             reason = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
-            raise Unreadable(f"{target} cannot be read: {reason}") from exc
+            raise ObjectUnreadable(f"{target} cannot be read: {reason}") from exc
         if len(data) > LARGEST:
-            raise Unreadable(f"{target} is larger than {LARGEST >> 20} MiB")
+            raise ObjectUnreadable(f"{target} is larger than {LARGEST >> 20} MiB")
         return data
 
     def _prepare(self, folder: str) -> None:
@@ -184,8 +184,8 @@ class LocalStorage:
         return StorageFailed(f"cannot write to the folder {self._folder}: {reason}; check --output")
 
     def _rejected(self, name: str, reason: str | None) -> PromptFailed:
-        sentence = f"{name} cannot be written to {self._folder}: {reason}"
-        return PromptFailed(ErrorCode.STORAGE_REJECTED, sentence)
+        message = f"{name} cannot be written to {self._folder}: {reason}"
+        return PromptFailed(ErrorCode.STORAGE_REJECTED, message)
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -13,16 +13,16 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
-from text2img.storage import StorageOptions, as_encoded, as_written, check_name, name_in
-from text2img.storage.bucket import ABSENT, Refused, create_or_replace, parse, read_whole, rejected
+from text2img.storage import StorageOptions, check_name, identity, name_in, percent_decode
+from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
 from text2img.storage.s3_errors import CREDENTIALS, EVERY_OBJECT, LOG_IN, NO_ACLS, REGION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.bucket import Clock, Stored
+    from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.s3_bucket import Bucket
 
 log = logging.getLogger(__name__)
@@ -66,15 +66,15 @@ class S3Storage:
     def check(self) -> None:
         """As ImageStorage.check: asks whether the bucket is there."""
         try:
-            within(19, lambda: self._bucket().look_at_bucket(patience=8))
+            run_with_timeout(19, lambda: self._bucket().look_at_bucket(patience=8))
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} got no answer; check the network and --output") from exc
-        except Refused as exc:
+        except PermanentError as exc:
             # An account that may only write is not allowed to ask.
             if exc.status != 403 or exc.code in CREDENTIALS:
                 raise self._failed(exc) from exc
 
-    def try_write(self) -> None:
+    def check_writable(self) -> None:
         """As ImageStorage.try_write; needs s3:PutObject and s3:DeleteObject.
 
         Also tries to write over its object, which a service that keeps conditions must not allow.
@@ -84,7 +84,7 @@ class S3Storage:
             self.put(name, b"text2img doctor", "text/plain", lambda: True)
             kept = self._keeps(name)
             self._bucket().delete(self._prefix + name)
-        except Refused as exc:
+        except PermanentError as exc:
             raise StorageFailed(
                 f"{self._url()}{name} was stored but not deleted ({exc}); grant s3:DeleteObject"
             ) from exc
@@ -116,7 +116,7 @@ class S3Storage:
     def read(self, url: str) -> bytes:
         """As ImageStorage.read; needs s3:GetObject."""
         public = self._bucket().public_url(self._prefix)
-        name = name_in({self._url(): as_written, public: as_encoded}, url)
+        name = name_in({self._url(): identity, public: percent_decode}, url)
         return read_whole(self._bucket(), self._prefix + name, self._url() + name)
 
     def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
@@ -127,7 +127,7 @@ class S3Storage:
             version = None
         try:
             self._bucket().upload(path, data, content_type, version)
-        except Refused as exc:
+        except PermanentError as exc:
             if version is not None and exc.status == 501:
                 self._do_without_conditions()
                 return False
@@ -137,7 +137,7 @@ class S3Storage:
             raise self._upload_error(exc, path, creating=version == ABSENT) from exc
         return True
 
-    def _look(self, path: str) -> Stored | None:
+    def _look(self, path: str) -> ObjectInfo | None:
         """What is stored there; None where nothing is. Unknown in all respects where we may not look.
 
         Where the service has no conditions nothing can be created safely, so that nothing is known to be
@@ -147,7 +147,7 @@ class S3Storage:
 
         try:
             return self._bucket().look(path)
-        except Refused as exc:
+        except PermanentError as exc:
             if exc.status == 404:
                 return None if self._conditional else UNSEEN
             if exc.status == 403:
@@ -171,7 +171,9 @@ class S3Storage:
             return True
         return False
 
-    def _upload_error(self, exc: Refused, path: str, *, creating: bool) -> StorageFailed | PromptFailed:
+    def _upload_error(
+        self, exc: PermanentError, path: str, *, creating: bool
+    ) -> StorageFailed | PromptFailed:
         """What a refused upload means: the end of the run, or of this one prompt."""
         where = f"s3://{self._bucket_name}/{path}"
         if exc.status == 403 and exc.code not in CREDENTIALS and not creating:
@@ -185,7 +187,7 @@ class S3Storage:
             return rejected(where, str(exc))
         return self._failed(exc)
 
-    def _failed(self, exc: Refused) -> StorageFailed:
+    def _failed(self, exc: PermanentError) -> StorageFailed:
         url = self._url()
         if exc.status == 404:
             return StorageFailed(

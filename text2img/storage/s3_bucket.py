@@ -26,7 +26,7 @@ from botocore.parsers import ResponseParserError
 from text2img import __version__
 from text2img.errors import StorageFailed
 from text2img.prompts.ids import quoted
-from text2img.storage.bucket import ABSENT, Faltered, Listed, Refused, one_line, persist
+from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
 from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _OPERATIONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ObjectInfo:
     """An object as it is stored; its version is its ETag. ``read`` gets its bytes, None where it may not."""
 
     version: str | None
@@ -74,7 +74,7 @@ class Stored:
         return (self.version or "").strip('"') == md5 or self.read() == data
 
 
-UNSEEN = Stored(version=None, size=None, read=lambda: None)
+UNSEEN = ObjectInfo(version=None, size=None, read=lambda: None)
 
 
 class Bucket:
@@ -91,34 +91,34 @@ class Bucket:
         self._name = name
         self._acl = options.acl
         self._patience = patience
-        self._persistently = partial(persist, sleep=clock.sleep, clock=clock.monotonic)
+        self._persistently = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
         self._client = _client(options.s3_endpoint, timeout)
 
     def look_at_bucket(self, patience: float) -> None:
         """Ask whether it is there, for that many seconds at the most."""
         try:
             self._ask(partial(self._client.head_bucket, Bucket=self._name), patience)
-        except Refused as exc:
+        except PermanentError as exc:
             if exc.status not in {400, 403}:
                 raise
             # HEAD has no words: whether it is the credentials or the account's rights, a listing tells.
             self._ask(partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), patience)
         if self._acl and self._takes_no_acls(patience):
-            raise Refused(400, "its object ownership is BucketOwnerEnforced", NO_ACLS)
+            raise PermanentError(400, "its object ownership is BucketOwnerEnforced", NO_ACLS)
 
-    def objects(self, prefix: str, most: int) -> list[Listed]:
+    def objects(self, prefix: str, most: int) -> list[ListEntry]:
         """The objects whose names begin so, ``most`` of them at the most; needs s3:ListBucket."""
 
-        def attempt() -> list[Listed]:
+        def attempt() -> list[ListEntry]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._name, Prefix=prefix, PaginationConfig={"MaxItems": most}
             )
             found = (each for page in pages for each in page.get("Contents", ()))
-            return [Listed(each["Key"], each["Size"], each["ETag"], each["ETag"]) for each in found]
+            return [ListEntry(each["Key"], each["Size"], each["ETag"], each["ETag"]) for each in found]
 
         return self._ask(attempt)
 
-    def sum(self, listed: Listed) -> tuple[Sum, bytes] | None:
+    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
         """A sum of the whole object where S3 has one, else the ETag where it is made of MD5s."""
         head = partial(self._client.head_object, Bucket=self._name, Key=listed.path)
         found = whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
@@ -126,11 +126,11 @@ class Bucket:
             return found
         return of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
 
-    def look(self, path: str) -> Stored:
+    def look(self, path: str) -> ObjectInfo:
         """The object as it is stored."""
         found = self._ask(partial(self._client.head_object, Bucket=self._name, Key=path))
         etag = found.get("ETag")
-        return Stored(etag, found.get("ContentLength"), partial(self._read, path, etag))
+        return ObjectInfo(etag, found.get("ContentLength"), partial(self._read, path, etag))
 
     def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
         """The object's bytes from ``start`` to before ``end``, while it has that ETag."""
@@ -186,7 +186,7 @@ class Bucket:
             found = self._ask(
                 partial(self._client.get_bucket_ownership_controls, Bucket=self._name), patience
             )
-        except Refused:  # many accounts may not ask, and many services do not know
+        except PermanentError:  # many accounts may not ask, and many services do not know
             return False
         rules = found.get("OwnershipControls", {}).get("Rules", [])
         enforced = any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules)
@@ -203,7 +203,7 @@ class Bucket:
 
         try:
             return self._ask(attempt)
-        except Refused:
+        except PermanentError:
             return None
 
     def _ask(self, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
@@ -245,14 +245,14 @@ def _translated(attempt: Callable[[], _Result]) -> _Result:
     except boto.ClientError as exc:
         raise _answered(exc) from exc
     except _FAULTS as exc:
-        raise Faltered(f"S3 cannot be reached ({type(exc).__name__}); check the network") from exc
+        raise TransientError(f"S3 cannot be reached ({type(exc).__name__}); check the network") from exc
     except _LOGIN_FAULTS as exc:
         raise StorageFailed(f"there are no AWS credentials ({one_line(exc)}); {LOG_IN}") from exc
     except (boto.BotoCoreError, ValueError) as exc:
         raise StorageFailed(f"S3 cannot be used: {one_line(exc)}") from exc
 
 
-def _answered(exc: boto.ClientError) -> Refused | StorageFailed:
+def _answered(exc: boto.ClientError) -> PermanentError | StorageFailed:
     """An answer that stays, or one that may pass."""
     error, about = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
     status, code = int(about.get("HTTPStatusCode") or 0), str(error.get("Code") or "")
@@ -260,9 +260,9 @@ def _answered(exc: boto.ClientError) -> Refused | StorageFailed:
     if exc.operation_name not in _OPERATIONS:  # it was asked for credentials, not S3 for anything
         return StorageFailed(f"AWS gives no credentials ({exc.operation_name}: {reason}); {LOG_IN}")
     if code in PASSING or status in {408, 429} or (status >= 500 and status != 501):
-        return Faltered(f"S3 keeps answering {status} {code}: {reason}; run it again later")
+        return TransientError(f"S3 keeps answering {status} {code}: {reason}; run it again later")
     region = error.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
-    return Refused(status, f"{reason} (it is in {region})" if region else reason, code)
+    return PermanentError(status, f"{reason} (it is in {region})" if region else reason, code)
 
 
 _ETAG: Final = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')

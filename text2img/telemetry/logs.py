@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from text2img.errors import ConfigurationError, Stopped, Text2ImgError
-from text2img.telemetry.progress import Bar, Progress, Silent
+from text2img.telemetry.progress import Bar, NullProgress, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,7 +130,7 @@ def set_up(settings: Settings, mask: Mask) -> Progress:
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     debug = settings.log_level == "DEBUG"
     people = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    progress: Progress = Silent()
+    progress: Progress = NullProgress()
     handler: logging.Handler = logging.StreamHandler()
     if people and sys.stderr.isatty():
         from rich.console import Console

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from text2img.telemetry.publisher import Backlog
-    from text2img.telemetry.stats import Tally
+    from text2img.telemetry.stats import RunStats
 
 
-class Figures(Collector):
+class MetricsCollector(Collector):
     """The metrics of one run: what it counts, ``spent`` seconds by stage, claims that it ``lost``.
 
     ``backlog`` is what waited in the database at the last look, None where that failed: then it is left out.
@@ -37,12 +37,12 @@ class Figures(Collector):
 
     def __init__(
         self,
-        tally: Tally,
+        stats: RunStats,
         spent: Callable[[], Mapping[str, float]],
         lost: Callable[[], int],
         started_at: float,
     ) -> None:
-        self._tally, self._spent, self._lost, self._started_at = tally, spent, lost, started_at
+        self._tally, self._spent, self._lost, self._started_at = stats, spent, lost, started_at
         self.backlog: Backlog | None = None
         self.succeeded: bool | None = None
         self.ended_at = 0.0
@@ -56,23 +56,23 @@ class Figures(Collector):
             yield from _waiting(self.backlog)
 
     def _counted(self) -> Iterator[Metric]:
-        tally = self._tally
+        stats = self._tally
         kinds = ("completed", "failed", "postponed", "iterated")
-        outcomes = {kind: getattr(tally, kind) for kind in kinds}
-        codes = {code.value: tally.failures[code] for code in ErrorCode}
-        yield _counter("images", "Pictures that were stored and recorded.", tally.pictures)
+        outcomes = {kind: getattr(stats, kind) for kind in kinds}
+        codes = {code.value: stats.failures[code] for code in ErrorCode}
+        yield _counter("images", "Pictures that were stored and recorded.", stats.pictures)
         yield _counters("prompts", "Outcomes recorded, by kind.", "outcome", outcomes)
         yield _counters("prompt_failures", "Prompts that failed for good, by error code.", "code", codes)
-        yield _counter("batches", "Batches that the device has worked on.", tally.batches)
+        yield _counter("batches", "Batches that the device has worked on.", stats.batches)
         yield _counter("claims_lost", "Claims that ran out here and went to other workers.", self._lost())
 
     def _timed(self) -> Iterator[Metric]:
-        tally = self._tally
+        stats = self._tally
         stages = "Seconds by stage; those beside the device are added up over threads."
         yield _counters("stage_seconds", stages, "stage", self._spent())
-        yield _counter("device_busy_seconds", "Seconds in which the device had a batch.", tally.busy)
+        yield _counter("device_busy_seconds", "Seconds in which the device had a batch.", stats.busy)
         share = "Share of the time from the first batch to the last in which the device had one."
-        yield _gauge("device_busy_ratio", share, tally.device_busy)
+        yield _gauge("device_busy_ratio", share, stats.device_busy)
         yield _gauge("run_start_time_seconds", "When the run began, as Unix time.", self._started_at)
 
     def _ended(self) -> Iterator[Metric]:
@@ -88,9 +88,9 @@ def _waiting(backlog: Backlog) -> Iterator[Metric]:
     yield _gauges("queue_prompts", "Prompts that wait; claimable ones could be taken now.", "state", queue)
     yield _gauge("expired_leases", "Prompts whose worker has fallen silent.", backlog.expired)
     yield _gauge("workers", "Workers that hold prompts and are alive.", backlog.workers)
-    untold = "Outcomes that are to be told and in no notice yet."
-    yield _gauges("untold_outcomes", untold, "receiver", backlog.untold)
-    yield _gauges("untold_notices", "Notices that are still to be sent.", "receiver", backlog.notices)
+    undelivered = "Outcomes that are to be told and in no notice yet."
+    yield _gauges("untold_outcomes", undelivered, "receiver", backlog.undelivered)
+    yield _gauges("untold_notices", "Notices that are still to be sent.", "receiver", backlog.notifications)
     yield _gauges("refused_notices", "Notices refused for good.", "receiver", backlog.refused)
 
 
@@ -188,7 +188,7 @@ class Gateway:
         return basic_auth_handler(**request, username=self.user, password=self.password)
 
 
-def registry_of(figures: Figures) -> CollectorRegistry:
+def registry_of(figures: MetricsCollector) -> CollectorRegistry:
     """A registry of these figures alone: what the libraries beside us count is not ours to publish."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(figures)

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
 from text2img import __version__
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class SdkTracer:
     def close(self, seconds: float) -> None:
         """See Tracer.close."""
         try:
-            within(seconds, self._provider.shutdown)
+            run_with_timeout(seconds, self._provider.shutdown)
         except Exception as exc:  # noqa: BLE001 - whatever a collector does, the run is about pictures
             log.warning("the last traces could not be sent: %s", exc)
 
@@ -60,7 +60,7 @@ class SdkTracer:
         return self._epoch + round(at * 1e9)
 
 
-class _Quiet(SpanExporter):
+class _LogOnceExporter(SpanExporter):
     """Another exporter, whose failures are said once: the library says each, with all of its tries."""
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -89,7 +89,7 @@ def tracer(names: Sequence[str], environment: Mapping[str, str]) -> SdkTracer | 
         return None
     provider = TracerProvider(resource=_resource(environment), shutdown_on_exit=False)
     for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(_Quiet(exporter)))
+        provider.add_span_processor(BatchSpanProcessor(_LogOnceExporter(exporter)))
     return SdkTracer(provider)
 
 

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
-from text2img.prompts import Completed, Iterated
-from text2img.telemetry.stats import Tally
+from text2img.prompts import Completed, NeedsRefinement
+from text2img.telemetry.stats import RunStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Progress(Protocol):
         ...
 
 
-class Several:
+class MultiProgress:
     """Hands on to several, in their order."""
 
     def __init__(self, *several: Progress) -> None:
@@ -74,7 +74,7 @@ class Several:
             each.end()
 
 
-class Silent:
+class NullProgress:
     """No bar: the log lines say it all."""
 
     def begin(self, total: int | None) -> None:
@@ -116,7 +116,7 @@ class Bar:
         self._ended: Counter[int] = Counter()  # prompts that have got through each iteration
         self._went_on: Counter[int] = Counter()  # those of them that were not good enough yet
         self._begun: float | None = None
-        self._tally = Tally()
+        self._tally = RunStats()
         self._total: int | None = None
 
     def begin(self, total: int | None) -> None:
@@ -137,9 +137,9 @@ class Bar:
         """Move the bar on by what is final, and the iterations' bars by what has got through each."""
         self._tally.add(outcomes)
         for outcome in outcomes:
-            if isinstance(outcome, Completed | Iterated):
+            if isinstance(outcome, Completed | NeedsRefinement):
                 self._ended[outcome.iterations or 1] += 1
-            if isinstance(outcome, Iterated):
+            if isinstance(outcome, NeedsRefinement):
                 self._went_on[outcome.iterations] += 1
         pace = self._tally.pictures / (time.monotonic() - self._begun) if self._begun else 0.0
         self._progress.update(

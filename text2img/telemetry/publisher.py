@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ConfigurationError, DatabaseFailed
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from text2img.databases import Database, Selection
     from text2img.settings import Settings
-    from text2img.telemetry.metrics import Figures
-    from text2img.telemetry.stats import Tally
+    from text2img.telemetry.metrics import MetricsCollector
+    from text2img.telemetry.stats import RunStats
     from text2img.telemetry.tracing import Traces
 
 
@@ -32,7 +32,7 @@ _AT_THE_END: Final = 3.0  # seconds that all of it may take once the run is over
 _IN_A_HURRY: Final = 0.8  # the same for a run that was stopped or has failed: its end has a bound of its own
 
 
-class Place(Protocol):
+class MetricsSink(Protocol):
     """Where figures go."""
 
     name: str
@@ -42,7 +42,7 @@ class Place(Protocol):
         ...
 
 
-class Publishing:
+class MetricsPublisher:
     """Inside the ``with`` block a thread looks at the database and publishes, ``every`` so many seconds.
 
     Leaving it publishes the end. Nothing here raises, and nothing waits for what does not answer.
@@ -50,10 +50,10 @@ class Publishing:
 
     def __init__(
         self,
-        figures: Figures,
+        figures: MetricsCollector,
         registry: CollectorRegistry,
         look: Callable[[], Backlog],
-        places: Sequence[Place],
+        places: Sequence[MetricsSink],
         every: float,
     ) -> None:
         self._figures, self._registry, self._look = figures, registry, look
@@ -72,7 +72,7 @@ class Publishing:
         self._figures.succeeded, self._figures.ended_at = kind is None, time.time()
         seconds = _AT_THE_END if kind is None else _IN_A_HURRY
         try:
-            within(seconds, lambda: self._end(seconds))
+            run_with_timeout(seconds, lambda: self._end(seconds))
         except TimeoutError:
             log.warning("the metrics of the run's end could not be published within %g s", seconds)
 
@@ -99,12 +99,12 @@ class Publishing:
 
     def _look_again(self, seconds: float) -> None:
         try:
-            self._figures.backlog = within(seconds, self._look)
+            self._figures.backlog = run_with_timeout(seconds, self._look)
         except (DatabaseFailed, TimeoutError) as exc:
             self._figures.backlog = None
             log.debug("what waits in the database is left out of the metrics: %s", exc)
 
-    def _publish(self, place: Place, seconds: float) -> None:
+    def _publish(self, place: MetricsSink, seconds: float) -> None:
         try:
             with self._turns[place.name]:  # else an older state could arrive after a newer one
                 place.publish(self._registry, seconds)
@@ -125,7 +125,7 @@ _LAST_TRACES, _LAST_TRACES_OF_A_FAILED_RUN = (
 class Published(Protocol):
     """What of a job is published."""
 
-    tally: Tally
+    stats: RunStats
     traces: Traces
 
     def spent(self) -> dict[str, float]:
@@ -171,18 +171,18 @@ def _figures(
     settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
 ) -> Iterator[None]:
     places = check(settings, instance)
-    from text2img.telemetry.metrics import Figures, listen, registry_of
+    from text2img.telemetry.metrics import MetricsCollector, listen, registry_of
 
-    figures = Figures(job.tally, job.spent, job.lost, time.time() - job.tally.seconds)
+    figures = MetricsCollector(job.stats, job.spent, job.lost, time.time() - job.stats.seconds)
     registry = registry_of(figures)
     with ExitStack() as stack:
         if settings.metrics_address is not None:
             stack.callback(listen(registry, *settings.metrics_address))
-        stack.enter_context(Publishing(figures, registry, look, places, settings.metrics_seconds))
+        stack.enter_context(MetricsPublisher(figures, registry, look, places, settings.metrics_seconds))
         yield
 
 
-def check(settings: Settings, instance: str) -> list[Place]:
+def check(settings: Settings, instance: str) -> list[MetricsSink]:
     """Where figures go besides a port; raises ConfigurationError for what cannot be."""
     if not asked(settings):
         return []
@@ -192,7 +192,7 @@ def check(settings: Settings, instance: str) -> list[Place]:
         raise ConfigurationError(
             f"metrics need {exc.name}, which is not installed; pip install 'prometheus-client>=0.22'"
         ) from exc
-    places: list[Place] = []
+    places: list[MetricsSink] = []
     if settings.metrics_textfile:
         places.append(TextFile(settings.metrics_textfile))
     if settings.pushgateway:
@@ -220,21 +220,21 @@ class Backlog:
     postponed: int
     workers: int
     expired: int
-    untold: Mapping[str, int]
-    notices: Mapping[str, int]
+    undelivered: Mapping[str, int]
+    notifications: Mapping[str, int]
     refused: Mapping[str, int]
 
 
 def look(database: Database, selection: Selection) -> Backlog:
     """How it stands; raises DatabaseFailed."""
-    holdings = database.holdings(selection)
-    notices = {name: database.notices(webhooks=own) for name, own in RECEIVERS.items()}
+    claims_by_worker = database.claims_by_worker(selection)
+    notifications = {name: database.notifications(webhooks=own) for name, own in RECEIVERS.items()}
     return Backlog(
         claimable=database.pending(selection),
         postponed=database.postponed(selection),
-        workers=sum(each.prompts > each.expired for each in holdings),
-        expired=sum(each.expired for each in holdings),
-        untold={name: database.untold(webhooks=own) for name, own in RECEIVERS.items()},
-        notices={name: due for name, (due, _) in notices.items()},
-        refused={name: refused for name, (_, refused) in notices.items()},
+        workers=sum(each.prompts > each.expired for each in claims_by_worker),
+        expired=sum(each.expired for each in claims_by_worker),
+        undelivered={name: database.undelivered(webhooks=own) for name, own in RECEIVERS.items()},
+        notifications={name: due for name, (due, _) in notifications.items()},
+        refused={name: refused for name, (_, refused) in notifications.items()},
     )

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from text2img.prompts import Completed, Failed, Iterated, Postponed
+from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ BACKGROUND_STAGES: Final = ("claim", "encode", "upload", "evaluate", "record")
 """What other threads do at the same time. Their times are added up, and may exceed the run's duration."""
 
 
-class Tally:
+class RunStats:
     """Counts outcomes as they are recorded and batches as they are made, from several threads.
 
     ``completed`` and ``failed`` are prompts that are final, ``failures`` the failed by their codes;
@@ -57,12 +57,12 @@ class Tally:
             self.completed += len(done)
             scores = [one.first.score for one in done if one.first.score is not None]
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
-            self.iterated += sum(isinstance(outcome, Iterated) for outcome in outcomes)
-            self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | Iterated))
+            self.iterated += sum(isinstance(outcome, NeedsRefinement) for outcome in outcomes)
+            self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | NeedsRefinement))
             failed = [outcome.code for outcome in outcomes if isinstance(outcome, Failed)]
             self.failed += len(failed)
             self.failures.update(failed)
-            self.postponed += sum(isinstance(outcome, Postponed) for outcome in outcomes)
+            self.postponed += sum(isinstance(outcome, RetryLater) for outcome in outcomes)
             self._last_record = time.monotonic()
 
     def batch(self, size: int, started: float, ended: float) -> None:
@@ -74,13 +74,13 @@ class Tally:
             self._last_end = ended
             self.busy += ended - started
 
-    def correct(self, completed: int, failed: int, pictures: int) -> None:
+    def set_totals(self, completed: int, failed: int, pictures: int) -> None:
         """Outcomes were recorded of which nobody here was told: these are all."""
         with self._lock:
             self.completed, self.failed = completed, failed
             self.pictures = max(self.pictures, pictures)  # the database counts no tries of loops
 
-    def warmed(self, seconds: float) -> None:
+    def add_compile_time(self, seconds: float) -> None:
         """The engine spent so long on making itself faster, for what comes after."""
         with self._lock:
             if self._first is not None:

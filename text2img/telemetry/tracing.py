@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from text2img.errors import PromptFailed
 from text2img.prompts import Claim, Request
-from text2img.telemetry.progress import Several, Silent
+from text2img.telemetry.progress import MultiProgress, NullProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class Traces(Protocol):
         """
         ...
 
-    def following(self, progress: Progress) -> Progress:
+    def wrap_progress(self, progress: Progress) -> Progress:
         """The same progress, from which it is known what is settled."""
         ...
 
@@ -62,7 +62,7 @@ class Traces(Protocol):
         ...
 
 
-class Untraced:
+class NoopTraces:
     """Nobody asked for traces."""
 
     def device(self, stage: str, started: float) -> None:
@@ -77,7 +77,7 @@ class Untraced:
     ) -> None:
         """Nothing."""
 
-    def following(self, progress: Progress) -> Progress:
+    def wrap_progress(self, progress: Progress) -> Progress:
         """The progress itself."""
         return progress
 
@@ -92,7 +92,7 @@ def traces(environment: Mapping[str, str], run_id: str, *, endless: bool) -> Tra
     """What the standard OTEL variables ask for. The spans of an ``endless`` run stand under no common one."""
     names = _exporters(environment)
     if not names:
-        return Untraced()
+        return NoopTraces()
     try:
         from text2img.telemetry.otel import tracer
     except ModuleNotFoundError:
@@ -100,9 +100,9 @@ def traces(environment: Mapping[str, str], run_id: str, *, endless: bool) -> Tra
             "the OTEL variables ask for traces, which need OpenTelemetry; "
             "pip install 'opentelemetry-sdk>=1.35' 'opentelemetry-exporter-otlp-proto-http>=1.35'"
         )
-        return Untraced()
+        return NoopTraces()
     made = tracer(names, environment)
-    return Untraced() if made is None else Traced(made, run_id, endless=endless)
+    return NoopTraces() if made is None else TraceRecorder(made, run_id, endless=endless)
 
 
 def secrets(environment: Mapping[str, str]) -> Iterator[str]:
@@ -172,7 +172,7 @@ class _Batch:
         self.ended = max(self.ended, ended)
 
 
-class Traced(Silent):
+class TraceRecorder(NullProgress):
     """Traces one run by a ``tracer``. A batch's span ends when its last outcome is recorded."""
 
     def __init__(self, tracer: Tracer, run_id: str, *, endless: bool) -> None:
@@ -183,9 +183,9 @@ class Traced(Silent):
         self._made = 0
         self._of: dict[Claim, dict[int, int]] = {}  # which batch a claim's pictures are of, by their number
 
-    def following(self, progress: Progress) -> Progress:
+    def wrap_progress(self, progress: Progress) -> Progress:
         """See Traces.following."""
-        return Several(progress, self)
+        return MultiProgress(progress, self)
 
     def stage(self, stage: str, of: Sequence[object], started: float, ended: float) -> None:
         """See Traces.stage. What is of a batch that is open is added up there, all else has its own span."""
@@ -225,8 +225,8 @@ class Traced(Silent):
             over = [
                 batch
                 for outcome in outcomes
-                for picture in [*self._of.get(outcome.claim, ())]
-                for batch in self._leave((outcome.claim, picture))
+                for image in [*self._of.get(outcome.claim, ())]
+                for batch in self._leave((outcome.claim, image))
             ]
         self._close_all(over)
 
@@ -257,15 +257,15 @@ class Traced(Silent):
             over += [gone for key in [*oldest.left] for gone in self._leave(key)]
         self._made += 1
         self._batches[self._made] = batch
-        for claim, picture in batch.left:
-            self._of.setdefault(claim, {})[picture] = self._made
+        for claim, image in batch.left:
+            self._of.setdefault(claim, {})[image] = self._made
         return over
 
     def _leave(self, key: _Key) -> list[_Batch]:
         """The picture is of its batch no more; the batch, where it was the last."""
-        claim, picture = key
+        claim, image = key
         pictures = self._of.get(claim, {})
-        number = pictures.pop(picture, 0)
+        number = pictures.pop(image, 0)
         if not pictures:
             self._of.pop(claim, None)
         batch = self._batches.get(number)

@@ -19,24 +19,31 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.connection import create_connection
 
-from text2img.concurrency.timeouts import within
-from text2img.databases import Notice, webhook_id
+from text2img.concurrency.timeouts import run_with_timeout
+from text2img.databases import Notification, webhook_id
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.webhook_urls import Webhook, WebhookHosts
-from text2img.webhooks.delivery import AddressRefused, Result, Verdict, fault, growing, judge
+from text2img.prompts.webhook_urls import HostAllowlist, Webhook
+from text2img.webhooks.delivery import (
+    AddressRefused,
+    DeliveryResult,
+    DeliveryStatus,
+    classify_response,
+    describe_error,
+    exponential_backoff,
+)
 from text2img.webhooks.payloads import Credentials
 
 if TYPE_CHECKING:
     import requests
 
-    from text2img.webhooks.progress import Reached
+    from text2img.webhooks.progress import ProgressUpdate
 
 
 _PROTOCOLS: Final = ipaddress.ip_network("192.0.0.0/24")
 """IETF protocol assignments: not all Pythons know that these are not global."""
 
 
-class Direct(HTTPAdapter):
+class NoProxyAdapter(HTTPAdapter):
     """Goes straight to the host, whatever proxies the environment names: a proxy looks names up itself."""
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **named: Any) -> requests.Response:
@@ -44,7 +51,7 @@ class Direct(HTTPAdapter):
         return super().send(request, *arguments, **{**named, "proxies": None})
 
 
-class Public(Direct):
+class PublicOnlyAdapter(NoProxyAdapter):
     """Goes to public addresses alone: a host any of whose addresses is another fails, before it is sent
     anything. TLS and the Host header are as ever, since the name stays the connection's.
     """
@@ -75,15 +82,15 @@ class _Checked:
         addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
         if not addresses or not all(map(is_public, addresses)):
             raise AddressRefused("leads to an address that is not public; name the host in --webhook-host")
-        fault: OSError | None = None
+        describe_error: OSError | None = None
         for address in addresses:
             try:
                 return create_connection(
                     (address, self.port), self.timeout, socket_options=self.socket_options
                 )
             except OSError as exc:
-                fault = exc
-        raise fault or OSError("no address")
+                describe_error = exc
+        raise describe_error or OSError("no address")
 
 
 class _HTTP(_Checked, HTTPConnection):
@@ -105,7 +112,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 _log = logging.getLogger(__name__)
 
 
-class Receiver:
+class CallbackClient:
     """A URL that is told by POST. ``secret`` (``whsec_…``) signs; ``token`` goes as a bearer token.
 
     ``timeout``: seconds for one try from name lookup to status line. Proxies and certificates come from
@@ -121,16 +128,22 @@ class Receiver:
         self._url = url
         self._credentials = Credentials(secret, token)
 
-    def send(self, notice: Notice) -> Verdict:
+    def send(self, notification: Notification) -> DeliveryResult:
         """Try once. Never raises; the answer's body is not read."""
         try:
-            status, retry_after = within(self.timeout + 1, lambda: self._request("POST", notice))
+            status, retry_after = run_with_timeout(
+                self.timeout + 1, lambda: self._request("POST", notification)
+            )
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
-            _log.debug("callback %s failed", notice.id, exc_info=not isinstance(exc, TimeoutError))
-            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout), growing(notice.tries))
-        return judge(self.shown, status, retry_after, notice.tries)
+            _log.debug("callback %s failed", notification.id, exc_info=not isinstance(exc, TimeoutError))
+            return DeliveryResult(
+                DeliveryStatus.RETRY,
+                describe_error(self.shown, exc, self.timeout),
+                exponential_backoff(notification.tries),
+            )
+        return classify_response(self.shown, status, retry_after, notification.tries)
 
-    def ping(self) -> Verdict:
+    def ping(self) -> DeliveryResult:
         """Whether somebody answers there, for ``doctor``: TOLD, or LATER with the reason.
 
         Sends HEAD, which no receiver may take for a result (RFC 9110, 9.2.1), by the way that a POST takes:
@@ -138,18 +151,18 @@ class Receiver:
         few receivers know HEAD; so a wrong token or path is not found out.
         """
         try:
-            status, _ = within(self.timeout + 1, lambda: self._request("HEAD", None))
+            status, _ = run_with_timeout(self.timeout + 1, lambda: self._request("HEAD", None))
         except Exception as exc:  # noqa: BLE001 - as above
-            return Verdict(Result.LATER, fault(self.shown, exc, self.timeout))
+            return DeliveryResult(DeliveryStatus.RETRY, describe_error(self.shown, exc, self.timeout))
         detail = f"{self.shown} answers ({status} to HEAD)"
         answers = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
-        return Verdict(Result.TOLD if answers else Result.LATER, detail)
+        return DeliveryResult(DeliveryStatus.DELIVERED if answers else DeliveryStatus.RETRY, detail)
 
-    def _request(self, method: str, notice: Notice | None) -> tuple[int, str | None]:
+    def _request(self, method: str, notification: Notification | None) -> tuple[int, str | None]:
         """The answer's status and its Retry-After."""
         import requests
 
-        body = None if notice is None else notice.body.encode()
+        body = None if notification is None else notification.body.encode()
         with (
             # A session of its own: a kept connection that has died in between would cost a try.
             requests.Session() as session,
@@ -157,7 +170,7 @@ class Receiver:
                 method,
                 self._url,
                 data=body,
-                headers=self._credentials.headers(notice),
+                headers=self._credentials.headers(notification),
                 auth=self._authorize,
                 timeout=self.timeout,
                 allow_redirects=False,
@@ -205,28 +218,32 @@ class Webhooks:
     several threads.
     """
 
-    def __init__(self, hosts: WebhookHosts, credentials: Credentials, timeout: float = 5.0) -> None:
+    def __init__(self, hosts: HostAllowlist, credentials: Credentials, timeout: float = 5.0) -> None:
         self.hosts = hosts
         self.timeout = timeout
         self._credentials = credentials
 
-    def send(self, notice: Notice) -> Verdict:
+    def send(self, notification: Notification) -> DeliveryResult:
         """POST a notice, once. Never raises; the answer's body is not read."""
         try:
-            webhook = Webhook.of(notice.url)
+            webhook = Webhook.of(notification.url)
         except PromptFailed:
-            return Verdict(Result.REFUSED, "the webhook's address is none")
+            return DeliveryResult(DeliveryStatus.REJECTED, "the webhook's address is none")
         if not self.hosts.allows(webhook):
             detail = f"{webhook.origin} is no host that --webhook-host names in this run"
-            return Verdict(Result.LATER, detail, _NOT_HERE)
+            return DeliveryResult(DeliveryStatus.RETRY, detail, _NOT_HERE)
         try:
-            status, retry_after = self._request("POST", webhook, notice)
+            status, retry_after = self._request("POST", webhook, notification)
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
-            _log.debug("webhook %s failed", notice.id, exc_info=not isinstance(exc, TimeoutError))
-            return Verdict(Result.LATER, fault(webhook.origin, exc, self.timeout), growing(notice.tries))
-        return judge(webhook.origin, status, retry_after, notice.tries)
+            _log.debug("webhook %s failed", notification.id, exc_info=not isinstance(exc, TimeoutError))
+            return DeliveryResult(
+                DeliveryStatus.RETRY,
+                describe_error(webhook.origin, exc, self.timeout),
+                exponential_backoff(notification.tries),
+            )
+        return classify_response(webhook.origin, status, retry_after, notification.tries)
 
-    def progress(self, address: str, generation_id: str, reached: Reached) -> None:
+    def progress(self, address: str, generation_id: str, reached: ProgressUpdate) -> None:
         """PATCH one milestone, once. Never raises: it is not tried again."""
         document = {
             "generation_id": generation_id,
@@ -238,31 +255,33 @@ class Webhooks:
             },
         }
         webhook = Webhook.of(address)
-        notice = Notice(id=webhook_id(), run_id="", body=json.dumps(document), url=webhook.to("progress"))
+        notification = Notification(
+            id=webhook_id(), run_id="", body=json.dumps(document), url=webhook.to("progress")
+        )
         try:
-            status, _ = self._request("PATCH", webhook, notice)
+            status, _ = self._request("PATCH", webhook, notification)
         except Exception as exc:  # noqa: BLE001 - as above
-            _log.debug("progress of %s: %s", generation_id, fault(webhook.origin, exc, self.timeout))
+            _log.debug("progress of %s: %s", generation_id, describe_error(webhook.origin, exc, self.timeout))
             return
         if not 200 <= status < 300:
             _log.debug("progress of %s: %s answered %d", generation_id, webhook.origin, status)
 
-    def _request(self, method: str, webhook: Webhook, notice: Notice) -> tuple[int, str | None]:
-        return within(self.timeout + 1, lambda: self._exchange(method, webhook, notice))
+    def _request(self, method: str, webhook: Webhook, notification: Notification) -> tuple[int, str | None]:
+        return run_with_timeout(self.timeout + 1, lambda: self._exchange(method, webhook, notification))
 
-    def _exchange(self, method: str, webhook: Webhook, notice: Notice) -> tuple[int, str | None]:
+    def _exchange(self, method: str, webhook: Webhook, notification: Notification) -> tuple[int, str | None]:
         """The answer's status and its Retry-After."""
         import requests
 
         with requests.Session() as session:
-            way = Direct() if self.hosts.trusts(webhook) else Public()
+            way = NoProxyAdapter() if self.hosts.is_exact(webhook) else PublicOnlyAdapter()
             session.mount("http://", way)
             session.mount("https://", way)
             with session.request(
                 method,
-                str(notice.url),
-                data=notice.body.encode(),
-                headers={**self._credentials.headers(notice), "X-Request-Source": "inference-server"},
+                str(notification.url),
+                data=notification.body.encode(),
+                headers={**self._credentials.headers(notification), "X-Request-Source": "inference-server"},
                 auth=self._authorize,
                 timeout=self.timeout,
                 allow_redirects=False,

@@ -10,17 +10,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from text2img.concurrency import timeouts
-from text2img.databases import Notice, webhook_id
+from text2img.databases import Notification, webhook_id
 from text2img.errors import PromptFailed
 from text2img.prompts.webhook_urls import Webhook
-from text2img.webhooks.payloads import compose, compose_own
+from text2img.webhooks.payloads import callback_payload, webhook_payload
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from text2img.databases import Owed, Telling
-    from text2img.webhooks.client import Receiver
+    from text2img.databases import Outbox, PendingWebhook
+    from text2img.webhooks.client import CallbackClient
 
 log = logging.getLogger(__name__)
 
@@ -29,41 +29,46 @@ _LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
 _AGAIN = frozenset({408, 429})
 
 
-class Result(StrEnum):
+class DeliveryStatus(StrEnum):
     """How a try went."""
 
-    TOLD = "told"  # 2xx: the receiver has it
-    REFUSED = "refused"  # it will never take it: 3xx, 410, other 4xx
-    LATER = "later"  # 408, 429, 5xx, or nobody answered
+    DELIVERED = "told"  # 2xx: the receiver has it
+    REJECTED = "refused"  # it will never take it: 3xx, 410, other 4xx
+    RETRY = "later"  # 408, 429, 5xx, or nobody answered
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class DeliveryResult:
     """A try's result; ``detail`` says why, without anything secret.
 
     For LATER, in seconds: ``wait`` is what we would wait, ``asked`` what the receiver has asked for
     (Retry-After; 0 where it has not). The next try is due after the longer of the two.
     """
 
-    result: Result
+    result: DeliveryStatus
     detail: str
     wait: float = 0.0
-    asked: float = 0.0
+    retry_after: float = 0.0
 
 
-def judge(shown: str, status: int, retry_after: str | None, tries: int) -> Verdict:
+def classify_response(shown: str, status: int, retry_after: str | None, tries: int) -> DeliveryResult:
     """What the answer of ``shown`` to so many tries means."""
     detail = f"{shown} answered {status}"
     if 200 <= status < 300:
-        return Verdict(Result.TOLD, detail)
+        return DeliveryResult(DeliveryStatus.DELIVERED, detail)
     if status in _AGAIN or status >= 500:
-        return Verdict(Result.LATER, detail, growing(tries), timeouts.asked(retry_after, _LONGEST_ASKED))
+        return DeliveryResult(
+            DeliveryStatus.RETRY,
+            detail,
+            exponential_backoff(tries),
+            timeouts.parse_retry_after(retry_after, _LONGEST_ASKED),
+        )
     if 300 <= status < 400:
         detail += "; redirects are not followed, give the final address"
-    return Verdict(Result.REFUSED, detail)
+    return DeliveryResult(DeliveryStatus.REJECTED, detail)
 
 
-def fault(shown: str, exc: Exception, timeout: float) -> str:
+def describe_error(shown: str, exc: Exception, timeout: float) -> str:
     """What went wrong, by kind: the libraries' own words hold the whole URL."""
     import requests
 
@@ -90,9 +95,9 @@ class AddressRefused(OSError):  # noqa: N818 - it says what happened
     """A name leads to an address that it must not have."""
 
 
-def growing(tries: int) -> float:
+def exponential_backoff(tries: int) -> float:
     """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter."""
-    return timeouts.growing(tries, _LONGEST_WAIT)
+    return timeouts.exponential_backoff(tries, _LONGEST_WAIT)
 
 
 ENTRY_SIZE = 1_000
@@ -101,7 +106,7 @@ _LATE = 2.0  # seconds by which the database's clock may lag behind the wait tha
 _POLL = 0.25  # seconds between looks during those
 
 
-def gather(database: Telling, run_id: str, status: str, *, final: bool, limit: int = ENTRY_SIZE) -> int:
+def collect(database: Outbox, run_id: str, status: str, *, final: bool, limit: int = ENTRY_SIZE) -> int:
     """Put a run's untold outcomes into entries of at most ``limit``; returns how many outcomes.
 
     Before the end (``final`` false) one entry is made: call it when more than ``limit`` outcomes wait, so
@@ -113,49 +118,53 @@ def gather(database: Telling, run_id: str, status: str, *, final: bool, limit: i
     more = True
     while more:
         notice_id = webhook_id()
-        outcomes, left = database.gather(run_id, notice_id, limit)
+        outcomes, left = database.collect(run_id, notice_id, limit)
         if not outcomes:
             break
-        body = compose(run_id, status, outcomes, final=final and not left)
-        database.save_notice(Notice(id=notice_id, run_id=run_id, body=body))
+        body = callback_payload(run_id, status, outcomes, final=final and not left)
+        database.save_notification(Notification(id=notice_id, run_id=run_id, body=body))
         gathered += len(outcomes)
         more = left and final
     return gathered
 
 
-def gather_left_over(database: Telling) -> int:
+def collect_orphaned(database: Outbox) -> int:
     """Do that, with status ``interrupted``, for runs that ended before they could; returns how many outcomes.
 
     Raises DatabaseFailed.
     """
-    runs = database.untold_runs()
-    return sum(gather(database, run_id, "interrupted", final=True) for run_id in runs)
+    runs = database.undelivered_runs()
+    return sum(collect(database, run_id, "interrupted", final=True) for run_id in runs)
 
 
-def gather_owed(database: Telling, limit: int = ENTRY_SIZE) -> int:
+def collect_webhooks(database: Outbox, limit: int = ENTRY_SIZE) -> int:
     """Make a notice of every outcome that is owed to its prompt's own webhook; returns how many were owed.
 
     Any worker may, at any time: however many do, an outcome has one notice. Raises DatabaseFailed.
     """
     gathered, more = 0, True
     while more:
-        owed = database.owed(limit)
-        if owed:
-            database.settle_owed(owed, [notice for each in owed if (notice := _own(each))])
-        gathered += len(owed)
-        more = len(owed) == limit
+        pending_webhooks = database.pending_webhooks(limit)
+        if pending_webhooks:
+            database.enqueue_webhooks(
+                pending_webhooks, [notification for each in pending_webhooks if (notification := _own(each))]
+            )
+        gathered += len(pending_webhooks)
+        more = len(pending_webhooks) == limit
     return gathered
 
 
-def _own(owed: Owed) -> Notice | None:
+def _own(pending_webhooks: PendingWebhook) -> Notification | None:
     """The notice; None where the prompt has no address any more."""
     try:
-        webhook = Webhook.of(owed.webhook_url)
+        webhook = Webhook.of(pending_webhooks.webhook_url)
     except PromptFailed:
         return None
-    word, body = compose_own(owed.outcome)
+    word, body = webhook_payload(pending_webhooks.outcome)
     url, origin = webhook.to(word), webhook.origin
-    return Notice(id=owed.notice_id, run_id=owed.run_id, body=body, url=url, origin=origin)
+    return Notification(
+        id=pending_webhooks.notice_id, run_id=pending_webhooks.run_id, body=body, url=url, origin=origin
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
 
 
-def deliver(database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+def deliver(database: Outbox, receiver: CallbackClient, worker: str, patience: Patience) -> None:
     """Send what is due, and again what was put off, until nothing is left that comes due within the patience.
 
     At least one entry is tried, however small the patience; the whole takes at most the patience and one
@@ -181,55 +190,57 @@ def deliver(database: Telling, receiver: Receiver, worker: str, patience: Patien
 
 
 @dataclass(frozen=True, slots=True)
-class PutOff:
+class ScheduledRetry:
     """A notice that waits for its next try: when it is due, and until when its receiver asked us to wait, by
     the clock that counts the seconds.
     """
 
-    notice: Notice
+    notification: Notification
     detail: str
     due: float
-    asked: float
+    retry_after: float
 
 
 class _Delivery:
     """One call of ``deliver``, and what it has put off."""
 
-    def __init__(self, database: Telling, receiver: Receiver, worker: str, patience: Patience) -> None:
+    def __init__(self, database: Outbox, receiver: CallbackClient, worker: str, patience: Patience) -> None:
         self._database, self._receiver, self._worker = database, receiver, worker
         self._stop, self._clock = patience.stop, patience.clock
         self._until = self._clock() + patience.seconds
         self._lease = 2 * receiver.timeout + 10
-        self._waiting: dict[str, PutOff] = {}
+        self._waiting: dict[str, ScheduledRetry] = {}
 
     def run(self) -> None:
         """As deliver."""
         while not self._stop.is_set():
-            notice = self._database.claim_notice(self._worker, self._lease)
-            if notice is not None:
-                self._try(notice)
+            notification = self._database.claim_notification(self._worker, self._lease)
+            if notification is not None:
+                self._try(notification)
             elif not self._wait():
                 break
             if self._clock() >= self._until:
                 break
         self._bring_forward()
 
-    def _try(self, notice: Notice) -> None:
-        self._waiting.pop(notice.id, None)
-        verdict = self._receiver.send(notice)
-        if verdict.result is Result.LATER:
-            log.warning("callback %s, try %d: %s", notice.id, notice.tries, verdict.detail)
-            self._put_off(notice, verdict)
+    def _try(self, notification: Notification) -> None:
+        self._waiting.pop(notification.id, None)
+        verdict = self._receiver.send(notification)
+        if verdict.result is DeliveryStatus.RETRY:
+            log.warning("callback %s, try %d: %s", notification.id, notification.tries, verdict.detail)
+            self._put_off(notification, verdict)
             return
-        told = verdict.result is Result.TOLD
-        self._database.close_notice(notice, told=told, detail=verdict.detail)
-        log.log(logging.INFO if told else logging.ERROR, "callback %s: %s", notice.id, verdict.detail)
+        told = verdict.result is DeliveryStatus.DELIVERED
+        self._database.complete_notification(notification, told=told, detail=verdict.detail)
+        log.log(logging.INFO if told else logging.ERROR, "callback %s: %s", notification.id, verdict.detail)
 
-    def _put_off(self, notice: Notice, verdict: Verdict) -> None:
+    def _put_off(self, notification: Notification, verdict: DeliveryResult) -> None:
         now = self._clock()
-        wait = max(verdict.wait, verdict.asked)
-        self._database.postpone_notice(notice, wait, verdict.detail)
-        self._waiting[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
+        wait = max(verdict.wait, verdict.retry_after)
+        self._database.reschedule_notification(notification, wait, verdict.detail)
+        self._waiting[notification.id] = ScheduledRetry(
+            notification, verdict.detail, now + wait, now + verdict.retry_after
+        )
 
     def _wait(self) -> bool:
         """Wait until the next of ours is due; False where none comes due in time."""
@@ -245,4 +256,6 @@ class _Delivery:
         """Let what waits of our own accord be due at once: the next delivery may find the receiver well."""
         now = self._clock()
         for put_off in self._waiting.values():
-            self._database.postpone_notice(put_off.notice, max(0.0, put_off.asked - now), put_off.detail)
+            self._database.reschedule_notification(
+                put_off.notification, max(0.0, put_off.retry_after - now), put_off.detail
+            )

@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed, PromptFailed
 from text2img.prompts.webhook_urls import Webhook
-from text2img.webhooks.delivery import PutOff, Result, Verdict, gather_owed, growing
-from text2img.webhooks.progress import Beside, Milestones
+from text2img.webhooks.delivery import (
+    DeliveryResult,
+    DeliveryStatus,
+    ScheduledRetry,
+    collect_webhooks,
+    exponential_backoff,
+)
+from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.databases import Notice, Telling
+    from text2img.databases import Notification, Outbox
     from text2img.webhooks.client import Webhooks
     from text2img.webhooks.progress import Wait
 
@@ -43,14 +49,14 @@ _LAST_PROGRESS: Final = 2.0
 
 
 @dataclass(slots=True)
-class _Trouble:
+class _Backoff:
     """A backend that did not take something: for how often in a row, and until when it is left alone."""
 
     failures: int = 0
     until: float = 0.0
 
 
-class Courier:
+class WebhookDispatcher:
     """One worker's. Between ``start`` and ``close`` a thread sees to what ``wake`` announces; ``finish``
     tells the rest. ``progress`` is to be told of the work's, and tells it on. ``clock`` counts the seconds;
     ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
@@ -58,7 +64,7 @@ class Courier:
 
     def __init__(
         self,
-        database: Telling,
+        database: Outbox,
         webhooks: Webhooks,
         worker: str,
         *,
@@ -67,11 +73,11 @@ class Courier:
     ) -> None:
         self._database, self._webhooks, self._worker = database, webhooks, worker
         self._clock, self._wait_for = clock, wait_for
-        self._beside = Beside(webhooks.progress, wait_for)
+        self._beside = ProgressSender(webhooks.progress, wait_for)
         self.progress = Milestones(self._beside.put)
         self._lease = webhooks.timeout + 10
-        self._troubles: dict[str, _Trouble] = {}
-        self._put_off: dict[str, PutOff] = {}
+        self._troubles: dict[str, _Backoff] = {}
+        self._put_off: dict[str, ScheduledRetry] = {}
         self._busy: set[str] = set()
         self._changed = threading.Condition()
         self._news = self._again = True
@@ -107,7 +113,7 @@ class Courier:
             log.warning("prompts' webhooks are told by the next run: %s", exc)
 
     def _finish(self, until: float, stop: threading.Event) -> None:
-        gather_owed(self._database)
+        collect_webhooks(self._database)
         while not stop.is_set():
             self._send_due(stop, until)
             now, due = self._clock(), self._next_due()
@@ -124,7 +130,7 @@ class Courier:
         while not self._over.is_set():
             try:
                 if self._take_news():
-                    gather_owed(self._database)
+                    collect_webhooks(self._database)
                 self._send_due(self._over, float("inf"))
             except Exception as exc:
                 # Whatever it was: without this thread a server's prompts would be told of no more.
@@ -151,64 +157,66 @@ class Courier:
     def _send_due(self, stop: threading.Event, until: float) -> None:
         """Have all sent that is due, as far as backends are free and well."""
         while not stop.is_set() and len(self._busy) < _AT_ONCE:
-            notice = self._database.claim_notice(
-                self._worker, self._lease, webhooks=True, but=self._shunned()
+            notification = self._database.claim_notification(
+                self._worker, self._lease, webhooks=True, but=self._busy_or_backing_off()
             )
-            if notice is None:
+            if notification is None:
                 return
             with self._changed:
-                self._busy.add(str(notice.origin))
-                self._put_off.pop(notice.id, None)
-            threading.Thread(target=self._tell, args=(notice,), name="webhook", daemon=True).start()
+                self._busy.add(str(notification.origin))
+                self._put_off.pop(notification.id, None)
+            threading.Thread(target=self._tell, args=(notification,), name="webhook", daemon=True).start()
             if self._clock() >= until:
                 return
 
-    def _shunned(self) -> list[str]:
+    def _busy_or_backing_off(self) -> list[str]:
         """The backends that are being told something, or are left alone."""
         now = self._clock()
         with self._changed:
             resting = {origin for origin, trouble in self._troubles.items() if trouble.until > now}
             return sorted(self._busy | resting)
 
-    def _tell(self, notice: Notice) -> None:
+    def _tell(self, notification: Notification) -> None:
         try:
-            self._wait_for_progress(notice)
-            verdict = self._webhooks.send(notice)
-            self._settle(notice, verdict)
+            self._wait_for_progress(notification)
+            verdict = self._webhooks.send(notification)
+            self._settle(notification, verdict)
         except DatabaseFailed as exc:
-            log.warning("what became of webhook %s could not be written down: %s", notice.id, exc)
+            log.warning("what became of webhook %s could not be written down: %s", notification.id, exc)
         finally:
             with self._changed:
-                self._busy.discard(str(notice.origin))
+                self._busy.discard(str(notification.origin))
                 self._again = True
                 self._changed.notify_all()
 
-    def _wait_for_progress(self, notice: Notice) -> None:
+    def _wait_for_progress(self, notification: Notification) -> None:
         with suppress(PromptFailed, ValueError, KeyError, TypeError):  # whoever changed it in the database
-            address, body = str(Webhook.of(notice.url)), json.loads(notice.body)
+            address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
             self._beside.finish(address, body["generation_id"], _LAST_PROGRESS)
 
-    def _settle(self, notice: Notice, verdict: Verdict) -> None:
+    def _settle(self, notification: Notification, verdict: DeliveryResult) -> None:
         """Write down what came of a try."""
-        if verdict.result is Result.LATER:
-            log.warning("webhook %s, try %d: %s", notice.id, notice.tries, verdict.detail)
-            self._postpone(notice, verdict)
+        if verdict.result is DeliveryStatus.RETRY:
+            log.warning("webhook %s, try %d: %s", notification.id, notification.tries, verdict.detail)
+            self._postpone(notification, verdict)
             return
         with self._changed:
-            self._troubles.pop(str(notice.origin), None)
-        told = verdict.result is Result.TOLD
-        self._database.close_notice(notice, told=told, detail=verdict.detail)
-        log.log(logging.INFO if told else logging.ERROR, "webhook %s: %s", notice.id, verdict.detail)
+            self._troubles.pop(str(notification.origin), None)
+        told = verdict.result is DeliveryStatus.DELIVERED
+        self._database.complete_notification(notification, told=told, detail=verdict.detail)
+        log.log(logging.INFO if told else logging.ERROR, "webhook %s: %s", notification.id, verdict.detail)
 
-    def _postpone(self, notice: Notice, verdict: Verdict) -> None:
+    def _postpone(self, notification: Notification, verdict: DeliveryResult) -> None:
         now = self._clock()
         with self._changed:
-            trouble = self._troubles.setdefault(str(notice.origin), _Trouble())
+            trouble = self._troubles.setdefault(str(notification.origin), _Backoff())
             trouble.failures += 1
-            wait = max(verdict.wait, verdict.asked)
-            trouble.until = now + max(growing(trouble.failures), verdict.asked)
-            self._put_off[notice.id] = PutOff(notice, verdict.detail, now + wait, now + verdict.asked)
-        self._database.postpone_notice(notice, wait, verdict.detail)
+            wait = max(verdict.wait, verdict.retry_after)
+            trouble.until = now + max(exponential_backoff(trouble.failures), verdict.retry_after)
+            self._put_off[notification.id] = ScheduledRetry(
+                notification, verdict.detail, now + wait, now + verdict.retry_after
+            )
+        self._database.reschedule_notification(notification, wait, verdict.detail)
 
     def _next_due(self) -> float | None:
         """Seconds until something of ours may be due, at least 0; None where nothing of ours waits."""
@@ -228,4 +236,6 @@ class Courier:
         with self._changed:
             put_off, self._put_off = self._put_off, {}
         for each in put_off.values():
-            self._database.postpone_notice(each.notice, max(0.0, each.asked - now), each.detail)
+            self._database.reschedule_notification(
+                each.notification, max(0.0, each.retry_after - now), each.detail
+            )

@@ -17,7 +17,7 @@ from text2img.prompts.ids import gcs_url
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from text2img.databases import Notice, Untold
+    from text2img.databases import Notification, UndeliveredOutcome
 
 
 _LONGEST_BODY = 8_000_000
@@ -26,7 +26,7 @@ _LONGEST_SENTENCE = 10_000
 """Characters of an error."""
 
 
-def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool) -> str:
+def callback_payload(run_id: str, status: str, outcomes: Sequence[UndeliveredOutcome], *, final: bool) -> str:
     """The entry's body: JSON, in ASCII only (all else is escaped, lone surrogates too), without NaN.
 
     Should it become larger than 8 MB, ``image_urls`` are left out, whose names follow from the first one's;
@@ -43,13 +43,13 @@ def compose(run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool
     return body
 
 
-def compose_own(outcome: Untold) -> tuple[str, str]:
+def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
     """What a prompt's own webhook is told of its outcome: the last word of the URL, and the body."""
     document: dict[str, object] = {"generation_id": str(outcome.id)}
     if outcome.code is not None:
         # Whoever was abandoned had no try of its own this time.
         before = outcome.attempts - (outcome.code != ErrorCode.ABANDONED)
-        document["error_message"] = _text(outcome.sentence, _LONGEST_SENTENCE)
+        document["error_message"] = _text(outcome.message, _LONGEST_SENTENCE)
         document["error_code"] = outcome.code.upper()
         document["retry_count"] = max(0, before)
         return "failed", _json(document)
@@ -65,7 +65,12 @@ def compose_own(outcome: Untold) -> tuple[str, str]:
 
 
 def _body(
-    run_id: str, status: str, outcomes: Sequence[Untold], *, final: bool, longest: int | None = None
+    run_id: str,
+    status: str,
+    outcomes: Sequence[UndeliveredOutcome],
+    *,
+    final: bool,
+    longest: int | None = None,
 ) -> str:
     results = [_result(outcome, longest) for outcome in outcomes if outcome.code is None]
     errors = [_error(outcome, longest) for outcome in outcomes if outcome.code is not None]
@@ -84,7 +89,7 @@ def _json(document: Mapping[str, object]) -> str:
     return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 
-def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
+def _result(outcome: UndeliveredOutcome, longest: int | None) -> dict[str, object]:
     url = outcome.image_url
     return {
         "prompt_id": str(outcome.id),
@@ -99,12 +104,12 @@ def _result(outcome: Untold, longest: int | None) -> dict[str, object]:
     }
 
 
-def _error(outcome: Untold, longest: int | None) -> dict[str, object]:
+def _error(outcome: UndeliveredOutcome, longest: int | None) -> dict[str, object]:
     return {
         "prompt_id": str(outcome.id),
         "prompt": _text(outcome.text, longest),
         "error_code": outcome.code,
-        "error": _text(outcome.sentence, longest),
+        "error": _text(outcome.message, longest),
     }
 
 
@@ -125,19 +130,19 @@ class Credentials:
         self._key = None if secret is None else _key(secret)
         self.token = None if token is None else _check_token(token)
 
-    def headers(self, notice: Notice | None) -> dict[str, str]:
+    def headers(self, notification: Notification | None) -> dict[str, str]:
         """The headers for a notice, or for a request without a body; the token is not among them."""
         headers = {"User-Agent": f"text2img/{__version__}"}
-        if notice is None:
+        if notification is None:
             return headers
         now = datetime.now(UTC)
         headers["Content-Type"] = "application/json"
-        headers["webhook-id"] = notice.id
+        headers["webhook-id"] = notification.id
         headers["webhook-timestamp"] = str(int(now.timestamp()))
         if self._key is not None:
             from standardwebhooks import Webhook
 
-            headers["webhook-signature"] = Webhook(self._key).sign(notice.id, now, notice.body)
+            headers["webhook-signature"] = Webhook(self._key).sign(notification.id, now, notification.body)
         return headers
 
 

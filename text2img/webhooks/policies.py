@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from text2img.prompts import Completed, Failed
-from text2img.telemetry.progress import Several
-from text2img.webhooks.delivery import ENTRY_SIZE, Patience, deliver, gather, gather_left_over
+from text2img.telemetry.progress import MultiProgress
+from text2img.webhooks.delivery import ENTRY_SIZE, Patience, collect, collect_orphaned, deliver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from text2img.databases import Database
     from text2img.prompts import Outcome
     from text2img.telemetry.progress import Progress
-    from text2img.webhooks.client import Receiver
-    from text2img.webhooks.dispatcher import Courier
+    from text2img.webhooks.client import CallbackClient
+    from text2img.webhooks.dispatcher import WebhookDispatcher
 
 log = logging.getLogger(__name__)
 
@@ -26,26 +26,26 @@ _PAUSE = 5.0  # seconds before a database that has failed is asked again
 
 
 @dataclass(frozen=True, slots=True)
-class Audience:
+class NotifyTargets:
     """Who is told: a run's ``receiver``, and by the ``courier`` prompts' own webhooks; either may be absent.
 
     The receiver is told of 1,000 outcomes at once, and ``every`` so many seconds, where given, of those there
     are: then nothing may be left for the last entry.
     """
 
-    receiver: Receiver | None = None
-    courier: Courier | None = None
+    receiver: CallbackClient | None = None
+    courier: WebhookDispatcher | None = None
     every: float | None = None
 
 
-class Teller:
+class RunNotifier:
     """Tells an audience.
 
     Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run.
     ``close`` and ``finish`` tell the rest.
     """
 
-    def __init__(self, database: Database, audience: Audience, run_id: str, worker: str) -> None:
+    def __init__(self, database: Database, audience: NotifyTargets, run_id: str, worker: str) -> None:
         self._database, self._run_id, self._worker = database, run_id, worker
         self._receiver, self._courier, self._every = audience.receiver, audience.courier, audience.every
         self._untold = 0
@@ -54,9 +54,9 @@ class Teller:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="teller", daemon=True)
 
-    def following(self, progress: Progress) -> Progress:
+    def wrap_progress(self, progress: Progress) -> Progress:
         """The run's progress, told to prompts' own webhooks as well."""
-        return progress if self._courier is None else Several(progress, self._courier.progress)
+        return progress if self._courier is None else MultiProgress(progress, self._courier.progress)
 
     def start(self) -> None:
         """Begin to tell."""
@@ -89,7 +89,7 @@ class Teller:
         self._over.set()
         self._enough.set()
         self._thread.join(patience)
-        gather(self._database, self._run_id, status, final=True)
+        collect(self._database, self._run_id, status, final=True)
 
     def finish(self, patience: float, stop: threading.Event) -> None:
         """Tell what is left, for at most ``patience`` seconds or until ``stop`` is set; what remains is the
@@ -105,7 +105,7 @@ class Teller:
             own.join()
 
     def _gather_some(self) -> None:
-        gathered = gather(self._database, self._run_id, "running", final=False)
+        gathered = collect(self._database, self._run_id, "running", final=False)
         with self._lock:
             self._untold -= gathered
             if self._untold <= ENTRY_SIZE:
@@ -119,7 +119,7 @@ class Teller:
         while not self._over.is_set():
             try:
                 if left_over:
-                    gather_left_over(self._database)
+                    collect_orphaned(self._database)
                     left_over = False
                 deliver(self._database, receiver, self._worker, Patience(float("inf"), self._over))
                 self._wait()

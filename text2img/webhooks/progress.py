@@ -33,17 +33,17 @@ _LINGERING: Final = 10.0
 """Seconds that a thread waits for more before it ends."""
 
 
-class Beside:
+class ProgressSender:
     """``send(address, generation_id, milestone)`` may take its time, and must not raise.
 
     ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
     """
 
     def __init__(
-        self, send: Callable[[str, str, Reached], None], wait_for: Wait = threading.Condition.wait_for
+        self, send: Callable[[str, str, ProgressUpdate], None], wait_for: Wait = threading.Condition.wait_for
     ) -> None:
         self._send, self._wait_for = send, wait_for
-        self._waiting: dict[Generation, list[Reached]] = {}
+        self._waiting: dict[Generation, list[ProgressUpdate]] = {}
         self._sending: set[Generation] = set()
         self._busy: Counter[str] = Counter()  # requests under way, by origin
         lock = threading.Lock()
@@ -52,7 +52,7 @@ class Beside:
         self._threads = 0
         self._idle = 0
 
-    def put(self, address: str, generation_id: str, reached: Sequence[Reached]) -> None:
+    def put(self, address: str, generation_id: str, reached: Sequence[ProgressUpdate]) -> None:
         """Have the milestones of one step sent. Should the backend still be at an earlier one, those in
         between are dropped; they are not where only our own threads are late.
         """
@@ -90,7 +90,7 @@ class Beside:
                 self._there_is_more.notify()
                 self._sent.notify_all()
 
-    def _take(self) -> tuple[Generation, Reached] | None:
+    def _take(self) -> tuple[Generation, ProgressUpdate] | None:
         """What is sent next; None, and a thread less, where there is nothing for a while."""
         with self._lock:
             self._idle += 1
@@ -121,7 +121,7 @@ def _origin(address: str) -> str:
 
 
 if TYPE_CHECKING:
-    Send = Callable[[str, str, Sequence["Reached"]], None]
+    Send = Callable[[str, str, Sequence["ProgressUpdate"]], None]
 
 MILESTONES: Final = (0, 25, 50, 75, 90)
 """In percent of a prompt's steps."""
@@ -133,7 +133,7 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class ProgressUpdate:
     """A milestone (percent), and the step of ``of`` at which it was reached. ``left``: seconds, if known."""
 
     percent: int
@@ -231,7 +231,9 @@ class Milestones:
         for each in self._on_device:
             step = min(each.of, each.earlier + each.pictures * done)
             left = None if pace is None else round(each.left(done, self._steps) * pace, 1)
-            told = [Reached(percent, step, each.of, left) for percent in reached(each.told, step, each.of)]
+            told = [
+                ProgressUpdate(percent, step, each.of, left) for percent in reached(each.told, step, each.of)
+            ]
             each.told = max(each.told, step)
             if told:
                 self._send(str(each.prompt.webhook_url), str(each.prompt.id), told)

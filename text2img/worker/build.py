@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 from text2img.databases import Collections, Database, Selection, open_database
 from text2img.engine.inspection import check_fits
-from text2img.engine.loras import Library
+from text2img.engine.loras import LoraCache
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
-from text2img.prompts import Wishes
-from text2img.prompts.ids import ObjectName, TryName
-from text2img.prompts.parameters import settle
-from text2img.prompts.webhook_urls import WebhookHosts
+from text2img.prompts import RequestedParameters
+from text2img.prompts.ids import IterationFolderName, ObjectName
+from text2img.prompts.parameters import resolve_parameters
+from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
 from text2img.storage import ImageStorage, StorageOptions, open_storage
-from text2img.telemetry.tracing import Untraced
+from text2img.telemetry.tracing import NoopTraces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from text2img.concurrency.stages import Stopwatch
-    from text2img.engine import Engine, ModelCard
+    from text2img.concurrency.stages import StageTimer
+    from text2img.engine import Engine, ModelInfo
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.intake.rabbitmq import Broker
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.telemetry.tracing import Traces
-    from text2img.webhooks.client import Receiver, Webhooks
-    from text2img.webhooks.policies import Teller
+    from text2img.webhooks.client import CallbackClient, Webhooks
+    from text2img.webhooks.policies import RunNotifier
     from text2img.worker.leases import Leases
-    from text2img.worker.polling import Rounds
-    from text2img.worker.watchdog import Guard
+    from text2img.worker.polling import WorkSource
+    from text2img.worker.watchdog import Watchdog
 
 
 def database(settings: Settings, *, url: str | None = None, create: bool = True) -> Database:
@@ -76,11 +76,11 @@ def storage(settings: Settings) -> ImageStorage:
 
 def sidecars(settings: Settings, storage: ImageStorage, holds: Callable[[Claim], bool]) -> Sidecars | None:
     """What writes beside the pictures in a layout of folders; None in a flat one."""
-    from text2img.prompts.ids import TryName
+    from text2img.prompts.ids import IterationFolderName
     from text2img.reports.run_files import Sidecars
 
     names = settings.object_names
-    return Sidecars(storage, names, holds) if isinstance(names, TryName) else None
+    return Sidecars(storage, names, holds) if isinstance(names, IterationFolderName) else None
 
 
 def selection(settings: Settings) -> Selection:
@@ -88,18 +88,20 @@ def selection(settings: Settings) -> Selection:
     return Selection(settings.dataset_id)
 
 
-def receiver(settings: Settings) -> Receiver | None:
+def receiver(settings: Settings) -> CallbackClient | None:
     """Who is told of results; None where nobody asked to be."""
     if not settings.callback_url:
         return None
-    from text2img.webhooks.client import Receiver
+    from text2img.webhooks.client import CallbackClient
 
-    return Receiver(settings.callback_url, secret=settings.callback_secret, token=settings.callback_token)
+    return CallbackClient(
+        settings.callback_url, secret=settings.callback_secret, token=settings.callback_token
+    )
 
 
-def webhook_hosts(settings: Settings) -> WebhookHosts:
+def webhook_hosts(settings: Settings) -> HostAllowlist:
     """The hosts that prompts' own webhooks may be on."""
-    return WebhookHosts.parse(settings.webhook_host)
+    return HostAllowlist.parse(settings.webhook_host)
 
 
 def webhooks(settings: Settings) -> Webhooks | None:
@@ -115,16 +117,16 @@ def webhooks(settings: Settings) -> Webhooks | None:
 
 def teller(
     settings: Settings, database: Database, run_id: str, worker: str, *, every: float | None = None
-) -> Teller:
+) -> RunNotifier:
     """Who tells the receiver, and prompts' own webhooks, of what is recorded, nobody where there is none; the
     receiver also ``every`` so many seconds.
     """
-    from text2img.webhooks.dispatcher import Courier
-    from text2img.webhooks.policies import Audience, Teller
+    from text2img.webhooks.dispatcher import WebhookDispatcher
+    from text2img.webhooks.policies import NotifyTargets, RunNotifier
 
     own = webhooks(settings)
-    courier = None if own is None else Courier(database, own, worker)
-    return Teller(database, Audience(receiver(settings), courier, every), run_id, worker)
+    courier = None if own is None else WebhookDispatcher(database, own, worker)
+    return RunNotifier(database, NotifyTargets(receiver(settings), courier, every), run_id, worker)
 
 
 def broker(settings: Settings) -> Broker | None:
@@ -215,7 +217,7 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
         "--compile always (COMPILE)": settings.compile == "always",
         "--offload (OFFLOAD)": settings.offload != "none",
         "--scheduler (SCHEDULER)": settings.scheduler,
-        "the model configuration's lora": configuration and configuration.wishes.lora,
+        "the model configuration's lora": configuration and configuration.requested.lora,
     }
     for name, value in given.items():
         if value:
@@ -231,7 +233,7 @@ def _local(
     """The engine for the model that wins: the flag's, then the configuration's, then the default."""
     from text2img.engine import EngineOptions
     from text2img.engine.diffusers import DiffusersEngine
-    from text2img.engine.models import Shelf
+    from text2img.engine.models import ModelCache
     from text2img.prompts import ModelConfiguration
     from text2img.settings import DEFAULT_MODEL
 
@@ -253,7 +255,7 @@ def _local(
             feature_cache=every or 0,
             autoencoder=settings.autoencoder or ours.autoencoder,
         ),
-        Shelf(_kept(settings.model_cache, "models"), wait, s3_endpoint=settings.s3_endpoint).find,
+        ModelCache(_kept(settings.model_cache, "models"), wait, s3_endpoint=settings.s3_endpoint).find,
     )
 
 
@@ -287,14 +289,14 @@ def evaluator(settings: Settings) -> Evaluator | None:
     return None
 
 
-def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Library:
+def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> LoraCache:
     """What gets LoRAs; ``wait`` sleeps, and raises when the run is to end. Touches no network and no file."""
-    from text2img.engine.loras import Library, Sources
+    from text2img.engine.loras import LoraCache, SourceAllowlist
     from text2img.engine.loras.cache import Cache
 
     cache = Cache(_kept(settings.lora_cache, "loras"), round(settings.lora_cache_size * 1e9), wait)
-    sources = Sources.parse(settings.lora_source)
-    return Library(sources, cache, wait, s3_endpoint=settings.s3_endpoint)
+    sources = SourceAllowlist.parse(settings.lora_source)
+    return LoraCache(sources, cache, wait, s3_endpoint=settings.s3_endpoint)
 
 
 def encoder(settings: Settings) -> Encoder:
@@ -322,7 +324,7 @@ class Plan:
     run_id: str
     worker: str
     selection: Selection
-    wishes: Sequence[Wishes]
+    requested: Sequence[RequestedParameters]
     batch_size: int = 10
     fastest_size: bool = False
     waiting: int = 0
@@ -331,7 +333,7 @@ class Plan:
     upload_workers: int = 16
     tell: bool = False
     multiple: int = 8
-    object_name: ObjectName | TryName = field(default_factory=ObjectName)
+    object_name: ObjectName | IterationFolderName = field(default_factory=ObjectName)
     loop: Loop | None = None
 
     @property
@@ -341,7 +343,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class WorkerDeps:
     """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
 
     ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
@@ -352,40 +354,42 @@ class Parts:
     database: Database
     storage: ImageStorage
     engine: Engine
-    card: ModelCard
+    model_info: ModelInfo
     leases: Leases
-    guard: Guard
+    watchdog: Watchdog
     progress: Progress
-    seconds: Stopwatch
+    seconds: StageTimer
     recorded: Callable[[Sequence[Outcome]], None]
-    traces: Traces = field(default_factory=Untraced)
+    traces: Traces = field(default_factory=NoopTraces)
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
     sidecars: Sidecars | None = None
-    loras: Library = field(default_factory=Library)
-    webhook_hosts: WebhookHosts = field(default_factory=WebhookHosts)
-    serving: Rounds | None = None
+    loras: LoraCache = field(default_factory=LoraCache)
+    webhook_hosts: HostAllowlist = field(default_factory=HostAllowlist)
+    serving: WorkSource | None = None
     more: Callable[[int], int] | None = None
 
 
-def for_all(
-    settings: Settings, card: ModelCard, configuration: ModelConfiguration | None
-) -> tuple[Wishes, ...]:
+def run_defaults(
+    settings: Settings, model_info: ModelInfo, configuration: ModelConfiguration | None
+) -> tuple[RequestedParameters, ...]:
     """What the run wishes for every picture, the most specific first."""
-    configured = configuration.wishes if configuration else Wishes()
-    own_size = Wishes(width=card.width, height=card.height)
-    return (settings.wishes, configured, card.wishes, DEFAULTS, own_size)
+    configured = configuration.requested if configuration else RequestedParameters()
+    own_size = RequestedParameters(width=model_info.width, height=model_info.height)
+    return (settings.requested, configured, model_info.requested, DEFAULTS, own_size)
 
 
-def checked(settings: Settings, card: ModelCard, wishes: tuple[Wishes, ...]) -> Parameters:
+def validate_defaults(
+    settings: Settings, model_info: ModelInfo, requested: tuple[RequestedParameters, ...]
+) -> Parameters:
     """What they come to; its seed means nothing.
 
     Raises ConfigurationError for what cannot be done: no picture would succeed.
     """
     signer, library = encoder(settings), loras(settings)
     try:
-        wanted = settle(wishes, seed=0, multiple=card.multiple)
-        check_fits(card, wanted)
+        wanted = resolve_parameters(requested, seed=0, multiple=model_info.multiple)
+        check_fits(model_info, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
     if settings.loop and wanted.num_images > 1:

@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
-from text2img.prompts import Completed, Failed, Iterated, Postponed, Stored, failure
+from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater, StoredImage, failure
 from text2img.prompts.outcomes import Evaluation
-from text2img.prompts.refinement import rescued, worst
+from text2img.prompts.refinement import fall_back_to_best, first_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from text2img.engine import Picture
     from text2img.prompts import Claim, Outcome, Request
     from text2img.prompts.refinement import Loop
-    from text2img.telemetry.stats import Tally
-    from text2img.worker.build import Parts, Plan
-    from text2img.worker.polling import Quota
+    from text2img.telemetry.stats import RunStats
+    from text2img.worker.build import Plan, WorkerDeps
+    from text2img.worker.polling import ClaimBudget
 
 
 log = logging.getLogger(__name__)
@@ -41,15 +41,17 @@ _ENCODERS = 4
 and more threads at it than there are only keep the device's thread from its turn."""
 
 
-class Finishing:
+class PostProcessor:
     """Finishes one run's batches, several at a time. Leaving the ``with`` block waits for all of them."""
 
-    def __init__(self, parts: Parts, plan: Plan, quota: Quota, tally: Tally, stop: Stop) -> None:
+    def __init__(
+        self, parts: WorkerDeps, plan: Plan, quota: ClaimBudget, stats: RunStats, stop: Stop
+    ) -> None:
         self._stop = stop
-        self._parts, self._plan, self._quota, self._tally = parts, plan, quota, tally
+        self._parts, self._plan, self._quota, self._tally = parts, plan, quota, stats
         self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
         self._encoders = threading.BoundedSemaphore(_ENCODERS)
-        self._albums = Albums(plan.loop)
+        self._albums = ImageGroups(plan.loop)
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +64,7 @@ class Finishing:
         make what others have), and none of its prompt's pictures failed.
         """
         claim = request.prompt.claim
-        return self._parts.leases.holds(claim) and not self._albums.spoilt(claim)
+        return self._parts.leases.holds(claim) and not self._albums.has_failed(claim)
 
     def store(
         self,
@@ -91,10 +93,10 @@ class Finishing:
         with self._parts.seconds("record", *outcomes):
             recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
         self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
-        self._parts.leases.drop(outcome.claim for outcome in outcomes)
-        again = [outcome.wait for outcome in recorded if isinstance(outcome, Postponed)]
-        again += [0.0 for outcome in recorded if isinstance(outcome, Iterated)]
-        self._quota.put_back(again)
+        self._parts.leases.forget(outcome.claim for outcome in outcomes)
+        again = [outcome.wait for outcome in recorded if isinstance(outcome, RetryLater)]
+        again += [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
+        self._quota.requeued(again)
         self._tally.add(recorded)
         self._parts.progress.settled(recorded)
         self._parts.recorded(recorded)
@@ -123,30 +125,32 @@ class Finishing:
             self._lost([request.prompt.claim])
             return None
 
-    def _store(self, asked: Request, picture: Picture) -> Completed:
-        request = _as_made(asked, picture)
-        card, claim = self._parts.card, request.prompt.claim
-        made: dict[str, Any] = {"scheduler": picture.scheduler, "model": card.name}
-        facts = parameters(request, revision=card.revision, approximations=card.approximations, **made)
+    def _store(self, asked: Request, image: Picture) -> Completed:
+        request = _as_made(asked, image)
+        model_info, claim = self._parts.model_info, request.prompt.claim
+        made: dict[str, Any] = {"scheduler": image.scheduler, "model": model_info.name}
+        facts = parameters(
+            request, revision=model_info.revision, approximations=model_info.approximations, **made
+        )
         with self._encoders, self._parts.seconds("encode", request):
-            file = self._parts.encoder.encode(picture.pixels, request.parameters, facts)
+            file = self._parts.encoder.encode(image.pixels, request.parameters, facts)
         name = self._plan.object_name.name_of(request) + file.ending
         still_ours = partial(self._parts.database.holds, claim)
         with self._parts.seconds("upload", request):
             url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
-        stored = Stored(
+        stored = StoredImage(
             image_url=url,
             sha256=hashlib.sha256(file.data).hexdigest(),
-            used={**request.parameters.recorded, **made, **card.approximations, **picture.notes},
+            used={**request.parameters.recorded, **made, **model_info.approximations, **image.notes},
             text=request.text,
             number=request.number,
             iteration=request.iteration,
-            truncated=picture.truncated,
-            evaluation=self._evaluated(picture, request),
+            truncated=image.truncated,
+            evaluation=self._evaluated(image, request),
         )
-        return Completed(prompt=request.prompt, text=request.meant, pictures=(stored,))
+        return Completed(prompt=request.prompt, text=request.original_text, pictures=(stored,))
 
-    def _evaluated(self, picture: Picture, request: Request) -> Evaluation | None:
+    def _evaluated(self, image: Picture, request: Request) -> Evaluation | None:
         """What the evaluator, if there is one, says of the picture, which is stored already.
 
         Raises Stopped in a loop that has to end before it has spoken: no score would end the prompt's loop,
@@ -156,9 +160,9 @@ class Finishing:
         if evaluator is None:
             return None
         with self._parts.seconds("evaluate", request):
-            judge = partial(evaluator.evaluate, picture.pixels, request.meant)
+            judge = partial(evaluator.evaluate, image.pixels, request.original_text)
             try:
-                return within(_JUDGED_WITHIN, judge, unless=self._stop.event)
+                return run_with_timeout(_JUDGED_WITHIN, judge, unless=self._stop.event)
             except TimeoutError:
                 if self._plan.loop is not None:
                     self._stop.check()
@@ -172,33 +176,33 @@ class Finishing:
         return Evaluation(evaluator=evaluator.name, error=reason)
 
     def _lost(self, claims: Collection[Claim]) -> None:
-        self._parts.leases.lose(claims)
+        self._parts.leases.mark_lost(claims)
         for claim in claims:
             log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
 
 
-def _as_made(request: Request, picture: Picture) -> Request:
+def _as_made(request: Request, image: Picture) -> Request:
     """The request with the size and the seed that the picture really has: what is recorded must be true."""
-    height, width = picture.pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     wanted = request.parameters
     if (width, height) != (wanted.width, wanted.height):
         wanted = replace(wanted, width=width, height=height, aspect_ratio=None)
-    if picture.seed is not None:
-        wanted = replace(wanted, seed=picture.seed)
+    if image.seed is not None:
+        wanted = replace(wanted, seed=image.seed)
     return request if wanted is request.parameters else replace(request, parameters=wanted)
 
 
 def _rescued(outcome: Outcome) -> Outcome:
-    kept = rescued(outcome)
+    kept = fall_back_to_best(outcome)
     if isinstance(outcome, Failed) and kept is not outcome:
-        why = (outcome.claim.id, outcome.sentence, outcome.code)
+        why = (outcome.claim.id, outcome.message, outcome.code)
         log.warning("%s goes no further than its best try: %s (%s)", *why)
     return kept
 
 
 def _log(outcome: Outcome) -> None:
     facts: dict[str, object] = {"event": "prompt", "prompt_id": str(outcome.claim.id)}
-    if isinstance(outcome, Completed | Iterated):
+    if isinstance(outcome, Completed | NeedsRefinement):
         fate = "completed" if isinstance(outcome, Completed) else "not good enough yet:"
         log.info("%s %s%s", fate, outcome.claim.id, _in_words(outcome), extra=facts | _facts(outcome))
         return
@@ -207,13 +211,13 @@ def _log(outcome: Outcome) -> None:
         "%s %s: %s (%s)",
         outcome.claim.id,
         fate,
-        outcome.sentence,
+        outcome.message,
         outcome.code,
         extra=facts | {"error_code": str(outcome.code)},
     )
 
 
-def _facts(outcome: Completed | Iterated) -> dict[str, object]:
+def _facts(outcome: Completed | NeedsRefinement) -> dict[str, object]:
     facts: dict[str, object] = {"images": outcome.made}
     facts |= (
         {"image_url": outcome.first.image_url} if isinstance(outcome, Completed) else {"event": "iteration"}
@@ -223,7 +227,7 @@ def _facts(outcome: Completed | Iterated) -> dict[str, object]:
     return facts | ({"iterations": outcome.iterations} if outcome.tries else {})
 
 
-def _in_words(outcome: Completed | Iterated) -> str:
+def _in_words(outcome: Completed | NeedsRefinement) -> str:
     """The best score so far, and after how many iterations; nothing where there is neither."""
     score = outcome.first.score
     words = "" if score is None else f", score {score:.2f}"
@@ -231,7 +235,7 @@ def _in_words(outcome: Completed | Iterated) -> str:
     return f"{words} after {outcome.iterations} iteration{plural}" if outcome.tries else words
 
 
-class Albums:
+class ImageGroups:
     """The pictures so far of each claim that has not got all of its own. Safe to use from several threads.
 
     With a ``loop`` they are candidates, of which it keeps the best.
@@ -257,7 +261,7 @@ class Albums:
             del self._open[claim]
         return _together(pictures) if self._loop is None else self._loop.settle(request, pictures)
 
-    def spoilt(self, claim: Claim) -> bool:
+    def has_failed(self, claim: Claim) -> bool:
         """Whether a picture of the claim is missing for good: the others would be made for nothing."""
         with self._lock:
             pictures = self._open.get(claim, ())
@@ -268,7 +272,7 @@ class Albums:
 
 def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
     """One failure is the prompt's, first of all one for good; with a claim that is lost there is nothing."""
-    if failed := worst(pictures):
+    if failed := first_failure(pictures):
         return failed
     done = [became for became in pictures if isinstance(became, Completed)]
     if len(done) < len(pictures):

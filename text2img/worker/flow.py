@@ -16,14 +16,14 @@ from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from text2img.concurrency.stages import Ahead, Gather, Stage
-from text2img.engine.loras.prefetch import Fetching
+from text2img.concurrency.stages import BatchPrefetcher, Stage, WriteBuffer
+from text2img.engine.loras.prefetch import LoraPrefetcher
 from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
 from text2img.prompts.batching import Batcher, FastestSize, FixedSize
-from text2img.worker.build import Parts, Plan
-from text2img.worker.finish import Finishing
-from text2img.worker.polling import Quota
+from text2img.worker.build import Plan, WorkerDeps
+from text2img.worker.finish import PostProcessor
+from text2img.worker.polling import ClaimBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from text2img.concurrency.signals import Stop
     from text2img.engine import Picture
     from text2img.prompts import Claim, Outcome, Prompt, Request
-    from text2img.telemetry.stats import Tally
+    from text2img.telemetry.stats import RunStats
 
-__all__ = ["Parts", "Plan", "Worker"]
+__all__ = ["Plan", "Worker", "WorkerDeps"]
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_FOR_A_RETRY = 30.0
+MAX_RETRY_WAIT = 30.0
 """Seconds; what comes due later is left to a later run."""
-MANY = 8
+CLAIM_DOUBLE_THRESHOLD = 8
 """While so many batches' worth of prompts wait, two batches' worth are claimed at once: fewer commands, and
 most are left to others. Where many workers share them, the last to come may still go empty-handed."""
-ENDLESS = 1_000_000
+UNBOUNDED_RUN = 1_000_000
 """Pictures that a server is taken to make yet: whatever pays in the long run pays for it."""
-AHEAD = 6
+MAX_PREFETCH_BATCHES = 6
 """While more than so many batches' worth of prompts wait for their LoRAs, no more are claimed."""
-TOGETHER = 5.0
+OUTCOME_FLUSH_DELAY = 5.0
 """Seconds that the outcomes of a small batch wait for those of the next, to be written down together."""
 
 
@@ -59,19 +59,19 @@ class Worker:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: WorkerDeps,
         plan: Plan,
         stop: Stop,
-        tally: Tally,
+        stats: RunStats,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._parts, self._plan, self._stop, self._tally = parts, plan, stop, tally
+        self._parts, self._plan, self._stop, self._tally = parts, plan, stop, stats
         self._database, self._engine = parts.database, parts.engine
         self._leases = parts.leases
         self._sizes = (FastestSize if plan.fastest_size else FixedSize)(plan.batch_size)
-        self._quota = Quota(plan.limit, plan.waiting, parts.more, clock=clock)
+        self._quota = ClaimBudget(plan.limit, plan.waiting, parts.more, clock=clock)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
 
@@ -84,13 +84,13 @@ class Worker:
         with (
             self._leases,
             ThreadPoolExecutor(1, "mark") as self._aside,
-            Finishing(self._parts, self._plan, self._quota, self._tally, self._stop) as finishing,
+            PostProcessor(self._parts, self._plan, self._quota, self._tally, self._stop) as finishing,
         ):
             while True:
                 with (
                     self._gathering(finishing.record) as record,
                     Stage("finish", partial(finishing.store, record.put), threads=2, room=1) as finish,
-                    Ahead(self._batches(record), room=1) as batches,
+                    BatchPrefetcher(self._batches(record), room=1) as batches,
                 ):
                     self._load()
                     for batch in self._parts.seconds.each("wait", batches):
@@ -113,20 +113,20 @@ class Worker:
         except BaseException as exc:
             self._loaded.set_exception(exc)
             raise
-        name = self._parts.card.name
+        name = self._parts.model_info.name
         log.info("loaded %s", name, extra={"event": "loaded", "model": name})
         self._loaded.set_result(None)
 
-    def _batches(self, record: Gather[Outcome]) -> Iterator[list[Request]]:
+    def _batches(self, record: WriteBuffer[Outcome]) -> Iterator[list[Request]]:
         """Claim and group what the device gets next, until nothing is left to claim."""
         batcher = Batcher(self._sizes)
-        with Fetching(self._parts.loras) as fetching:
+        with LoraPrefetcher(self._parts.loras) as fetching:
             while claimed := self._claim():
                 ready, refused = self._prepare(claimed)
                 record.put(refused)
                 fetching.put(ready)
                 batcher.add(self._fetched(fetching, record, leave=fetching.waiting))
-                room = AHEAD * self._sizes.usual
+                room = MAX_PREFETCH_BATCHES * self._sizes.usual
                 while batcher.ready() or (len(batcher) and fetching.waiting > room):
                     yield batcher.take()
                 batcher.add(self._fetched(fetching, record, leave=room))
@@ -136,14 +136,16 @@ class Worker:
                 if batch := batcher.take():
                     yield batch
 
-    def _gathering(self, work: Callable[[list[Outcome]], None]) -> Gather[Outcome]:
+    def _gathering(self, work: Callable[[list[Outcome]], None]) -> WriteBuffer[Outcome]:
         """Outcomes on their way to be recorded: a usual batch's worth at once."""
-        return Gather(work, threads=2, enough=lambda: self._sizes.usual, patience=TOGETHER)
+        return WriteBuffer(work, threads=2, enough=lambda: self._sizes.usual, patience=OUTCOME_FLUSH_DELAY)
 
     def _claim(self) -> list[Prompt]:
         self._stop.check()
         plan, size = self._plan, self._prompts_a_batch()
-        wanted = self._quota.claimable(2 * size if self._quota.unclaimed() >= MANY * size else size)
+        wanted = self._quota.take(
+            2 * size if self._quota.remaining() >= CLAIM_DOUBLE_THRESHOLD * size else size
+        )
         if wanted == 0:
             return []
         with self._parts.seconds("claim"):
@@ -161,7 +163,7 @@ class Worker:
             prompt = replace(claimed, webhook_url=None)  # nobody is told before it is known who may be
             try:
                 prompt = self._addressed(claimed)
-                asked = request(prompt, self._plan.wishes, self._plan.multiple)
+                asked = request(prompt, self._plan.requested, self._plan.multiple)
                 asked = self._plan.loop.next(asked) if self._plan.loop else asked
                 self._parts.encoder.check(asked.parameters)
                 ready.append(self._engine.prepare(asked))
@@ -170,12 +172,14 @@ class Worker:
         self._quota.prepared(len(ready), sum(each.pictures for each in ready))
         return ready, refused
 
-    def _fetched(self, fetching: Fetching, record: Gather[Outcome], *, leave: int) -> list[Request]:
+    def _fetched(
+        self, fetching: LoraPrefetcher, record: WriteBuffer[Outcome], *, leave: int
+    ) -> list[Request]:
         """The pictures of those whose LoRAs are here; failures are recorded. Waits as ``take`` does."""
         done = fetching.take(leave=leave)
         failed = [failure(asked.prompt, exc, self._plan.max_attempts) for asked, exc in done if exc]
         record.put(failed)
-        return [picture for asked, exc in done if exc is None for picture in asked.each()]
+        return [image for asked, exc in done if exc is None for image in asked.each()]
 
     def _addressed(self, prompt: Prompt) -> Prompt:
         """The prompt, whose webhook may be told: from here on it counts as checked."""
@@ -212,7 +216,7 @@ class Worker:
         started, spent = time.monotonic(), dict(self._engine.seconds)
         results = None
         try:
-            with self._parts.guard.watching():
+            with self._parts.watchdog.watch():
                 results = self._engine.generate(batch, self._step)
         finally:
             took = {stage: seconds - spent.get(stage, 0.0) for stage, seconds in self._engine.seconds.items()}
@@ -227,21 +231,21 @@ class Worker:
     def _warm(self, batch: list[Request]) -> None:
         """Compile for the batch where that pays."""
         started, before = time.monotonic(), self._engine.seconds.get("compile", 0.0)
-        self._engine.warm(batch, max(len(batch), self._left_to_make()))
+        self._engine.warm_up(batch, max(len(batch), self._left_to_make()))
         compiling = self._engine.seconds.get("compile", 0.0) - before
-        self._tally.warmed(compiling)
+        self._tally.add_compile_time(compiling)
         if compiling:
             self._parts.traces.device("compile", started)
 
     def _step(self, done: int, of: int) -> None:
-        self._parts.guard.pulse()
+        self._parts.watchdog.heartbeat()
         self._stop.check()
         self._parts.progress.step(done, of)
 
     def _left_to_make(self) -> int:
         """How many pictures are still to come, as far as that can be known; in a loop, at the most."""
         if self._parts.serving is not None and self._parts.serving.endless:
-            return ENDLESS
+            return UNBOUNDED_RUN
         rounds = self._plan.loop.iterations if self._plan.loop else 1
         return round(self._plan.to_make * self._quota.pictures_each() * rounds) - self._tally.made
 
@@ -252,12 +256,12 @@ class Worker:
             return self._retry_comes_due()
         with self._parts.seconds("wait"):
             waits = partial(self._database.waits, self._plan.selection)
-            return serving.another(waits, self._tally.settled, self._quota.next_due())
+            return serving.another(waits, self._tally.settled, self._quota.next_retry_at())
 
     def _retry_comes_due(self) -> bool:
         """Wait for the next of this run's own retries, if it comes soon enough to wait for."""
-        now, due = self._clock(), self._quota.next_due()
-        if due is None or due > now + LONGEST_WAIT_FOR_A_RETRY:
+        now, due = self._clock(), self._quota.next_retry_at()
+        if due is None or due > now + MAX_RETRY_WAIT:
             return False
         if due > now:
             log.info("waiting %.0f s for a prompt that is tried again", due - now)

@@ -13,14 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from text2img import __version__
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
-from text2img.telemetry.stats import DEVICE_STAGES, Tally
+from text2img.telemetry.stats import DEVICE_STAGES, RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build, platform_task
 from text2img.worker.leases import Leases
-from text2img.worker.local import Place
-from text2img.worker.watchdog import Guard
+from text2img.worker.local import RunContext
+from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from text2img.databases import Counts, Database, Run
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
-    from text2img.worker.local import Labour
-    from text2img.worker.polling import Serving
+    from text2img.worker.local import Executor
+    from text2img.worker.polling import PollingLoop
 
 
-def last_line(
-    tally: Tally, spent: Mapping[str, float], remaining: str, cost: float | None, place: str
+def summary_line(
+    stats: RunStats, spent: Mapping[str, float], remaining: str, cost: float | None, place: str
 ) -> str:
     """The line; ``spent`` in seconds by stage, ``cost`` in dollars for 1,000 images, ``place`` the storage's
     URL.
     """
-    several = f" ({tally.pictures} pictures)" if tally.pictures != tally.completed else ""
-    done = f"completed {tally.completed}{several}, failed {tally.failed}, remaining {remaining}"
-    score = [] if tally.score is None else [f"mean score {tally.score:.2f}"]
-    pace = f"{tally.images_per_second:.2f} images/s"
+    several = f" ({stats.pictures} pictures)" if stats.pictures != stats.completed else ""
+    done = f"completed {stats.completed}{several}, failed {stats.failed}, remaining {remaining}"
+    score = [] if stats.score is None else [f"mean score {stats.score:.2f}"]
+    pace = f"{stats.images_per_second:.2f} images/s"
     priced = [] if cost is None else [dollars(cost)]
-    return "; ".join([done, *score, pace, *_where_time_went(tally, spent), *priced, place])
+    return "; ".join([done, *score, pace, *_where_time_went(stats, spent), *priced, place])
 
 
 def dollars(cost: float) -> str:
@@ -59,13 +59,13 @@ def remaining(left: Counts, later: int) -> str:
     return f"{left.pending}{waits}{others}"
 
 
-def _where_time_went(tally: Tally, spent: Mapping[str, float]) -> list[str]:
+def _where_time_went(stats: RunStats, spent: Mapping[str, float]) -> list[str]:
     """What the device's thread spent most of the run on; nothing for a run that made nothing."""
-    if not tally.made:
+    if not stats.made:
         return []
-    whole = tally.seconds
+    whole = stats.seconds
     most = [f"{stage} {spent[stage]:.1f}" for stage in DEVICE_STAGES if spent.get(stage, 0) >= whole / 100]
-    busy = f"device busy {100 * tally.device_busy:.0f} % between first and last batch"
+    busy = f"device busy {100 * stats.device_busy:.0f} % between first and last batch"
     return [f"{whole:.1f} s: {', '.join(most)}", busy]
 
 
@@ -102,12 +102,12 @@ class Job:
         self,
         settings: Settings,
         database: Database,
-        labour: Labour,
+        executor: Executor,
         stop: Stop,
-        serving: Serving | None = None,
+        serving: PollingLoop | None = None,
     ) -> None:
         self._serving = serving
-        self._settings, self._database, self._labour, self._stop = settings, database, labour, stop
+        self._settings, self._database, self._labour, self._stop = settings, database, executor, stop
         self._selection = build.selection(settings)
         self._name = build.worker_name()
         self._run = replace(
@@ -119,32 +119,32 @@ class Job:
         self.traces = traces(os.environ, self._run.id, endless=serving is not None)
         self._ended: str | None = None
         self._finished_at: datetime | None = None
-        self.tally = Tally()
+        self.stats = RunStats()
 
-    def carry_out(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
+    def run(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
         """Run, and print the one line at the end, whatever the end. ``look_over``, if there was something to
         settle, writes down what can be looked at; the run has ended well by then.
         """
         try:
-            with Guard(self._stop, self._settings.stall_timeout, self.give_up) as guard:
-                self.run(progress, guard)
-                if look_over is not None and self.tally.settled:
+            with Watchdog(self._stop, self._settings.stall_timeout, self.force_exit) as watchdog:
+                self.execute(progress, watchdog)
+                if look_over is not None and self.stats.settled:
                     look_over(self._state("completed"))
         except (Stopped, RunFailed):
-            self.conclude(1)
+            self.print_partial_summary(1)
             raise
         print(self.summary())
 
-    def run(self, progress: Progress, guard: Guard) -> None:
+    def execute(self, progress: Progress, watchdog: Watchdog) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
         waiting = self._database.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status, worked = "failed", waiting > 0 or self._serving is not None
-        progress = self.traces.following(self._teller.following(progress))
+        progress = self.traces.wrap_progress(self._teller.wrap_progress(progress))
         self._teller.start()
         try:
             if worked:
-                self._work(waiting, progress, guard)
+                self._work(waiting, progress, watchdog)
             status = "completed"
         except (Stopped, RunFailed):
             status = "stopped" if self._stop.event.is_set() else "failed"
@@ -161,21 +161,21 @@ class Job:
         left, later = self._database.counts(self._selection), self._database.postponed(self._selection)
         return self._line(remaining(left, later))
 
-    def conclude(self, seconds: float) -> None:
+    def print_partial_summary(self, seconds: float) -> None:
         """Print the line of a run that ends early, with what the database says of it within ``seconds``.
 
         Never raises: how the run ended must not be hidden by what comes after.
         """
         line = self._line("unknown")
         with suppress(Exception):
-            line = within(seconds, self.summary)
+            line = run_with_timeout(seconds, self.summary)
         with suppress(OSError):
             print(line, flush=True)
 
     def _line(self, left: str) -> str:
-        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.tally.pictures)
+        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.stats.pictures)
         cost = so_far.dollars_per_1000_images
-        return last_line(self.tally, self.spent(), left, cost, self._settings.output_url)
+        return summary_line(self.stats, self.spent(), left, cost, self._settings.output_url)
 
     def lost(self) -> int:
         """How many claims went to other workers so far."""
@@ -185,28 +185,30 @@ class Job:
         """Seconds so far, by stage."""
         return self._labour.spent()
 
-    def give_up(self, status: int) -> None:
+    def force_exit(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
         with suppress(Exception):
-            within(_GIVING_BACK, self._leases.release)
+            run_with_timeout(_GIVING_BACK, self._leases.release)
         with suppress(Exception):
-            within(_WRITING_DOWN, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped")))
-        self.conclude(0)
+            run_with_timeout(
+                _WRITING_DOWN, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped"))
+            )
+        self.print_partial_summary(0)
         logging.shutdown()
         os._exit(status)
 
-    def _work(self, waiting: int, progress: Progress, guard: Guard) -> None:
+    def _work(self, waiting: int, progress: Progress, watchdog: Watchdog) -> None:
         self._save("running")
         progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
         self._labour.work(
-            Place(
+            RunContext(
                 run_id=self._run.id,
                 name=self._name,
                 waiting=waiting,
                 leases=self._leases,
-                guard=guard,
+                watchdog=watchdog,
                 progress=progress,
-                tally=self.tally,
+                stats=self.stats,
                 recorded=self._teller.recorded,
                 serving=self._serving,
                 traces=self.traces,
@@ -218,22 +220,22 @@ class Job:
         self._database.save_run(self._state(status), self._settings.lease_seconds)
 
     def _state(self, status: str) -> Run:
-        tally, labour = self.tally, self._labour
+        stats, executor = self.stats, self._labour
         return replace(
             self._run,
             status=status,
-            model=labour.model,
+            model=executor.model,
             finished_at=None if status == "running" else self._end_or_now(),
-            completed=tally.completed,
-            failed=tally.failed,
-            images=tally.pictures,
-            postponed=tally.postponed,
-            images_per_second=round(tally.images_per_second, 4),
-            steady_images_per_second=round(tally.steady_images_per_second, 4),
-            device_busy=round(tally.device_busy, 4),
-            device_busy_of_run=round(tally.device_busy_of_run, 4),
+            completed=stats.completed,
+            failed=stats.failed,
+            images=stats.pictures,
+            postponed=stats.postponed,
+            images_per_second=round(stats.images_per_second, 4),
+            steady_images_per_second=round(stats.steady_images_per_second, 4),
+            device_busy=round(stats.device_busy, 4),
+            device_busy_of_run=round(stats.device_busy_of_run, 4),
             # Not before the first batch: while its libraries are being imported, an engine cannot say.
-            peak_memory=labour.peak_memory() if tally.made else 0,
+            peak_memory=executor.peak_memory() if stats.made else 0,
             seconds={stage: round(spent, 3) for stage, spent in self.spent().items()},
             versions=versions(),
         )
@@ -249,7 +251,9 @@ class Job:
                 self._end(status, self._settings.callback_patience, self._stop.event, worked=worked)
             else:
                 patience = min(self._settings.callback_patience, 2)
-                within(_LAST_WORDS, lambda: self._end(status, patience, threading.Event(), worked=worked))
+                run_with_timeout(
+                    _LAST_WORDS, lambda: self._end(status, patience, threading.Event(), worked=worked)
+                )
         except (DatabaseFailed, TimeoutError) as exc:
             if status == "completed":
                 self._stop.check()

@@ -10,7 +10,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ class Leases:
         with self._lock:
             return claim in self._held
 
-    def drop(self, claims: Iterable[Claim]) -> None:
+    def forget(self, claims: Iterable[Claim]) -> None:
         """These are done with, or lost."""
         with self._lock:
             self._held.difference_update(claims)
 
-    def lose(self, claims: Iterable[Claim]) -> None:
+    def mark_lost(self, claims: Iterable[Claim]) -> None:
         """These are other workers' now; those that were held count as ``lost``, once."""
         with self._lock:
             gone = self._held.intersection(claims)
@@ -91,7 +91,7 @@ class Leases:
         if not claims:
             return
         try:
-            within(_GIVING_BACK, partial(self._queue.release, claims))
+            run_with_timeout(_GIVING_BACK, partial(self._queue.release, claims))
             log.info("released %d claimed prompts", len(claims), extra={"released": len(claims)})
         except (DatabaseFailed, TimeoutError) as exc:
             log.warning(
@@ -116,5 +116,5 @@ class Leases:
             with self._lock:
                 lost = [claim for claim in lost if claim in self._held]  # the rest was done with meanwhile
             if lost:
-                self.lose(lost)
+                self.mark_lost(lost)
                 log.warning("%d claims were lost to other workers", len(lost), extra={"lost": len(lost)})

@@ -41,7 +41,7 @@ class Intake(Protocol):
         ...
 
 
-class Rounds(Protocol):
+class WorkSource(Protocol):
     """What decides, whenever nothing is left to claim, whether a worker goes on. The work is inside its
     ``with`` block.
     """
@@ -64,7 +64,7 @@ class Rounds(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-class Serving:
+class PollingLoop:
     """A server's waits between its rounds; see Rounds. In the ``with`` block its intake, if any, takes in.
 
     ``idle_exit``: seconds after which a server with nothing to do ends; None: never. ``poll_seconds``: the
@@ -137,7 +137,7 @@ class Serving:
             self._intake.check()
 
 
-class Quota:
+class ClaimBudget:
     """Counted from several threads.
 
     ``limit``: prompts the run takes at the most (None: all). ``waiting``: how many there were at its start.
@@ -163,7 +163,7 @@ class Quota:
         self._due: Counter[int] = Counter()  # how many, by whole seconds: those are few, however many prompts
         self._lock = threading.Lock()
 
-    def claimable(self, wanted: int) -> int:
+    def take(self, wanted: int) -> int:
         """How many of the ``wanted`` prompts the run may claim."""
         with self._lock:
             room = wanted if self._limit is None else min(wanted, self._limit - self._claimed)
@@ -174,7 +174,7 @@ class Quota:
             self._limit = (self._limit or 0) + granted
         return room + granted
 
-    def unclaimed(self) -> int:
+    def remaining(self) -> int:
         """How many prompts are still there for this run, if nobody else takes any and none is added."""
         with self._lock:
             there = self._waiting if self._limit is None else min(self._waiting, self._limit)
@@ -196,13 +196,13 @@ class Quota:
         with self._lock:
             return self._pictures / self._prepared if self._prepared else 1.0
 
-    def put_back(self, waits: Iterable[float]) -> None:
+    def requeued(self, waits: Iterable[float]) -> None:
         """Prompts were put back, to be claimed again after so many seconds each."""
         now = self._clock()
         with self._lock:
             self._due.update(math.ceil(now + wait) if wait else math.floor(now) for wait in waits)
 
-    def next_due(self) -> float | None:
+    def next_retry_at(self) -> float | None:
         """When the next of them can be claimed again; None: there is none. Those that come due by then no
         longer count as claimed, and that moment is forgotten.
         """

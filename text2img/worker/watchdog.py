@@ -26,7 +26,7 @@ before it kills, Kubernetes 30."""
 _LOOK = 0.5  # seconds between looks at the device at the most
 
 
-class Guard:
+class Watchdog:
     """A thread that calls ``give_up(status)`` when the run has to end and does not.
 
     That is ``grace`` seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse``
@@ -38,13 +38,13 @@ class Guard:
         self,
         stop: Stop,
         stall_timeout: float,
-        give_up: Callable[[int], None],
+        force_exit: Callable[[int], None],
         grace: float = GRACE,
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, give_up
+        self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, force_exit
         self._grace = grace
         self._clock, self._wait = clock, wait
         self._over = threading.Event()
@@ -59,15 +59,15 @@ class Guard:
         self._over.set()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """The device works inside this block, and is expected to show it."""
-        self.pulse()
+        self.heartbeat()
         try:
             yield
         finally:
             self._last = None
 
-    def pulse(self) -> None:
+    def heartbeat(self) -> None:
         """The device has made a step."""
         self._last = self._clock()
 

@@ -64,10 +64,10 @@ def test_a_run_of_any_kind_is_drawn(run):
 
 def test_the_picture_shows_the_same_bars():
     """In the picture, too, a bar is as long as its time: denoising takes three times as long as loading."""
-    picture = as_picture(RUN)
+    image = as_picture(RUN)
     blue = (0x2B, 0x6C, 0xB0)
-    rows = range(27, picture.height, 30)
-    lengths = [sum(picture.getpixel((x, y)) == blue for x in range(150, 671)) for y in rows]
+    rows = range(27, image.height, 30)
+    lengths = [sum(image.getpixel((x, y)) == blue for x in range(150, 671)) for y in rows]
     bars = [length for length in lengths if length]
     assert len(bars) == 5  # load, denoise, decode, wait, other: nothing was compiled
     assert bars[1] == pytest.approx(3 * bars[0], abs=3)

@@ -10,7 +10,7 @@ from tests.clock import Clock
 from tests.threads import waiting_in
 from tests.waiting import until
 from text2img.concurrency.signals import Stop
-from text2img.concurrency.stages import Ahead, Gather, Stage, Stopwatch
+from text2img.concurrency.stages import BatchPrefetcher, Stage, StageTimer, WriteBuffer
 from text2img.errors import Stopped, StorageFailed
 
 HANG = 300  # seconds until a test gives up
@@ -88,7 +88,7 @@ def test_ahead_makes_no_more_than_there_is_room_for() -> None:
                 second.set()
             yield number
 
-    with Ahead(items(), room=1) as ahead:
+    with BatchPrefetcher(items(), room=1) as ahead:
         taken = next(iter(ahead))
         assert second.wait(HANG)
         assert (taken, len(made)) == (0, 2)
@@ -103,7 +103,7 @@ def test_ahead_raises_what_its_items_raise() -> None:
         raise StorageFailed("gone")
 
     taken = []
-    with pytest.raises(StorageFailed), Ahead(items(), room=3) as ahead:
+    with pytest.raises(StorageFailed), BatchPrefetcher(items(), room=3) as ahead:
         taken.extend(ahead)
     assert taken == [1]
 
@@ -125,7 +125,7 @@ def test_a_stop_wakes_who_waits() -> None:
 def test_the_stopwatch_adds_up_by_stage() -> None:
     """Time is added to its stage, also when the stage fails."""
     clock = Clock()
-    watch = Stopwatch(clock=clock)
+    watch = StageTimer(clock=clock)
     with pytest.raises(StorageFailed), watch("upload"):
         clock.advance(2)
         raise StorageFailed("gone")
@@ -144,7 +144,7 @@ def test_what_gathers_is_worked_on_together() -> None:
         first_is_in.set()
         may_end.wait(HANG)
 
-    with Gather(work, threads=1, enough=lambda: 3, patience=HANG) as gather:
+    with WriteBuffer(work, threads=1, enough=lambda: 3, patience=HANG) as gather:
         gather.put([1, 2, 3])
         assert first_is_in.wait(HANG)
         gather.put([4])
@@ -156,7 +156,7 @@ def test_what_gathers_is_worked_on_together() -> None:
 def test_too_few_are_worked_on_when_the_first_has_waited_long_enough() -> None:
     """A single item does not wait for company for ever."""
     worked = threading.Event()
-    with Gather(lambda _: worked.set(), threads=1, enough=lambda: 10, patience=0.05) as gather:
+    with WriteBuffer(lambda _: worked.set(), threads=1, enough=lambda: 10, patience=0.05) as gather:
         gather.put([1])
         assert worked.wait(HANG)
 
@@ -166,7 +166,7 @@ def test_leaving_works_on_what_has_gathered() -> None:
     done: list[int] = []
     with (
         pytest.raises(Stopped),
-        Gather(done.extend, threads=1, enough=lambda: 10, patience=10 * HANG) as gather,
+        WriteBuffer(done.extend, threads=1, enough=lambda: 10, patience=10 * HANG) as gather,
     ):
         gather.put([1, 2])
         raise Stopped(15)
@@ -181,17 +181,17 @@ def test_gathering_is_bounded() -> None:
         taken.set()
         may_end.wait(HANG)
 
-    def put(gather: Gather[int]) -> None:
+    def put(gather: WriteBuffer[int]) -> None:
         gather.put([3])
         third_is_in.set()
 
-    with Gather(work, threads=1, enough=lambda: 1, patience=0) as gather:
+    with WriteBuffer(work, threads=1, enough=lambda: 1, patience=0) as gather:
         gather.put([1])
         assert taken.wait(HANG)
         gather.put([2])
         threading.Thread(target=put, args=(gather,)).start()
         try:
-            until(lambda: third_is_in.is_set() or waiting_in(Gather.put))
+            until(lambda: third_is_in.is_set() or waiting_in(WriteBuffer.put))
             assert not third_is_in.is_set()
         finally:
             may_end.set()
@@ -209,7 +209,7 @@ def test_one_that_hangs_does_not_hold_up_the_others() -> None:
         if len(done) == 2:
             both.set()
 
-    with Gather(work, threads=2, enough=lambda: 1, patience=0) as gather:
+    with WriteBuffer(work, threads=2, enough=lambda: 1, patience=0) as gather:
         for number in (1, 2, 3):
             gather.put([number])
         assert both.wait(HANG)
@@ -227,7 +227,7 @@ def test_a_failure_of_what_gathers_reaches_who_puts_next() -> None:
 
     with (
         pytest.raises(StorageFailed) as raised,
-        Gather(work, threads=1, enough=lambda: 1, patience=0) as gather,
+        WriteBuffer(work, threads=1, enough=lambda: 1, patience=0) as gather,
     ):
         for number in range(1000):
             gather.put([number])
@@ -237,7 +237,7 @@ def test_a_failure_of_what_gathers_reaches_who_puts_next() -> None:
 def test_the_stopwatch_tells_how_long_items_take_to_come() -> None:
     """All items come through, and the time that they took stands under the stage's name."""
     clock = Clock()
-    watch = Stopwatch(clock=clock)
+    watch = StageTimer(clock=clock)
 
     def items():
         for number in (1, 2, 3):

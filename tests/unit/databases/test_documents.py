@@ -14,27 +14,27 @@ from text2img.databases.documents import (
     count_of,
     deaths_at_claim,
     new_fields,
+    parse_id_candidates,
     prompt_of,
-    readings,
     run_fields,
     run_of,
-    untold_of,
+    undelivered_of,
 )
 from text2img.databases.outcome_updates import change_of, result_of, written_already
 from text2img.errors import ErrorCode
-from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Failed, Prompt, PromptId, RequestedParameters, RetryLater, request
 
 _CLAIM = Claim(PromptId("int", "1"), "w", 3)
-_WISHES = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512, seed=7)
-_PROMPT = Prompt(claim=_CLAIM, text="a boat", wishes=_WISHES)
+_WISHES = RequestedParameters(num_inference_steps=20, guidance_scale=7.5, width=512, height=512, seed=7)
+_PROMPT = Prompt(claim=_CLAIM, text="a boat", requested=_WISHES)
 
 
 def _completed(url="gs://b/1.png"):
     return completed(request(_PROMPT, []), url, sha256="ab", truncated=True)
 
 
-def _failed(sentence="no"):
-    return Failed(prompt=_PROMPT, code=ErrorCode.SAFETY, sentence=sentence, attempts=2)
+def _failed(message="no"):
+    return Failed(prompt=_PROMPT, code=ErrorCode.SAFETY, message=message, attempts=2)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_counter_is_a_finite_number_or_none(value, count):
 )
 def test_an_id_in_text_reads_as_what_it_may_be(text, values):
     """As itself, and as a plain decimal number where it is one that a database can hold."""
-    assert readings(text) == values
+    assert parse_id_candidates(text) == values
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_death_is_a_lease_that_ran_out_on_the_device(fields, deaths):
 def test_a_prompts_fields_stay_unchecked():
     """Text and wishes are taken as they stand; a priority that is no number counts as 0."""
     fields = {"text": 7, "width": "wide", "priority": "high", "attempts": 2.0, "other": 1}
-    expected = Prompt(claim=_CLAIM, text=7, wishes=Wishes(width="wide"), attempts=2, deaths=1)
+    expected = Prompt(claim=_CLAIM, text=7, requested=RequestedParameters(width="wide"), attempts=2, deaths=1)
     assert prompt_of(_CLAIM, fields, 1) == expected
     assert prompt_of(_CLAIM, {"priority": 2}, 0).priority == 2
     assert prompt_of(_CLAIM, {"priority": True}, 0).priority == 0
@@ -94,7 +94,9 @@ def test_a_prompts_fields_stay_unchecked():
 
 def test_a_new_prompt_has_only_what_was_given():
     """What nobody wished is no field; a wish of 0 is one."""
-    new = NewPrompt(id=PromptId("str", "a"), text="a boat", wishes=Wishes(seed=0), priority=0.0)
+    new = NewPrompt(
+        id=PromptId("str", "a"), text="a boat", requested=RequestedParameters(seed=0), priority=0.0
+    )
     assert new_fields(new) == {"text": "a boat", "seed": 0, "priority": 0.0, "status": "pending"}
 
 
@@ -150,7 +152,7 @@ def test_each_outcome_changes_the_document_as_documented():
     assert (quiet.fields["error_code"], quiet.fields["attempts"], quiet.moment) == ("safety", 2, "error_at")
     assert {"untold", "image_url", "claimed_by"} <= set(quiet.gone)
     code = ErrorCode.GENERATION_FAILED
-    late = change_of(Postponed(prompt=_PROMPT, code=code, sentence="no", attempts=1, wait=8), "r", tell=True)
+    late = change_of(RetryLater(prompt=_PROMPT, code=code, message="no", attempts=1, wait=8), "r", tell=True)
     assert (late.fields["status"], late.wait) == ("pending", 8)
     assert "untold" in late.gone
 
@@ -186,10 +188,10 @@ def test_the_changes_mean_the_same_to_mongodb():
 def test_what_is_told_depends_on_the_status():
     """A failed prompt's earlier picture, or a completed one's earlier error, is not told."""
     fields = {"text": "a", "image_url": "u", "used": {"seed": 1}, "error_code": "c", "error": "s"}
-    told = untold_of(_CLAIM.id, {**fields, "status": "completed"})
-    assert (told.image_url, told.seed, told.code, told.sentence) == ("u", 1, None, None)
-    told = untold_of(_CLAIM.id, {**fields, "status": "error"})
-    assert (told.image_url, told.seed, told.code, told.sentence) == (None, None, "c", "s")
+    told = undelivered_of(_CLAIM.id, {**fields, "status": "completed"})
+    assert (told.image_url, told.seed, told.code, told.message) == ("u", 1, None, None)
+    told = undelivered_of(_CLAIM.id, {**fields, "status": "error"})
+    assert (told.image_url, told.seed, told.code, told.message) == (None, None, "c", "s")
 
 
 def test_a_run_survives_its_document():

@@ -22,8 +22,8 @@ def test_a_long_wrong_value_is_shortened():
 def test_a_configuration_may_sign_and_choose_the_format():
     """Signature and format are a configuration's to wish, and are checked as a prompt's are."""
     style = {"artist_name": "Studio 9", "signature_opacity": 90, "image_format": "webp", "image_quality": 80}
-    wishes = configuration_of(_ID, style).wishes
-    assert {name: getattr(wishes, name) for name in style} == style
+    requested = configuration_of(_ID, style).requested
+    assert {name: getattr(requested, name) for name in style} == style
     for wrong in (
         {"image_format": "gif"},
         {"image_quality": 0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.clock import Clock
-from text2img.databases.retrying import patient
+from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, Stopped
 
 
@@ -27,7 +27,7 @@ class Away:
 def test_a_call_is_repeated_until_the_database_is_back() -> None:
     """The answer is that of the first call that succeeds, with waits that grow between the tries."""
     clock = Clock()
-    database = patient(Away(6), 60, clock.advance, clock=clock)
+    database = with_retries(Away(6), 60, clock.advance, clock=clock)
     assert database.pending("spring", deep=True) == ("spring", True)
     assert clock.pauses == [0.5, 1, 2, 4, 5, 5]
 
@@ -35,13 +35,13 @@ def test_a_call_is_repeated_until_the_database_is_back() -> None:
 def test_patience_ends() -> None:
     """A database that stays away fails the call, with its own sentence."""
     with pytest.raises(DatabaseFailed, match="nobody answers"):
-        patient(Away(1), 0, lambda _: None).pending("spring")
+        with_retries(Away(1), 0, lambda _: None).pending("spring")
 
 
 def test_patience_ends_once_for_all() -> None:
     """After one call has given up, the next does not wait anew; should the database be back, it is asked."""
     clock, away = Clock(), Away(100)
-    database = patient(away, 60, clock.advance, clock=clock)
+    database = with_retries(away, 60, clock.advance, clock=clock)
     with pytest.raises(DatabaseFailed):
         database.pending("spring")
     waited = [*clock.pauses]
@@ -60,9 +60,9 @@ def test_a_stop_ends_the_waiting() -> None:
         raise Stopped(15)
 
     with pytest.raises(Stopped):
-        patient(Away(1), 60, stopped).pending("spring")
+        with_retries(Away(1), 60, stopped).pending("spring")
 
 
 def test_what_is_no_call_is_the_databases_own() -> None:
     """Attributes are passed through as they are."""
-    assert patient(Away(0), 60, lambda _: None).url == "away://"
+    assert with_retries(Away(0), 60, lambda _: None).url == "away://"

@@ -20,7 +20,7 @@ def test_the_judge_tells_them():
     scenes, chance = list(all_scenes())[::16], Random(1)
     for scene, other in zip(scenes, [*scenes[1:], scenes[0]], strict=True):
         for style in (PLAIN, *STYLES):
-            picture = undo(style, draw(scene, chance))
-            assert tell_style(picture, scene) == style
+            image = undo(style, draw(scene, chance))
+            assert tell_style(image, scene) == style
             if other.shape != scene.shape:
-                assert tell_style(picture, other) is None
+                assert tell_style(image, other) is None

@@ -17,9 +17,9 @@ from tests.waiting import until
 from text2img.engine import Picture
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
-from text2img.engine.hosted.http import Unanswered, Wire
+from text2img.engine.hosted.http import HttpClient, RequestFailed
 from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped
-from text2img.prompts import Wishes
+from text2img.prompts import RequestedParameters
 
 
 def failed(fal, **options):
@@ -31,7 +31,7 @@ def failed(fal, **options):
 
 def test_a_picture_comes_back_as_it_was_asked_for(fal):
     """The model's documented input goes out; the pixels, the cost and the request's id come back."""
-    (picture,) = generate(fal, request(negative_prompt="blurry"))
+    (image,) = generate(fal, request(negative_prompt="blurry"))
     assert fal.submitted == [
         {
             "prompt": TEXT,
@@ -45,10 +45,10 @@ def test_a_picture_comes_back_as_it_was_asked_for(fal):
             "enable_safety_checker": True,
         }
     ]
-    assert picture.pixels.shape == (64, 128, 3)
-    assert tuple(picture.pixels[0, 0]) == shade(11)
-    assert (picture.scheduler, picture.seed, picture.truncated) == ("hosted", None, False)
-    assert picture.notes == {"request_id": next(iter(fal.requests)), "billed_units": 1.5}
+    assert image.pixels.shape == (64, 128, 3)
+    assert tuple(image.pixels[0, 0]) == shade(11)
+    assert (image.scheduler, image.seed, image.truncated) == ("hosted", None, False)
+    assert image.notes == {"request_id": next(iter(fal.requests)), "billed_units": 1.5}
 
 
 def test_the_key_goes_to_the_queue_and_not_with_the_picture(fal):
@@ -63,7 +63,7 @@ def test_a_batch_is_drawn_at_once_and_comes_back_in_order(fal):
     steps = []
     batch = [request(name=str(seed), seed=seed, num_inference_steps=28) for seed in (5, 6, 7, 8)]
     pictures = engine(fal).generate(batch, lambda done, of: steps.append((done, of)))
-    assert [tuple(picture.pixels[0, 0]) for picture in pictures] == [shade(seed) for seed in (5, 6, 7, 8)]
+    assert [tuple(image.pixels[0, 0]) for image in pictures] == [shade(seed) for seed in (5, 6, 7, 8)]
     assert steps == sorted(steps)
     assert {(7, 28), (14, 28), (21, 28), (28, 28)} <= set(steps) <= {(n, 28) for n in (0, 7, 14, 21, 28)}
 
@@ -77,17 +77,17 @@ def test_the_safety_checker_goes_as_the_team_wants_it(fal):
 def test_a_picture_inside_the_answer(fal):
     """A data: URL is read like a file; nothing else is fetched."""
     fal.plan(TEXT, fields={"images": [{"url": data_url(3, (128, 64))}]})
-    (picture,) = generate(fal)
-    assert tuple(picture.pixels[0, 0]) == shade(3)
+    (image,) = generate(fal)
+    assert tuple(image.pixels[0, 0]) == shade(3)
     assert fal.keys_at_files == []
 
 
 def test_what_was_chosen_elsewhere_is_said(fal):
     """Another seed and another size than asked for are the picture's own, not corrected and not hidden."""
     fal.plan(TEXT, size=(96, 96), fields={"seed": 99})
-    (picture,) = generate(fal)
-    assert picture.seed == 99
-    assert picture.pixels.shape == (96, 96, 3)
+    (image,) = generate(fal)
+    assert image.seed == 99
+    assert image.pixels.shape == (96, 96, 3)
 
 
 @pytest.mark.parametrize("fields", [{"seed": None}, {"seed": "11"}, {"seed": -4}, {"seed": True}])
@@ -120,16 +120,16 @@ POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "was flagged", "type": "
         ({"result": [(422, {}, SCHEMA)]}, "invalid_parameters", "num_inference_steps must be at most 12"),
         ({"result": [(422, {}, POLICY)]}, "safety", "prompt was flagged"),
         ({"fields": {"has_nsfw_concepts": [True]}}, "safety", "flagged the picture"),
-        ({"fields": {"has_nsfw_concepts": None}, "picture": BLACK}, "safety", "all black"),
+        ({"fields": {"has_nsfw_concepts": None}, "image": BLACK}, "safety", "all black"),
         ({"result": [(500, {}, {"detail": "CUDA ran dry"})]}, "generation_failed", "CUDA ran dry"),
         ({"result": [(200, {}, b"<html>")]}, "generation_failed", "no JSON object"),
         ({"submit": [(200, {}, {"request_id": "../../x"})]}, "generation_failed", "no request_id"),
         ({"fields": {"images": []}}, "generation_failed", "no picture"),
         ({"fields": {"images": [{"url": 7}]}}, "generation_failed", "no picture"),
         ({"fields": {"images": [{"url": "data:image/png;base64,!!"}]}}, "generation_failed", "no base64"),
-        ({"picture": b"GIF89a"}, "generation_failed", "should be a picture is none"),
-        ({"picture": painted(1, (128, 64))[:-40]}, "generation_failed", "should be a picture is none"),
-        ({"picture": painted(1, (9000, 8000))}, "generation_failed", "too large"),
+        ({"image": b"GIF89a"}, "generation_failed", "should be a picture is none"),
+        ({"image": painted(1, (128, 64))[:-40]}, "generation_failed", "should be a picture is none"),
+        ({"image": painted(1, (9000, 8000))}, "generation_failed", "too large"),
         ({"states": ["CANCELLED"]}, "generation_failed", "the request is CANCELLED"),
         ({"states": ["\ud800\x00x\n"]}, "generation_failed", "the request is x"),
         ({"submit": [(422, {}, {"detail": "\ud800a\x00b\u2028c"})]}, "invalid_parameters", "a b c"),
@@ -149,9 +149,9 @@ def test_what_fails_one_prompt(fal, plan, code, words):
 
 def test_black_pictures_are_believed_where_the_checker_speaks_or_is_off(fal):
     """A black picture that the service calls safe, or that no checker has seen, is a picture."""
-    fal.plan(TEXT, picture=BLACK)
+    fal.plan(TEXT, image=BLACK)
     assert isinstance(generate(fal)[0], Picture)
-    fal.plan(TEXT, picture=BLACK, fields={"has_nsfw_concepts": None})
+    fal.plan(TEXT, image=BLACK, fields={"has_nsfw_concepts": None})
     assert isinstance(generate(fal, safety_checker=False)[0], Picture)
 
 
@@ -206,8 +206,8 @@ def test_what_passes_is_waited_out(fal):
     answers = [(429, {"retry-after": "1"}, {}), (503, {}, b"<html>nginx</html>")]
     fal.plan(TEXT, submit=answers, result=[(502, {}, b"<html>nginx</html>")])
     clock = Clock(pauses := [])
-    (picture,) = generate(fal, clock=clock, patience=20)
-    assert isinstance(picture, Picture)
+    (image,) = generate(fal, clock=clock, patience=20)
+    assert isinstance(image, Picture)
     assert pauses[0] == 1  # as the service asked
     assert 1.5 <= pauses[1] <= 2
     assert fal.asked["submit"] == 3
@@ -226,8 +226,8 @@ def test_a_wait_beyond_the_patience_is_not_begun(fal):
 def test_an_address_that_is_signed_is_in_no_trace():
     """What a picture's address carries may open it to others: no message and no stack trace shows it."""
     address = "http://127.0.0.1:9/files/x?signature=hush"
-    with pytest.raises(Unanswered) as failure:
-        Wire(1).ask("GET", address)
+    with pytest.raises(RequestFailed) as failure:
+        HttpClient(1).ask("GET", address)
     assert "127.0.0.1" in str(failure.value)
     assert "hush" not in "".join(traceback.format_exception(failure.value))
 
@@ -301,7 +301,7 @@ def test_a_request_that_stays_as_it_is_is_taken_back(fal):
 
 def test_a_huge_download_is_cut_off(fal):
     """More than 64 MiB is not read to its end."""
-    fal.plan(TEXT, picture=b"\x89PNG" + bytes(65 * 2**20))
+    fal.plan(TEXT, image=b"\x89PNG" + bytes(65 * 2**20))
     assert str(failed(fal)) == "fal's answer is malformed: it is too large"
 
 
@@ -340,24 +340,27 @@ def test_a_stop_does_not_wait_for_what_hangs(fal):
 def test_the_card_needs_no_network():
     """Sizes, steps and what the model draws well with are known without asking anybody."""
     away = {"key": KEY, "url": "http://127.0.0.1:9"}
-    card = HostedEngine(HostedOptions(model="fal-ai/flux/schnell", **away)).inspect()
-    assert (card.name, card.width, card.height) == ("fal:fal-ai/flux/schnell", 1024, 1024)
-    assert (card.wishes.num_inference_steps, card.longest["hosted"]) == (4, 12)
-    assert HostedEngine(HostedOptions(model="someone/thing", **away)).inspect().wishes == Wishes()
+    model_info = HostedEngine(HostedOptions(model="fal-ai/flux/schnell", **away)).inspect()
+    assert (model_info.name, model_info.width, model_info.height) == ("fal:fal-ai/flux/schnell", 1024, 1024)
+    assert (model_info.requested.num_inference_steps, model_info.max_steps["hosted"]) == (4, 12)
+    assert (
+        HostedEngine(HostedOptions(model="someone/thing", **away)).inspect().requested
+        == RequestedParameters()
+    )
 
 
 @pytest.mark.parametrize(
-    ("model", "wishes", "words"),
+    ("model", "requested", "words"),
     [
         ("fal-ai/flux/schnell", {"num_inference_steps": 13}, "at most 12"),
         (MODEL, {"scheduler": "euler"}, "it takes only its own"),
         (MODEL, {"lora": {"path": "someone/lora"}}, "takes no LoRAs"),
     ],
 )
-def test_what_a_hosted_model_does_not_do_is_refused_here(fal, model, wishes, words):
+def test_what_a_hosted_model_does_not_do_is_refused_here(fal, model, requested, words):
     """Before anything is sent and paid, a prompt learns what such a model cannot do."""
     with pytest.raises(PromptFailed, match=words):
-        engine(fal, model=model).prepare(request(**wishes))
+        engine(fal, model=model).prepare(request(**requested))
     assert fal.submitted == []
 
 

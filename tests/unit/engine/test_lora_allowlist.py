@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from text2img.engine.loras import Place, Sources
+from text2img.engine.loras import LoraLocation, SourceAllowlist
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
 ALL = "gs://art/loras/,s3://art/,https://good.example/loras/,http://127.0.0.1:8000/,hub:artist/"
@@ -14,7 +14,7 @@ ALL = "gs://art/loras/,s3://art/,https://good.example/loras/,http://127.0.0.1:80
 
 def allowed(sources, path):
     try:
-        return Sources.parse(sources).check(path)
+        return SourceAllowlist.parse(sources).check(path)
     except PromptFailed as exc:
         return None if exc.code is ErrorCode.LORA_FAILED else exc
 
@@ -22,16 +22,19 @@ def allowed(sources, path):
 @pytest.mark.parametrize(
     ("path", "place"),
     [
-        ("gs://art/loras/a b.safetensors".replace(" ", ""), Place("gs", "art", ("loras", "ab.safetensors"))),
-        ("s3://art/x/y", Place("s3", "art", ("x", "y"))),
-        ("https://good.example/loras/x", Place("https", "good.example:443", ("loras", "x"))),
+        (
+            "gs://art/loras/a b.safetensors".replace(" ", ""),
+            LoraLocation("gs", "art", ("loras", "ab.safetensors")),
+        ),
+        ("s3://art/x/y", LoraLocation("s3", "art", ("x", "y"))),
+        ("https://good.example/loras/x", LoraLocation("https", "good.example:443", ("loras", "x"))),
         (
             "HTTPS://GOOD.example:443/loras/x?sig=1",
-            Place("https", "good.example:443", ("loras", "x"), "?sig=1"),
+            LoraLocation("https", "good.example:443", ("loras", "x"), "?sig=1"),
         ),
-        ("http://127.0.0.1:8000/x", Place("http", "127.0.0.1:8000", ("x",))),
-        ("artist/style", Place("hub", "", ("artist", "style"))),
-        ("artist/style/a.safetensors", Place("hub", "", ("artist", "style", "a.safetensors"))),
+        ("http://127.0.0.1:8000/x", LoraLocation("http", "127.0.0.1:8000", ("x",))),
+        ("artist/style", LoraLocation("hub", "", ("artist", "style"))),
+        ("artist/style/a.safetensors", LoraLocation("hub", "", ("artist", "style", "a.safetensors"))),
     ],
 )
 def test_what_lies_below_a_source_is_allowed(path, place):
@@ -101,7 +104,7 @@ def test_nothing_else_is(path):
 def test_what_is_not_allowed_is_said_so():
     """The sentence names the option, and does not repeat a path that may hold a secret."""
     with pytest.raises(PromptFailed, match="--lora-source") as caught:
-        Sources.parse("hub:artist/").check("https://evil.example/x?sig=hush")
+        SourceAllowlist.parse("hub:artist/").check("https://evil.example/x?sig=hush")
     assert "hush" not in str(caught.value)
 
 
@@ -152,7 +155,7 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
 def test_a_source_that_is_none_is_wrong_usage(text):
     """What cannot be a prefix ends a run before anything is claimed, with the option's name."""
     with pytest.raises(ConfigurationError, match="--lora-source"):
-        Sources.parse(text)
+        SourceAllowlist.parse(text)
 
 
 def test_whole_places_may_be_sources():

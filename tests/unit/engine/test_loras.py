@@ -17,7 +17,7 @@ from werkzeug import Response
 from tests.clock import Clock
 from tests.servers.s3 import client
 from text2img.concurrency.signals import Stop
-from text2img.engine.loras import Library, Sources, check_header
+from text2img.engine.loras import LoraCache, SourceAllowlist, check_header
 from text2img.engine.loras.cache import Cache
 from text2img.errors import ErrorCode, PromptFailed, Stopped
 from text2img.prompts.parameters import Lora
@@ -31,7 +31,9 @@ def weights(size=16, fill=b"\x00"):
 
 def library(folder, sources, *, size=10**9, patience=5, wait=None):
     wait = wait or Clock().sleep
-    return Library(Sources.parse(sources), Cache(folder / "cache", size, wait), wait, patience=patience)
+    return LoraCache(
+        SourceAllowlist.parse(sources), Cache(folder / "cache", size, wait), wait, patience=patience
+    )
 
 
 def lora(path, **told):
@@ -237,11 +239,11 @@ def _age(folder, file, seconds):
 PROCESS = """
 import sys, time
 from pathlib import Path
-from text2img.engine.loras import Library, Sources
+from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.engine.loras.cache import Cache
 from text2img.prompts.parameters import Lora
 folder, url = sys.argv[1:]
-library = Library(Sources.parse(url), Cache(Path(folder), 10**9, time.sleep), time.sleep)
+library = LoraCache(SourceAllowlist.parse(url), Cache(Path(folder), 10**9, time.sleep), time.sleep)
 print(flush=True)  # ready
 sys.stdin.readline()
 print(library.file(Lora(url + "a", 1.0)))

@@ -15,11 +15,12 @@ CODE = """
 import hashlib, sys, time
 from pathlib import Path
 from text2img.errors import PromptFailed
-from text2img.engine.loras import Library, Sources
+from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.engine.loras.cache import Cache
 from text2img.prompts.parameters import Lora
 for path in sys.argv[2:]:
-    library = Library(Sources.parse('hub:artist/'), Cache(Path(sys.argv[1]), 10**6, time.sleep), patience=0)
+    cache = Cache(Path(sys.argv[1]), 10**6, time.sleep)
+    library = LoraCache(SourceAllowlist.parse('hub:artist/'), cache, patience=0)
     try:
         data = Path(library.file(Lora(path, 1.0))).read_bytes()
         print(hashlib.sha256(data).hexdigest()[:8], 'torch' in sys.modules)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.examples import examples
 from text2img.errors import Stopped, StorageFailed
-from text2img.images.contact_sheet import COLUMNS, MARGIN, PICTURE, TEXT, Row, Try, contact_sheets
-from text2img.images.text_layout import ELLIPSIS, Lettering
+from text2img.images.contact_sheet import COLUMNS, MARGIN, PICTURE, TEXT, Candidate, Row, contact_sheets
+from text2img.images.text_layout import ELLIPSIS, TextLayout
 
 GREEN = (0x1C, 0x6B, 0x41)
 
@@ -25,7 +25,7 @@ def _file(colour="red", size=(64, 64), mode="RGB", kind="PNG"):
 
 
 def _try(file=None, *, best=False, score: float | None = 0.5, seed=7):
-    return Try(iteration=1, seed=seed, score=score, best=best, picture=lambda: file or _file())
+    return Candidate(iteration=1, seed=seed, score=score, best=best, image=lambda: file or _file())
 
 
 def _pages(*rows, page=20):
@@ -83,13 +83,13 @@ def _gone():
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [_gone, lambda: b"", lambda: b"\x89PNG\r\n\x1a\n" + b"?" * 50, lambda: _file(size=(500, 500))[:-300]],
     ids=["missing", "empty", "no picture", "cut short"],
 )
-def test_a_picture_that_cannot_be_read_leaves_a_frame_with_the_reason(picture):
+def test_a_picture_that_cannot_be_read_leaves_a_frame_with_the_reason(image):
     """An empty frame with words in it stands in its place, and the pictures beside it as always."""
-    broken = Try(iteration=1, seed=1, score=None, best=False, picture=picture)
+    broken = Candidate(iteration=1, seed=1, score=None, best=False, image=image)
     (page,) = _pages(Row("one", (broken, _try())))
     cell = _cell(page, 0, 0, 1)
     assert (cell.min(axis=2) < 160).any()
@@ -111,7 +111,7 @@ def test_a_run_that_is_to_end_is_not_held_up():
     def stop():
         raise Stopped(15)
 
-    row = Row("one", (Try(iteration=1, seed=1, score=None, best=False, picture=stop),))
+    row = Row("one", (Candidate(iteration=1, seed=1, score=None, best=False, image=stop),))
     with pytest.raises(Stopped):
         list(contact_sheets([row]))
 
@@ -162,7 +162,7 @@ def test_no_text_breaks_a_sheet(text, tries):
 )
 def test_a_long_text_is_cut_with_an_ellipsis(text):
     """Lines keep to their width and their number, and the last one says that there is more."""
-    lettering = Lettering(14)
+    lettering = TextLayout(14)
     lines = lettering.lines(text, 200, 5)
     assert 1 <= len(lines) <= 5
     assert all(lettering.width(line) <= 200 for line in lines)
@@ -171,7 +171,7 @@ def test_a_long_text_is_cut_with_an_ellipsis(text):
 
 def test_a_text_that_fits_is_whole():
     """Nothing of a text that has room is lost; what the font lacks shows as such; no control is drawn."""
-    lettering = Lettering(14)
+    lettering = TextLayout(14)
     assert lettering.lines("a red\n circle\x00 on\u2028white", 90, 9) == ["a red circle", "on white"]
     assert lettering.lines("日本 \ud800", 90, 3) == ["\ufffd\ufffd \ufffd"]
     assert lettering.lines(" \t ", 90, 3) == []

@@ -12,25 +12,27 @@ from PIL import Image
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.images import Encoder, parameters, read_parameters
-from text2img.prompts import Claim, Prompt, PromptId, Request, Wishes
-from text2img.prompts.parameters import check_loras, settle
+from text2img.prompts import Claim, Prompt, PromptId, Request, RequestedParameters
+from text2img.prompts.parameters import check_loras, resolve_parameters
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (72, 128, 3), dtype=np.uint8)
-PLAIN = settle((Wishes(num_inference_steps=5, guidance_scale=3, width=128, height=72),), seed=1)
+PLAIN = resolve_parameters(
+    (RequestedParameters(num_inference_steps=5, guidance_scale=3, width=128, height=72),), seed=1
+)
 SIGNED = replace(PLAIN, artist_name="Ana Díaz")
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
 
 
 def test_a_picture_that_asks_for_nothing_is_a_png_of_its_pixels() -> None:
     """Without wishes the file is an RGB PNG, 128 wide and 72 high, that holds the very pixels."""
     file = Encoder().encode(PIXELS, PLAIN, {})
     assert (file.ending, file.content_type) == (".png", "image/png")
-    with Image.open(io.BytesIO(file.data)) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (128, 72))
+    with Image.open(io.BytesIO(file.data)) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (128, 72))
     assert (_pixels(file.data) == PIXELS).all()
 
 

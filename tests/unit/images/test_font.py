@@ -21,9 +21,9 @@ MISSING = "\U0010fffe"
 
 
 def _look(char: str) -> bytes:
-    picture = Image.new("L", (60, 60))
-    ImageDraw.Draw(picture).text((20, 40), char, 255, FONT.sized(24), "ls")
-    return picture.tobytes()
+    image = Image.new("L", (60, 60))
+    ImageDraw.Draw(image).text((20, 40), char, 255, FONT.sized(24), "ls")
+    return image.tobytes()
 
 
 def test_what_the_bundled_font_holds_is_what_it_draws() -> None:

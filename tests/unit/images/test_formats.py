@@ -13,7 +13,7 @@ from PIL import Image
 
 from text2img.images import FORMATS, encode, read_parameters
 from text2img.prompts.parameters import FORMATS as WORDS
-from text2img.prompts.validation import LONGEST_TEXT
+from text2img.prompts.validation import MAX_TEXT_CHARS
 
 NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8))
 _SLOPE = np.linspace(0, 255, 96, dtype=np.uint8)
@@ -23,14 +23,14 @@ NO_TEXT = [chr(0xDC00 + byte) for byte in range(0x80, 0x100)]
 """How Python says bytes of a folder's name that are no text."""
 
 
-def _file(kind: str, parameters=None, quality=None, picture=NOISE) -> bytes:
-    return encode(picture, parameters or {}, FORMATS[kind], quality)
+def _file(kind: str, parameters=None, quality=None, image=NOISE) -> bytes:
+    return encode(image, parameters or {}, FORMATS[kind], quality)
 
 
-def _distance(file: bytes, picture: Image.Image) -> float:
+def _distance(file: bytes, image: Image.Image) -> float:
     """Levels by which the file's pixels are off, on average."""
     with Image.open(io.BytesIO(file)) as read:
-        return float(np.abs(np.asarray(read, float) - np.asarray(picture, float)).mean())
+        return float(np.abs(np.asarray(read, float) - np.asarray(image, float)).mean())
 
 
 def test_every_format_that_can_be_asked_for_can_be_written() -> None:
@@ -57,7 +57,7 @@ def test_png_and_webp_lose_nothing(kind: str, quality: int | None) -> None:
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_quality_is_size_and_likeness(kind: str) -> None:
     """The better the quality asked for, the larger the file and the closer to the pixels."""
-    files = [_file(kind, quality=quality, picture=SMOOTH) for quality in (5, 50, 100)]
+    files = [_file(kind, quality=quality, image=SMOOTH) for quality in (5, 50, 100)]
     assert all(len(worse) < len(better) for worse, better in pairwise(files))
     distances = [_distance(file, SMOOTH) for file in files]
     assert distances[0] > distances[-1]
@@ -92,7 +92,7 @@ def test_programs_for_generated_pictures_find_the_comment(kind: str) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_longest_prompts_survive_in_the_file(kind: str) -> None:
     """Texts as long as they may be, four bytes a letter, come back whole, and so do the pixels."""
-    longest = {"prompt": "🦊" * LONGEST_TEXT, "negative_prompt": "水" * LONGEST_TEXT}
+    longest = {"prompt": "🦊" * MAX_TEXT_CHARS, "negative_prompt": "水" * MAX_TEXT_CHARS}
     file = _file(kind, longest)
     assert read_parameters(file) == longest
     assert _distance(file, NOISE) == _distance(_file(kind), NOISE)

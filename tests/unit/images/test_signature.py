@@ -50,8 +50,8 @@ SIZES = [(64, 64), (64, 1024), (1024, 64), (128, 128), (512, 768), (2048, 2048)]
 @pytest.mark.parametrize("position", ["bottom-right", "bottom-left"])
 def test_a_signature_stands_in_its_corner(size: tuple[int, int], position: str) -> None:
     """It changes its corner and no pixel elsewhere, and keeps a margin to the edges."""
-    picture = _noise(size)
-    left, top, right, bottom = _box(picture, SIGNER.sign(picture, NAME, position, 128))
+    image = _noise(size)
+    left, top, right, bottom = _box(image, SIGNER.sign(image, NAME, position, 128))
     width, height = size
     em = SIGNER._letters(NAME, *size).em
     assert left >= 2
@@ -73,10 +73,10 @@ def test_a_signature_grows_with_the_picture() -> None:
     assert 0.15 < widths[0] < 0.5
 
 
-@pytest.mark.parametrize("picture", [_noise(), _uniform(255), _uniform(0)], ids=["noise", "white", "black"])
-def test_opacity_0_leaves_every_pixel(picture: Image.Image) -> None:
+@pytest.mark.parametrize("image", [_noise(), _uniform(255), _uniform(0)], ids=["noise", "white", "black"])
+def test_opacity_0_leaves_every_pixel(image: Image.Image) -> None:
     """The picture is bit-equal."""
-    assert SIGNER.sign(picture, NAME, "bottom-right", 0).tobytes() == picture.tobytes()
+    assert SIGNER.sign(image, NAME, "bottom-right", 0).tobytes() == image.tobytes()
 
 
 def test_opacity_255_hides_what_is_below() -> None:
@@ -91,11 +91,11 @@ def test_opacity_255_hides_what_is_below() -> None:
     assert full.mean() > 0.4
 
 
-def _contrast(picture: Image.Image, opacity: int) -> float:
+def _contrast(image: Image.Image, opacity: int) -> float:
     """The contrast ratio (WCAG 2.2) between the letters and what surrounds them, by mean luminance."""
-    letters = SIGNER._letters(NAME, *picture.size)
-    signed = SIGNER.sign(picture, NAME, "bottom-right", opacity)
-    right, bottom = (side - letters.margin for side in picture.size)
+    letters = SIGNER._letters(NAME, *image.size)
+    signed = SIGNER.sign(image, NAME, "bottom-right", opacity)
+    right, bottom = (side - letters.margin for side in image.size)
     part = signed.crop((right - letters.whole.width, bottom - letters.whole.height, right, bottom))
     levels = np.asarray(part, float) / 255
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
@@ -107,10 +107,10 @@ def _contrast(picture: Image.Image, opacity: int) -> float:
 
 def _halves(size: tuple[int, int] = (256, 256)) -> Image.Image:
     """White above, black below, with the edge in the middle of where the signature stands."""
-    picture, letters = _uniform(255, size), SIGNER._letters(NAME, *size)
+    image, letters = _uniform(255, size), SIGNER._letters(NAME, *size)
     middle = size[1] - letters.margin - letters.whole.height // 2
-    picture.paste((0, 0, 0), (0, middle, *size))
-    return picture
+    image.paste((0, 0, 0), (0, middle, *size))
+    return image
 
 
 PICTURES = {
@@ -153,8 +153,8 @@ def test_letters_are_dark_on_light_and_light_on_dark(level: int, *, darker: bool
 )  # fmt: skip
 def test_names_of_many_scripts_are_drawn(name: str) -> None:
     """What the bundled font holds is drawn: Greek to Lao, marks, joiners, symbols."""
-    picture = _uniform(200)
-    assert _box(picture, SIGNER.sign(picture, name, "bottom-right", 128))
+    image = _uniform(200)
+    assert _box(image, SIGNER.sign(image, name, "bottom-right", 128))
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,9 @@ def _is_box(char: str) -> bool:
     """Whether Pillow draws for the character what it draws for a missing one; asks no table of ours."""
     pictures = []
     for each in (char, MISSING):
-        picture = Image.new("L", (60, 60))
-        ImageDraw.Draw(picture).text((20, 40), each, 255, _FONT.sized(24), "ls")
-        pictures.append(picture.tobytes())
+        image = Image.new("L", (60, 60))
+        ImageDraw.Draw(image).text((20, 40), each, 255, _FONT.sized(24), "ls")
+        pictures.append(image.tobytes())
     return pictures[0] == pictures[1]
 
 
@@ -286,17 +286,17 @@ NAMES = st.text(KINDS, max_size=40) | st.text(
 @given(name=NAMES)
 def test_any_name_is_drawn_or_refused(signer: Signer, size: tuple[int, int], name: str) -> None:
     """Whatever the name, there is a signature without a box that fits, or a sentence; never a crash."""
-    picture = _uniform(90, size)
+    image = _uniform(90, size)
     try:
         checked = check_name("artist_name", name)
         if not checked:
             return
         signer.check(checked, *size)
     except PromptFailed as refused:
-        sentence = str(refused).encode().decode()
-        assert sentence.startswith("artist_name ")
+        message = str(refused).encode().decode()
+        assert message.startswith("artist_name ")
         return
-    left, top, right, bottom = _box(picture, signer.sign(picture, checked, "bottom-right", 200))
+    left, top, right, bottom = _box(image, signer.sign(image, checked, "bottom-right", 200))
     assert min(left, top, size[0] - right, size[1] - bottom) >= 2
     drawn = unicodedata.normalize("NFC", checked)
     parts = [

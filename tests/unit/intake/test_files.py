@@ -181,7 +181,7 @@ def test_yaml_that_is_no_list_of_prompts(tmp_path, content, words) -> None:
 def test_yaml_names_what_stands_elsewhere(tmp_path, content) -> None:
     """An alias finds its anchor in another entry, under another key, and for the whole list."""
     (tmp_path / "a.yaml").write_text(content)
-    read = [(prompt.text, prompt.wishes.seed) for prompt in read_prompts(str(tmp_path / "a.yaml"))]
+    read = [(prompt.text, prompt.requested.seed) for prompt in read_prompts(str(tmp_path / "a.yaml"))]
     assert read == [("a cat", 7), ("a dog", 7)]
 
 

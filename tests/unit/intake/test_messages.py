@@ -9,24 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.databases import Collections, open_database
-from text2img.intake.entries import LONGEST_BODY, LONGEST_ID, Reader
+from text2img.intake.entries import MAX_BODY_BYTES, MAX_ID_CHARS, MessageReader
 from text2img.prompts import PromptId
 
 
 def read(message, **reader):
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
-    return Reader(**reader)(body)
+    return MessageReader(**reader)(body)
 
 
 def good(**fields):
-    prompt, wrong = read({"generation_id": "g-1", "prompt": "a cat", **fields})
-    assert wrong == []
+    prompt, invalid_value = read({"generation_id": "g-1", "prompt": "a cat", **fields})
+    assert invalid_value == []
     return prompt
 
 
 def test_a_whole_message_becomes_a_prompt():
     """Every field of the backend's message stands in the prompt under the job's own name."""
-    prompt, wrong = read(
+    prompt, invalid_value = read(
         {
             "generation_id": "g-1",
             "style_id": 7,
@@ -42,15 +42,15 @@ def test_a_whole_message_becomes_a_prompt():
             "colour_of_the_sky": "blue",
         }
     )
-    assert wrong == []
+    assert invalid_value == []
     assert (prompt.id, prompt.text) == (PromptId("str", "g-1"), "a large red circle on a blue background")
-    assert prompt.wishes.lora == {"path": "s3://loras/7.safetensors"}
-    assert (prompt.wishes.artist_name, prompt.wishes.seed, prompt.wishes.aspect_ratio) == (
+    assert prompt.requested.lora == {"path": "s3://loras/7.safetensors"}
+    assert (prompt.requested.artist_name, prompt.requested.seed, prompt.requested.aspect_ratio) == (
         "Ana Díaz",
         9,
         "1:2",
     )
-    assert (prompt.webhook_url, prompt.wishes.negative_prompt) == ("https://backend.example/api", "blurry")
+    assert (prompt.webhook_url, prompt.requested.negative_prompt) == ("https://backend.example/api", "blurry")
     assert (prompt.priority, prompt.style_id) == (3, 7)
 
 
@@ -72,11 +72,11 @@ def test_a_servers_data_set_is_that_of_its_messages():
         (b"{", ["no JSON"]),
         (b"\xff\xfe", ["no UTF-8 text (byte 0)"]),
         (b"[" * 100_000, ["no JSON"]),
-        (b" " * (LONGEST_BODY + 1), ["1,048,577 bytes"]),
+        (b" " * (MAX_BODY_BYTES + 1), ["1,048,577 bytes"]),
         ([1], ["must be a JSON object, not list"]),
         ({"prompt": "a cat"}, ["generation_id is missing"]),
         ({"generation_id": "", "prompt": "a cat"}, ["generation_id must have 1 to 500 characters"]),
-        ({"generation_id": "x" * (LONGEST_ID + 1), "prompt": "a cat"}, ["it has 501"]),
+        ({"generation_id": "x" * (MAX_ID_CHARS + 1), "prompt": "a cat"}, ["it has 501"]),
         ({"generation_id": "\ud800", "prompt": "a cat"}, ["generation_id holds"]),
         ({"generation_id": True, "prompt": "a cat"}, ["generation_id must be text"]),
         ({"generation_id": 2**70, "prompt": "a cat"}, ["too large"]),
@@ -90,11 +90,11 @@ def test_a_servers_data_set_is_that_of_its_messages():
 )  # fmt: skip
 def test_all_that_is_wrong_is_said(message, words):
     """A message that is not valid makes no prompt, and each thing that is wrong with it has a sentence."""
-    prompt, wrong = read(message)
+    prompt, complaints = read(message)
     assert prompt is None
-    assert len(wrong) == len(words)
-    for sentence, word in zip(wrong, words, strict=True):
-        assert word in sentence
+    assert len(complaints) == len(words)
+    for complaint, word in zip(complaints, words, strict=True):
+        assert word in complaint
 
 
 _TEXTS = st.text(st.characters(), max_size=20)  # halves of surrogate pairs among them
@@ -122,7 +122,7 @@ def database(tmp_path_factory):
 )
 def test_whatever_a_message_holds(database, message):
     """It is a prompt that a database takes, or there is a reason why not; nothing is raised."""
-    prompt, wrong = read(json.dumps(message).encode())
-    assert (prompt is None) == bool(wrong)
+    prompt, invalid_value = read(json.dumps(message).encode())
+    assert (prompt is None) == bool(invalid_value)
     if prompt is not None:
         assert database.enqueue([prompt]) in (0, 1)

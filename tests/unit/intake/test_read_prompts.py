@@ -21,8 +21,8 @@ def test_every_format_says_the_same(tmp_path, name) -> None:
     """JSON, JSON lines and YAML give the same prompts, ids of their own kind and all."""
     (tmp_path / name).write_text(FORMATS[name])
     cat, dog = read_prompts(str(tmp_path / name))
-    assert (cat.id, cat.text, cat.wishes.seed, cat.priority) == (PromptId("int", "7"), "a cat", 3, 2.0)
-    assert (dog.id, dog.text, dog.wishes.seed, dog.priority) == (PromptId("str", "b"), "a dog", None, None)
+    assert (cat.id, cat.text, cat.requested.seed, cat.priority) == (PromptId("int", "7"), "a cat", 3, 2.0)
+    assert (dog.id, dog.text, dog.requested.seed, dog.priority) == (PromptId("str", "b"), "a dog", None, None)
 
 
 def test_csv_reads_numbers_where_they_belong(tmp_path) -> None:
@@ -30,7 +30,7 @@ def test_csv_reads_numbers_where_they_belong(tmp_path) -> None:
     (tmp_path / "a.csv").write_text('id,text,width,guidance_scale,seed\n7,"a cat, sleeping",640,4.5,\n')
     (cat,) = read_prompts(str(tmp_path / "a.csv"))
     assert (cat.id, cat.text) == (PromptId("str", "7"), "a cat, sleeping")
-    assert (cat.wishes.width, cat.wishes.guidance_scale, cat.wishes.seed) == (640, 4.5, None)
+    assert (cat.requested.width, cat.requested.guidance_scale, cat.requested.seed) == (640, 4.5, None)
 
 
 def test_csv_leaves_a_name_a_name(tmp_path) -> None:
@@ -39,8 +39,8 @@ def test_csv_leaves_a_name_a_name(tmp_path) -> None:
         "text,artist_name,signature_opacity,image_format,image_quality\na cat,007,90,webp,80\n"
     )
     (cat,) = read_prompts(str(tmp_path / "a.csv"))
-    assert (cat.wishes.artist_name, cat.wishes.image_format) == ("007", "webp")
-    assert (cat.wishes.signature_opacity, cat.wishes.image_quality) == (90, 80)
+    assert (cat.requested.artist_name, cat.requested.image_format) == ("007", "webp")
+    assert (cat.requested.signature_opacity, cat.requested.image_quality) == (90, 80)
 
 
 def test_text_is_a_prompt_a_line(tmp_path) -> None:

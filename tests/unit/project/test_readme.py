@@ -9,8 +9,8 @@ import pytest
 
 from text2img import cli, errors
 from text2img.errors import ErrorCode
-from text2img.prompts import Wishes
-from text2img.prompts.parameters import ASPECT_RATIOS, settle
+from text2img.prompts import RequestedParameters
+from text2img.prompts.parameters import ASPECT_RATIOS, resolve_parameters
 from text2img.settings import options
 
 ROOT = Path(__file__).parents[3]
@@ -47,8 +47,8 @@ def test_the_table_of_sizes_is_the_code() -> None:
 
 
 def _size(ratio: str, own: int) -> str:
-    wished = Wishes(num_inference_steps=1, guidance_scale=1, width=own, height=own)
-    settled = settle((Wishes(aspect_ratio=ratio), wished), seed=0)
+    wished = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=own, height=own)
+    settled = resolve_parameters((RequestedParameters(aspect_ratio=ratio), wished), seed=0)
     return f"{settled.width}×{settled.height}"
 
 
@@ -63,7 +63,7 @@ def test_every_error_code_is_documented() -> None:
     rows = _rows("### Error codes", "A run waits for its own retries")
     assert {_plain(row[0]) for row in rows} == {str(code) for code in ErrorCode}
     assert {_plain(row[0]) for row in rows if row[2].startswith("yes")} == {
-        str(code) for code in ErrorCode if code.worth_another_try
+        str(code) for code in ErrorCode if code.retryable
     }
 
 

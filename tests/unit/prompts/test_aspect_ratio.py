@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts import Wishes
-from text2img.prompts.parameters import ASPECT_RATIOS, SIDES, settle
+from text2img.prompts import RequestedParameters
+from text2img.prompts.parameters import ASPECT_RATIOS, SIDES, resolve_parameters
 
-OWN = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
+OWN = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 
 
-def _size(*wishes, own=OWN, multiple=8):
-    settled = settle((*wishes, own), seed=0, multiple=multiple)
+def _size(*requested, own=OWN, multiple=8):
+    settled = resolve_parameters((*requested, own), seed=0, multiple=multiple)
     return settled.width, settled.height
 
 
@@ -37,13 +37,15 @@ def _size(*wishes, own=OWN, multiple=8):
 )
 def test_sizes_of_a_model_of_512(ratio, size):
     """The three that mean a size are that size; the others have as many pixels as the model's own."""
-    assert _size(Wishes(aspect_ratio=ratio)) == size
+    assert _size(RequestedParameters(aspect_ratio=ratio)) == size
 
 
 def test_a_larger_models_sizes_follow_its_own():
     """On a model of 1024×1024 each is twice as long and wide, within its rounding."""
-    own = Wishes(num_inference_steps=1, guidance_scale=1, width=1024, height=1024)
-    sizes = {ratio: _size(Wishes(aspect_ratio=ratio), own=own, multiple=16) for ratio in ASPECT_RATIOS}
+    own = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=1024, height=1024)
+    sizes = {
+        ratio: _size(RequestedParameters(aspect_ratio=ratio), own=own, multiple=16) for ratio in ASPECT_RATIOS
+    }
     assert [sizes[ratio] for ratio in SIDES] == [(1024, 1024), (1536, 1536), (1024, 2048)]
     assert sizes["16:9"] == (1360, 768)
     assert sizes["2:1"] == (1456, 720)
@@ -57,12 +59,12 @@ def test_a_larger_models_sizes_follow_its_own():
 )
 def test_ratio_and_pixels_are_kept(ratio, width, height, multiple):
     """Each side is the multiple that is nearest to the exact one, so ratio and pixels err by no more."""
-    own = Wishes(num_inference_steps=1, guidance_scale=1, width=width, height=height)
+    own = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=width, height=height)
     across, down = map(int, ratio.split(":"))
     exact = math.sqrt(width * height * across / down), math.sqrt(width * height * down / across)
     if min(exact) < 64 + multiple:
         return
-    got = _size(Wishes(aspect_ratio=ratio), own=own, multiple=multiple)
+    got = _size(RequestedParameters(aspect_ratio=ratio), own=own, multiple=multiple)
     for side, wanted in zip(got, exact, strict=True):
         assert side % multiple == 0
         assert abs(side - wanted) <= multiple / 2 + 1e-6
@@ -84,13 +86,13 @@ def test_ratio_and_pixels_are_kept(ratio, width, height, multiple):
 )
 def test_the_most_specific_decides(own, run, size):
     """A prompt's ratio beats the run's pixels, its own pixels beat its ratio, one side alone keeps to it."""
-    assert _size(Wishes(**own), Wishes(**run)) == size
+    assert _size(RequestedParameters(**own), RequestedParameters(**run)) == size
 
 
 def test_only_the_ratio_that_decided_is_recorded():
     """Where width and height say it all, the picture has no aspect ratio."""
-    both = settle((Wishes(width=640, height=640, aspect_ratio="1:1"), OWN), seed=0)
-    one = settle((Wishes(width=640, aspect_ratio="1:1"), OWN), seed=0)
+    both = resolve_parameters((RequestedParameters(width=640, height=640, aspect_ratio="1:1"), OWN), seed=0)
+    one = resolve_parameters((RequestedParameters(width=640, aspect_ratio="1:1"), OWN), seed=0)
     assert (both.aspect_ratio, one.aspect_ratio) == (None, "1:1")
 
 
@@ -99,5 +101,5 @@ def test_an_unknown_ratio_is_refused(ratio):
     """In a sentence that names the field and those that there are, also where pixels would win."""
     for fields in ({}, {"width": 512, "height": 512}):
         with pytest.raises(PromptFailed, match=r"^aspect_ratio must be one of 1:1, 2:2") as refused:
-            settle((Wishes(aspect_ratio=ratio, **fields), OWN), seed=0)
+            resolve_parameters((RequestedParameters(aspect_ratio=ratio, **fields), OWN), seed=0)
         assert refused.value.code is ErrorCode.INVALID_PARAMETERS

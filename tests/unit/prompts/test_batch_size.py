@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.prompts.test_batching import a_request
-from text2img.prompts.batching import Batcher, BatchSize, FastestSize, Trial
+from text2img.prompts.batching import Batcher, BatchSize, BatchSizeSearch, FastestSize
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_what_is_none(text):
 
 def _search(seconds, most=64, batches=100):
     """The sizes that are tried when a batch of n takes ``seconds(n)``, and the one that wins."""
-    trial, tried = Trial(most), []
+    trial, tried = BatchSizeSearch(most), []
     for _ in range(batches):
         size = trial.size
         tried.append(size)
@@ -83,7 +83,7 @@ def test_what_does_not_fit_loses():
 
 def test_one_slow_batch_does_not_end_the_search():
     """The first batch of 4 takes 10 s instead of one, for reasons of its own; the second shows what 4 can."""
-    trial = Trial(8)
+    trial = BatchSizeSearch(8)
     for size, seconds in [(1, 1.0), (2, 1.0), (4, 10.0), (4, 1.0)]:
         assert trial.size == size
         trial.told(size, seconds)
@@ -92,7 +92,7 @@ def test_one_slow_batch_does_not_end_the_search():
 
 def test_a_slow_first_batch_is_no_reason_to_stay_at_one():
     """What is made once, in the first batch, makes 1 look slow, which does no harm."""
-    trial = Trial(4)
+    trial = BatchSizeSearch(4)
     for size, seconds in [(1, 30.0), (2, 1.0), (4, 1.0)]:
         assert trial.size == size
         trial.told(size, seconds)
@@ -101,7 +101,7 @@ def test_a_slow_first_batch_is_no_reason_to_stay_at_one():
 
 def test_batches_of_other_sizes_say_nothing():
     """Those that were made before the size was raised, or that were not full, are passed over."""
-    trial = Trial(8)
+    trial = BatchSizeSearch(8)
     trial.told(1, 1.0)
     trial.told(1, 0.001)
     trial.told(3, 0.001)
@@ -111,7 +111,7 @@ def test_batches_of_other_sizes_say_nothing():
 @given(st.lists(st.tuples(st.integers(1, 70), st.floats(0, 1e6)), max_size=60), st.integers(1, 64))
 def test_the_size_never_leaves_its_bounds(told, most):
     """Whatever it is told."""
-    trial = Trial(most)
+    trial = BatchSizeSearch(most)
     for size, seconds in told:
         trial.told(size, seconds)
         assert 1 <= trial.size <= most

@@ -53,7 +53,7 @@ def test_a_name_is_the_template_and_the_number(template, number, name):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("picture", "must hold {id}"),
+        ("image", "must hold {id}"),
         ("", "must hold {id}"),
         ("{seed}", "must hold {id}"),
         ("{id!r}", "must hold {id}"),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts import Parameters, Wishes
-from text2img.prompts.parameters import PARAMETER_NAMES, settle
+from text2img.prompts import Parameters, RequestedParameters
+from text2img.prompts.parameters import PARAMETER_NAMES, resolve_parameters
 from text2img.prompts.validation import check_prompt_text
 
-COMPLETE = Wishes(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
+COMPLETE = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers())
 )
@@ -21,14 +21,14 @@ ANYTHING = st.one_of(
 
 def test_the_most_specific_wish_wins_field_by_field() -> None:
     """A prompt's own field beats the run's, which beats the defaults, each field for itself."""
-    own, run = Wishes(width=640, seed=7), Wishes(width=768, height=256)
-    settled = settle((own, run, COMPLETE), seed=1)
+    own, run = RequestedParameters(width=640, seed=7), RequestedParameters(width=768, height=256)
+    settled = resolve_parameters((own, run, COMPLETE), seed=1)
     assert (settled.width, settled.height, settled.seed, settled.num_inference_steps) == (640, 256, 7, 50)
 
 
 def test_a_zero_is_a_wish() -> None:
     """Seed 0 and guidance 0 are wishes like any other, not the absence of one."""
-    settled = settle((Wishes(seed=0, guidance_scale=0), COMPLETE), seed=99)
+    settled = resolve_parameters((RequestedParameters(seed=0, guidance_scale=0), COMPLETE), seed=99)
     assert (settled.seed, settled.guidance_scale) == (0, 0.0)
 
 
@@ -74,7 +74,7 @@ def test_a_zero_is_a_wish() -> None:
 def test_a_bad_parameter_is_refused_by_name(field: str, value: object) -> None:
     """A wrong type, range or word is refused with a sentence that begins with the field's name."""
     with pytest.raises(PromptFailed, match=f"^{field} ") as refused:
-        settle((Wishes(**{field: value}), COMPLETE), seed=0)
+        resolve_parameters((RequestedParameters(**{field: value}), COMPLETE), seed=0)
     assert refused.value.code is ErrorCode.INVALID_PARAMETERS
 
 
@@ -83,29 +83,31 @@ def test_a_text_that_is_too_long_says_both_lengths(name, most):
     """The sentence has the length that is allowed and the one that came."""
     length = int(most.replace(",", "")) + 1
     with pytest.raises(PromptFailed) as caught:
-        settle((Wishes(**{name: "a" * length}), COMPLETE), seed=0)
+        resolve_parameters((RequestedParameters(**{name: "a" * length}), COMPLETE), seed=0)
     assert str(caught.value) == f"{name} must not be longer than {most} characters; it has {length:,}"
 
 
 def test_a_blank_name_is_no_signature() -> None:
     """A prompt's blank name beats the run's; without a name nothing is said of how it would be drawn."""
-    run = Wishes(artist_name="Studio", signature_opacity=200, signature_position="bottom-left")
-    signed = settle((Wishes(), run, COMPLETE), seed=0)
+    run = RequestedParameters(artist_name="Studio", signature_opacity=200, signature_position="bottom-left")
+    signed = resolve_parameters((RequestedParameters(), run, COMPLETE), seed=0)
     assert (signed.artist_name, signed.signature_opacity) == ("Studio", 200)
     for blank in ("", "  "):
-        plain = settle((Wishes(artist_name=blank), run, COMPLETE), seed=0)
-        assert plain == settle((COMPLETE,), seed=0)
+        plain = resolve_parameters((RequestedParameters(artist_name=blank), run, COMPLETE), seed=0)
+        assert plain == resolve_parameters((COMPLETE,), seed=0)
 
 
 def test_a_name_may_hold_what_scripts_need() -> None:
     """Joiners and direction marks pass, blanks around the name do not count."""
-    settled = settle((Wishes(artist_name=" علی‌رضا\u200f "), COMPLETE), seed=0)
+    settled = resolve_parameters((RequestedParameters(artist_name=" علی‌رضا\u200f "), COMPLETE), seed=0)
     assert settled.artist_name == "علی‌رضا\u200f"
 
 
 def test_whole_doubles_are_whole_numbers() -> None:
     """30.0, as JavaScript shells store 30, is taken for the whole number that was meant."""
-    settled = settle((Wishes(num_inference_steps=30.0, width=640.0), COMPLETE), seed=0)
+    settled = resolve_parameters(
+        (RequestedParameters(num_inference_steps=30.0, width=640.0), COMPLETE), seed=0
+    )
     assert (settled.num_inference_steps, type(settled.width)) == (30, int)
 
 
@@ -121,7 +123,7 @@ def test_what_cannot_be_drawn_is_an_invalid_prompt(text: object) -> None:
 def test_any_document_settles_or_is_refused(fields: dict[str, object]) -> None:
     """Arbitrary values never raise anything but a PromptFailed, and what passes is in range."""
     try:
-        settled = settle((Wishes(**fields), COMPLETE), seed=0)
+        settled = resolve_parameters((RequestedParameters(**fields), COMPLETE), seed=0)
     except PromptFailed:
         return
     assert isinstance(settled, Parameters)

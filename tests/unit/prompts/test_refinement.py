@@ -10,16 +10,26 @@ import pytest
 from tests.outcomes import completed
 from text2img.databases.documents import documents_of
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts import Claim, Completed, Failed, Iterated, Postponed, Prompt, PromptId, Wishes, request
-from text2img.prompts.ids import TryName
+from text2img.prompts import (
+    Claim,
+    Completed,
+    Failed,
+    NeedsRefinement,
+    Prompt,
+    PromptId,
+    RequestedParameters,
+    RetryLater,
+    request,
+)
+from text2img.prompts.ids import IterationFolderName
 from text2img.prompts.outcomes import Evaluation
-from text2img.prompts.refinement import Loop, refined, rescued
-from text2img.worker.finish import Albums
+from text2img.prompts.refinement import Loop, fall_back_to_best, refined
+from text2img.worker.finish import ImageGroups
 
-WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7)
+WISHES = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
-FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, sentence="flagged", attempts=1)
-LATER = Postponed(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, sentence="no", attempts=1, wait=2)
+FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, message="flagged", attempts=1)
+LATER = RetryLater(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, message="no", attempts=1, wait=2)
 
 
 def asked(prompt, loop, **wished):
@@ -35,15 +45,15 @@ def after(prompt, loop, *scores, **said):
 
 def settled(prompt, loop, *became):
     """What comes of the candidates: each an outcome, or the evaluations that make one."""
-    albums = Albums(loop)
+    albums = ImageGroups(loop)
     outcome = None
     for one, given in zip(asked(prompt, loop), became, strict=True):
         made = given
         if isinstance(given, list):
             done = completed(one, f"u{one.number}", evaluations=given)
-            (picture,) = done.pictures
-            picture = replace(picture, text=one.text, iteration=one.iteration)
-            made = replace(done, text=one.meant, pictures=(picture,))
+            (image,) = done.pictures
+            image = replace(image, text=one.text, iteration=one.iteration)
+            made = replace(done, text=one.original_text, pictures=(image,))
         outcome = albums.add(one, made)
     return outcome
 
@@ -60,7 +70,7 @@ def test_every_try_has_a_seed_and_a_number_of_its_own():
     assert [(one.iteration, one.number, one.parameters.seed) for one in first] == [(1, 0, 7), (1, 1, 8)]
     second = asked(resumed(after(PROMPT, loop, 0.1, 0.2)), loop)
     assert [(one.iteration, one.number, one.parameters.seed) for one in second] == [(2, 2, 9), (2, 3, 10)]
-    names = [TryName().name_of(one) for one in (*first, *second)]
+    names = [IterationFolderName().name_of(one) for one in (*first, *second)]
     assert names == [
         f"results/1/{name}"
         for name in ("iteration_1", "iteration_1_image_2", "iteration_2", "iteration_2_image_2")
@@ -77,7 +87,7 @@ def test_it_goes_on_until_one_is_good_enough():
     """Below the score there is another iteration; at it the best picture is the result, and all are kept."""
     loop = Loop(iterations=5, candidates=2, min_score=0.8)
     once = after(PROMPT, loop, 0.5, 0.75, better_prompt="a tabby cat")
-    assert isinstance(once, Iterated)
+    assert isinstance(once, NeedsRefinement)
     assert (once.iterations, once.made, once.next_prompt) == (1, 2, "a tabby cat")
     twice = after(resumed(once), loop, 0.8, 0.1)
     assert isinstance(twice, Completed)
@@ -126,10 +136,10 @@ def test_a_seed_that_failed_is_not_drawn_again():
 def test_a_failure_after_good_iterations_keeps_their_best():
     """A prompt that fails for good in its second iteration is completed with the first one's picture."""
     prompt = resumed(after(PROMPT, Loop(iterations=3), 0.5))
-    kept = rescued(replace(FAILED, prompt=prompt))
+    kept = fall_back_to_best(replace(FAILED, prompt=prompt))
     assert (kept.first.image_url, kept.text, kept.iterations) == ("u0", "a cat", 2)
-    assert rescued(replace(LATER, prompt=prompt)) == replace(LATER, prompt=prompt)
-    assert rescued(FAILED) == FAILED
+    assert fall_back_to_best(replace(LATER, prompt=prompt)) == replace(LATER, prompt=prompt)
+    assert fall_back_to_best(FAILED) == FAILED
 
 
 def test_tries_of_another_text_count_no_more():
@@ -138,13 +148,13 @@ def test_tries_of_another_text_count_no_more():
     (one,) = asked(changed, Loop(iterations=3))
     assert (one.text, one.iteration, one.number) == ("a dog", 1, 0)
     failed = replace(FAILED, prompt=changed)
-    assert rescued(failed) is failed
+    assert fall_back_to_best(failed) is failed
 
 
 def test_tries_fit_in_one_document():
     """Where all tries with their long texts would outgrow what MongoDB keeps, the loop ends with the best."""
     loop, prompt, rounds = Loop(iterations=20), PROMPT, 0
-    while isinstance(outcome := after(prompt, loop, 0.5, better_prompt="語" * 20_000), Iterated):
+    while isinstance(outcome := after(prompt, loop, 0.5, better_prompt="語" * 20_000), NeedsRefinement):
         prompt, rounds = resumed(outcome), rounds + 1
         assert len(bson.encode({"tries": documents_of(outcome.tries, None)})) < 12_000_000
     assert isinstance(outcome, Completed)
@@ -178,5 +188,5 @@ def test_several_pictures_and_a_loop_exclude_each_other():
 def test_how_a_prompt_is_refined(said, drawn):
     """The evaluator's proposal where it can be drawn; else what was missed, named again; else fresh seeds."""
     (one,) = asked(PROMPT, Loop())
-    (picture,) = completed(one, evaluations=[Evaluation(evaluator="e", score=0.1, **said)]).pictures
-    assert refined("a cat", picture) == drawn
+    (image,) = completed(one, evaluations=[Evaluation(evaluator="e", score=0.1, **said)]).pictures
+    assert refined("a cat", image) == drawn

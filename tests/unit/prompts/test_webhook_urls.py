@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from urllib3.util import parse_url
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.prompts.webhook_urls import Webhook, WebhookHosts
+from text2img.prompts.webhook_urls import HostAllowlist, Webhook
 from text2img.webhooks.client import is_public
 
 BASE = "https://backend.example"
@@ -63,7 +63,7 @@ def test_what_is_no_plain_address_is_refused(url):
     assert "\n" not in str(caught.value)
 
 
-HOSTS = WebhookHosts.parse("backend.example, 10.0.0.5:8000, [::1], *.wild.example, two.wild.example:81,")
+HOSTS = HostAllowlist.parse("backend.example, 10.0.0.5:8000, [::1], *.wild.example, two.wild.example:81,")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ HOSTS = WebhookHosts.parse("backend.example, 10.0.0.5:8000, [::1], *.wild.exampl
 def test_hosts_that_are_named_may_be_told(url, trusted):
     """Exactly, with a port or with any, or by a wildcard; only who is named exactly is trusted."""
     assert HOSTS.check(url)
-    assert HOSTS.trusts(Webhook.of(url)) is trusted
+    assert HOSTS.is_exact(Webhook.of(url)) is trusted
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_without_hosts_nobody_may_be_told():
     """Also where the option is empty."""
     for text in (None, "", " , "):
         with pytest.raises(PromptFailed, match=r"--webhook-host \(WEBHOOK_HOST\)"):
-            WebhookHosts.parse(text).check(BASE)
+            HostAllowlist.parse(text).check(BASE)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_without_hosts_nobody_may_be_told():
 def test_what_is_no_host_is_a_configuration_error(text):
     """Found before anything is claimed, whatever stands beside it."""
     with pytest.raises(ConfigurationError, match="--webhook-host"):
-        WebhookHosts.parse(f"good.example, {text}")
+        HostAllowlist.parse(f"good.example, {text}")
 
 
 URLS = st.one_of(
@@ -134,7 +134,7 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example(url="http://backend.example:@evil.example")
 def test_whatever_is_let_through_goes_to_an_allowed_host_for_every_parser(url):
     """Of hostile texts none passes that urllib or urllib3, which sends it, would read as another host."""
-    hosts = WebhookHosts.parse("backend.example")
+    hosts = HostAllowlist.parse("backend.example")
     try:
         address = hosts.check(url)
     except PromptFailed:

@@ -15,27 +15,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from text2img.databases import Made, Run
-from text2img.errors import EvaluationFailed, Unreadable
+from text2img.databases import CompletedPrompt, Run
+from text2img.errors import EvaluationFailed, ObjectUnreadable
 from text2img.prompts import PromptId
 from text2img.reports.comparison import (
     MOST_VALUES,
     Comparison,
     Side,
+    comparison_stats,
     differences,
-    figures,
     matched,
     pictures_of,
 )
 from text2img.reports.comparison.html import page
-from text2img.reports.comparison.similarity import in_parallel, likeness, looked_at, ssim
+from text2img.reports.comparison.similarity import image_similarity, in_parallel, measure_pairs, ssim
 from text2img.reports.comparison.table import document, table
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 
 
 def _made(name, text="a boat", *, scores=(), urls=1, **used):
-    return Made(
+    return CompletedPrompt(
         id=PromptId("str", name) if isinstance(name, str) else PromptId("int", str(name)),
         text=text,
         dataset_id=None,
@@ -52,13 +52,13 @@ def _run(run_id="r", **fields):
 
 
 def _side(*made, runs=None, name="A"):
-    pictures = tuple(picture for one in made for picture in pictures_of(one))
+    pictures = tuple(image for one in made for image in pictures_of(one))
     return Side(name=name, runs=(_run(),) if runs is None else runs, pictures=pictures)
 
 
 def _compared(a, b, read=None):
     pairs = matched(a.pictures, b.pictures)
-    return Comparison(a=a, b=b, pairs=looked_at(pairs, read, None) if read else pairs)
+    return Comparison(a=a, b=b, pairs=measure_pairs(pairs, read, None) if read else pairs)
 
 
 def _file(pixels, kind="PNG"):
@@ -75,7 +75,7 @@ NOISE = np.random.default_rng(3).integers(0, 256, (96, 64, 3), dtype=np.uint8)
 
 
 def _likeness(a, b, clip=None):
-    return likeness((lambda: a, lambda: b), clip)
+    return image_similarity((lambda: a, lambda: b), clip)
 
 
 def test_pictures_are_matched_by_id_and_else_by_text_and_seed():
@@ -183,13 +183,13 @@ def test_what_cannot_be_compared_says_why():
     """A file that is not there, one that is no picture, a model that fails: a note, and the rest is told."""
 
     def gone():
-        raise Unreadable("/pictures/1.png cannot be read: it is not there")
+        raise ObjectUnreadable("/pictures/1.png cannot be read: it is not there")
 
     def fails(one, other):
         raise EvaluationFailed("CLIP failed on these pictures: no")
 
     good = _file(NOISE)
-    assert "it is not there" in likeness((gone, lambda: good), None).note
+    assert "it is not there" in image_similarity((gone, lambda: good), None).note
     assert "no picture" in _likeness(good, b"?").note
     assert "truncated" in _likeness(good, good[:-400]).note
     found = _likeness(good, _file(NOISE[::-1]), fails)
@@ -284,7 +284,7 @@ def test_a_picture_that_is_gone_leaves_its_reason_on_the_page():
     """Instead of a picture stands why there is none."""
 
     def gone(url):
-        raise Unreadable(f"{url} cannot be read: <gone>")
+        raise ObjectUnreadable(f"{url} cannot be read: <gone>")
 
     found = _parsed(_shown(read=gone), gone)
     assert "cannot be read: <gone>" in found.text
@@ -317,7 +317,7 @@ def test_the_document_says_all_of_it():
 def test_nothing_in_common_is_told_and_no_error():
     """Two runs without a common prompt have a table, a page and a document as well."""
     none = _compared(_side(_made("1")), _side(_made("2", "a cat")))
-    assert figures(none).ssim is None
+    assert comparison_stats(none).ssim is None
     assert "pairs    0 (by id 0, by text and seed 0); without a partner: 1 of A, 1 of B" in table(none)
     assert json.loads(document(none))["pairs"] == []
     assert "img" not in _parsed(none).tags

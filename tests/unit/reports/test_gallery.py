@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from text2img.databases import Failure, Made, Run
-from text2img.errors import ConfigurationError, Unreadable
+from text2img.databases import CompletedPrompt, Failure, Run
+from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts import PromptId
-from text2img.reports.gallery import Contents, link_of, plain, run_item, write_report
+from text2img.reports.gallery import ReportData, link_of, plain, run_item, write_report
 from text2img.reports.gallery.page import SIDE, as_json, quiet, thumbnail
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
@@ -26,12 +26,12 @@ HERE = Path("/data/reports")
 def _made(number, **fields):
     given = {"text": "a boat", "dataset_id": None, "run_id": "r", "completed_at": NOW, "used": {}}
     urls = (f"gs://b/{number}.png",)
-    return Made(id=PromptId("int", str(number)), **{**given, "image_urls": urls, **fields})
+    return CompletedPrompt(id=PromptId("int", str(number)), **{**given, "image_urls": urls, **fields})
 
 
 def _failure(number):
     given = {"text": "a boat", "dataset_id": None, "run_id": "r", "attempts": 1, "failed_at": NOW}
-    return Failure(id=PromptId("int", str(number)), code="safety", sentence="flagged", **given)
+    return Failure(id=PromptId("int", str(number)), code="safety", message="flagged", **given)
 
 
 def _run(**fields):
@@ -45,7 +45,7 @@ def _file(size=(64, 48), kind="PNG", mode="RGB"):
 
 
 def _write(path, made=(), failures=(), runs=(), read=lambda url: _file()):
-    return write_report(str(path), Contents(what="x", made=made, failures=failures, runs=runs), read)
+    return write_report(str(path), ReportData(what="x", made=made, failures=failures, runs=runs), read)
 
 
 def _scripts(text, kind):
@@ -129,8 +129,8 @@ def test_pictures_of_all_kinds_have_thumbnails(kind, mode):
     """Whatever its mode, a PNG, JPEG or WebP has a small WebP of its proportions, and its size is known."""
     small = thumbnail(_file((800, 400), kind, mode))
     assert small.size == (800, 400)
-    with Image.open(io.BytesIO(base64.b64decode(small.url.partition(",")[2]))) as picture:
-        assert (picture.format, picture.size) == ("WEBP", (SIDE, SIDE // 2))
+    with Image.open(io.BytesIO(base64.b64decode(small.url.partition(",")[2]))) as image:
+        assert (image.format, image.size) == ("WEBP", (SIDE, SIDE // 2))
 
 
 def test_what_is_no_picture_says_so():
@@ -141,7 +141,7 @@ def test_what_is_no_picture_says_so():
     vast = bytearray(_file((8, 8)))
     vast[16:24] = (30_000).to_bytes(4, "big") * 2  # what its header claims
     for data in (b"", b"text", whole[: len(whole) // 2], gif.getvalue(), bytes(vast)):
-        with quiet(), pytest.raises(Unreadable, match=r"no picture that can be read|too many"):
+        with quiet(), pytest.raises(ObjectUnreadable, match=r"no picture that can be read|too many"):
             thumbnail(data)
 
 
@@ -154,7 +154,7 @@ def test_the_page_holds_each_thing_once(tmp_path):
     def reading(url):
         read.append(url)
         if url.endswith("3.png"):
-            raise Unreadable("it is gone")
+            raise ObjectUnreadable("it is gone")
         return _file()
 
     tries = ({"iteration": 1, "image_url": "gs://b/1.png", "score": 1.0, "best": True}, {"image_url": 7})

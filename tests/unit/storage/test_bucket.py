@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.storage.bucket import Faltered, persist
+from text2img.storage.bucket import TransientError, retry
 
 
 def test_pauses_between_tries_grow_to_their_end():
@@ -13,10 +13,10 @@ def test_pauses_between_tries_grow_to_their_end():
 
     def attempt(limit):
         if len(pauses) < 8:
-            raise Faltered("busy")
+            raise TransientError("busy")
         return "stored"
 
-    assert persist(attempt, patience=1000, timeout=5, sleep=pauses.append) == "stored"
+    assert retry(attempt, patience=1000, timeout=5, sleep=pauses.append) == "stored"
     for pause, most in zip(pauses, (0.5, 1, 2, 4, 8, 16, 16, 16), strict=True):
         assert most / 2 <= pause <= most
 
@@ -26,8 +26,8 @@ def test_what_does_not_get_better_is_raised_once_patience_is_over():
     pauses = []
 
     def attempt(limit):
-        raise Faltered("busy")
+        raise TransientError("busy")
 
-    with pytest.raises(Faltered, match="busy"):
-        persist(attempt, patience=0, timeout=5, sleep=pauses.append)
+    with pytest.raises(TransientError, match="busy"):
+        retry(attempt, patience=0, timeout=5, sleep=pauses.append)
     assert pauses == []

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from text2img.errors import ClaimLost, ConfigurationError, ErrorCode, PromptFailed, StorageFailed, Unreadable
+from text2img.errors import (
+    ClaimLost,
+    ConfigurationError,
+    ErrorCode,
+    ObjectUnreadable,
+    PromptFailed,
+    StorageFailed,
+)
 from text2img.storage import LARGEST, open_storage
 from text2img.storage.local import LocalStorage
 
@@ -167,7 +174,7 @@ def test_folder_without_permission(tmp_path, monkeypatch):
 def test_folder_where_nothing_can_be_made():
     """Where even root can make nothing put and try_write say so in one line."""
     for call in (
-        lambda storage: storage.try_write(),
+        lambda storage: storage.check_writable(),
         lambda storage: storage.put("x", b"", "t", lambda: True),
     ):
         with pytest.raises(StorageFailed, match="cannot write") as caught:
@@ -194,6 +201,6 @@ def test_only_files_of_a_sensible_size_are_read(tmp_path):
         vast.truncate(LARGEST + 1)
     reasons = {"link": "symbolic link", "pipe": "no file", "folder": "directory", "vast": "larger than"}
     for name, reason in reasons.items():
-        with pytest.raises(Unreadable, match=reason):
+        with pytest.raises(ObjectUnreadable, match=reason):
             LocalStorage(str(folder)).read(url.replace("7.png", f"{name}.png"))
     assert LocalStorage(str(folder)).read(url) == b"picture"

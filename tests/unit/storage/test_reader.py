@@ -8,7 +8,7 @@ import pytest
 
 from tests.servers import free_port
 from tests.servers.scripted import ScriptedGcs, ScriptedS3
-from text2img.errors import StorageFailed, Unreadable
+from text2img.errors import ObjectUnreadable, StorageFailed
 from text2img.storage import Reader, StorageOptions, open_storage
 
 
@@ -23,7 +23,7 @@ class Deaf:
         raise StorageFailed("nobody answers")
 
 
-class Silent(Deaf):
+class NullProgress(Deaf):
     """A storage that gives no answer before it is released."""
 
     def __init__(self):
@@ -47,12 +47,12 @@ def folder(tmp_path):
 def test_files_are_read_where_their_paths_say(folder):
     """Of any folder where no output is named, of that one alone where it is."""
     anywhere = Reader(None, StorageOptions())
-    within = Reader(open_storage(str(folder / "pictures")), StorageOptions())
+    run_with_timeout = Reader(open_storage(str(folder / "pictures")), StorageOptions())
     for name in ("pictures", "others"):
         assert anywhere.read(f"{folder}/{name}/7.png") == name.encode()
-    assert within.read(f"{folder}/pictures/7.png") == b"pictures"
-    with pytest.raises(Unreadable, match="name where it is by --output"):
-        within.read(f"{folder}/others/7.png")
+    assert run_with_timeout.read(f"{folder}/pictures/7.png") == b"pictures"
+    with pytest.raises(ObjectUnreadable, match="name where it is by --output"):
+        run_with_timeout.read(f"{folder}/others/7.png")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_files_are_read_where_their_paths_say(folder):
 )  # fmt: skip
 def test_nothing_else_is_touched(url):
     """What is no picture's path and no bucket's URL is refused before any file or network is touched."""
-    with pytest.raises(Unreadable):
+    with pytest.raises(ObjectUnreadable):
         Reader(None, StorageOptions()).read(url)
 
 
@@ -83,7 +83,7 @@ def test_buckets_are_read_where_the_urls_say(httpserver, monkeypatch, scripted, 
     reader = Reader(None, StorageOptions())
     assert reader.read(url) == b"picture"
     assert server.requests[0].environ["RAW_URI"].partition("?")[0].endswith(path)
-    with pytest.raises(Unreadable, match="not there"):
+    with pytest.raises(ObjectUnreadable, match="not there"):
         reader.read(url.replace("7.png", "8.png"))
 
 
@@ -92,17 +92,17 @@ def test_a_place_that_does_not_answer_is_asked_once():
     deaf = Deaf()
     reader = Reader(deaf, StorageOptions())
     for _ in range(3):
-        with pytest.raises(Unreadable, match="nobody answers"):
+        with pytest.raises(ObjectUnreadable, match="nobody answers"):
             reader.read("gs://b/7.png")
     assert deaf.asked == 1
 
 
 def test_a_silent_place_takes_its_patience_once():
     """Where no answer comes the first picture waits as long as it may; for the second that is known."""
-    silent = Silent()
+    silent = NullProgress()
     reader = Reader(silent, StorageOptions(), patience=0.05)
     for _ in range(2):
-        with pytest.raises(Unreadable, match=r"no answer within 0\.05 seconds"):
+        with pytest.raises(ObjectUnreadable, match=r"no answer within 0\.05 seconds"):
             reader.read("gs://b/7.png")
     silent.released.set()
     assert silent.asked == 1
@@ -115,5 +115,5 @@ def test_a_server_that_is_not_there_takes_its_patience(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     reader = Reader(None, StorageOptions(), patience=0.05)
     for _ in range(2):
-        with pytest.raises(Unreadable, match=r"no answer within 0\.05 seconds"):
+        with pytest.raises(ObjectUnreadable, match=r"no answer within 0\.05 seconds"):
             reader.read("s3://pictures/7.png")

@@ -180,7 +180,7 @@ def test_check_fails_where_it_is_plain(server, answers, words):
 def test_try_write_tries_the_condition_and_cleans_up(server):
     """Written, not overwritten by a writer without a claim, deleted; nothing of it is a picture's name."""
     server.answers(*server.trial(), server.done())
-    server.storage().try_write()
+    server.storage().check_writable()
     assert server.asked == [CREATE, CREATE, LOOK, ("delete", None)]
     assert server.requests[0].path.startswith("/bkt/p/doctor-")
     assert len({request.path for request in server.requests}) == 1
@@ -190,7 +190,7 @@ def test_try_write_finds_a_service_that_ignores_conditions(server):
     """The second writer had no claim and was let through: doctor says so, after it has cleaned up."""
     server.answers(server.done(), server.done(), server.done())
     with pytest.raises(StorageFailed, match="ignores If-None-Match"):
-        server.storage().try_write()
+        server.storage().check_writable()
     assert server.asked[-1] == ("delete", None)
 
 
@@ -199,4 +199,4 @@ def test_try_write_names_the_permission_to_delete(server):
     denied = server.refusal(403, code="AccessDenied")
     server.answers(server.done(), server.occupied(), server.refusal(403), denied)
     with pytest.raises(StorageFailed, match="s3:DeleteObject"):
-        server.storage().try_write()
+        server.storage().check_writable()

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from text2img.telemetry.metrics import Figures
+from text2img.telemetry.metrics import MetricsCollector
 from text2img.telemetry.publisher import RECEIVERS, Backlog
-from text2img.telemetry.stats import Tally
+from text2img.telemetry.stats import RunStats
 
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_metrics_is_the_code() -> None:
     """Name, type, labels and meaning of each metric of a run that is over stand there, in its order."""
-    figures = Figures(Tally(), lambda: {"load": 1.0}, lambda: 0, 0.0)
+    figures = MetricsCollector(RunStats(), lambda: {"load": 1.0}, lambda: 0, 0.0)
     nobody = dict.fromkeys(RECEIVERS, 0)
     figures.succeeded = True
     figures.backlog = Backlog(
-        claimable=0, postponed=0, workers=0, expired=0, untold=nobody, notices=nobody, refused=nobody
+        claimable=0,
+        postponed=0,
+        workers=0,
+        expired=0,
+        undelivered=nobody,
+        notifications=nobody,
+        refused=nobody,
     )
     declared = [
         [

@@ -32,7 +32,7 @@ def shown(*settled):
 
 def test_without_a_loop_there_is_one_line():
     """Prompts done of all, failures among them, and the mean score where there are scores."""
-    failed = Failed(prompt=PROMPTS[1], code=ErrorCode.SAFETY, sentence="no", attempts=1)
+    failed = Failed(prompt=PROMPTS[1], code=ErrorCode.SAFETY, message="no", attempts=1)
     lines = shown([completed(PROMPTS[0], evaluations=SEEN), failed])
     line = lines.pop("prompts")
     assert not lines

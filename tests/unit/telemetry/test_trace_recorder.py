@@ -11,11 +11,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from tests.painter import Bench, Painter
-from text2img.concurrency.stages import Stopwatch
+from text2img.concurrency.stages import StageTimer
 from text2img.databases import Selection
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 from text2img.telemetry.otel import SdkTracer
-from text2img.telemetry.tracing import Traced
+from text2img.telemetry.tracing import TraceRecorder
 
 
 class Timed(Painter):
@@ -33,10 +33,10 @@ class Spans:
     def __init__(self, bench, *, endless=False):
         provider, self._kept = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
         provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self._bench, self._traced = bench, Traced(SdkTracer(provider), "night", endless=endless)
-        bench.seconds = Stopwatch(self._traced.stage)
+        self._bench, self._traced = bench, TraceRecorder(SdkTracer(provider), "night", endless=endless)
+        bench.seconds = StageTimer(self._traced.stage)
         bench.traces = self._traced
-        bench.progress = self._traced.following(bench.progress)
+        bench.progress = self._traced.wrap_progress(bench.progress)
 
     def work(self, painter, **changes):
         try:
@@ -65,8 +65,8 @@ def bench(tmp_path):
 def test_pictures_of_one_prompt_in_several_batches(bench):
     """Each batch has its own encoding and upload, also where the prompt is recorded with another batch."""
     spans = Spans(bench)
-    wishes = (replace(bench.plan.wishes[0], num_images=3),)
-    spans.work(Timed(), wishes=wishes)
+    requested = (replace(bench.plan.requested[0], num_images=3),)
+    spans.work(Timed(), requested=requested)
     batches = spans.named("batch")
     assert sum(batch.attributes["text2img.batch.size"] for batch in batches) == 30
     for batch in batches:

@@ -16,23 +16,25 @@ from werkzeug import Response
 
 from tests.servers import free_port
 from text2img import __version__
-from text2img.databases import Notice, Untold, webhook_id
+from text2img.databases import Notification, UndeliveredOutcome, webhook_id
 from text2img.errors import ConfigurationError
 from text2img.prompts import PromptId
-from text2img.webhooks.client import Receiver
-from text2img.webhooks.delivery import Result
-from text2img.webhooks.payloads import compose
+from text2img.webhooks.client import CallbackClient
+from text2img.webhooks.delivery import DeliveryStatus
+from text2img.webhooks.payloads import callback_payload
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)
+DONE = UndeliveredOutcome(
+    id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7
+)
 
 
-def notice(body="{}", tries=1):
-    return Notice(id=webhook_id(), run_id="r", body=body, tries=tries)
+def notification(body="{}", tries=1):
+    return Notification(id=webhook_id(), run_id="r", body=body, tries=tries)
 
 
 def receiver(httpserver, path="/hook", **options):
-    return Receiver(httpserver.url_for(path), timeout=60, **options)
+    return CallbackClient(httpserver.url_for(path), timeout=60, **options)
 
 
 def answers(httpserver, *responses, path="/hook"):
@@ -66,15 +68,15 @@ def rude_server(behave):
 def test_2xx_is_told(httpserver, status):
     """Any 2xx means that the receiver has it."""
     answers(httpserver, Response(status=status))
-    assert receiver(httpserver).send(notice()).result is Result.TOLD
+    assert receiver(httpserver).send(notification()).result is DeliveryStatus.DELIVERED
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422])
 def test_other_4xx_is_refused(httpserver, status):
     """410 and its like close the entry, and the detail says what was answered."""
     answers(httpserver, Response(status=status))
-    verdict = receiver(httpserver).send(notice())
-    assert verdict.result is Result.REFUSED
+    verdict = receiver(httpserver).send(notification())
+    assert verdict.result is DeliveryStatus.REJECTED
     assert str(status) in verdict.detail
 
 
@@ -83,7 +85,7 @@ def test_redirects_are_not_followed(httpserver, status):
     """A redirect is a refusal: neither body nor token goes to another address."""
     httpserver.expect_request("/elsewhere").respond_with_data("")
     answers(httpserver, Response(status=status, headers={"Location": httpserver.url_for("/elsewhere")}))
-    assert receiver(httpserver, token="t").send(notice()).result is Result.REFUSED
+    assert receiver(httpserver, token="t").send(notification()).result is DeliveryStatus.REJECTED
     assert [request.path for request, _ in httpserver.log] == ["/hook"]
 
 
@@ -91,7 +93,7 @@ def test_redirects_are_not_followed(httpserver, status):
 def test_passing_trouble_is_for_later(httpserver, status):
     """408, 429 and 5xx are tried again, after waits that double up to a minute."""
     answers(httpserver, *[Response(status=status)] * 3)
-    waits = [receiver(httpserver).send(notice(tries=tries)).wait for tries in (1, 4, 1000)]
+    waits = [receiver(httpserver).send(notification(tries=tries)).wait for tries in (1, 4, 1000)]
     assert 0.75 <= waits[0] <= 1
     assert 6 <= waits[1] <= 8
     assert 45 <= waits[2] <= 60
@@ -116,15 +118,15 @@ def test_retry_after_is_honoured(httpserver, header, low, high):
     if isinstance(header, timedelta):  # from when the test runs, not from when it was collected
         header = email.utils.format_datetime(datetime.now(UTC) + header, usegmt=True)
     answers(httpserver, Response(status=429, headers={"Retry-After": header}))
-    verdict = receiver(httpserver).send(notice())
-    assert verdict.result is Result.LATER
-    assert low <= verdict.asked <= high
+    verdict = receiver(httpserver).send(notification())
+    assert verdict.result is DeliveryStatus.RETRY
+    assert low <= verdict.retry_after <= high
 
 
 def test_request_is_what_the_contract_says(httpserver):
     """Body, content type, id, timestamp, token and the sender's name arrive; unsigned without a secret."""
     answers(httpserver, Response(status=200))
-    sent, before = notice('{"run_id": "r"}'), int(time.time())
+    sent, before = notification('{"run_id": "r"}'), int(time.time())
     receiver(httpserver, token="sesame").send(sent)
     [(request, _)] = httpserver.log
     assert request.get_data() == b'{"run_id": "r"}'
@@ -139,7 +141,7 @@ def test_request_is_what_the_contract_says(httpserver):
 def test_signature_verifies(httpserver):
     """Standard Webhooks' own library accepts it, and refuses it once tampered with or stale."""
     answers(httpserver, Response(status=200))
-    sent = notice(compose("r", "completed", [DONE], final=True))
+    sent = notification(callback_payload("r", "completed", [DONE], final=True))
     receiver(httpserver, secret=SECRET).send(sent)
     [(request, _)] = httpserver.log
     headers, body = dict(request.headers), request.get_data()
@@ -158,8 +160,8 @@ def test_netrc_does_not_meddle(httpserver, monkeypatch, tmp_path):
     netrc.write_text("machine 127.0.0.1 login a password b\nmachine localhost login a password b\n")
     monkeypatch.setenv("NETRC", str(netrc))
     answers(httpserver, Response(status=200), Response(status=200))
-    receiver(httpserver, token="sesame").send(notice())
-    receiver(httpserver).send(notice())
+    receiver(httpserver, token="sesame").send(notification())
+    receiver(httpserver).send(notification())
     assert [request.headers.get("authorization") for request, _ in httpserver.log] == ["Bearer sesame", None]
 
 
@@ -167,7 +169,7 @@ def test_password_in_the_url_is_used_and_never_shown(httpserver):
     """http://user:password@host signs in by Basic; details show scheme, host and port alone."""
     answers(httpserver, Response(status=403))
     url = httpserver.url_for("/hook?key=planted").replace("://", "://me:planted@")
-    verdict = Receiver(url).send(notice())
+    verdict = CallbackClient(url).send(notification())
     [(request, _)] = httpserver.log
     assert request.authorization.password == "planted"
     assert request.args["key"] == "planted"
@@ -177,8 +179,8 @@ def test_password_in_the_url_is_used_and_never_shown(httpserver):
 def test_nobody_there_is_for_later():
     """A refused connection and an unknown name say so, without path, query or password."""
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
-        verdict = Receiver(f"http://me:planted@{host}/planted?planted").send(notice())
-        assert verdict.result is Result.LATER
+        verdict = CallbackClient(f"http://me:planted@{host}/planted?planted").send(notification())
+        assert verdict.result is DeliveryStatus.RETRY
         assert "planted" not in verdict.detail
         assert host.split(":")[0] in verdict.detail
 
@@ -186,14 +188,14 @@ def test_nobody_there_is_for_later():
 def test_connection_cut_is_for_later():
     """A receiver that hangs up without an answer is tried again."""
     with rude_server(lambda connection, over: None) as url:
-        assert Receiver(url).send(notice()).result is Result.LATER
+        assert CallbackClient(url).send(notification()).result is DeliveryStatus.RETRY
 
 
 def test_silent_receiver_ends_at_the_timeout():
     """A receiver that never answers is given up after the timeout, while it is silent still."""
     with rude_server(lambda connection, over: over.wait()) as url:
-        verdict = Receiver(url, timeout=0.2).send(notice())
-    assert verdict.result is Result.LATER
+        verdict = CallbackClient(url, timeout=0.2).send(notification())
+    assert verdict.result is DeliveryStatus.RETRY
     assert "did not answer within 0.2 s" in verdict.detail
 
 
@@ -210,8 +212,8 @@ def test_trickling_receiver_ends_at_the_timeout():
                 return
 
     with rude_server(trickle) as url:
-        verdict = Receiver(url, timeout=0.2).send(notice())
-    assert verdict.result is Result.LATER
+        verdict = CallbackClient(url, timeout=0.2).send(notification())
+    assert verdict.result is DeliveryStatus.RETRY
     assert "did not answer within 0.2 s" in verdict.detail
 
 
@@ -227,7 +229,7 @@ def test_endless_answer_is_not_read():
             return
 
     with rude_server(flood) as url:
-        assert Receiver(url, timeout=60).send(notice()).result is Result.TOLD
+        assert CallbackClient(url, timeout=60).send(notification()).result is DeliveryStatus.DELIVERED
 
 
 # What cannot be used
@@ -252,7 +254,7 @@ def test_endless_answer_is_not_read():
 def test_url_that_is_none(url):
     """Anything but a http or https address is a configuration error from the start."""
     with pytest.raises(ConfigurationError, match="--callback-url"):
-        Receiver(url)
+        CallbackClient(url)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +263,7 @@ def test_url_that_is_none(url):
 def test_secret_that_is_none(secret):
     """A secret that is not whsec_ and base64 is found at once, and not shown."""
     with pytest.raises(ConfigurationError, match="--callback-secret") as caught:
-        Receiver("http://example.com", secret=secret)
+        CallbackClient("http://example.com", secret=secret)
     assert "planted" not in str(caught.value)
 
 
@@ -269,22 +271,28 @@ def test_secret_that_is_none(secret):
 def test_token_that_no_header_can_carry(token):
     """A token with a space, a line's end or beyond ASCII is found at once, and not shown."""
     with pytest.raises(ConfigurationError, match="--callback-token") as caught:
-        Receiver("http://example.com", token=token)
+        CallbackClient("http://example.com", token=token)
     assert "nted" not in str(caught.value)
 
 
 def test_nothing_secret_is_shown_by_repr():
     """Neither the receiver's nor a verdict's repr holds secret or token."""
-    shown = repr(vars(Receiver("http://example.com")))
+    shown = repr(vars(CallbackClient("http://example.com")))
     assert "example.com" in shown
-    assert SECRET not in repr(Receiver("http://example.com", secret=SECRET, token="planted"))
+    assert SECRET not in repr(CallbackClient("http://example.com", secret=SECRET, token="planted"))
 
 
 # For doctor
 
 
 @pytest.mark.parametrize(
-    ("status", "result"), [(405, Result.TOLD), (501, Result.TOLD), (500, Result.LATER), (503, Result.LATER)]
+    ("status", "result"),
+    [
+        (405, DeliveryStatus.DELIVERED),
+        (501, DeliveryStatus.DELIVERED),
+        (500, DeliveryStatus.RETRY),
+        (503, DeliveryStatus.RETRY),
+    ],
 )
 def test_ping_takes_any_answer_for_life(httpserver, status, result):
     """HEAD with the token, no results sent; 405 and 501, of who knows no HEAD, say somebody is there."""
@@ -297,6 +305,6 @@ def test_ping_takes_any_answer_for_life(httpserver, status, result):
 
 def test_ping_finds_nobody():
     """Where nobody listens the reason is given."""
-    verdict = Receiver(f"http://127.0.0.1:{free_port()}/hook").ping()
-    assert verdict.result is Result.LATER
+    verdict = CallbackClient(f"http://127.0.0.1:{free_port()}/hook").ping()
+    assert verdict.result is DeliveryStatus.RETRY
     assert "refuses connections" in verdict.detail

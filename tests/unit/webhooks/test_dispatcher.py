@@ -16,16 +16,16 @@ from tests.servers import free_port
 from tests.waiting import until
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import ErrorCode
-from text2img.prompts import Failed, PromptId, Wishes, request
-from text2img.prompts.webhook_urls import WebhookHosts
+from text2img.prompts import Failed, PromptId, RequestedParameters, request
+from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.webhooks.client import Webhooks
-from text2img.webhooks.delivery import gather_owed
-from text2img.webhooks.dispatcher import Courier
+from text2img.webhooks.delivery import collect_webhooks
+from text2img.webhooks.dispatcher import WebhookDispatcher
 from text2img.webhooks.payloads import Credentials
 
-DEFAULTS = Wishes(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
+DEFAULTS = RequestedParameters(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 PLACE = "/api/webhooks/inference"
-HOSTS = WebhookHosts.parse("127.0.0.1, localhost")
+HOSTS = HostAllowlist.parse("127.0.0.1, localhost")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def courier(database, clock):
 
     def make(hosts=HOSTS, timeout=60.0, wait_for=None, by=clock):
         sender, wait_for = Webhooks(hosts, Credentials(), timeout), wait_for or quickly(by)
-        made.append(Courier(database, sender, f"w{len(made)}", clock=by, wait_for=wait_for))
+        made.append(WebhookDispatcher(database, sender, f"w{len(made)}", clock=by, wait_for=wait_for))
         return made[-1]
 
     yield make
@@ -82,11 +82,13 @@ def patiently(condition, predicate, seconds):
 def work(database, base, *names, code=None, attempts=1):
     """Prompts with that webhook are done, or have failed; what the worker would announce."""
     database.enqueue(
-        NewPrompt(id=PromptId("str", name), text="a cat", wishes=Wishes(seed=7), webhook_url=base)
+        NewPrompt(
+            id=PromptId("str", name), text="a cat", requested=RequestedParameters(seed=7), webhook_url=base
+        )
         for name in names
     )
     outcomes = [
-        Failed(prompt=prompt, code=code, sentence="it broke", attempts=attempts)
+        Failed(prompt=prompt, code=code, message="it broke", attempts=attempts)
         if code
         else completed(request(prompt, [DEFAULTS]))
         for prompt in database.claim("w", len(names), 60, Selection())
@@ -128,7 +130,7 @@ def test_complete_and_failed_say_what_the_contract_says(database, httpserver, co
     })  # fmt: skip
     assert (bodies["c"][1]["error_code"], bodies["c"][1]["retry_count"]) == ("LORA_FAILED", 0)
     assert (bodies["d"][1]["error_code"], bodies["d"][1]["retry_count"]) == ("ABANDONED", 2)
-    assert database.notices(webhooks=True) == (0, 0)
+    assert database.notifications(webhooks=True) == (0, 0)
 
 
 def test_what_is_recorded_is_told_at_once(database, httpserver, courier):
@@ -169,7 +171,7 @@ def test_tried_again_with_same_id_and_body(database, httpserver, courier, clock)
     assert 2.25 <= sum(clock.pauses) <= 3.75  # two waits that double, and the looks after them
     assert len(httpserver.log) == 3
     assert len({(sent.headers["webhook-id"], sent.get_data()) for sent, _ in httpserver.log}) == 1
-    assert database.notices(webhooks=True) == (0, 0)
+    assert database.notifications(webhooks=True) == (0, 0)
 
 
 @pytest.mark.parametrize("status", [410, 404, 301])
@@ -181,7 +183,7 @@ def test_a_refusal_closes_the_notice(database, httpserver, courier, status):
     courier().finish(10, threading.Event())
     courier().finish(0, threading.Event())
     assert len(httpserver.log) == 2
-    assert database.notices(webhooks=True) == (0, 1)
+    assert database.notifications(webhooks=True) == (0, 1)
 
 
 def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, courier, clock):
@@ -192,7 +194,7 @@ def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, cou
     courier().finish(10, threading.Event())
     courier().finish(10, threading.Event())
     assert (clock.pauses, len(httpserver.log)) == ([], 1)
-    assert database.notices(webhooks=True) == (1, 0)
+    assert database.notifications(webhooks=True) == (1, 0)
     clock.advance(3600)
     courier().finish(0, threading.Event())
     assert len(httpserver.log) == 2
@@ -208,14 +210,14 @@ def test_a_dead_backend_holds_up_no_other(database, httpserver, courier, clock):
     )
     port = free_port()
     work(database, f"http://localhost:{port}", *(f"dead {number}" for number in range(20)))
-    ids = {each.notice_id for each in database.owed(100)}
+    ids = {each.notice_id for each in database.pending_webhooks(100)}
     work(database, base(httpserver), "a", "b")
-    gather_owed(database)
+    collect_webhooks(database)
     courier().finish(1.5, threading.Event())
     assert {body["generation_id"] for *_, body in heard(httpserver)} == {"a", "b"}
     assert told == [1000.0] * 2
     assert 0.75 <= sum(clock.pauses) <= 1.75
-    assert database.notices(webhooks=True) == (20, 0)
+    assert database.notifications(webhooks=True) == (20, 0)
     with HTTPServer("127.0.0.1", port) as other:
         other.expect_request(f"{PLACE}/complete").respond_with_data("")
         courier().finish(60, threading.Event())
@@ -224,10 +226,10 @@ def test_a_dead_backend_holds_up_no_other(database, httpserver, courier, clock):
 
 def test_a_hanging_backend_holds_up_no_other(database, httpserver, courier):
     """While one does not answer, all that is owed to another is told."""
-    asked, over = threading.Event(), threading.Event()
+    retry_after, over = threading.Event(), threading.Event()
 
     def hang(_):
-        asked.set()
+        retry_after.set()
         over.wait()
         return Response()
 
@@ -237,7 +239,7 @@ def test_a_hanging_backend_holds_up_no_other(database, httpserver, courier):
         work(database, base(httpserver), *(f"hangs {number}" for number in range(5)))
         running = courier(timeout=600, wait_for=patiently)
         running.start()
-        asked.wait()
+        retry_after.wait()
         work(database, base(other), *(str(number) for number in range(10)))
         running.wake()
         try:
@@ -245,15 +247,15 @@ def test_a_hanging_backend_holds_up_no_other(database, httpserver, courier):
             assert httpserver.log == []
         finally:
             over.set()
-    until(lambda: database.notices(webhooks=True) == (0, 0))
+    until(lambda: database.notifications(webhooks=True) == (0, 0))
 
 
 def test_the_end_does_not_wait_for_a_hanging_backend(database, httpserver, courier, clock):
     """It takes the patience and one try at most; the notices are kept."""
-    asked, over = [], threading.Event()
+    retry_after, over = [], threading.Event()
 
     def hang(sent):
-        asked.append(sent.headers["webhook-id"])
+        retry_after.append(sent.headers["webhook-id"])
         over.wait()
         return Response()
 
@@ -261,21 +263,21 @@ def test_the_end_does_not_wait_for_a_hanging_backend(database, httpserver, couri
     work(database, base(httpserver), *(f"hangs {number}" for number in range(5)))
     try:
         courier(timeout=0.2).finish(0.5, threading.Event())  # it is over while the backend still thinks
-        until(lambda: asked)
-        assert (len(asked), clock.pauses) == (1, [])
+        until(lambda: retry_after)
+        assert (len(retry_after), clock.pauses) == (1, [])
     finally:
         over.set()
-    assert database.notices(webhooks=True) == (5, 0)
+    assert database.notifications(webhooks=True) == (5, 0)
 
 
 def test_what_a_dead_run_has_recorded_is_told_by_the_next(database, httpserver, courier):
     """Whether it died before the notice was made or after: the id is that of the record."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     work(database, base(httpserver), "a")
-    ids = {database.owed(1)[0].notice_id}
-    gather_owed(database)
+    ids = {database.pending_webhooks(1)[0].notice_id}
+    collect_webhooks(database)
     work(database, base(httpserver), "b")
-    ids.add(database.owed(1)[0].notice_id)
+    ids.add(database.pending_webhooks(1)[0].notice_id)
     courier().finish(10, threading.Event())
     assert {msg for _, msg, _ in heard(httpserver)} == ids
 
@@ -284,8 +286,8 @@ def test_a_run_that_may_not_tell_a_host_leaves_its_notices(database, httpserver,
     """They stay due, and a run that may tells them."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     work(database, base(httpserver), "a")
-    courier(WebhookHosts.parse("other.example")).finish(1, threading.Event())
-    assert (len(httpserver.log), database.notices(webhooks=True)) == (0, (1, 0))
+    courier(HostAllowlist.parse("other.example")).finish(1, threading.Event())
+    assert (len(httpserver.log), database.notifications(webhooks=True)) == (0, (1, 0))
     courier().finish(10, threading.Event())
     assert len(httpserver.log) == 1
 
@@ -297,7 +299,7 @@ def test_stop_ends_it_at_once(database, courier):
     clock = Clock(lambda _: stop.set())  # asked to stop during the first pause
     courier(by=clock).finish(60, stop)
     assert clock.pauses == [0.25]
-    assert database.claim_notice("next", 60, webhooks=True).tries == 2
+    assert database.claim_notification("next", 60, webhooks=True).tries == 2
 
 
 def test_the_end_comes_after_the_progress(database, httpserver, courier):
@@ -341,11 +343,11 @@ class Stumbling:
     def __getattr__(self, name):
         return getattr(self._database, name)
 
-    def claim_notice(self, *arguments, **named):
+    def claim_notification(self, *arguments, **named):
         if not self.stumbled:
             self.stumbled = True
             raise ValueError("a document of somebody else's")
-        return self._database.claim_notice(*arguments, **named)
+        return self._database.claim_notification(*arguments, **named)
 
 
 def test_what_nobody_thought_of_does_not_end_the_telling(database, httpserver):
@@ -358,7 +360,7 @@ def test_what_nobody_thought_of_does_not_end_the_telling(database, httpserver):
         pauses.append(seconds)
         return patiently(condition, predicate, seconds) if len(pauses) > 1 else predicate()
 
-    courier = Courier(stumbling, Webhooks(HOSTS, Credentials(), 60.0), "w", wait_for=wait_for)
+    courier = WebhookDispatcher(stumbling, Webhooks(HOSTS, Credentials(), 60.0), "w", wait_for=wait_for)
     courier.start()
     work(database, base(httpserver), "a")
     courier.wake()
@@ -371,5 +373,5 @@ def _prompts(name, url):
     from text2img.prompts import Claim, Prompt
 
     claim = Claim(PromptId("str", name), "w", 1)
-    wishes = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64)
-    return [request(Prompt(claim=claim, text="a cat", webhook_url=url), [wishes])]
+    requested = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=64, height=64)
+    return [request(Prompt(claim=claim, text="a cat", webhook_url=url), [requested])]

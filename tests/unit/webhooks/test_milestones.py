@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.outcomes import completed
-from text2img.prompts import Claim, Prompt, PromptId, Wishes, request
+from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
 from text2img.webhooks.progress import MILESTONES, Milestones, reached
 
 URL = "http://backend.example"
@@ -19,8 +19,10 @@ URL = "http://backend.example"
 def requests(name="a", *, steps=50, pictures=1, url=URL, number=1):
     """The requests of one prompt's pictures, as a worker has them."""
     claim = Claim(PromptId("str", name), "w", number)
-    wishes = Wishes(num_inference_steps=steps, guidance_scale=1, width=64, height=64, num_images=pictures)
-    first = request(Prompt(claim=claim, text="a cat", webhook_url=url), [wishes])
+    requested = RequestedParameters(
+        num_inference_steps=steps, guidance_scale=1, width=64, height=64, num_images=pictures
+    )
+    first = request(Prompt(claim=claim, text="a cat", webhook_url=url), [requested])
     return [replace(first, number=each) for each in range(pictures)]
 
 

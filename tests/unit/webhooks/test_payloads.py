@@ -6,17 +6,21 @@ import json
 
 import pytest
 
-from text2img.databases import Untold, webhook_id
+from text2img.databases import UndeliveredOutcome, webhook_id
 from text2img.prompts import PromptId
-from text2img.webhooks.payloads import compose
+from text2img.webhooks.payloads import callback_payload
 
-DONE = Untold(id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7)
-FAILED = Untold(id=PromptId("int", "124"), text=None, code="invalid_prompt", sentence="text is missing")
+DONE = UndeliveredOutcome(
+    id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7
+)
+FAILED = UndeliveredOutcome(
+    id=PromptId("int", "124"), text=None, code="invalid_prompt", message="text is missing"
+)
 
 
 def test_body_is_what_the_contract_says():
     """A completed and a failed prompt make the documented fields and nothing else."""
-    assert json.loads(compose("run-1", "completed", [DONE, FAILED], final=True)) == {
+    assert json.loads(callback_payload("run-1", "completed", [DONE, FAILED], final=True)) == {
         "run_id": "run-1",
         "status": "completed",
         "final": True,
@@ -39,16 +43,16 @@ def test_body_is_what_the_contract_says():
 
 def test_picture_in_a_folder_has_no_gcs_url():
     """Outside of Cloud Storage gcs_url is null, while image_url says where the picture is."""
-    local = Untold(id=PromptId("int", "1"), text="x", image_url="/pictures/1.png", seed=0)
-    [result] = json.loads(compose("r", "running", [local], final=False))["results"]
+    local = UndeliveredOutcome(id=PromptId("int", "1"), text="x", image_url="/pictures/1.png", seed=0)
+    [result] = json.loads(callback_payload("r", "running", [local], final=False))["results"]
     assert (result["image_url"], result["gcs_url"]) == ("/pictures/1.png", None)
 
 
 def test_public_picture_has_both_urls():
     """The receiver gets the URL that anybody may follow, and where the picture is on Cloud Storage."""
     public = "https://storage.googleapis.com/b/a%20b.png"
-    open_to_all = Untold(id=PromptId("int", "1"), text="x", image_url=public, seed=0)
-    [result] = json.loads(compose("r", "running", [open_to_all], final=False))["results"]
+    open_to_all = UndeliveredOutcome(id=PromptId("int", "1"), text="x", image_url=public, seed=0)
+    [result] = json.loads(callback_payload("r", "running", [open_to_all], final=False))["results"]
     assert (result["image_url"], result["gcs_url"]) == (public, "gs://b/a b.png")
 
 
@@ -57,7 +61,9 @@ def test_public_picture_has_both_urls():
 )
 def test_any_text_makes_plain_json(text):
     """Whatever stands in a prompt, the body is ASCII JSON that gives texts back and null for all else."""
-    body = compose("r", "running", [Untold(id=PromptId("str", "\ud800"), text=text, code="c")], final=False)
+    body = callback_payload(
+        "r", "running", [UndeliveredOutcome(id=PromptId("str", "\ud800"), text=text, code="c")], final=False
+    )
     assert body.isascii()
     assert "NaN" not in body
     [error] = json.loads(body)["errors"]
@@ -67,10 +73,12 @@ def test_any_text_makes_plain_json(text):
 def test_body_fits_one_document():
     """A thousand long prompts, one of the greatest length, are cut evenly: one document holds the body."""
     outcomes = [
-        Untold(id=PromptId("int", str(n)), text="🌅" * (1000 if n else 20_000), image_url="gs://b/x")
+        UndeliveredOutcome(
+            id=PromptId("int", str(n)), text="🌅" * (1000 if n else 20_000), image_url="gs://b/x"
+        )
         for n in range(1000)
     ]
-    body = compose("r", "completed", outcomes, final=True)
+    body = callback_payload("r", "completed", outcomes, final=True)
     assert len(body) < 12_000_000
     texts = {result["prompt"] for result in json.loads(body)["results"]}
     assert len(texts) == 1

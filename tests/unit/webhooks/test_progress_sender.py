@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 
-from text2img.webhooks.progress import MILESTONES, Beside, Reached
+from text2img.webhooks.progress import MILESTONES, ProgressSender, ProgressUpdate
 
 URL = "http://backend.example"
 MANY = 300.0  # seconds until a test gives up
 
 
 def reached(*percents):
-    return [Reached(percent, percent, 100, None) for percent in percents]
+    return [ProgressUpdate(percent, percent, 100, None) for percent in percents]
 
 
 class Backend:
@@ -38,7 +38,7 @@ class Backend:
 def test_a_quick_backend_hears_all_in_order():
     """Each milestone of each generation arrives, in order, whoever else is told at the same time."""
     backend = Backend()
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     names = [str(number) for number in range(30)]
     for percent in MILESTONES:
         for name in names:
@@ -51,7 +51,7 @@ def test_a_quick_backend_hears_all_in_order():
 def test_milestones_of_one_step_are_all_told():
     """A batch of one step passes four at once: none of them drops another."""
     backend = Backend()
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     beside.put(URL, "a", reached(0))
     beside.finish(URL, "a", MANY)
     beside.put(URL, "a", reached(25, 50, 75, 90))
@@ -62,7 +62,7 @@ def test_milestones_of_one_step_are_all_told():
 def test_of_what_waits_for_a_slow_backend_the_newest_stays():
     """While it hears of 0 %, 25 and 50 come and go; 75 is what it hears next. Who puts never waits."""
     backend = Backend(URL)
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     beside.put(URL, "a", reached(0))
     assert backend.busy.acquire(timeout=MANY)
     for percent in (25, 50, 75):
@@ -76,7 +76,7 @@ def test_of_what_waits_for_a_slow_backend_the_newest_stays():
 def test_the_end_of_a_generation_waits_for_its_progress_but_not_for_ever():
     """What still waits when the time is over is dropped; what was under way arrives."""
     backend = Backend(URL)
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     beside.put(URL, "a", reached(0))
     assert backend.busy.acquire(timeout=MANY)
     beside.put(URL, "a", reached(25))
@@ -89,7 +89,7 @@ def test_the_end_of_a_generation_waits_for_its_progress_but_not_for_ever():
 def test_a_backend_that_hangs_holds_up_no_other():
     """Though many generations wait for it, those of another backend are told at once."""
     backend = Backend(URL)
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     for number in range(50):
         beside.put(URL, f"slow {number}", reached(0))
     assert backend.busy.acquire(timeout=MANY)
@@ -107,7 +107,7 @@ def test_a_backend_that_hangs_holds_up_no_other():
 def test_memory_is_bounded_where_nobody_answers():
     """Of many generations that wait, those that have waited longest are dropped."""
     backend = Backend(URL)
-    beside = Beside(backend.send)
+    beside = ProgressSender(backend.send)
     for number in range(3_000):
         beside.put(URL, str(number), reached(0))
     assert len(beside._waiting) <= 1_000

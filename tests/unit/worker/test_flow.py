@@ -16,11 +16,11 @@ from tests.painter import Bench, Painter
 from tests.threads import waiting_in
 from tests.waiting import until
 from text2img.concurrency.signals import Stop
-from text2img.concurrency.stages import Ahead, Stage
+from text2img.concurrency.stages import BatchPrefetcher, Stage
 from text2img.databases import Selection
 from text2img.engine import Picture
 from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed
-from text2img.worker.finish import Finishing
+from text2img.worker.finish import PostProcessor
 from text2img.worker.leases import Leases
 
 
@@ -68,7 +68,7 @@ def test_a_generation_that_failed_is_tried_again_by_the_same_run(bench):
     clock = bench.hurry()
     bench.work(Painter(fault))
     assert tries == [0, 1]
-    assert (bench.counts, bench.tally.postponed) == ((0, 0, 10, 0), 1)
+    assert (bench.counts, bench.stats.postponed) == ((0, 0, 10, 0), 1)
     assert clock.pauses == [2]
 
 
@@ -188,7 +188,7 @@ def test_a_worker_that_lost_its_claims_records_nothing(bench):
     bench.database.claim = claim
     bench.work(Painter(fault))
     assert bench.counts == (0, 4, 6, 0)
-    assert bench.tally.completed == 6
+    assert bench.stats.completed == 6
 
 
 def test_a_limit_is_kept(bench):
@@ -206,7 +206,7 @@ def test_a_limit_is_kept_though_prompts_are_tried_again(bench):
         if request.parameters.seed == 1 and not request.prompt.attempts:
             return PromptFailed(ErrorCode.GENERATION_FAILED, "RuntimeError: bad luck")
         if request.parameters.seed == 3:  # others are still to be claimed
-            until(lambda: bench.tally.postponed)
+            until(lambda: bench.stats.postponed)
         return None
 
     painter = Painter(fault)
@@ -230,7 +230,7 @@ def test_a_prompt_that_kills_its_workers_is_abandoned(tmp_path):
     bench.database.close()
 
 
-@pytest.mark.parametrize("work", ["warm", "generate"])
+@pytest.mark.parametrize("work", ["warm_up", "generate"])
 def test_a_prompt_that_kills_at_once_is_blamed_where_it_comes_first(bench, work):
     """When a run's first batch reaches the device, or is compiled for, it is written down already."""
     dead = []
@@ -307,7 +307,7 @@ def test_the_engine_may_warm_up_before_each_batch(bench):
     """It is told what comes next and how many prompts are left, outside the device's watch."""
     asked: list[tuple[int, int]] = []
     painter = Painter()
-    painter.warm = lambda batch, left: asked.append((len(batch), left))
+    painter.warm_up = lambda batch, left: asked.append((len(batch), left))
     bench.work(painter)
     assert asked == [(4, 10), (4, 6), (2, 2)]
 
@@ -332,7 +332,7 @@ def test_small_batches_are_written_down_together(bench):
 def test_a_long_run_keeps_no_thread_and_no_connection_for_each_batch(tmp_path):
     """After 200 batches there are about as many open files and threads as after 20."""
     bench, painter, seen = Bench(tmp_path, 200), Painter(), []
-    painter.warm = lambda batch, left: seen.append(
+    painter.warm_up = lambda batch, left: seen.append(
         (len(list(Path("/dev/fd").iterdir())), threading.active_count())
     )
     bench.work(painter, batch_size=1)
@@ -371,7 +371,9 @@ def test_a_storage_that_hangs_stops_the_device_in_the_end(tmp_path):
     work.start()
     try:
         until(lambda: len(painter.batches) >= 4 and bench.counts[1] >= 20)
-        until(lambda: waiting_in(Stage.put) and waiting_in(Ahead._work))  # the device, and what claims for it
+        until(
+            lambda: waiting_in(Stage.put) and waiting_in(BatchPrefetcher._work)
+        )  # the device, and what claims for it
         assert (len(painter.batches), bench.counts[1] <= 24, bench.counts[2]) == (4, True, 0)
     finally:
         end.set()
@@ -409,7 +411,7 @@ class Watched(np.ndarray):
             self.now += 1
             self.most = max(self.most, self.now)
         until(
-            lambda: self.seen or self.now + waiting_in(Finishing._store) == 16
+            lambda: self.seen or self.now + waiting_in(PostProcessor._store) == 16
         )  # all that could come are here
         self.seen = True
         with self.lock:

@@ -66,7 +66,7 @@ def test_each_picture_has_its_seed_and_its_name(bench):
     ]
     assert max(map(len, painter.batches)) == bench.plan.batch_size
     assert sum(map(len, painter.batches)) == 1 + 5 + 1 + 12
-    assert (bench.tally.completed, bench.tally.pictures, bench.tally.made) == (4, 19, 19)
+    assert (bench.stats.completed, bench.stats.pictures, bench.stats.made) == (4, 19, 19)
 
 
 def test_the_name_follows_the_template(bench):
@@ -83,7 +83,7 @@ def test_one_picture_that_fails_fails_its_prompt_alone(bench):
     assert sorted(claim.id.text for claim in recorded) == ["0", "1", "2", "3"]
     assert _urls(bench, 3) is None
     assert _pictures(bench) >= {"0", "2"} | FIVE
-    assert bench.tally.pictures == 7
+    assert bench.stats.pictures == 7
 
 
 def test_what_is_spoilt_is_made_no_further(tmp_path):
@@ -101,7 +101,7 @@ def test_what_is_spoilt_is_made_no_further(tmp_path):
         return None
 
     bench.work(Painter(fault))
-    assert (bench.counts, bench.tally.made < 100) == ((0, 0, 0, 1), True)
+    assert (bench.counts, bench.stats.made < 100) == ((0, 0, 0, 1), True)
     bench.database.close()
 
 
@@ -118,7 +118,7 @@ def test_a_picture_that_failed_is_tried_again_with_all_of_its_prompt(bench):
 
     clock = bench.hurry()
     bench.work(Painter(fault))
-    assert (tries, bench.counts, bench.tally.postponed) == ([0, 1], (0, 0, 4, 0), 1)
+    assert (tries, bench.counts, bench.stats.postponed) == ([0, 1], (0, 0, 4, 0), 1)
     assert clock.pauses == [2]
     assert _pictures(bench) == {"0", "2"} | FIVE | TWELVE
 
@@ -157,7 +157,7 @@ def test_a_claim_that_is_lost_takes_all_its_pictures_along(bench):
             # As when this worker had slept: it learns of the loss with its next sign of life.
             bench.database.release([request.prompt.claim])
             assert len(bench.database.claim("w2", 1, 60, SELECTION)) == 1
-            leases[0].drop([request.prompt.claim])
+            leases[0].forget([request.prompt.claim])
 
     painter.fault, leases, made = fault, [], bench.leases
     bench.leases = lambda: leases.append(made()) or leases[0]

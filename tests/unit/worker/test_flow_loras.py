@@ -24,7 +24,7 @@ def bench(tmp_path):
     made.database.close()
 
 
-class Shelf:
+class ModelCache:
     """A library whose LoRAs come when their event is set; "bad" ones never do, with a reason."""
 
     def __init__(self):
@@ -51,7 +51,7 @@ def _styled(bench, styles):
 
 def test_what_waits_for_no_lora_goes_first(bench):
     """Prompts whose LoRAs are here are drawn while another one is fetched, which then goes with its like."""
-    shelf, painter = Shelf(), Painter()
+    shelf, painter = ModelCache(), Painter()
     bench.loras = shelf
     _styled(bench, {0: "late", 1: "late", 2: "soon"})
     shelf.events["soon"].set()
@@ -64,7 +64,7 @@ def test_what_waits_for_no_lora_goes_first(bench):
 
 def test_a_bad_lora_fails_only_who_asked_for_it(bench):
     """Its prompts end in lora_failed with the reason, once each, and all others complete."""
-    shelf, painter = Shelf(), Painter()
+    shelf, painter = ModelCache(), Painter()
     bench.loras = shelf
     _styled(bench, {0: "bad", 1: "good", 2: "bad"})
     for path in ("bad", "good"):
@@ -77,7 +77,7 @@ def test_a_bad_lora_fails_only_who_asked_for_it(bench):
 
 def test_claims_are_bounded_while_loras_are_fetched(tmp_path):
     """With no LoRA coming, no more is claimed than some batches' worth, and nothing is drawn."""
-    bench, shelf, painter, looks = Bench(tmp_path, 100), Shelf(), Painter(), []
+    bench, shelf, painter, looks = Bench(tmp_path, 100), ModelCache(), Painter(), []
     bench.loras, shelf.wait = shelf, lambda _: looks.append(bench.counts[1])
     _styled(bench, dict.fromkeys(range(100), "late"))
     work = threading.Thread(target=bench.work, args=(painter,))
@@ -95,7 +95,7 @@ def test_claims_are_bounded_while_loras_are_fetched(tmp_path):
 
 def test_a_stop_ends_the_wait_for_a_lora(bench):
     """Stopped while nothing is left but a LoRA that does not come, a run ends and releases its claims."""
-    shelf = Shelf()
+    shelf = ModelCache()
     shelf.wait = bench.stop.wait
     bench.loras = shelf
     _styled(bench, dict.fromkeys(range(10), "late"))

@@ -9,20 +9,22 @@ import pytest
 
 from tests.outcomes import completed
 from text2img.errors import ErrorCode
-from text2img.prompts import Claim, Failed, Postponed, Prompt, PromptId, Wishes, request
-from text2img.worker.finish import Albums
+from text2img.prompts import Claim, Failed, Prompt, PromptId, RequestedParameters, RetryLater, request
+from text2img.worker.finish import ImageGroups
 
-WISHES = Wishes(num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3)
+WISHES = RequestedParameters(
+    num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3
+)
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
 ASKED = request(PROMPT, [WISHES]).each()
 DONE = [completed(one, f"u{one.number}", sha256=f"s{one.number}") for one in ASKED]
-FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, sentence="flagged", attempts=1)
-LATER = Postponed(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, sentence="no", attempts=1, wait=2)
+FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, message="flagged", attempts=1)
+LATER = RetryLater(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, message="no", attempts=1, wait=2)
 
 
 def _become(*results):
     """What comes of the three pictures, one after the other."""
-    albums = Albums()
+    albums = ImageGroups()
     return [albums.add(one, became) for one, became in zip(ASKED, results, strict=True)]
 
 
@@ -36,7 +38,7 @@ def test_each_picture_has_a_seed_of_its_own():
 def test_in_whatever_order_they_come_the_last_one_completes_the_prompt():
     """Until the last there is nothing; then all pictures in order, each with its own seed and hash."""
     for order in permutations(range(3)):
-        albums = Albums()
+        albums = ImageGroups()
         *early, last = (albums.add(ASKED[number], DONE[number]) for number in order)
         assert early == [None, None]
         assert [one.image_url for one in last.pictures] == ["u0", "u1", "u2"]
@@ -61,17 +63,17 @@ def test_one_outcome_for_all(results, outcome):
 def test_what_is_spoilt_is_known_before_the_last_has_come():
     """Once a picture is missing for good, the others need not be made; once all have come it is forgotten."""
     for missing in (FAILED, LATER, None):
-        albums = Albums()
+        albums = ImageGroups()
         albums.add(ASKED[0], DONE[0])
-        assert not albums.spoilt(PROMPT.claim)
+        assert not albums.has_failed(PROMPT.claim)
         albums.add(ASKED[1], missing)
-        assert albums.spoilt(PROMPT.claim)
+        assert albums.has_failed(PROMPT.claim)
         albums.add(ASKED[2], None)
-        assert not albums.spoilt(PROMPT.claim)
+        assert not albums.has_failed(PROMPT.claim)
 
 
 def test_a_prompt_with_one_picture_waits_for_nothing():
     """Its outcome is there at once."""
     (alone,) = request(PROMPT, [replace(WISHES, num_images=None)]).each()
     done = completed(alone)
-    assert Albums().add(alone, done) == done
+    assert ImageGroups().add(alone, done) == done

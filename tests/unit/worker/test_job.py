@@ -10,19 +10,19 @@ import pytest
 from text2img.concurrency.signals import Stop
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import Stopped, StorageFailed
-from text2img.prompts import PromptId, Wishes
+from text2img.prompts import PromptId, RequestedParameters
 from text2img.settings.loader import load
-from text2img.telemetry.progress import Silent
+from text2img.telemetry.progress import NullProgress
 from text2img.worker.job import Job
-from text2img.worker.local import Single
-from text2img.worker.watchdog import Guard
+from text2img.worker.local import LocalExecutor
+from text2img.worker.watchdog import Watchdog
 
 
 @pytest.fixture
 def database(tmp_path):
     """A real database with one prompt."""
     made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
-    made.enqueue([NewPrompt(id=PromptId("int", "1"), text="a cat", wishes=Wishes())])
+    made.enqueue([NewPrompt(id=PromptId("int", "1"), text="a cat", requested=RequestedParameters())])
     yield made
     made.close()
 
@@ -72,12 +72,12 @@ class Stuck:
 
 
 def failing(settings, database, storage, stop):
-    return Job(settings, database, Single(settings, database, storage, stop), stop)
+    return Job(settings, database, LocalExecutor(settings, database, storage, stop), stop)
 
 
 def run(job, stop):
-    with Guard(stop, 300, lambda status: None) as guard:
-        job.run(Silent(), guard)
+    with Watchdog(stop, 300, lambda status: None) as watchdog:
+        job.run(NullProgress(), watchdog)
 
 
 def test_what_fails_during_a_stop_does_not_change_its_status(database, settings):
@@ -117,7 +117,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     job._leases.hold(prompt.claim for prompt in database.claim("w1", 1, 60, Selection()))
     stuck.stuck.set()
     try:
-        job.give_up(143)
+        job.force_exit(143)
     finally:
         stuck.end.set()
     assert statuses == [143]
@@ -131,5 +131,5 @@ def test_giving_up_does_not_belie_a_run_that_was_completed(database, settings, m
     stop = Stop()
     job = failing(settings, database, Failing(lambda: None), stop)
     run(job, stop)
-    job.give_up(143)
+    job.force_exit(143)
     assert [each.status for each in database.last_runs(1)] == ["completed"]

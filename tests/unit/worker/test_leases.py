@@ -10,7 +10,7 @@ import pytest
 from tests.clock import Clock, Turns, elapse
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.errors import DatabaseFailed
-from text2img.prompts import Claim, PromptId, Wishes
+from text2img.prompts import Claim, PromptId, RequestedParameters
 from text2img.worker.leases import Leases
 
 LEASE = 60
@@ -20,7 +20,9 @@ LEASE = 60
 def database(tmp_path):
     """A real database with two prompts."""
     made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
-    made.enqueue(NewPrompt(id=PromptId("int", str(n)), text="a cat", wishes=Wishes()) for n in (1, 2))
+    made.enqueue(
+        NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters()) for n in (1, 2)
+    )
     yield made
     made.close()
 
@@ -47,7 +49,7 @@ def test_what_was_dropped_is_not_given_back(database):
     prompts = database.claim("w1", 2, 60, Selection())
     with Leases(database, 60, lambda: None) as leases:
         leases.hold(prompt.claim for prompt in prompts)
-        leases.drop([prompts[0].claim])
+        leases.forget([prompts[0].claim])
     assert database.holds(prompts[0].claim)
     assert not database.holds(prompts[1].claim)
 
@@ -82,7 +84,7 @@ def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, capl
     monkeypatch.setattr("text2img.worker.leases._GIVING_BACK", 0.1)
     asked, end = threading.Event(), threading.Event()
 
-    class Silent:
+    class NullProgress:
         def extend(self, claims, seconds):
             asked.set()
             end.wait()
@@ -91,7 +93,7 @@ def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, capl
         def release(self, claims):
             end.wait()
 
-    with Leases(Silent(), 0.05, lambda: None) as held:
+    with Leases(NullProgress(), 0.05, lambda: None) as held:
         held.hold([Claim(PromptId("int", "1"), "w1", 1)])
         asked.wait()
     end.set()
@@ -118,8 +120,8 @@ def test_a_lost_claim_counts_once(database):
     leases = Leases(database, 60, lambda: None)
     lost, done = (prompt.claim for prompt in database.claim("w1", 2, 60, Selection()))
     leases.hold([lost, done])
-    leases.drop([done])
+    leases.forget([done])
     for _ in range(2):
-        leases.lose([lost, done])
+        leases.mark_lost([lost, done])
     assert leases.lost == 1
     assert not leases.holds(lost)

@@ -11,8 +11,8 @@ from tests.painter import Bench, Painter
 from text2img.concurrency.signals import Stop
 from text2img.databases import NewPrompt
 from text2img.errors import BrokerFailed, Stopped
-from text2img.prompts import PromptId, Wishes
-from text2img.worker.polling import Serving
+from text2img.prompts import PromptId, RequestedParameters
+from text2img.worker.polling import PollingLoop
 
 
 class Looks:
@@ -48,7 +48,7 @@ def arrived(clock):
 @pytest.fixture
 def serve(stop, arrived, clock):
     """Makes servers that wait by the clock alone."""
-    return partial(Serving, stop, arrived, clock=clock)
+    return partial(PollingLoop, stop, arrived, clock=clock)
 
 
 def test_what_arrives_ends_the_wait_at_once(serve, arrived, clock):
@@ -92,7 +92,7 @@ def test_a_round_that_came_to_nothing_is_not_repeated_at_once(serve, clock):
 def test_a_stop_ends_the_wait(stop):
     """Asked to end, an idle server does so at its next glance, a tenth of a second later."""
     clock = Clock(lambda seconds: stop.set(15) if clock.now > 1007 else None)
-    serving = Serving(stop, Event(clock), poll_seconds=3600, clock=clock)
+    serving = PollingLoop(stop, Event(clock), poll_seconds=3600, clock=clock)
     with pytest.raises(Stopped):
         serving.another(lambda: False, 0, None)
     assert max(clock.pauses) == 0.1
@@ -129,9 +129,12 @@ def test_an_intake_that_has_ended_ends_the_server(serve):
 def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
     """The engine is loaded once, and prompts that are added while nothing was left are made."""
     bench = Bench(tmp_path, 3)
-    late = [NewPrompt(id=PromptId("str", f"late-{n}"), text="a cat", wishes=Wishes(seed=n)) for n in range(2)]
+    late = [
+        NewPrompt(id=PromptId("str", f"late-{n}"), text="a cat", requested=RequestedParameters(seed=n))
+        for n in range(2)
+    ]
 
-    class Idle(Serving):
+    class Idle(PollingLoop):
         def another(self, waits, settled, due):
             if late:
                 bench.database.enqueue([late.pop()])

@@ -6,9 +6,9 @@ import pytest
 
 from tests.painter import CARD
 from text2img.errors import ConfigurationError
-from text2img.prompts import ModelConfiguration, Wishes
+from text2img.prompts import ModelConfiguration, RequestedParameters
 from text2img.settings.loader import load
-from text2img.worker.build import checked, for_all
+from text2img.worker.build import run_defaults, validate_defaults
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,12 @@ def nowhere(monkeypatch, tmp_path):
 
 def wanted(configuration, **flags):
     settings = load(flags)
-    return checked(settings, CARD, for_all(settings, CARD, configuration))
+    return validate_defaults(settings, CARD, run_defaults(settings, CARD, configuration))
 
 
 def test_a_loop_and_several_pictures_exclude_each_other():
     """A model configuration that wants several of every prompt would have each end in error; a flag helps."""
-    several = ModelConfiguration(wishes=Wishes(num_images=2))
+    several = ModelConfiguration(requested=RequestedParameters(num_images=2))
     loop = {"iterations": "2", "evaluator": "demo"}
     assert wanted(several).num_images == 2
     with pytest.raises(ConfigurationError, match="num_images is 2"):

@@ -9,8 +9,8 @@ import pytest
 
 from tests.clock import Clock, Turns
 from tests.waiting import until
-from text2img.concurrency.signals import Stop, leaving
-from text2img.worker.watchdog import Guard, stacks
+from text2img.concurrency.signals import Stop, exit_on_signal
+from text2img.worker.watchdog import Watchdog, stacks
 
 
 class Given:
@@ -29,7 +29,7 @@ def test_a_device_without_a_step_is_given_up(caplog) -> None:
     """No step for the stall timeout: every thread's stack goes to the log and the run ends with status 1."""
     given, clock = Given(), Clock()
     turns = Turns(clock)
-    with Guard(Stop(), 4, given, clock=clock, wait=turns) as guard, guard.watching():
+    with Watchdog(Stop(), 4, given, clock=clock, wait=turns) as watchdog, watchdog.watch():
         turns.grant(8)  # of half a second each
         assert given.status is None
         turns.let_go()
@@ -44,11 +44,11 @@ def test_a_device_that_makes_steps_is_left_alone() -> None:
     """Steps that keep coming are no hang, however long they take altogether; nor is a device at rest."""
     given, clock = Given(), Clock()
     turns = Turns(clock)
-    with Guard(Stop(), 1, given, clock=clock, wait=turns) as guard:
-        with guard.watching():
+    with Watchdog(Stop(), 1, given, clock=clock, wait=turns) as watchdog:
+        with watchdog.watch():
             for _ in range(5):
                 turns.grant(4)  # of a quarter of the second each
-                guard.pulse()
+                watchdog.heartbeat()
         turns.grant(8)
     assert (given.status, sum(clock.pauses)) == (None, 7)
 
@@ -68,7 +68,7 @@ def test_a_run_that_was_asked_to_end_has_the_grace_period_for_it(caplog, ends) -
         return over.wait() if ends else over.is_set()
 
     stop.set(15)
-    with Guard(stop, 300, given, 5, clock=clock, wait=wait):
+    with Watchdog(stop, 300, given, 5, clock=clock, wait=wait):
         waited.wait()
         if not ends:
             given.up.wait()
@@ -100,7 +100,7 @@ def test_a_signal_counts_though_the_interrupted_code_stumbles(number) -> None:
     afterwards the signals mean what they meant before.
     """
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as left, leaving():
+    with pytest.raises(SystemExit) as left, exit_on_signal():
         try:
             signal.raise_signal(number)
         finally:

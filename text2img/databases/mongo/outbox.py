@@ -13,47 +13,47 @@ from typing import TYPE_CHECKING, Final
 from pymongo import ReturnDocument
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from text2img.databases import Notice, Owed
-from text2img.databases.documents import OWED, TOLD_FIELDS, count_of, untold_of
-from text2img.databases.mongo.session import Session, reported
+from text2img.databases import Notification, PendingWebhook
+from text2img.databases.documents import TOLD_FIELDS, WEBHOOK_PENDING, count_of, undelivered_of
+from text2img.databases.mongo.session import Session, translate_errors
 from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, id_of, literals, within
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from text2img.databases import Untold
+    from text2img.databases import UndeliveredOutcome
     from text2img.databases.mongo.session import Document
 
 _ROUNDS: Final = 20
 _DUPLICATE_KEY: Final = 11000
 
 
-class MongoTelling(Session):
+class MongoOutbox(Session):
     """The Telling part of the database; the docstrings of the Protocol hold."""
 
-    @reported
-    def gather(self, run_id: str, notice_id: str, limit: int) -> tuple[list[Untold], bool]:
+    @translate_errors
+    def collect(self, run_id: str, notice_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """See Telling.gather. What the notice had gathered before belongs to it still."""
-        untold = {"untold": True, "run_id": run_id}
+        undelivered = {"untold": True, "run_id": run_id}
         room = limit - self.datasets.count_documents({"untold": notice_id})
         for _ in range(_ROUNDS if room > 0 else 0):
-            found = [each["_id"] for each in self.datasets.find(untold, {"_id": 1}, limit=room)]
-            marking = {"_id": {"$in": found}, **untold}
+            found = [each["_id"] for each in self.datasets.find(undelivered, {"_id": 1}, limit=room)]
+            marking = {"_id": {"$in": found}, **undelivered}
             if not found or self.datasets.update_many(marking, {"$set": {"untold": notice_id}}).matched_count:
                 break
         marked = self.datasets.find({"untold": notice_id}, dict.fromkeys(TOLD_FIELDS, 1)).sort("_id")
-        gathered = [untold_of(id_of(document["_id"]), document) for document in marked]
-        return gathered, self.datasets.find_one(untold, {"_id": 1}) is not None
+        gathered = [undelivered_of(id_of(document["_id"]), document) for document in marked]
+        return gathered, self.datasets.find_one(undelivered, {"_id": 1}) is not None
 
-    @reported
-    def save_notice(self, notice: Notice) -> None:
+    @translate_errors
+    def save_notification(self, notification: Notification) -> None:
         """See Telling.save_notice. The notice is kept first: a crash in between tells nothing twice."""
         with suppress(DuplicateKeyError):  # it is kept already, and never changes
-            self.callbacks.insert_one(_document(notice))
-        self._count_as_told(notice.id)
+            self.callbacks.insert_one(_document(notification))
+        self._count_as_told(notification.id)
 
-    @reported
-    def untold_runs(self) -> list[str]:
+    @translate_errors
+    def undelivered_runs(self) -> list[str]:
         """See Telling.untold_runs."""
         marks = self.datasets.aggregate(
             [
@@ -65,43 +65,49 @@ class MongoTelling(Session):
         # Marks of any other kind are not the job's; BSON's JavaScript is a kind of str, and no text.
         groups = [(run, mark) for run, mark in groups if type(run) is str and type(mark) in {str, bool}]
         alive = self._alive({run_id for run_id, _ in groups})
-        dead = [(run_id, untold) for run_id, untold in groups if run_id not in alive]
-        waiting = [run_id for run_id, untold in dead if untold is True or not self._settled(run_id, untold)]
+        dead = [(run_id, undelivered) for run_id, undelivered in groups if run_id not in alive]
+        waiting = [
+            run_id
+            for run_id, undelivered in dead
+            if undelivered is True or not self._settled(run_id, undelivered)
+        ]
         return sorted(set(waiting))
 
-    @reported
-    def owed(self, limit: int) -> list[Owed]:
+    @translate_errors
+    def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Telling.owed. One command, served by an index of what is owed alone."""
-        marked = {OWED: {"$exists": True, "$type": "string"}}
-        fields = dict.fromkeys((OWED, "run_id", "webhook_url", *TOLD_FIELDS), 1)
+        marked = {WEBHOOK_PENDING: {"$exists": True, "$type": "string"}}
+        fields = dict.fromkeys((WEBHOOK_PENDING, "run_id", "webhook_url", *TOLD_FIELDS), 1)
         return [
-            Owed(
-                notice_id=document[OWED],
+            PendingWebhook(
+                notice_id=document[WEBHOOK_PENDING],
                 run_id=str(document.get("run_id")),
                 webhook_url=document.get("webhook_url"),
-                outcome=untold_of(id_of(document["_id"]), document),
+                outcome=undelivered_of(id_of(document["_id"]), document),
             )
             for document in self.datasets.find(marked, fields, limit=limit)
         ]
 
-    @reported
-    def settle_owed(self, owed: Sequence[Owed], notices: Sequence[Notice]) -> None:
+    @translate_errors
+    def enqueue_webhooks(
+        self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
+    ) -> None:
         """See Telling.settle_owed. The notices are kept first: a crash in between tells nothing twice."""
-        if notices:
+        if notifications:
             try:
-                self.callbacks.insert_many(map(_document, notices), ordered=False)
+                self.callbacks.insert_many(map(_document, notifications), ordered=False)
             except BulkWriteError as exc:
                 errors = exc.details["writeErrors"]
                 if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
                     raise
-        if owed:
-            ids = {OWED: {"$in": [each.notice_id for each in owed]}}
-            self.datasets.update_many(ids, {"$unset": {OWED: ""}})
+        if pending_webhooks:
+            ids = {WEBHOOK_PENDING: {"$in": [each.notice_id for each in pending_webhooks]}}
+            self.datasets.update_many(ids, {"$unset": {WEBHOOK_PENDING: ""}})
 
-    @reported
-    def claim_notice(
+    @translate_errors
+    def claim_notification(
         self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
-    ) -> Notice | None:
+    ) -> Notification | None:
         """See Telling.claim_notice. One command, which the server does atomically."""
         found = self.callbacks.find_one_and_update(
             {"state": "due", **_whose(webhooks, but), "$and": [DUE, EXPIRED]},
@@ -119,7 +125,7 @@ class MongoTelling(Session):
         )
         if found is None:
             return None
-        return Notice(
+        return Notification(
             id=str(found["_id"]),
             run_id=str(found["run_id"]),
             body=str(found["body"]),
@@ -128,31 +134,31 @@ class MongoTelling(Session):
             origin=found.get("origin"),
         )
 
-    @reported
-    def close_notice(self, notice: Notice, *, told: bool, detail: str) -> None:
+    @translate_errors
+    def complete_notification(self, notification: Notification, *, told: bool, detail: str) -> None:
         """See Telling.close_notice. A notice that is closed stays as it is."""
-        closed = {"state": "told" if told else "refused", "detail": detail, "tries": notice.tries}
+        closed = {"state": "told" if told else "refused", "detail": detail, "tries": notification.tries}
         self.callbacks.update_one(
-            {"_id": notice.id, "state": "due"},
+            {"_id": notification.id, "state": "due"},
             [
                 {"$set": {**literals(closed), "closed_at": NOW}},
                 {"$unset": ["claimed_by", "lease_expires_at", "not_before"]},
             ],
         )
 
-    @reported
-    def postpone_notice(self, notice: Notice, wait: float, detail: str) -> None:
+    @translate_errors
+    def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Telling.postpone_notice. Passed over where another worker has tried it since."""
         self.callbacks.update_one(
-            {"_id": notice.id, "state": "due", "tries": notice.tries},
+            {"_id": notification.id, "state": "due", "tries": notification.tries},
             [
                 {"$set": {**literals({"detail": detail}), "not_before": within(wait)}},
                 {"$unset": ["claimed_by", "lease_expires_at"]},
             ],
         )
 
-    @reported
-    def notices(self, *, webhooks: bool = False) -> tuple[int, int]:
+    @translate_errors
+    def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Telling.notices. Two commands, each served by the index."""
         due, refused = (
             self.callbacks.count_documents({"state": state, **_whose(webhooks)})
@@ -160,10 +166,10 @@ class MongoTelling(Session):
         )
         return due, refused
 
-    @reported
-    def untold(self, *, webhooks: bool = False) -> int:
+    @translate_errors
+    def undelivered(self, *, webhooks: bool = False) -> int:
         """See Telling.untold. One command."""
-        return self.datasets.count_documents({OWED if webhooks else "untold": {"$exists": True}})
+        return self.datasets.count_documents({WEBHOOK_PENDING if webhooks else "untold": {"$exists": True}})
 
     def _alive(self, run_ids: set[object]) -> set[object]:
         running = {"_id": {"$in": list(run_ids)}, "status": "running", **LEASED}
@@ -181,13 +187,13 @@ class MongoTelling(Session):
         self.datasets.update_many({"untold": notice_id}, {"$unset": {"untold": ""}})
 
 
-def _document(notice: Notice) -> Document:
-    own = {} if notice.url is None else {"url": notice.url, "origin": notice.origin}
+def _document(notification: Notification) -> Document:
+    own = {} if notification.url is None else {"url": notification.url, "origin": notification.origin}
     return {
-        "_id": notice.id,
-        "run_id": notice.run_id,
-        "body": notice.body,
-        "tries": notice.tries,
+        "_id": notification.id,
+        "run_id": notification.run_id,
+        "body": notification.body,
+        "tries": notification.tries,
         "state": "due",
         "created_at": datetime.now(UTC),
         **own,

@@ -13,7 +13,7 @@ from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from text2img.databases.documents import CLAIM_FIELDS, PROMPT_FIELDS, count_of, deaths_at_claim, prompt_of
-from text2img.databases.mongo.session import Session, reported
+from text2img.databases.mongo.session import Session, translate_errors
 from text2img.databases.mongo.updates import (
     CLAIMABLE,
     DUE,
@@ -34,7 +34,13 @@ from text2img.databases.mongo.updates import (
     value_of,
     within,
 )
-from text2img.databases.outcome_updates import MARKS, absent_from, change_of, result_of, written_already
+from text2img.databases.outcome_updates import (
+    IDENTITY_FIELDS,
+    absent_from,
+    change_of,
+    result_of,
+    written_already,
+)
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Claim, Completed, Status
 
@@ -48,33 +54,33 @@ if TYPE_CHECKING:
 
 
 _DUPLICATE_KEY: Final = 11000
-_WHAT_IS_WRITTEN: Final = ("claim_number", *MARKS)
-_IS_ON_DEVICE: Final = {"$set": {"started_claim": "$claim_number"}}
-_HAS_LEFT: Final = {"$unset": "started_claim"}
-_LETTING_GO: Final = dict.fromkeys(CLAIM_FIELDS, "")
+_FENCING_FIELDS: Final = ("claim_number", *IDENTITY_FIELDS)
+_MARK_STARTED: Final = {"$set": {"started_claim": "$claim_number"}}
+_UNMARK_STARTED: Final = {"$unset": "started_claim"}
+_RELEASE: Final = dict.fromkeys(CLAIM_FIELDS, "")
 
 
 class MongoQueue(Session):
     """The Queue part of the database; the docstrings of the Protocol hold."""
 
-    @reported
+    @translate_errors
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
         """See Queue.claim. Two commands; one more for every time that others were quicker."""
         return claim_prompts(self.datasets, worker, limit, lease_seconds, selection)
 
-    @reported
+    @translate_errors
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek. One command."""
         return peek_prompts(self.datasets, limit, selection)
 
-    @reported
+    @translate_errors
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start. One command."""
-        marks = ((claims, _IS_ON_DEVICE), (left, _HAS_LEFT))
+        marks = ((claims, _MARK_STARTED), (left, _UNMARK_STARTED))
         if changes := [UpdateMany(all_held(which), [mark]) for which, mark in marks if which]:
             self.datasets.bulk_write(changes)
 
-    @reported
+    @translate_errors
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
         """See Queue.extend. One command, and one more where a claim is lost."""
         if not claims:
@@ -85,12 +91,12 @@ class MongoQueue(Session):
         kept = {id_of(found["_id"]) for found in self.datasets.find(all_held(claims), {"_id": 1})}
         return [claim for claim in claims if claim.id not in kept]
 
-    @reported
+    @translate_errors
     def holds(self, claim: Claim) -> bool:
         """See Queue.holds."""
         return self.datasets.find_one(held(claim), {"_id": 1}) is not None
 
-    @reported
+    @translate_errors
     def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
         """See Queue.record. Two commands, and one more where a claim is lost or was written down before."""
         completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
@@ -101,26 +107,26 @@ class MongoQueue(Session):
         updates = [UpdateOne(held(one.claim), changed(change_of(one, run_id, tell=tell))) for one in writable]
         if self.datasets.bulk_write(updates, ordered=False).matched_count == len(writable):
             return writable
-        found = self.datasets.find(ids([one.claim for one in writable]), dict.fromkeys(_WHAT_IS_WRITTEN, 1))
+        found = self.datasets.find(ids([one.claim for one in writable]), dict.fromkeys(_FENCING_FIELDS, 1))
         documents = {id_of(document["_id"]): document for document in found}
         written = [one for one in writable if written_already(one, run_id, documents.get(one.claim.id, {}))]
-        self._take_back([one.claim for one in writable if one not in written], documents)
+        self._delete_orphaned_results([one.claim for one in writable if one not in written], documents)
         return written
 
-    @reported
+    @translate_errors
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release. One command."""
         if claims:
             pending = {"status": Status.PENDING.value}
-            self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _LETTING_GO})
+            self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _RELEASE})
 
-    @reported
-    def expire(self, worker: str) -> int:
+    @translate_errors
+    def release_dead(self, worker: str) -> int:
         """See Queue.expire. One command."""
         gone = {**PROCESSING, "claimed_by": {"$eq": worker}}
         return self.datasets.update_many(gone, [{"$set": {"lease_expires_at": NOW}}]).matched_count
 
-    @reported
+    @translate_errors
     def waits(self, selection: Selection) -> bool:
         """See Queue.waits. One command; two where nothing is pending."""
         pending, expired = {**PENDING, **DUE}, {**PROCESSING, **EXPIRED}
@@ -129,12 +135,12 @@ class MongoQueue(Session):
             for which in (pending, expired)
         )
 
-    @reported
+    @translate_errors
     def pending(self, selection: Selection) -> int:
         """See Queue.pending."""
         return self.datasets.count_documents({**selected(selection), **CLAIMABLE})
 
-    @reported
+    @translate_errors
     def postponed(self, selection: Selection) -> int:
         """See Queue.postponed."""
         return self.datasets.count_documents({**selected(selection), **PENDING, **POSTPONED})
@@ -162,11 +168,13 @@ class MongoQueue(Session):
             if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
                 raise
             outdone = {completed[error["index"]].claim for error in errors}
-            self._make_way(outdone)
+            self._release_superseded(outdone)
             return outdone
         return set()
 
-    def _take_back(self, lost: Sequence[Claim], documents: Mapping[PromptId, Mapping[str, Any]]) -> None:
+    def _delete_orphaned_results(
+        self, lost: Sequence[Claim], documents: Mapping[PromptId, Mapping[str, Any]]
+    ) -> None:
         """Remove the results of claims that turned out to be lost: there may never be another one. What a
         later claim has put in their place has a greater number, and stays.
         """
@@ -176,7 +184,7 @@ class MongoQueue(Session):
                 result = {"dataset_id": {"$eq": value_of(claim.id)}, "claim_number": claim.number}
                 self.records.delete_one(result)
 
-    def _make_way(self, outdone: set[Claim]) -> None:
+    def _release_superseded(self, outdone: set[Claim]) -> None:
         """Give back what is held although a result has a greater number: its prompt was put back without
         its claim number, by its owner. The next claim starts above the result's, or it would never end.
         """
@@ -184,7 +192,7 @@ class MongoQueue(Session):
             result = self.records.find_one({"dataset_id": {"$eq": value_of(claim.id)}}, {"claim_number": 1})
             number = (result or {}).get("claim_number", claim.number)
             back = {"status": Status.PENDING.value, "claim_number": number}
-            self.datasets.update_one(held(claim), {"$set": back, "$unset": _LETTING_GO})
+            self.datasets.update_one(held(claim), {"$set": back, "$unset": _RELEASE})
 
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from bson.errors import BSONError
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, PyMongoError
 
-from text2img.databases import Counts, Holding, Settled
+from text2img.databases import Counts, RunTotals, WorkerClaims
 from text2img.databases.documents import (
     FAILED_PROMPT_FIELDS,
     FAILURE_FIELDS,
     MADE_FIELDS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
-    OWED,
+    WEBHOOK_PENDING,
     configuration_of,
     content_of,
     failure_of,
@@ -27,7 +27,7 @@ from text2img.databases.documents import (
     run_fields,
     run_of,
 )
-from text2img.databases.mongo.session import Session, reported, sentence
+from text2img.databases.mongo.session import Session, error_message, translate_errors
 from text2img.databases.mongo.updates import (
     PROCESSING,
     id_of,
@@ -45,7 +45,7 @@ from text2img.prompts import Status
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from text2img.databases import Failure, Made, NewPrompt, Run, Selection
+    from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, Selection
     from text2img.databases.mongo.session import Document
     from text2img.errors import ErrorCode
     from text2img.prompts import ModelConfiguration
@@ -69,10 +69,10 @@ _PICTURES: Final = {
 """How many pictures a completed prompt has."""
 
 
-class MongoJournal(Session):
+class MongoRunStore(Session):
     """The Journal part of the database; the docstrings of the Protocol hold."""
 
-    @reported
+    @translate_errors
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
         """See Journal.model_configuration. Of several of that type, the one with the smallest ``_id``."""
         wanted: Document = (
@@ -85,7 +85,7 @@ class MongoJournal(Session):
             raise missing_configuration(config_id, self.configurations.name)
         return None
 
-    @reported
+    @translate_errors
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See Journal.save_run."""
         alive = {"lease_expires_at": within(lease_seconds)} if run.status == "running" else {}
@@ -93,21 +93,21 @@ class MongoJournal(Session):
         update = [{"$replaceWith": {"$mergeObjects": [document, alive]}}]
         self.runs.update_one({"_id": run.id}, update, upsert=True)
 
-    @reported
+    @translate_errors
     def last_runs(self, limit: int) -> list[Run]:
         """See Journal.last_runs. Documents that are no runs of this job are passed over."""
         found = self.runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit)
         runs = (run_of(str(id_of(document["_id"])), document) for document in found)
         return [run for run in runs if run is not None]
 
-    @reported
+    @translate_errors
     def run(self, run_id: str) -> Run | None:
         """See Journal.run."""
         document = self.runs.find_one({"_id": {"$eq": run_id}})
         return None if document is None else run_of(run_id, document)
 
-    @reported
-    def settled(self, run_id: str) -> Settled:
+    @translate_errors
+    def settled(self, run_id: str) -> RunTotals:
         """See Journal.settled. One command."""
         pictures = {"$cond": [{"$isArray": "$image_urls"}, {"$size": "$image_urls"}, 1]}
         sums = {"n": {"$sum": 1}, "images": {"$sum": pictures}}
@@ -116,32 +116,38 @@ class MongoJournal(Session):
         )
         found = {str(group["_id"]): group for group in groups}
         done, failed = (found.get(each.value, {}) for each in (Status.COMPLETED, Status.ERROR))
-        return Settled(
+        return RunTotals(
             completed=int(done.get("n", 0)), failed=int(failed.get("n", 0)), images=int(done.get("images", 0))
         )
 
-    @reported
+    @translate_errors
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. One look through the collection; not a snapshot while workers are at it."""
         live = {"$cond": [is_ahead("lease_expires_at"), 1, 0]}
-        untold, owed = (
-            {"$cond": [{"$eq": [{"$type": mark}, "missing"]}, 0, 1]} for mark in ("$untold", f"${OWED}")
+        undelivered, pending_webhooks = (
+            {"$cond": [{"$eq": [{"$type": mark}, "missing"]}, 0, 1]}
+            for mark in ("$untold", f"${WEBHOOK_PENDING}")
         )
         by = {"status": {"$ifNull": ["$status", Status.PENDING.value]}, "code": "$error_code"}
-        sums = {"n": {"$sum": 1}, "live": {"$sum": live}, "untold": {"$sum": untold}}
-        totals = {**sums, "owed": {"$sum": owed}, "oldest": {"$min": _BORN}, "images": {"$sum": _PICTURES}}
+        sums = {"n": {"$sum": 1}, "live": {"$sum": live}, "untold": {"$sum": undelivered}}
+        totals = {
+            **sums,
+            "owed": {"$sum": pending_webhooks},
+            "oldest": {"$min": _BORN},
+            "images": {"$sum": _PICTURES},
+        }
         groups = self.datasets.aggregate([{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}])
         return _counts(list(groups))
 
-    @reported
-    def holdings(self, selection: Selection) -> list[Holding]:
+    @translate_errors
+    def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
         """See Journal.holdings. One command, served by the index."""
         expired = {"$cond": [is_ahead("lease_expires_at"), 0, 1]}
         totals = {"n": {"$sum": 1}, "expired": {"$sum": expired}, "until": {"$max": "$lease_expires_at"}}
         held = {**selected(selection), **PROCESSING}
         groups = self.datasets.aggregate([{"$match": held}, {"$group": {"_id": "$claimed_by", **totals}}])
         return [
-            Holding(
+            WorkerClaims(
                 worker=str(group["_id"] or "unknown"),
                 prompts=int(group["n"]),
                 expired=int(group["expired"]),
@@ -162,7 +168,7 @@ class MongoJournal(Session):
             )
         return added
 
-    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+    def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See Journal.revise. A thousand at a time, each of them atomic for itself."""
         waiting = iter(prompts)
         revised = 0
@@ -170,21 +176,21 @@ class MongoJournal(Session):
             revised += self._revise(chunk)
         return revised
 
-    @reported
+    @translate_errors
     def _revise(self, prompts: Sequence[NewPrompt]) -> int:
         updates = [UpdateOne(other_than(each.id, content_of(each)), _made_of(each)) for each in prompts]
         return self.datasets.bulk_write(updates, ordered=False).matched_count
 
-    @reported
+    @translate_errors
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See Journal.retry. One command."""
         failed = {**selected(selection), "status": Status.ERROR.value}
         narrowed = failed if code is None else {**failed, "error_code": code.value}
-        forgotten = dict.fromkeys((*FAILURE_FIELDS, "untold", OWED, "run_id"), "")
+        forgotten = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id"), "")
         update = {"$set": {"status": Status.PENDING.value}, "$unset": forgotten}
         return self.datasets.update_many(narrowed, update).matched_count
 
-    @reported
+    @translate_errors
     def _insert(self, documents: list[Document]) -> int:
         try:
             return len(self.datasets.insert_many(documents, ordered=False).inserted_ids)
@@ -216,8 +222,8 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         live_leases=live,
         expired_leases=by_status[Status.PROCESSING.value] - live,
         oldest_pending=min((moment for moment in born if isinstance(moment, datetime)), default=None),
-        untold=sum(int(group["untold"]) for group in groups),
-        owed=sum(int(group["owed"]) for group in groups),
+        undelivered=sum(int(group["untold"]) for group in groups),
+        pending_webhooks=sum(int(group["owed"]) for group in groups),
         images=sum(int(group["images"]) for group in groups if group["_id"]["status"] == Status.COMPLETED),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},
     )
@@ -227,10 +233,10 @@ _RESULTS_AT_ONCE: Final = 100
 """Documents that one answer of the server brings."""
 
 
-class MongoArchive(Session):
+class MongoResults(Session):
     """The Archive part of the database; the docstrings of the Protocol hold."""
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
         """See Archive.made."""
         found = self._finished(Status.COMPLETED, selection, run_id, MADE_FIELDS)
         return (made_of(*_read(document)) for document in found)
@@ -250,7 +256,7 @@ class MongoArchive(Session):
             with self.datasets.find(wanted, ["dataset_id", *fields], batch_size=_RESULTS_AT_ONCE) as cursor:
                 yield from cursor
         except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(sentence(exc, self.address, self.name)) from exc
+            raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc
 
 
 def _read(document: Document) -> tuple[Any, str | None, Document]:

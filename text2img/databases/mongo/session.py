@@ -21,7 +21,7 @@ from pymongo.errors import (
 from pymongo.errors import ConfigurationError as BadOption
 from pymongo.read_concern import ReadConcern
 
-from text2img.databases.documents import OWED
+from text2img.databases.documents import WEBHOOK_PENDING
 from text2img.errors import ConfigurationError, DatabaseFailed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _R = TypeVar("_R")
 _S = TypeVar("_S", bound=Addressed)
 
 
-def reported(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+def translate_errors(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
     """The method with the errors of pymongo and of its encoding as DatabaseFailed.
 
     It is tried once more when the connection broke in its midst, as it does while a replica set elects a
@@ -72,12 +72,12 @@ def reported(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[
             except AutoReconnect:
                 return method(self, *args, **kwargs)
         except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(sentence(exc, self.address, self.name)) from exc
+            raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc
 
     return reporting
 
 
-def sentence(exc: Exception, address: str, name: str) -> str:
+def error_message(exc: Exception, address: str, name: str) -> str:
     """What went wrong, in one line that never shows the URI."""
     code = exc.code if isinstance(exc, OperationFailure) else None
     if code == _AUTHENTICATION_FAILED or "Authentication failed" in str(exc):
@@ -109,12 +109,14 @@ def connect(uri: str) -> MongoClient[Document]:
         ) from None
     except BadOption as exc:
         raise ConfigurationError(f"the MongoDB URI cannot be used: {_first_line(exc)}; check it") from None
-    wrong = [str(remark.message) for remark in remarks if "Unknown option" not in str(remark.message)]
-    if wrong:
+    invalid_value = [str(remark.message) for remark in remarks if "Unknown option" not in str(remark.message)]
+    if invalid_value:
         # pymongo would drop the option and go on, at worst without TLS. Options it does not know are
         # those of other drivers, and may stay.
         client.close()
-        raise ConfigurationError(f"the MongoDB URI has an option that cannot be used: {wrong[0]}; check it")
+        raise ConfigurationError(
+            f"the MongoDB URI has an option that cannot be used: {invalid_value[0]}; check it"
+        )
     return client
 
 
@@ -180,8 +182,8 @@ INDEXES: Final = (
     Index(
         "datasets",
         "text2img_owed",
-        ((OWED, ASCENDING),),
-        {"partialFilterExpression": {OWED: {"$exists": True}}},
+        ((WEBHOOK_PENDING, ASCENDING),),
+        {"partialFilterExpression": {WEBHOOK_PENDING: {"$exists": True}}},
     ),
     Index(
         "dataset_records",
@@ -246,7 +248,7 @@ class Session:
         self.runs = self._collection(collections.runs)
         self.callbacks = self._collection(collections.callbacks)
 
-    @reported
+    @translate_errors
     def open(self, *, create: bool = True) -> None:
         """Reach the server and, with ``create``, make the indexes; may be repeated. Raises DatabaseFailed."""
         # A look into the database, and no ping, which a server answers to those it would let do nothing.

@@ -24,7 +24,7 @@ from bson.objectid import ObjectId
 from bson.regex import Regex
 from bson.timestamp import Timestamp
 
-from text2img.databases.documents import COUNTABLE, readings
+from text2img.databases.documents import COUNTABLE, parse_id_candidates
 from text2img.errors import ConfigurationError
 from text2img.prompts import PromptId, Status
 
@@ -182,7 +182,7 @@ def value_of(prompt_id: PromptId) -> Any:
 
 def values_for(text: str) -> list[object]:
     """The values that an id given as text matches: the text, the ObjectId or the number it reads as."""
-    return [*readings(text), *([ObjectId(text)] if _HEX.fullmatch(text) else [])]
+    return [*parse_id_candidates(text), *([ObjectId(text)] if _HEX.fullmatch(text) else [])]
 
 
 def _integer(text: str) -> int:

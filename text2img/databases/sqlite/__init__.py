@@ -6,14 +6,14 @@ well enough for it.
 
 from __future__ import annotations
 
-from text2img.databases.sqlite.outbox import SqliteTelling
+from text2img.databases.sqlite.outbox import SqliteOutbox
 from text2img.databases.sqlite.queue import SqliteQueue
-from text2img.databases.sqlite.run_store import SqliteArchive, SqliteJournal
+from text2img.databases.sqlite.run_store import SqliteResults, SqliteRunStore
 
 __all__ = ["SqliteDatabase"]
 
 
-class SqliteDatabase(SqliteQueue, SqliteTelling, SqliteJournal, SqliteArchive):
+class SqliteDatabase(SqliteQueue, SqliteOutbox, SqliteRunStore, SqliteResults):
     """A SQLite database by its URL; whatever may be asked of it stands in text2img.databases.Database.
 
     ``open`` must come first; raises ConfigurationError for a URL that names no file.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases import Notice, Owed
-from text2img.databases.documents import OWED, count_of, untold_of
+from text2img.databases import Notification, PendingWebhook
+from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
 from text2img.databases.sqlite.schema import id_of, moment, object_of, structure_of
 from text2img.databases.sqlite.session import Session
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
 
-    from text2img.databases import Untold
+    from text2img.databases import UndeliveredOutcome
 
 _MARK: Final = (
     "UPDATE {datasets} SET untold = :notice WHERE _id IN "
@@ -44,10 +44,10 @@ _KEEP: Final = (
 _SENDING: Final = "UPDATE {callbacks} SET tries = ?, claimed_by = ?, lease_expires_at = ? WHERE _id = ?"
 
 
-class SqliteTelling(Session):
+class SqliteOutbox(Session):
     """The Telling part of the database; the docstrings of the Protocol hold."""
 
-    def gather(self, run_id: str, notice_id: str, limit: int) -> tuple[list[Untold], bool]:
+    def collect(self, run_id: str, notice_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """See Telling.gather. What the notice had gathered before belongs to it still."""
         values = {"notice": notice_id, "run": run_id, "limit": limit}
         with self._writing() as connection:
@@ -58,14 +58,14 @@ class SqliteTelling(Session):
             more = connection.execute(left, values).fetchone() is not None
         return [_untold(row) for row in rows], more
 
-    def save_notice(self, notice: Notice) -> None:
+    def save_notification(self, notification: Notification) -> None:
         """See Telling.save_notice. One transaction."""
         with self._writing() as connection:
-            self._keep(connection, [notice])
+            self._keep(connection, [notification])
             told = self._sql("UPDATE {datasets} SET untold = NULL WHERE untold = ?")
-            connection.execute(told, (notice.id,))
+            connection.execute(told, (notification.id,))
 
-    def untold_runs(self) -> list[str]:
+    def undelivered_runs(self) -> list[str]:
         """See Telling.untold_runs."""
         now = {"now": moment()}
         with self._writing() as connection:
@@ -73,7 +73,7 @@ class SqliteTelling(Session):
             connection.execute(self._sql(_UNMARK), now)
             return [str(row[0]) for row in connection.execute(self._sql(_UNTOLD_RUNS), now)]
 
-    def owed(self, limit: int) -> list[Owed]:
+    def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Telling.owed."""
         statement = self._sql(
             "SELECT * FROM {datasets} WHERE webhook_untold IS NOT NULL AND typeof(webhook_untold) = 'text' "
@@ -82,7 +82,7 @@ class SqliteTelling(Session):
         with self._reading() as connection:
             rows = connection.execute(statement, (limit,)).fetchall()
         return [
-            Owed(
+            PendingWebhook(
                 notice_id=row["webhook_untold"],
                 run_id=str(row["run_id"]),
                 webhook_url=row["webhook_url"],
@@ -91,16 +91,18 @@ class SqliteTelling(Session):
             for row in rows
         ]
 
-    def settle_owed(self, owed: Sequence[Owed], notices: Sequence[Notice]) -> None:
+    def enqueue_webhooks(
+        self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
+    ) -> None:
         """See Telling.settle_owed. One transaction."""
         statement = self._sql("UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = ?")
         with self._writing() as connection:
-            self._keep(connection, notices)
-            connection.executemany(statement, [(each.notice_id,) for each in owed])
+            self._keep(connection, notifications)
+            connection.executemany(statement, [(each.notice_id,) for each in pending_webhooks])
 
-    def claim_notice(
+    def claim_notification(
         self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
-    ) -> Notice | None:
+    ) -> Notification | None:
         """See Telling.claim_notice."""
         others = {f"but_{place}": origin for place, origin in enumerate(but)}
         wanted = f"origin IS NOT NULL AND origin NOT IN ({', '.join(f':{name}' for name in others)})"
@@ -112,27 +114,27 @@ class SqliteTelling(Session):
             tries = count_of(row["tries"]) + 1
             connection.execute(self._sql(_SENDING), (tries, worker, moment(lease_seconds), row["_id"]))
         fields = {name: row[name] for name in ("run_id", "body", "url", "origin")}
-        return Notice(id=row["_id"], tries=tries, **fields)
+        return Notification(id=row["_id"], tries=tries, **fields)
 
-    def close_notice(self, notice: Notice, *, told: bool, detail: str) -> None:
+    def complete_notification(self, notification: Notification, *, told: bool, detail: str) -> None:
         """See Telling.close_notice. A notice that is closed stays as it is."""
         statement = self._sql(
             "UPDATE {callbacks} SET state = ?, detail = ?, closed_at = ?, claimed_by = NULL, "
             "lease_expires_at = NULL, not_before = NULL WHERE _id = ? AND state = 'due'"
         )
         with self._writing() as connection:
-            connection.execute(statement, ("told" if told else "refused", detail, moment(), notice.id))
+            connection.execute(statement, ("told" if told else "refused", detail, moment(), notification.id))
 
-    def postpone_notice(self, notice: Notice, wait: float, detail: str) -> None:
+    def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Telling.postpone_notice. Passed over where another worker has tried it since."""
         statement = self._sql(
             "UPDATE {callbacks} SET not_before = ?, detail = ?, claimed_by = NULL, lease_expires_at = NULL "
             "WHERE _id = ? AND state = 'due' AND tries = ?"
         )
         with self._writing() as connection:
-            connection.execute(statement, (moment(wait), detail, notice.id, notice.tries))
+            connection.execute(statement, (moment(wait), detail, notification.id, notification.tries))
 
-    def notices(self, *, webhooks: bool = False) -> tuple[int, int]:
+    def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Telling.notices."""
         statement = self._sql(
             "SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' AND origin {whose} GROUP BY state",
@@ -142,22 +144,23 @@ class SqliteTelling(Session):
             standing = dict(tuple(row) for row in connection.execute(statement))
         return standing.get("due", 0), standing.get("refused", 0)
 
-    def untold(self, *, webhooks: bool = False) -> int:
+    def undelivered(self, *, webhooks: bool = False) -> int:
         """See Telling.untold."""
-        mark = OWED if webhooks else "untold"
+        mark = WEBHOOK_PENDING if webhooks else "untold"
         statement = self._sql("SELECT count(*) FROM {datasets} WHERE {mark} IS NOT NULL", mark=mark)
         with self._reading() as connection:
             (number,) = connection.execute(statement).fetchone()
         return int(number)
 
-    def _keep(self, connection: sqlite3.Connection, notices: Sequence[Notice]) -> None:
+    def _keep(self, connection: sqlite3.Connection, notifications: Sequence[Notification]) -> None:
         rows = [
-            (each.id, each.run_id, each.body, each.tries, moment(), each.url, each.origin) for each in notices
+            (each.id, each.run_id, each.body, each.tries, moment(), each.url, each.origin)
+            for each in notifications
         ]
         connection.executemany(self._sql(_KEEP), rows)
 
 
-def _untold(row: sqlite3.Row) -> Untold:
+def _untold(row: sqlite3.Row) -> UndeliveredOutcome:
     structures = {name: structure_of(row[name]) for name in ("prompt_tags", "image_urls")}
     fields = {**dict(row), **structures, "used": object_of(row["used"])}
-    return untold_of(id_of(row["_id"]), fields)
+    return undelivered_of(id_of(row["_id"]), fields)

@@ -14,8 +14,8 @@ from text2img.databases.documents import (
     PROMPT_FIELDS,
     count_of,
     deaths_at_claim,
+    parse_id_candidates,
     prompt_of,
-    readings,
 )
 from text2img.databases.outcome_updates import absent_from, change_of, result_of, written_already
 from text2img.databases.sqlite.schema import (
@@ -114,7 +114,7 @@ class SqliteQueue(Session):
         """See Queue.release."""
         self._update_held(f"status = 'pending', {LETTING_GO}", claims)
 
-    def expire(self, worker: str) -> int:
+    def release_dead(self, worker: str) -> int:
         """See Queue.expire."""
         with self._writing() as connection:
             return connection.execute(self._sql(_EXPIRE), {"worker": worker, "now": moment()}).rowcount
@@ -227,7 +227,9 @@ def selected(selection: Selection) -> tuple[str, dict[str, Any]]:
     """The condition of a selection, and the values it names."""
     if selection.dataset_id is None:
         return "TRUE", {}
-    values = {f"dataset_{place}": value for place, value in enumerate(readings(selection.dataset_id))}
+    values = {
+        f"dataset_{place}": value for place, value in enumerate(parse_id_candidates(selection.dataset_id))
+    }
     return f"dataset_id IN ({', '.join(f':{name}' for name in values)})", values
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases import Counts, Holding, Settled
+from text2img.databases import Counts, RunTotals, WorkerClaims
 from text2img.databases.documents import (
     FAILURE_FIELDS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
-    OWED,
+    WEBHOOK_PENDING,
     configuration_of,
     content_of,
     failure_of,
     made_of,
     missing_configuration,
     new_fields,
-    readings,
+    parse_id_candidates,
     run_fields,
     run_of,
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator, Mapping
 
-    from text2img.databases import Failure, Made, NewPrompt, Run, Selection
+    from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, Selection
     from text2img.errors import ErrorCode
     from text2img.prompts import ModelConfiguration
 
@@ -73,12 +73,12 @@ _REVISE: Final = (
 )
 
 
-class SqliteJournal(Session):
+class SqliteRunStore(Session):
     """The Journal part of the database; the docstrings of the Protocol hold."""
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
         """See Journal.model_configuration. Of several of that type, the one with the smallest ``_id``."""
-        values = [MODEL_TYPE] if config_id is None else readings(config_id)
+        values = [MODEL_TYPE] if config_id is None else parse_id_candidates(config_id)
         column = "model_type" if config_id is None else "_id"
         where = f" WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY _id LIMIT 1"
         with self._reading() as connection:
@@ -110,11 +110,11 @@ class SqliteJournal(Session):
             row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
         return None if row is None else run_of(run_id, _run_fields(row))
 
-    def settled(self, run_id: str) -> Settled:
+    def settled(self, run_id: str) -> RunTotals:
         """See Journal.settled."""
         with self._reading() as connection:
             row = connection.execute(self._sql(_SETTLED), {"run": run_id}).fetchone()
-        return Settled(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
+        return RunTotals(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
 
     def counts(self, selection: Selection) -> Counts:
         """See Journal.counts. A snapshot."""
@@ -123,14 +123,14 @@ class SqliteJournal(Session):
         with self._reading() as connection:
             return _counts(connection.execute(statement, {**values, "now": moment()}).fetchall())
 
-    def holdings(self, selection: Selection) -> list[Holding]:
+    def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
         """See Journal.holdings."""
         where, values = selected(selection)
         statement = self._sql(_HOLDINGS, status=STATUS, where=where, leased=LEASED)
         with self._reading() as connection:
             rows = connection.execute(statement, {**values, "now": moment()}).fetchall()
         return [
-            Holding(
+            WorkerClaims(
                 worker=str(row["claimed_by"] or "unknown"),
                 prompts=row["n"],
                 expired=row["expired"],
@@ -150,7 +150,7 @@ class SqliteJournal(Session):
                     added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
         return added
 
-    def revise(self, prompts: Iterable[NewPrompt]) -> int:
+    def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See Journal.revise. A thousand at a time, all of them or none."""
         waiting = iter(prompts)
         revised = 0
@@ -177,7 +177,9 @@ class SqliteJournal(Session):
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See Journal.retry. One statement."""
         where, values = selected(selection)
-        forgotten = ", ".join(f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", OWED, "run_id"))
+        forgotten = ", ".join(
+            f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id")
+        )
         narrowed = "TRUE" if code is None else "error_code = :code"
         statement = self._sql(_RETRY, forgotten=forgotten, status=STATUS, narrowed=narrowed, where=where)
         with self._writing() as connection:
@@ -213,8 +215,8 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
         live_leases=live,
         expired_leases=by_status[Status.PROCESSING.value] - live,
         oldest_pending=min((moment for moment in born if moment is not None), default=None),
-        untold=sum(row["untold"] for row in rows),
-        owed=sum(row["owed"] for row in rows),
+        undelivered=sum(row["untold"] for row in rows),
+        pending_webhooks=sum(row["owed"] for row in rows),
         images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
         errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
     )
@@ -227,13 +229,13 @@ _STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation
 _MOMENTS: Final = ("completed_at", "error_at")
 
 
-class SqliteArchive(Session):
+class SqliteResults(Session):
     """The Archive part of the database; the docstrings of the Protocol hold.
 
     What is read is what stood there at the start: in WAL mode it holds up no writer.
     """
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[Made]:
+    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
         """See Archive.made."""
         return (made_of(*_read(row)) for row in self._finished("completed", selection, run_id))
 

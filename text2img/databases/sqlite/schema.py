@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
-from text2img.prompts import APPROXIMATIONS, NOTES, PromptId
+from text2img.prompts import APPROXIMATIONS, PROVIDER_METADATA_FIELDS, PromptId
 from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("iterations", "tries", "refined_prompt"),
         *RECORDED_NAMES,
         *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
-        *NOTES,
+        *PROVIDER_METADATA_FIELDS,
     ),
     "runs": (
         _ID,

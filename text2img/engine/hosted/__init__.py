@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, PromptFailed
-from text2img.prompts.parameters import Wishes
+from text2img.prompts.parameters import RequestedParameters
 
 if TYPE_CHECKING:
     from text2img.engine.hosted.http import Answer
@@ -83,12 +83,12 @@ def _check_url(url: str) -> None:
 class Limits:
     """``wishes``: what a model uses by itself. ``longest``: the most steps."""
 
-    wishes: Wishes
-    longest: int = 1000
+    requested: RequestedParameters
+    max_steps: int = 1000
 
 
-_SCHNELL: Final = Limits(Wishes(num_inference_steps=4, guidance_scale=3.5), longest=12)
-_DEV: Final = Limits(Wishes(num_inference_steps=28, guidance_scale=3.5), longest=50)
+_SCHNELL: Final = Limits(RequestedParameters(num_inference_steps=4, guidance_scale=3.5), max_steps=12)
+_DEV: Final = Limits(RequestedParameters(num_inference_steps=28, guidance_scale=3.5), max_steps=50)
 _KNOWN: Final = {
     "fal-ai/flux/schnell": _SCHNELL,
     "fal-ai/flux-1/schnell": _SCHNELL,
@@ -99,7 +99,7 @@ _KNOWN: Final = {
 
 def limits(model: str) -> Limits:
     """Those of a model by its name."""
-    return _KNOWN.get(model, Limits(Wishes()))
+    return _KNOWN.get(model, Limits(RequestedParameters()))
 
 
 _PASSING: Final = frozenset({408, 425, 429})
@@ -166,9 +166,9 @@ def billed(answer: Answer) -> float | None:
     return units if math.isfinite(units) and units >= 0 else None
 
 
-def plain(text: str, longest: int) -> str:
+def plain(text: str, max_steps: int) -> str:
     """The text on one line, of characters that every log and database takes, and not endless."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:longest]
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:max_steps]
 
 
 def _object(answer: Answer) -> dict[str, Any] | None:

@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine import ModelCard, Picture, hosted
+from text2img.engine import ModelInfo, Picture, hosted
 from text2img.engine.devices import peak_memory
 from text2img.engine.hosted import limits
-from text2img.engine.hosted.http import TooLarge, Unanswered, Wire
-from text2img.engine.hosted.queue_request import OWN, Away, Errand
+from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
+from text2img.engine.hosted.queue_request import HOSTED_SCHEDULER, QueueRequest, ServiceUnavailable
 from text2img.engine.inspection import check_fits
 from text2img.errors import ErrorCode, ModelFailed, PromptFailed, RunFailed
 
@@ -55,19 +55,19 @@ class HostedEngine:
         """Seconds spent so far, by stage: all of them are spent waiting for pictures."""
         return {"denoise": self._seconds}
 
-    def inspect(self) -> ModelCard:
+    def inspect(self) -> ModelInfo:
         """What is known of the model. Asks nobody: whether it is there, its first picture shows."""
-        return ModelCard(
+        return ModelInfo(
             name=f"fal:{self._options.model}",
             revision=None,
             family="hosted",
             width=1024,
             height=1024,
             multiple=8,
-            scheduler=OWN,
+            scheduler=HOSTED_SCHEDULER,
             schedulers=(),
-            longest={OWN: self._limits.longest},
-            wishes=self._limits.wishes,
+            max_steps={HOSTED_SCHEDULER: self._limits.max_steps},
+            requested=self._limits.requested,
         )
 
     def load(self) -> None:
@@ -80,7 +80,7 @@ class HostedEngine:
             raise PromptFailed(ErrorCode.LORA_FAILED, "a hosted model takes no LoRAs; leave lora out")
         return request
 
-    def warm(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], left: int) -> None:
         """Nothing: what makes the model faster is its host's business."""
 
     def generate(
@@ -95,7 +95,8 @@ class HostedEngine:
             return []
         begun, gone, steps = time.monotonic(), threading.Event(), batch[0].parameters.num_inference_steps
         errands = [
-            Errand(self._options, request, gone, clock=self._clock, wait=self._wait) for request in batch
+            QueueRequest(self._options, request, gone, clock=self._clock, wait=self._wait)
+            for request in batch
         ]
         try:
             ends = _together(
@@ -125,8 +126,8 @@ class HostedEngine:
         options = self._options
         url = f"{options.platform}/v1/models/pricing?endpoint_id={options.model}"
         try:
-            answer = Wire(10).ask("GET", url, key=options.key)
-        except (Unanswered, TooLarge) as exc:
+            answer = HttpClient(10).ask("GET", url, key=options.key)
+        except (RequestFailed, TooLarge) as exc:
             raise ModelFailed(f"fal's prices cannot be asked for: {exc}") from exc
         return f"{options.model}: {self._looked_up(answer)}"
 
@@ -182,7 +183,7 @@ def _settle(ends: Sequence[Picture | Exception]) -> list[Picture | PromptFailed]
     made = any(isinstance(end, Picture) for end in ends)
     settled: list[Picture | PromptFailed] = []
     for end in ends:
-        alone = isinstance(end, Away) and end.submitted and len(ends) == 1
+        alone = isinstance(end, ServiceUnavailable) and end.submitted and len(ends) == 1
         if isinstance(end, Picture | PromptFailed):
             settled.append(end)
         elif isinstance(end, RunFailed) and (made or alone):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from text2img import __version__
-from text2img.concurrency.timeouts import within
+from text2img.concurrency.timeouts import run_with_timeout
 from text2img.engine.hosted import malformed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LARGEST: Final = 64 * 2**20
 """Bytes of an answer at the most: a picture of 16 million pixels fits, also one that stands in the JSON."""
 
 
-class Unanswered(Exception):  # noqa: N818 - it says what happened
+class RequestFailed(Exception):  # noqa: N818 - it says what happened
     """Nobody answered, or not to the end. The message says why, without anything secret."""
 
 
@@ -45,7 +45,7 @@ class Answer:
     body: bytes
 
 
-class Wire:
+class HttpClient:
     """Keeps its connection from one question to the next; used from one thread at a time.
 
     ``timeout``: seconds for one exchange, from the name lookup to the last byte. Proxies and certificates
@@ -62,11 +62,13 @@ class Wire:
 
         session = self._session = self._session or requests.Session()
         try:
-            return within(self._timeout + 1, lambda: self._exchange(session, method, url, key, document))
+            return run_with_timeout(
+                self._timeout + 1, lambda: self._exchange(session, method, url, key, document)
+            )
         except (requests.RequestException, OSError) as exc:  # TimeoutError is an OSError
             self._session = None  # what hangs in a thread that was left behind keeps the old one
             # Not from exc: a stack trace would show the address, which may be signed.
-            raise Unanswered(self._fault(url, exc)) from None
+            raise RequestFailed(self._fault(url, exc)) from None
 
     def _exchange(
         self, session: requests.Session, method: str, url: str, key: str | None, document: object
@@ -163,9 +165,9 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            if picture.width * picture.height <= _MOST_PIXELS:
-                return np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.width * image.height <= _MOST_PIXELS:
+                return np.asarray(image.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, only its prompt fails

@@ -13,10 +13,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from text2img.concurrency.timeouts import asked, growing
+from text2img.concurrency.timeouts import exponential_backoff, parse_retry_after
 from text2img.engine import Picture, hosted
 from text2img.engine.hosted import http
-from text2img.engine.hosted.http import TooLarge, Unanswered, Wire
+from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN: Final = "hosted"
+HOSTED_SCHEDULER: Final = "hosted"
 """The scheduler's name in what is recorded: the service does not tell it."""
 _LOOKS: Final = (0.25, 2.0)  # seconds between looks at a request: at first, and at the most
 _LONGEST_WAIT: Final = 20.0  # seconds between two tries of our own accord
@@ -39,19 +39,19 @@ _CANCELLING: Final = 2.0  # seconds
 _ID = re.compile(r"[\w-]{1,100}", re.ASCII)
 
 
-class Away(DeviceFailed):
+class ServiceUnavailable(DeviceFailed):
     """The service could not be asked for as long as the patience lasts; ``submitted``: it had the request."""
 
-    def __init__(self, sentence: str, *, submitted: bool) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, *, submitted: bool) -> None:
+        super().__init__(message)
         self.submitted = submitted
 
 
-class Abandoned(Exception):  # noqa: N818 - it says what happened
+class RequestCancelled(Exception):  # noqa: N818 - it says what happened
     """The run does not want the picture any more."""
 
 
-class Errand:
+class QueueRequest:
     """Fetches one picture, in one thread. ``gone``, once set, ends it at its next wait.
 
     ``wait(gone, seconds)`` says whether ``gone`` was set within so many seconds of ``clock``.
@@ -68,7 +68,7 @@ class Errand:
     ) -> None:
         self._options, self._request, self._gone = options, request, gone
         self._clock, self._wait = clock, wait
-        self._wire = Wire(options.timeout)
+        self._wire = HttpClient(options.timeout)
         self._place: str | None = None
 
     def run(self) -> Picture:
@@ -80,7 +80,7 @@ class Errand:
             self._submit()
             self._wait_for_it()
             return self._fetch()
-        except (Abandoned, PromptFailed, DeviceFailed):
+        except (RequestCancelled, PromptFailed, DeviceFailed):
             self._cancel()
             raise
 
@@ -139,7 +139,7 @@ class Errand:
         notes = {"request_id": str(self._place).rpartition("/")[2]}
         return Picture(
             pixels=pixels,
-            scheduler=OWN,
+            scheduler=HOSTED_SCHEDULER,
             seed=self._other_seed(result),
             notes=notes if units is None else {**notes, "billed_units": units},
         )
@@ -175,20 +175,20 @@ class Errand:
                 if not hosted.passes(answer, final=step == "result"):
                     break
                 reason = f"fal answers {answer.status}"
-                put_off = asked(answer.headers.get("retry-after"), _LONGEST_ASKED)
+                put_off = parse_retry_after(answer.headers.get("retry-after"), _LONGEST_ASKED)
             except TooLarge:
                 raise hosted.malformed("it is too large") from None
-            except Unanswered as exc:
+            except RequestFailed as exc:
                 reason, put_off = str(exc), 0.0
-            self._wait_again(max(growing(tries, _LONGEST_WAIT), put_off), latest, reason)
+            self._wait_again(max(exponential_backoff(tries, _LONGEST_WAIT), put_off), latest, reason)
         return self._settled(step, answer)
 
     def _wait_again(self, wait: float, latest: float, reason: str) -> None:
         """Wait before the next try, unless that would come too late."""
         if self._clock() + wait > latest:
             patience = f"--generator-patience ({self._options.patience:g} s)"
-            sentence = f"{reason}, and {patience} allows no further try; run it again later"
-            raise Away(sentence, submitted=self._place is not None)
+            message = f"{reason}, and {patience} allows no further try; run it again later"
+            raise ServiceUnavailable(message, submitted=self._place is not None)
         log.debug("asking fal again in %.1f s: %s", wait, reason)
         self._pause(wait)
 
@@ -203,15 +203,15 @@ class Errand:
 
     def _pause(self, seconds: float) -> None:
         if self._wait(self._gone, seconds):
-            raise Abandoned
+            raise RequestCancelled
 
     def _cancel(self) -> None:
         """Take the request back, if the service still can; whatever comes of it, this is the end."""
         if self._place is None:
             return
         try:
-            Wire(_CANCELLING).ask("PUT", f"{self._place}/cancel", key=self._options.key)
-        except (Unanswered, TooLarge) as exc:
+            HttpClient(_CANCELLING).ask("PUT", f"{self._place}/cancel", key=self._options.key)
+        except (RequestFailed, TooLarge) as exc:
             log.debug("a request could not be cancelled: %s", exc)
 
 
@@ -225,5 +225,5 @@ def _address(result: dict[str, Any]) -> str:
     return address
 
 
-def _failed(sentence: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.GENERATION_FAILED, sentence)
+def _failed(message: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.GENERATION_FAILED, message)

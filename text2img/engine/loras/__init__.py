@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
-from text2img.storage.bucket import Faltered
+from text2img.storage.bucket import TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.engine.loras.cache import Cache, Note, Sink
+    from text2img.engine.loras.cache import Cache, CacheEntry, DownloadWriter
     from text2img.prompts.parameters import Lora
 
 
@@ -41,7 +41,7 @@ _REMEMBERED: Final = 1_000
 _PIECE: Final = 2**20
 
 
-class Library:
+class LoraCache:
     """Gets LoRAs; safe to use from several threads.
 
     ``cache`` may be None where nothing but local files can be asked for. ``wait(seconds)`` sleeps, and raises
@@ -50,14 +50,14 @@ class Library:
 
     def __init__(
         self,
-        sources: Sources | None = None,
+        sources: SourceAllowlist | None = None,
         cache: Cache | None = None,
         wait: Callable[[float], None] = time.sleep,
         *,
         s3_endpoint: str | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self._sources, self._cache, self.wait = sources or Sources(), cache, wait
+        self._sources, self._cache, self.wait = sources or SourceAllowlist(), cache, wait
         self._endpoint, self._patience = s3_endpoint, patience
         self._seen: dict[Lora, tuple[float, str]] = {}
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class Library:
                 del self._seen[next(iter(self._seen))]
         return file
 
-    def _fetched(self, place: Place, lora: Lora) -> Path:
+    def _fetched(self, place: LoraLocation, lora: Lora) -> Path:
         """The file in the cache, fetched where it is not there or no longer what its place has."""
         if self._cache is None:
             raise RuntimeError("a library without a cache has sources that want one")
@@ -105,12 +105,12 @@ class Library:
             raise _refused(exc) from None
         return self._cache.path(note)
 
-    def _fresh(self, key: str, place: Place, note: Note | None, lora: Lora) -> Note:
+    def _fresh(self, key: str, place: LoraLocation, note: CacheEntry | None, lora: Lora) -> CacheEntry:
         """What the place has now: what was noted, or what is fetched."""
         assert self._cache is not None  # noqa: S101 - for the type checker; _fetched looked
         known = note.version if note else None
 
-        def check(file: Path, sink: Sink) -> None:
+        def check(file: Path, sink: DownloadWriter) -> None:
             _check_told(lora, sink.size, sink.sha256)
             check_header(file)
 
@@ -119,10 +119,10 @@ class Library:
         except ValueError as exc:
             raise _refused(exc) from None
         except OSError as exc:
-            raise Faltered(f"the LoRA cache cannot be written to ({exc.strerror})") from exc
+            raise TransientError(f"the LoRA cache cannot be written to ({exc.strerror})") from exc
         return new or note or _never()
 
-    def _ask(self, place: Place, known: str | None, sink: Sink) -> str | None:
+    def _ask(self, place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
         from text2img.engine.loras.sources import fetch_from_bucket, fetch_from_hub, fetch_from_web
 
         if place.kind in {"gs", "s3"}:
@@ -130,21 +130,21 @@ class Library:
         fetch = fetch_from_hub if place.kind == "hub" else fetch_from_web
         return fetch(place, known, sink)
 
-    def _patiently(self, attempt: Callable[[], Note]) -> Note:
+    def _patiently(self, attempt: Callable[[], CacheEntry]) -> CacheEntry:
         """Try again, with growing waits, while it may go better and there is patience."""
         until, pause = time.monotonic() + self._patience, 0.5
         while True:
             try:
                 return attempt()
             except StorageFailed as exc:  # Faltered among them
-                if not isinstance(exc, Faltered) or time.monotonic() + pause > until:
-                    sentence = f"the LoRA cannot be fetched for the moment: {exc}"
-                    raise PromptFailed(ErrorCode.GENERATION_FAILED, sentence) from exc
+                if not isinstance(exc, TransientError) or time.monotonic() + pause > until:
+                    message = f"the LoRA cannot be fetched for the moment: {exc}"
+                    raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
             self.wait(pause)
             pause = min(2 * pause, 8.0)
 
 
-def _local(place: Place, lora: Lora) -> Path:
+def _local(place: LoraLocation, lora: Lora) -> Path:
     """The file where it is, checked as one that was fetched."""
     file = Path(*place.parts)
     try:
@@ -175,7 +175,7 @@ def _refused(why: object) -> PromptFailed:
     return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {why}")
 
 
-def _never() -> Note:
+def _never() -> CacheEntry:
     raise RuntimeError("what was never known cannot be unchanged")
 
 
@@ -242,7 +242,7 @@ class _UnreadableError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LoraLocation:
     """Where a LoRA is, or a prefix of such. ``kind``: file, hub, gs, s3, https or http; ``root``: the bucket,
     or ``host:port``; ``parts``: what stands between slashes; ``query`` of a URL, with its question mark.
     """
@@ -252,7 +252,7 @@ class Place:
     parts: tuple[str, ...]
     query: str = ""
 
-    def holds(self, other: Place) -> bool:
+    def holds(self, other: LoraLocation) -> bool:
         """Whether the other is this one or lies below it."""
         below = other.parts[: len(self.parts)] == self.parts
         return (self.kind, self.root) == (other.kind, other.root) and below
@@ -263,14 +263,14 @@ class Place:
         return "/".join(self.parts)
 
 
-class Sources:
+class SourceAllowlist:
     """The prefixes that the operator allows; none, and no LoRA is fetched."""
 
-    def __init__(self, allowed: tuple[Place, ...] = ()) -> None:
+    def __init__(self, allowed: tuple[LoraLocation, ...] = ()) -> None:
         self._allowed = allowed
 
     @classmethod
-    def parse(cls, text: str | None) -> Sources:
+    def parse(cls, text: str | None) -> SourceAllowlist:
         """Of prefixes with commas between: folders, ``hub:``, ``hub:owner/``, ``gs://…``, ``s3://…``,
         ``https://…``, and ``http://`` on loopback. Raises ConfigurationError for what is none of them.
         """
@@ -283,7 +283,7 @@ class Sources:
     def __bool__(self) -> bool:
         return bool(self._allowed)
 
-    def check(self, path: str) -> Place:
+    def check(self, path: str) -> LoraLocation:
         """Where the path leads. Raises PromptFailed (``lora_failed``) where that is not allowed."""
         try:
             place = _place(path)
@@ -300,38 +300,38 @@ class Sources:
         return place
 
 
-def _prefix(text: str) -> Place:
+def _prefix(text: str) -> LoraLocation:
     """What the operator writes: as documents do, but for folders of any spelling, and ``hub:``."""
     if text.startswith("hub:"):
         parts = tuple(text.removeprefix("hub:").strip("/").split("/"))
         parts = () if parts == ("",) else parts
         if len(parts) > 2 or not all(_HUB_NAME.fullmatch(part) for part in parts):
             raise _UnreadableError(f"{text} should be hub:, hub:OWNER/ or hub:OWNER/NAME")
-        return Place("hub", "", parts)
+        return LoraLocation("hub", "", parts)
     if "://" in text:
         return _url(text, prefix=True)
     if not text.startswith(("/", ".", "~")):
         raise _UnreadableError(f"{text} should be a folder (/… or ./…), hub:…, gs://…, s3://… or https://…")
-    return Place("file", "", Path(text).expanduser().resolve().parts)
+    return LoraLocation("file", "", Path(text).expanduser().resolve().parts)
 
 
-def _place(path: str) -> Place:
+def _place(path: str) -> LoraLocation:
     if "://" in path:
         return _url(path, prefix=False)
     if path.startswith("/"):
         if not path.endswith(ENDING):
             raise _UnreadableError(f"a file's name must end in {ENDING}")
-        return Place("file", "", Path(path).parts)
+        return LoraLocation("file", "", Path(path).parts)
     owner_name, files = path.split("/")[:2], path.split("/")[2:]
     named = len(owner_name) == 2 and all(_HUB_NAME.fullmatch(part) for part in owner_name)
     if not named or not all(_HUB_FILE.fullmatch(part) for part in files):
         raise _UnreadableError("write /FOLDER/FILE, OWNER/NAME of the hub, gs://…, s3://… or https://…")
     if files and not files[-1].endswith(ENDING):
         raise _UnreadableError(f"a file's name must end in {ENDING}")
-    return Place("hub", "", (*owner_name, *files))
+    return LoraLocation("hub", "", (*owner_name, *files))
 
 
-def _url(text: str, *, prefix: bool) -> Place:
+def _url(text: str, *, prefix: bool) -> LoraLocation:
     if _ODD.search(text):
         raise _UnreadableError("a URL must not hold blanks, backslashes, or characters that are not ASCII")
     scheme, _, rest = text.partition("://")
@@ -340,13 +340,13 @@ def _url(text: str, *, prefix: bool) -> Place:
         bucket, _, key = rest.partition("/")
         if not _BUCKET.fullmatch(bucket) or re.search(r"[?#]", key):
             raise _UnreadableError(f"write {kind}://BUCKET/KEY")
-        return Place(kind, bucket, _parts(key, prefix=prefix))
+        return LoraLocation(kind, bucket, _parts(key, prefix=prefix))
     if kind not in _PORTS:
         raise _UnreadableError(f"{kind[:20]}:// is not read; use gs://, s3:// or https://")
     return _web(text, kind, prefix=prefix)
 
 
-def _web(text: str, kind: str, *, prefix: bool) -> Place:
+def _web(text: str, kind: str, *, prefix: bool) -> LoraLocation:
     try:
         split = urlsplit(text)
         host, port = split.netloc.lower(), split.port or _PORTS[kind]
@@ -362,7 +362,7 @@ def _web(text: str, kind: str, *, prefix: bool) -> Place:
     query = f"?{split.query}" if split.query else ""
     if prefix and query:
         raise _UnreadableError("a source is a prefix, without a question mark")
-    return Place(kind, f"{name}:{port}", _parts(split.path.removeprefix("/"), prefix=prefix), query)
+    return LoraLocation(kind, f"{name}:{port}", _parts(split.path.removeprefix("/"), prefix=prefix), query)
 
 
 def _parts(path: str, *, prefix: bool) -> tuple[str, ...]:
@@ -384,9 +384,9 @@ def _unquoted(part: str) -> str:
     return part
 
 
-def _resolved(place: Place) -> Place:
+def _resolved(place: LoraLocation) -> LoraLocation:
     """Where the file is once all symbolic links are followed."""
     try:
-        return Place("file", "", Path(*place.parts).resolve().parts)
+        return LoraLocation("file", "", Path(*place.parts).resolve().parts)
     except (OSError, RuntimeError, ValueError):
         raise PromptFailed(ErrorCode.LORA_FAILED, "the path of the LoRA cannot be followed") from None

@@ -33,7 +33,7 @@ _TORN: Final = 86_400.0  # seconds after which a download that was never finishe
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class CacheEntry:
     """What is known of a place: its file's name in the folder, size and SHA-256, and its version there."""
 
     file: str
@@ -42,11 +42,11 @@ class Note:
     version: str
 
 
-class Sink:
+class DownloadWriter:
     """Takes a download in. ``go_on(0)`` is asked before each piece, and raises when the run is to end."""
 
-    def __init__(self, file: BinaryIO, most: int, go_on: Callable[[float], None]) -> None:
-        self._file, self._most, self._go_on = file, most, go_on
+    def __init__(self, file: BinaryIO, most: int, check_cancelled: Callable[[float], None]) -> None:
+        self._file, self._most, self._go_on = file, most, check_cancelled
         self._sum = hashlib.sha256()
         self.size = 0
 
@@ -101,11 +101,11 @@ class Cache:
         with locked(self._folder / f"{_digest(key)}.lock", self._wait):
             yield
 
-    def find(self, key: str) -> Note | None:
+    def find(self, key: str) -> CacheEntry | None:
         """What is there for that key, whole; None where nothing is. It counts as used, and stays."""
         note = self._note(key)
         try:
-            told = Note(**json.loads(note.read_text()))
+            told = CacheEntry(**json.loads(note.read_text()))
             kept = self._hold(told.file) and (self._folder / told.file).stat().st_size == told.size
         except (OSError, ValueError, TypeError):
             return None
@@ -113,13 +113,16 @@ class Cache:
             os.utime(note)
         return told if kept else None
 
-    def path(self, note: Note) -> Path:
+    def path(self, note: CacheEntry) -> Path:
         """Where its file is."""
         return self._folder / note.file
 
     def add(
-        self, key: str, fetch: Callable[[Sink], str | None], check: Callable[[Path, Sink], None]
-    ) -> Note | None:
+        self,
+        key: str,
+        fetch: Callable[[DownloadWriter], str | None],
+        check: Callable[[Path, DownloadWriter], None],
+    ) -> CacheEntry | None:
         """Take in what ``fetch`` writes, if ``check`` finds no fault with it, and make room for it.
 
         ``fetch`` returns the version of what it wrote, None where it wrote nothing: so does this then.
@@ -128,14 +131,14 @@ class Cache:
         part = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                sink = Sink(file, self._size, self._wait)
+                sink = DownloadWriter(file, self._size, self._wait)
                 version = fetch(sink)
                 file.flush()
                 os.fsync(file.fileno())
             if version is None:
                 return None
             check(part, sink)
-            told = Note(f"{sink.sha256}{ENDING}", sink.size, sink.sha256, version)
+            told = CacheEntry(f"{sink.sha256}{ENDING}", sink.size, sink.sha256, version)
             if not (self._hold(told.file) and _size(self._folder / told.file) == told.size):
                 part.replace(self._folder / told.file)
                 self._hold(told.file, anew=True)
@@ -199,7 +202,7 @@ class Cache:
     def _note(self, key: str) -> Path:
         return self._folder / f"{_digest(key)}.json"
 
-    def _write(self, file: Path, note: Note) -> None:
+    def _write(self, file: Path, note: CacheEntry) -> None:
         """The note, whole or not at all."""
         part = file.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(asdict(note)))

@@ -16,7 +16,7 @@ from text2img.errors import PromptFailed
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from text2img.engine.loras import Library
+    from text2img.engine.loras import LoraCache
     from text2img.prompts import Request
     from text2img.prompts.parameters import Lora
 
@@ -27,13 +27,13 @@ _THREADS: Final = 8
 _LOOK: Final = 0.5  # seconds between looks whether the run is to end
 
 
-class Fetching:
+class LoraPrefetcher:
     """Gives back each request that it was given, ready or with the reason why it never will be.
 
     Leaving the ``with`` block waits for nothing: what is being fetched is left behind.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: LoraCache) -> None:
         self._library = library
         self._asked: queue.SimpleQueue[Loras | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[list[Ready] | BaseException] = queue.SimpleQueue()

@@ -11,13 +11,13 @@ from text2img import __version__
 from text2img.engine.loras import ENDING
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.storage import StorageOptions, open_bucket
-from text2img.storage.bucket import Faltered, Refused
+from text2img.storage.bucket import PermanentError, TransientError
 
 if TYPE_CHECKING:
     import requests
 
-    from text2img.engine.loras import Place
-    from text2img.engine.loras.cache import Sink
+    from text2img.engine.loras import LoraLocation
+    from text2img.engine.loras.cache import DownloadWriter
 
 
 _TIMEOUT: Final = (10, 30)
@@ -25,7 +25,7 @@ _TIMEOUT: Final = (10, 30)
 _PIECE: Final = 2**20
 
 
-def fetch_from_web(place: Place, known: str | None, sink: Sink) -> str | None:
+def fetch_from_web(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
     """Write it into the sink and return its version; None where the known version is still it.
 
     Raises PromptFailed (``lora_failed``) for an answer that stays, Faltered for what may go better.
@@ -57,13 +57,13 @@ def fetch_from_web(place: Place, known: str | None, sink: Sink) -> str | None:
     except requests.exceptions.SSLError as exc:
         raise _refused_by_web("its server's certificate cannot be trusted") from exc
     except requests.RequestException as exc:
-        raise Faltered(f"its server cannot be reached ({type(exc).__name__})") from exc
+        raise TransientError(f"its server cannot be reached ({type(exc).__name__})") from exc
 
 
 def _check(answer: requests.Response) -> None:
     status = answer.status_code
     if status in {408, 425, 429} or status >= 500:
-        raise Faltered(f"its server keeps answering {status}")
+        raise TransientError(f"its server keeps answering {status}")
     if 300 <= status < 400:
         raise _refused_by_web("its server sends elsewhere, which is not followed; name the place itself")
     if status != 200:
@@ -79,7 +79,7 @@ _HUB_PATIENCE: Final = 10.0
 _USUAL: Final = "pytorch_lora_weights.safetensors"
 
 
-def fetch_from_hub(place: Place, known: str | None, sink: Sink) -> str | None:
+def fetch_from_hub(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
     """As ``web.fetch``; the version is the commit and the file. Offline, what is known is still it."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(_HUB_PATIENCE)))
     from huggingface_hub import errors, is_offline_mode
@@ -91,20 +91,20 @@ def fetch_from_hub(place: Place, known: str | None, sink: Sink) -> str | None:
     try:
         return _fetch(place, known, sink)
     except errors.LocalEntryNotFoundError as exc:
-        raise Faltered("the hub cannot be reached") from exc
+        raise TransientError("the hub cannot be reached") from exc
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as exc:
         raise _refused_by_hub("it is not on the hub, or is private or gated") from exc
     except (errors.HfHubHTTPError, OSError) as exc:
-        raise Faltered(f"the hub cannot be reached ({type(exc).__name__})") from exc
+        raise TransientError(f"the hub cannot be reached ({type(exc).__name__})") from exc
     except PromptFailed:
         raise
     except Exception as exc:
         if type(exc).__module__.partition(".")[0] in {"httpx", "httpx2", "httpcore", "requests"}:
-            raise Faltered(f"the hub cannot be reached ({type(exc).__name__})") from exc
+            raise TransientError(f"the hub cannot be reached ({type(exc).__name__})") from exc
         raise
 
 
-def _fetch(place: Place, known: str | None, sink: Sink) -> str | None:
+def _fetch(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -150,7 +150,9 @@ _PATIENCE: Final = 2.0
 """Seconds for one request's own tries; whoever fetches tries again."""
 
 
-def fetch_from_bucket(place: Place, known: str | None, sink: Sink, s3_endpoint: str | None) -> str | None:
+def fetch_from_bucket(
+    place: LoraLocation, known: str | None, sink: DownloadWriter, s3_endpoint: str | None
+) -> str | None:
     """As ``web.fetch``; the version is the object's generation or ETag."""
     try:
         bucket = open_bucket(place.kind, place.root, StorageOptions(s3_endpoint=s3_endpoint), _PATIENCE)
@@ -161,14 +163,14 @@ def fetch_from_bucket(place: Place, known: str | None, sink: Sink, s3_endpoint: 
         for start in range(0, found.size or 0, _PART):
             end = min(start + _PART, found.size or 0)
             sink.write(bucket.read(place.path, found.version, start, end))
-    except Refused as exc:
+    except PermanentError as exc:
         raise PromptFailed(
             ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: its bucket answers {_meaning(exc)}"
         ) from exc
     return found.version or ""
 
 
-def _meaning(exc: Refused) -> str:
+def _meaning(exc: PermanentError) -> str:
     words = {
         404: "that it is not there",
         403: "that this account may not read it",

@@ -24,13 +24,13 @@ from text2img.concurrency.file_locks import ALONE, SHARED, locked, try_lock
 from text2img.engine import hub
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, locate, open_bucket
-from text2img.storage.bucket import Faltered, Refused, Waiting, persist
+from text2img.storage.bucket import PermanentError, TransientError, Waiting, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from text2img.engine import EngineOptions
-    from text2img.storage.bucket import Listed, Readable
+    from text2img.storage.bucket import ListEntry, ReadableBucket
 
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,15 @@ class Download:
 
     def __init__(
         self,
-        bucket: Readable,
-        files: Mapping[str, Listed],
-        go_on: Callable[[float], None],
+        bucket: ReadableBucket,
+        files: Mapping[str, ListEntry],
+        check_cancelled: Callable[[float], None],
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket, self._files = bucket, files
-        self._persist = partial(persist, patience=patience, timeout=0, sleep=go_on, clock=clock)
-        self._go_on = go_on
+        self._persist = partial(retry, patience=patience, timeout=0, sleep=check_cancelled, clock=clock)
+        self._go_on = check_cancelled
 
     def into(self, folder: Path) -> None:
         """Fetch all into the folder, which is empty, and check them.
@@ -91,14 +91,14 @@ class Download:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fetch(self, file: Path, listed: Listed, start: int) -> None:
+    def _fetch(self, file: Path, listed: ListEntry, start: int) -> None:
         self._go_on(0)
         end = min(start + _PIECE, listed.size)
 
         def attempt(_: float) -> bytes:
             data = self._bucket.read(listed.path, listed.version, start, end)
             if len(data) != end - start:
-                raise Faltered(f"{listed.path} came with {len(data)} bytes instead of {end - start}")
+                raise TransientError(f"{listed.path} came with {len(data)} bytes instead of {end - start}")
             return data
 
         data = self._persist(attempt)
@@ -106,7 +106,7 @@ class Download:
             opened.seek(start)
             opened.write(data)
 
-    def _check(self, file: Path, listed: Listed) -> None:
+    def _check(self, file: Path, listed: ListEntry) -> None:
         summed = self._persist(lambda _: self._bucket.sum(listed))
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -128,7 +128,7 @@ _PART: Final = "part-"
 _LOCK: Final = "lock"
 
 
-class Copies:
+class Snapshots:
     """The copies in ``folder``. ``wait(seconds)`` sleeps, and raises when the run is to end."""
 
     def __init__(self, folder: Path, wait: Callable[[float], None]) -> None:
@@ -247,7 +247,7 @@ _CHANGED: Final = (404, 412)  # what HTTP answers where an object is not, or not
 _TRY: Final = 5.0  # seconds for one request's own tries
 
 
-class Shelf:
+class ModelCache:
     """The folder that keeps models from buckets; finds any model, those too that are in none.
 
     ``wait(seconds)`` sleeps, and raises when the run is to end; ``clock()`` counts the seconds of the
@@ -265,7 +265,7 @@ class Shelf:
     ) -> None:
         self._folder, self._wait, self._patience, self._clock = folder, wait, patience, clock
         self._endpoint, self._try = s3_endpoint, min(_TRY, patience)
-        self._held: list[Copies] = []  # what is in use must not be removed
+        self._held: list[Snapshots] = []  # what is in use must not be removed
 
     def find(self, options: EngineOptions) -> tuple[Path, str | None]:
         """The model's folder on this machine and its revision: the hub's commit, a hash of a bucket's files.
@@ -282,20 +282,20 @@ class Shelf:
                 f"{options.model} has no revisions; leave out --model-revision, or the configuration's"
             )
         kind, name, prefix = place
-        copies = Copies(self._folder / _digest(options), self._wait)
+        copies = Snapshots(self._folder / _digest(options), self._wait)
         self._held.append(copies)
         try:
             endpoint, clock = StorageOptions(s3_endpoint=self._endpoint), Waiting(self._wait, self._clock)
             bucket = open_bucket(kind, name, endpoint, self._try, clock=clock)
-            ask = partial(persist, patience=self._patience, timeout=0, sleep=self._wait, clock=self._clock)
-            sought = ask(lambda _: _Sought.of(bucket, prefix, options))
-        except Refused as exc:
+            ask = partial(retry, patience=self._patience, timeout=0, sleep=self._wait, clock=self._clock)
+            sought = ask(lambda _: _FileSelection.of(bucket, prefix, options))
+        except PermanentError as exc:
             raise ConfigurationError(_refused(options.model, exc)) from exc
-        except Faltered as exc:
+        except TransientError as exc:
             return _latest(copies, options.model, exc)
         return self._fetched(bucket, sought, copies, options.model), sought.revision
 
-    def _fetched(self, bucket: Readable, sought: _Sought, copies: Copies, url: str) -> Path:
+    def _fetched(self, bucket: ReadableBucket, sought: _FileSelection, copies: Snapshots, url: str) -> Path:
         """The copy of these files, made where there is none."""
         sizes = {name: listed.size for name, listed in sought.files.items()}
         download = Download(bucket, sought.files, self._wait, self._patience, self._clock)
@@ -305,20 +305,20 @@ class Shelf:
             raise ModelFailed(
                 f"{url} cannot be kept in {self._folder} ({exc.strerror}); name another by --model-cache"
             ) from exc
-        except Refused as exc:
+        except PermanentError as exc:
             raise ModelFailed(f"{url} could not be fetched: {_meaning(exc)}") from exc
         except StorageFailed as exc:
             raise ModelFailed(f"{url} could not be fetched: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True)
-class _Sought:
+class _FileSelection:
     """The objects that a load will read, by their names in the model's folder."""
 
-    files: Mapping[str, Listed]
+    files: Mapping[str, ListEntry]
 
     @classmethod
-    def of(cls, bucket: Readable, prefix: str, options: EngineOptions) -> _Sought:
+    def of(cls, bucket: ReadableBucket, prefix: str, options: EngineOptions) -> _FileSelection:
         """Those of a bucket's folder. Raises what the bucket does, and ModelFailed for what is no model."""
         url = options.model
         found = bucket.objects(prefix, _MOST + 1)
@@ -339,7 +339,7 @@ class _Sought:
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:40]
 
 
-def _by_name(found: Iterable[Listed], prefix: str, url: str) -> dict[str, Listed]:
+def _by_name(found: Iterable[ListEntry], prefix: str, url: str) -> dict[str, ListEntry]:
     """The objects by their names below the prefix, all of which could be files of a folder.
 
     Consoles mark folders by empty objects that end in a slash: those are passed over.
@@ -356,14 +356,14 @@ def _by_name(found: Iterable[Listed], prefix: str, url: str) -> dict[str, Listed
     return files
 
 
-def _index(bucket: Readable, listed: Listed, url: str) -> dict[str, object]:
+def _index(bucket: ReadableBucket, listed: ListEntry, url: str) -> dict[str, object]:
     index = None
     try:
         if 0 < listed.size <= _LARGEST_INDEX:
             index = json.loads(bucket.read(listed.path, listed.version, 0, listed.size))
     except ValueError:
         pass
-    except Refused as exc:
+    except PermanentError as exc:
         if exc.status not in _CHANGED:
             raise
         raise ModelFailed(f"{url} could not be fetched: {_meaning(exc)}") from exc
@@ -372,7 +372,7 @@ def _index(bucket: Readable, listed: Listed, url: str) -> dict[str, object]:
     return index
 
 
-def _latest(copies: Copies, url: str, exc: Faltered) -> tuple[Path, str]:
+def _latest(copies: Snapshots, url: str, exc: TransientError) -> tuple[Path, str]:
     latest = copies.latest()
     if latest is None:
         raise ModelFailed(f"{url} cannot be looked at, and this machine has no copy: {exc}") from exc
@@ -380,12 +380,12 @@ def _latest(copies: Copies, url: str, exc: Faltered) -> tuple[Path, str]:
     return latest, latest.name
 
 
-def _meaning(exc: Refused) -> str:
+def _meaning(exc: PermanentError) -> str:
     """Of a refusal to read what the bucket has just listed."""
     return "it changed meanwhile; run it again" if exc.status in _CHANGED else f"the bucket answers {exc}"
 
 
-def _refused(url: str, exc: Refused) -> str:
+def _refused(url: str, exc: PermanentError) -> str:
     if exc.status == 404:
         return f"there is no bucket for {url}; check its name"
     if exc.status in {401, 403}:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Final
 
-from text2img.prompts import NOTES
+from text2img.prompts import PROVIDER_METADATA_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from text2img.databases import Made, Run
+    from text2img.databases import CompletedPrompt, Run
     from text2img.prompts import PromptId
 
 
@@ -65,7 +65,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
+class Similarity:
     """How alike two pictures are. ``ssim`` is at most 1, which equal pictures have; ``clip`` in [-1, 1],
     where a CLIP model was asked. What could not be told is None, and ``note`` says why, or what
     was done to the pictures first.
@@ -83,7 +83,7 @@ class Pair:
     a: Picture
     b: Picture
     by_id: bool
-    likeness: Likeness = field(default_factory=Likeness)
+    similarity: Similarity = field(default_factory=Similarity)
 
     @property
     def gain(self) -> float | None:
@@ -119,7 +119,7 @@ MOST_VALUES: Final = 20
 """Of a parameter that each prompt has for itself, so many values are told."""
 
 
-def pictures_of(made: Made) -> Iterator[Picture]:
+def pictures_of(made: CompletedPrompt) -> Iterator[Picture]:
     """The pictures of a completed prompt; the n-th has the seed of the first and n, as they are made."""
     seed = made.used.get("seed")
     used = made.used if made.iterations is None else {**made.used, "iterations": made.iterations}
@@ -171,9 +171,11 @@ def differences(a: Side, b: Side, pairs: Sequence[Pair]) -> list[Difference]:
     return [each for each in found if each.a != each.b or each.pairs]
 
 
-def _recorded(picture: Picture) -> Mapping[str, object]:
-    parameters = {name: value for name, value in picture.used.items() if name not in (*NOTES, "seed")}
-    return {"text": picture.text, **parameters, "seed": picture.seed}
+def _recorded(image: Picture) -> Mapping[str, object]:
+    parameters = {
+        name: value for name, value in image.used.items() if name not in (*PROVIDER_METADATA_FIELDS, "seed")
+    }
+    return {"text": image.text, **parameters, "seed": image.seed}
 
 
 def _difference(
@@ -222,7 +224,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class ComparisonStats:
     """Of all pairs. ``score_a`` and ``score_b`` are those of pairs in which both have one; of these
     ``better`` counts in how many B's is higher, ``worse`` in how many lower. ``not_compared``: pairs without
     an SSIM.
@@ -239,14 +241,14 @@ class Figures:
     not_compared: int
 
 
-def figures(comparison: Comparison) -> Figures:
+def comparison_stats(comparison: Comparison) -> ComparisonStats:
     """What it comes to."""
     pairs = comparison.pairs
     scored = [(pair.a.score, pair.b.score) for pair in pairs]
     both = [(a, b) for a, b in scored if a is not None and b is not None]
-    alike = [pair.likeness.ssim for pair in pairs if pair.likeness.ssim is not None]
+    alike = [pair.similarity.ssim for pair in pairs if pair.similarity.ssim is not None]
     by_id = sum(pair.by_id for pair in pairs)
-    return Figures(
+    return ComparisonStats(
         by_id=by_id,
         by_text=len(pairs) - by_id,
         score_a=Spread.of([a for a, _ in both]),
@@ -254,6 +256,6 @@ def figures(comparison: Comparison) -> Figures:
         better=sum(b > a for a, b in both),
         worse=sum(b < a for a, b in both),
         ssim=Spread.of(alike),
-        clip=Spread.of([pair.likeness.clip for pair in pairs if pair.likeness.clip is not None]),
+        clip=Spread.of([pair.similarity.clip for pair in pairs if pair.similarity.clip is not None]),
         not_compared=len(pairs) - len(alike),
     )

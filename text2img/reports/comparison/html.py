@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from text2img.errors import Unreadable
-from text2img.reports.comparison import differences, figures
+from text2img.errors import ObjectUnreadable
+from text2img.reports.comparison import comparison_stats, differences
 from text2img.reports.comparison.similarity import in_parallel
 from text2img.reports.comparison.table import least_alike, name_of, one_line, pace, shown
 from text2img.reports.gallery import link_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from text2img.reports.comparison import Comparison, Figures, Pair, Picture
+    from text2img.reports.comparison import Comparison, ComparisonStats, Pair, Picture
 
 SHOWN: Final = 500
 """Pairs that the page shows, some 16 kB each, those that are least alike first; JSON has all."""
@@ -87,7 +87,7 @@ def _head() -> str:
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:
-    found, (a, b) = figures(comparison), comparison.alone
+    found, (a, b) = comparison_stats(comparison), comparison.alone
     yield "<table>\n" + _row("th", "", "A", "B")
     sides = (comparison.a, comparison.b)
     yield _row("td", "run", *(side.name for side in sides))
@@ -102,7 +102,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield "</table>\n" + _sentences(found)
 
 
-def _sentences(found: Figures) -> str:
+def _sentences(found: ComparisonStats) -> str:
     said = [f"{found.by_id:,} pairs by their ids, {found.by_text:,} by text and seed."]
     if found.score_a:
         said.append(
@@ -121,7 +121,7 @@ def _row(kind: str, *cells: str) -> str:
 
 
 def _pair(pair: Pair, look: _Look) -> str:
-    like = pair.likeness
+    like = pair.similarity
     numbers = [
         f"{name} {value:.3f}"
         for name, value in (("SSIM", like.ssim), ("CLIP", like.clip))
@@ -136,14 +136,14 @@ def _pair(pair: Pair, look: _Look) -> str:
     )
 
 
-def _figure(letter: str, picture: Picture, look: _Look) -> str:
-    score = "no score" if picture.score is None else f"score {picture.score:.3f}"
-    seed = "" if picture.seed is None else f" · seed {picture.seed}"
+def _figure(letter: str, image: Picture, look: _Look) -> str:
+    score = "no score" if image.score is None else f"score {image.score:.3f}"
+    seed = "" if image.seed is None else f" · seed {image.seed}"
     try:
-        small = thumbnail(look.read(picture.url)).url
-        shown_here = f'<img src="{small}" loading="lazy" alt="{escape(one_line(picture.text, 200))}">'
-    except Unreadable as exc:
+        small = thumbnail(look.read(image.url)).url
+        shown_here = f'<img src="{small}" loading="lazy" alt="{escape(one_line(image.text, 200))}">'
+    except ObjectUnreadable as exc:
         shown_here = f'<p class="none">{escape(one_line(str(exc), 300))}</p>'
-    if link := link_of(picture.url, look.folder):
+    if link := link_of(image.url, look.folder):
         shown_here = f'<a href="{escape(link)}" rel="noreferrer">{shown_here}</a>'
     return f"<figure>{shown_here}<figcaption>{letter}: {score}{seed}</figcaption></figure>"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from PIL import Image
 
-from text2img.errors import ConfigurationError, EvaluationFailed, Unreadable
+from text2img.errors import ConfigurationError, EvaluationFailed, ObjectUnreadable
 from text2img.images.contact_sheet import pixels
-from text2img.reports.comparison import Likeness
+from text2img.reports.comparison import Similarity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,10 +41,10 @@ def check() -> None:
         raise ConfigurationError("compare needs scikit-image; pip install 'scikit-image>=0.26'") from None
 
 
-def likeness(
+def image_similarity(
     read: tuple[Callable[[], bytes], Callable[[], bytes]],
     clip: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None,
-) -> Likeness:
+) -> Similarity:
     """Of two pictures, whose files' bytes ``read`` gives; ``clip`` says how alike a model finds their pixels.
 
     Of two sizes with the same proportions the larger is shrunk to the smaller for SSIM; of other proportions
@@ -54,14 +54,14 @@ def likeness(
     try:
         files = read[0](), read[1]()
         a, b = pixels(files[0]), pixels(files[1])
-    except (Unreadable, OSError, ValueError, SyntaxError) as exc:
-        return Likeness(note=f"not compared: {exc}")
+    except (ObjectUnreadable, OSError, ValueError, SyntaxError) as exc:
+        return Similarity(note=f"not compared: {exc}")
     if files[0] == files[1]:
-        return Likeness(ssim=1.0, clip=1.0 if clip else None, note="the same file")
+        return Similarity(ssim=1.0, clip=1.0 if clip else None, note="the same file")
     similar, note = _similar(a, b, clip)
     ssim, other = _sized(a, b)
     notes = "; ".join(each for each in (other, note) if each)
-    return Likeness(ssim=ssim, clip=similar, note=notes or None)
+    return Similarity(ssim=ssim, clip=similar, note=notes or None)
 
 
 def _similar(
@@ -89,8 +89,8 @@ def _sized(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[float | None, st
     ), None if a.shape == b.shape else f"{said}, brought to {small[0]}×{small[1]}"
 
 
-def _at(picture: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    whole = Image.fromarray(picture)
+def _at(image: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    whole = Image.fromarray(image)
     return whole if whole.size == size else whole.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -124,7 +124,7 @@ _One = TypeVar("_One")
 _Other = TypeVar("_Other")
 
 
-def looked_at(
+def measure_pairs(
     pairs: Sequence[Pair],
     read: Callable[[str], bytes],
     clip: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None,
@@ -135,7 +135,7 @@ def looked_at(
 
     def look(pair: Pair) -> Pair:
         both = partial(read, pair.a.url), partial(read, pair.b.url)
-        return replace(pair, likeness=likeness(both, clip))
+        return replace(pair, similarity=image_similarity(both, clip))
 
     return tuple(in_parallel(look, pairs))
 

@@ -6,12 +6,12 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from text2img.reports.comparison import differences, figures
+from text2img.reports.comparison import comparison_stats, differences
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from text2img.reports.comparison import Comparison, Difference, Figures, Pair, Picture, Side
+    from text2img.reports.comparison import Comparison, ComparisonStats, Difference, Pair, Picture, Side
 
 
 SHOWN: Final = 40
@@ -21,7 +21,7 @@ _TEXT, _VALUES = 44, 3
 
 def table(comparison: Comparison) -> str:
     """What differs, how fast, how good, how alike, then the pairs."""
-    found = figures(comparison)
+    found = comparison_stats(comparison)
     lines = [
         *(_side("A", comparison.a), _side("B", comparison.b)),
         *_different(differences(comparison.a, comparison.b, comparison.pairs)),
@@ -31,7 +31,7 @@ def table(comparison: Comparison) -> str:
     return "\n".join([*lines, *_pairs(comparison.pairs)])
 
 
-def _matched(comparison: Comparison, found: Figures) -> str:
+def _matched(comparison: Comparison, found: ComparisonStats) -> str:
     ours, theirs = comparison.alone
     return (
         f"pairs    {len(comparison.pairs):,} (by id {found.by_id:,}, by text and seed {found.by_text:,});"
@@ -54,12 +54,12 @@ def shown(values: Sequence[object]) -> str:
 
 def least_alike(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs by their SSIM, the lowest first; those without one come last."""
-    return sorted(pairs, key=lambda pair: 2.0 if pair.likeness.ssim is None else pair.likeness.ssim)
+    return sorted(pairs, key=lambda pair: 2.0 if pair.similarity.ssim is None else pair.similarity.ssim)
 
 
-def name_of(picture: Picture) -> str:
+def name_of(image: Picture) -> str:
     """The prompt's id, and which of its pictures it is where that is not the first."""
-    return f"{picture.prompt}{f' ({picture.number + 1})' if picture.number else ''}"
+    return f"{image.prompt}{f' ({image.number + 1})' if image.number else ''}"
 
 
 def pace(side: Side) -> str:
@@ -84,7 +84,7 @@ def _different(found: Sequence[Difference]) -> Iterator[str]:
         yield f"differs  {one_line(each.name, 40)}: A {shown(each.a)}; B {shown(each.b)}{pairs}"
 
 
-def _figures(found: Figures) -> Iterator[str]:
+def _figures(found: ComparisonStats) -> Iterator[str]:
     if found.score_a and found.score_b:
         count = found.score_a.count
         equal = count - found.better - found.worse
@@ -107,11 +107,11 @@ def _pairs(pairs: Sequence[Pair]) -> Iterator[str]:
     ordered = least_alike(pairs)[:SHOWN]
     ids = [one_line(name_of(pair.a), 24) for pair in ordered]
     wide = max(map(len, (*ids, "prompt")))
-    clip = any(pair.likeness.clip is not None for pair in ordered)
+    clip = any(pair.similarity.clip is not None for pair in ordered)
     yield ""
     yield f"{'prompt':<{wide}}  {'text':<{_TEXT}}  score A  score B     SSIM" + ("     CLIP" if clip else "")
     for name, pair in zip(ids, ordered, strict=True):
-        like = pair.likeness
+        like = pair.similarity
         numbers = [pair.a.score, pair.b.score, like.ssim, *([like.clip] if clip else [])]
         cells = "  ".join("      –" if number is None else f"{number:7.3f}" for number in numbers)
         note = f"  {one_line(like.note, 120)}" if like.note else ""
@@ -127,7 +127,7 @@ def document(comparison: Comparison) -> str:
         "a": {**_side_document(comparison.a), "alone": alone[0]},
         "b": {**_side_document(comparison.b), "alone": alone[1]},
         "differences": [asdict(each) for each in differences(comparison.a, comparison.b, comparison.pairs)],
-        "figures": asdict(figures(comparison)),
+        "figures": asdict(comparison_stats(comparison)),
         "pairs": [_pair_document(pair) for pair in comparison.pairs],
     }
     return json.dumps(said, indent=1, default=str) + "\n"
@@ -144,7 +144,7 @@ def _side_document(side: Side) -> dict[str, object]:
 
 
 def _pair_document(pair: Pair) -> dict[str, object]:
-    like = pair.likeness
+    like = pair.similarity
     return {
         "prompt_id": str(pair.a.prompt),
         "text": pair.a.text,
@@ -157,13 +157,13 @@ def _pair_document(pair: Pair) -> dict[str, object]:
     }
 
 
-def _picture_document(picture: Picture) -> dict[str, object]:
+def _picture_document(image: Picture) -> dict[str, object]:
     return {
-        "prompt_id": str(picture.prompt),
-        "number": picture.number,
-        "text": picture.text,
-        "image_url": picture.url,
-        "seed": picture.seed,
-        "score": picture.score,
-        "used": picture.used,
+        "prompt_id": str(image.prompt),
+        "number": image.number,
+        "text": image.text,
+        "image_url": image.url,
+        "seed": image.seed,
+        "score": image.score,
+        "used": image.used,
     }

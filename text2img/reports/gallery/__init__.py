@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
 from text2img.databases.documents import number_of, state_of
-from text2img.errors import ConfigurationError, Unreadable
+from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import Page, quiet, thumbnail
 from text2img.storage import ENDINGS
@@ -25,7 +25,7 @@ from text2img.storage import ENDINGS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from text2img.databases import Failure, Made, Run
+    from text2img.databases import CompletedPrompt, Failure, Run
 
 
 _LONGEST: Final = 10_000
@@ -37,12 +37,12 @@ _DEEPEST: Final = 4
 Picture = dict[str, Any]
 
 
-def item_of_made(made: Made, picture: Callable[[str], Picture]) -> dict[str, Any]:
+def item_of_made(made: CompletedPrompt, image: Callable[[str], Picture]) -> dict[str, Any]:
     """A completed prompt. ``picture(url)`` says what is to be shown of one of its pictures."""
     item = {
         **_of(made.id, made.text, made.dataset_id, made.run_id),
         "at": _moment(made.completed_at),
-        "pictures": [picture(url) for url in made.image_urls[:_MANY]],
+        "pictures": [image(url) for url in made.image_urls[:_MANY]],
         "used": plain(made.used),
     }
     if any(score is not None for score in made.scores):
@@ -52,7 +52,7 @@ def item_of_made(made: Made, picture: Callable[[str], Picture]) -> dict[str, Any
     if made.iterations:
         item["iterations"] = made.iterations
     if made.tries:
-        item["tries"] = [_try(each, picture) for each in made.tries[:_MANY]]
+        item["tries"] = [_try(each, image) for each in made.tries[:_MANY]]
     return item
 
 
@@ -62,7 +62,7 @@ def item_of_failure(failure: Failure) -> dict[str, Any]:
         **_of(failure.id, failure.text, failure.dataset_id, failure.run_id),
         "at": _moment(failure.failed_at),
         "code": plain(failure.code),
-        "sentence": plain(failure.sentence),
+        "sentence": plain(failure.message),
         "attempts": failure.attempts,
     }
 
@@ -108,10 +108,10 @@ def _of(prompt_id: object, text: str, dataset: str | None, run: str | None) -> d
     return {"id": plain(str(prompt_id)), "text": plain(text), "dataset": plain(dataset), "run": plain(run)}
 
 
-def _try(each: Mapping[str, object], picture: Callable[[str], Picture]) -> dict[str, Any]:
+def _try(each: Mapping[str, object], image: Callable[[str], Picture]) -> dict[str, Any]:
     url = each.get("image_url")
     shown = {name: plain(each[name]) for name in ("iteration", "seed", "score", "prompt") if name in each}
-    pictured = {"picture": picture(url)} if isinstance(url, str) and url else {}
+    pictured = {"picture": image(url)} if isinstance(url, str) and url else {}
     return {**shown, **pictured, "best": each.get("best") is True}
 
 
@@ -164,20 +164,20 @@ _AHEAD: Final = 3 * _AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
+class ReportData:
     """What a report is of: ``what`` in words, the newest of ``runs`` first, and how many prompts wait, None
     where that means nothing. ``made`` and ``failures`` are gone through once.
     """
 
     what: str
-    made: Iterable[Made]
+    made: Iterable[CompletedPrompt]
     failures: Iterable[Failure]
     runs: Sequence[Run]
     waiting: int | None = None
 
 
 @dataclass(slots=True)
-class Written:
+class ReportStats:
     """What came to stand in it. ``unreadable`` pictures are in it with a reason; ``size`` in bytes."""
 
     prompts: int = 0
@@ -187,7 +187,7 @@ class Written:
     size: int = field(default=0)
 
 
-def write_report(name: str, contents: Contents, read: Callable[[str], bytes]) -> Written:
+def write_report(name: str, contents: ReportData, read: Callable[[str], bytes]) -> ReportStats:
     """Write the report's file, whole or not at all. ``read(url)`` gets a picture, or raises Unreadable.
 
     Raises ConfigurationError where the file cannot be written, and whatever ``contents`` raise.
@@ -207,15 +207,17 @@ def write_report(name: str, contents: Contents, read: Callable[[str], bytes]) ->
     return written
 
 
-def _write(page: Page, contents: Contents, prepare: Callable[[Made], dict[str, Any]]) -> Written:
-    written = Written()
+def _write(
+    page: Page, contents: ReportData, prepare: Callable[[CompletedPrompt], dict[str, Any]]
+) -> ReportStats:
+    written = ReportStats()
     for item in _ahead(contents.made, prepare):
-        for picture in _pictures(item):
-            if isinstance(url := picture.get("thumbnail"), str):
-                picture["thumbnail"] = page.thumbnail(url)
+        for image in _pictures(item):
+            if isinstance(url := image.get("thumbnail"), str):
+                image["thumbnail"] = page.thumbnail(url)
         written.prompts += 1
         written.pictures += len(item["pictures"])
-        written.unreadable += sum("thumbnail" not in picture for picture in item["pictures"])
+        written.unreadable += sum("thumbnail" not in image for image in item["pictures"])
         page.add(item)
         if written.prompts % _TOLD_EVERY == 0:
             log.info("%s prompts are in the report so far", f"{written.prompts:,}")
@@ -228,7 +230,9 @@ def _write(page: Page, contents: Contents, prepare: Callable[[Made], dict[str, A
     return written
 
 
-def _ahead(made: Iterable[Made], prepare: Callable[[Made], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _ahead(
+    made: Iterable[CompletedPrompt], prepare: Callable[[CompletedPrompt], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Each prompt's item, in order, while those of the next few are prepared."""
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="thumbnails")
     waiting: deque[Any] = deque()
@@ -243,23 +247,23 @@ def _ahead(made: Iterable[Made], prepare: Callable[[Made], dict[str, Any]]) -> I
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepared(made: Made, folder: Path, read: Callable[[str], bytes]) -> dict[str, Any]:
+def _prepared(made: CompletedPrompt, folder: Path, read: Callable[[str], bytes]) -> dict[str, Any]:
     """The prompt's item, with its thumbnails in it still. A picture that it names twice is one."""
     seen: dict[str, dict[str, Any]] = {}
 
-    def picture(url: str) -> dict[str, Any]:
+    def image(url: str) -> dict[str, Any]:
         if url not in seen:
             seen[url] = _picture(url, link_of(url, folder), read)
         return seen[url]
 
-    return item_of_made(made, picture)
+    return item_of_made(made, image)
 
 
 def _picture(url: str, href: str | None, read: Callable[[str], bytes]) -> dict[str, Any]:
     shown: dict[str, Any] = {"url": url[:2000], "href": href}
     try:
         small = thumbnail(read(url))
-    except Unreadable as exc:
+    except ObjectUnreadable as exc:
         return {**shown, "reason": str(exc)}
     return {**shown, "thumbnail": small.url, "size": small.size}
 
@@ -269,7 +273,9 @@ def _pictures(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from (each["picture"] for each in item.get("tries", ()) if "picture" in each)
 
 
-def _figures(written: Written, contents: Contents, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _figures(
+    written: ReportStats, contents: ReportData, runs: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """What stands large at the top: names and values, as they are to be read."""
     figures = [("pictures", f"{written.pictures:,}")]
     if written.prompts != written.pictures:

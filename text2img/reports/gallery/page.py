@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from text2img.errors import Unreadable
+from text2img.errors import ObjectUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,17 +123,17 @@ def thumbnail(data: bytes) -> Thumbnail:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            size = picture.size
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            size = image.size
             if size[0] * size[1] > _MOST_PIXELS:
                 raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow itself does, at another number
             quality = _QUALITY if max(size) > SIDE else _QUALITY_OF_SMALL
-            return Thumbnail(_encoded(_small(picture), quality), size)
+            return Thumbnail(_encoded(_small(image), quality), size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise Unreadable(f"it has more than {_MOST_PIXELS:,} pixels: too many for a thumbnail") from exc
+        raise ObjectUnreadable(f"it has more than {_MOST_PIXELS:,} pixels: too many for a thumbnail") from exc
     except Exception as exc:  # whatever a decoder says of bytes that anybody may have written
         reason = "it is broken or of another format" if isinstance(exc, OSError) else type(exc).__name__
-        raise Unreadable(f"it is no picture that can be read: {reason}") from exc
+        raise ObjectUnreadable(f"it is no picture that can be read: {reason}") from exc
 
 
 @contextmanager
@@ -149,15 +149,15 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _small(picture: Image) -> Image:
-    picture.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
-    clear = picture.mode in {"RGBA", "LA", "PA"} or "transparency" in picture.info
-    small = picture.convert("RGBA" if clear else "RGB")
+def _small(image: Image) -> Image:
+    image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
+    clear = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+    small = image.convert("RGBA" if clear else "RGB")
     small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     return small
 
 
-def _encoded(picture: Image, quality: int) -> str:
+def _encoded(image: Image, quality: int) -> str:
     written = io.BytesIO()
-    picture.save(written, "WEBP", quality=quality, method=4)
+    image.save(written, "WEBP", quality=quality, method=4)
     return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -13,12 +13,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from text2img.databases.retrying import patient
+from text2img.databases.retrying import with_retries
 from text2img.errors import ConfigurationError, RunFailed
 from text2img.prompts import Completed, Failed
 from text2img.worker import build
-from text2img.worker.ray.process import Asked, Died, End, Ended, GoOn, Granted, Idle, Seat, joined, listen
-from text2img.worker.ray.remote import Began, Here, Made, Recorded, Said, Share, Spent, work
+from text2img.worker.ray.process import (
+    QuotaGranted,
+    QuotaRequested,
+    Resume,
+    Shutdown,
+    WorkerDied,
+    WorkerExited,
+    WorkerIdle,
+    WorkerProcess,
+    joined,
+    listen,
+)
+from text2img.worker.ray.remote import (
+    BatchFinished,
+    BatchStarted,
+    LogRecordMessage,
+    OutcomesRecorded,
+    WorkerSpec,
+    WorkerStarted,
+    WorkerStats,
+    work,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +47,7 @@ if TYPE_CHECKING:
     from text2img.databases import Database
     from text2img.errors import Text2ImgError
     from text2img.settings import Settings
-    from text2img.worker.local import Place
+    from text2img.worker.local import RunContext
     from text2img.worker.ray.process import Cluster
 
 log = logging.getLogger("text2img.run")
@@ -38,12 +58,12 @@ _HEAR = 0.25  # seconds
 _LOOK = 1.0  # seconds between looks for more to do, while somebody has nothing to do
 
 
-class Member:
+class WorkerHandle:
     """One of the crew, and how it stands. ``name`` is who claims, once it is here; so many ``places`` of the
     run's limit are its own, for prompts that it has not brought to an end.
     """
 
-    def __init__(self, start: Callable[[], Seat]) -> None:
+    def __init__(self, start: Callable[[], WorkerProcess]) -> None:
         self._start = start
         self.deaths = 0  # in a row, with nothing recorded in between
         self.begin()
@@ -56,15 +76,15 @@ class Member:
         self.places = 0
 
 
-class Crew:
-    """A run's workers; see Labour. How many they are is settled once Ray has said what is there."""
+class RayExecutor:
+    """A run's workers; see Executor. How many they are is settled once Ray has said what is there."""
 
     def __init__(self, settings: Settings, database: Database, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
-        self._database = patient(database, settings.database_patience, stop.wait)
+        self._database = with_retries(database, settings.database_patience, stop.wait)
         self._selection = build.selection(settings)
-        self._members: list[Member] = []
-        self._spent: dict[Seat, Spent] = {}
+        self._members: list[WorkerHandle] = []
+        self._spent: dict[WorkerProcess, WorkerStats] = {}
         self._dead: list[str] = []
         self._failures: list[Text2ImgError] = []
         self._left = settings.limit
@@ -72,18 +92,18 @@ class Crew:
         self._looked = 0.0
         self.model: str | None = None
 
-    def work(self, place: Place) -> None:
-        """Have the work done; see Labour."""
+    def work(self, place: RunContext) -> None:
+        """Have the work done; see Executor."""
         with joined(self._settings.ray_address) as cluster, place.leases:
             self._stop.check()
             if len(cluster.machines) > 1:
                 build.check_shared(self._settings)
             workers, gpu = _how_many(self._settings, cluster)
-            place.tally.devices = workers
+            place.stats.devices = workers
             log.info("%d workers", workers, extra={"event": "workers", "workers": workers})
-            share = Share(self._settings, place.run_id, -(-place.waiting // workers), str(Path.cwd()))
-            start = partial(Seat, partial(work, share), gpu=gpu)
-            self._members = [Member(start) for _ in range(workers)]
+            share = WorkerSpec(self._settings, place.run_id, -(-place.waiting // workers), str(Path.cwd()))
+            start = partial(WorkerProcess, partial(work, share), gpu=gpu)
+            self._members = [WorkerHandle(start) for _ in range(workers)]
             while self._members:
                 self._turn(place)
         self._stop.check()
@@ -91,20 +111,20 @@ class Crew:
             raise self._failures[0]
         if self._dead:  # what they had recorded at the last, they may not have said
             came = self._database.settled(place.run_id)
-            place.tally.correct(came.completed, came.failed, came.images)
+            place.stats.set_totals(came.completed, came.failed, came.images)
 
     def spent(self) -> dict[str, float]:
-        """Of all workers together; see Labour."""
+        """Of all workers together; see Executor."""
         seconds: Counter[str] = Counter()
         for spent in list(self._spent.values()):
             seconds.update(spent.seconds)
         return dict(seconds)
 
     def peak_memory(self) -> int:
-        """Of the device that needed the most; see Labour."""
+        """Of the device that needed the most; see Executor."""
         return max((spent.peak_memory for spent in list(self._spent.values())), default=0)
 
-    def _turn(self, place: Place) -> None:
+    def _turn(self, place: RunContext) -> None:
         members = {member.seat: member for member in self._members}
         for seat, event in listen(list(members), _HEAR):
             self._heard(place, members[seat], event)
@@ -114,46 +134,46 @@ class Crew:
             self._looked = time.monotonic()
             self._send_on()
 
-    def _heard(self, place: Place, member: Member, event: object) -> None:
+    def _heard(self, place: RunContext, member: WorkerHandle, event: object) -> None:
         match event:
-            case Recorded(outcomes):
+            case OutcomesRecorded(outcomes):
                 member.deaths = 0
                 member.places -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
-                place.tally.add(outcomes)
+                place.stats.add(outcomes)
                 place.progress.settled(outcomes)
                 place.recorded(outcomes)
-            case Began(requests):
+            case BatchStarted(requests):
                 place.progress.batch(requests)
-            case Made(pictures, seconds):
+            case BatchFinished(pictures, seconds):
                 now = time.monotonic()
-                place.tally.batch(pictures, now - seconds, now)
-            case Said(name, level, message, facts):
+                place.stats.batch(pictures, now - seconds, now)
+            case LogRecordMessage(name, level, message, facts):
                 logging.getLogger(name).log(level, "%s", message, extra=dict(facts))
             case _:
                 self._stands(member, event)
 
-    def _stands(self, member: Member, event: object) -> None:
+    def _stands(self, member: WorkerHandle, event: object) -> None:
         """The member says how it stands itself."""
         match event:
-            case Here(name):
+            case WorkerStarted(name):
                 member.name = name
-            case Spent():
+            case WorkerStats():
                 self._spent[member.seat] = event
                 self.model = event.model or self.model
-            case Asked(wanted):
+            case QuotaRequested(wanted):
                 granted = wanted if self._left is None else min(wanted, self._left)
                 self._give_back(-granted)
                 member.places += granted
-                member.seat.tell(Granted(granted))
-            case Idle():
+                member.seat.tell(QuotaGranted(granted))
+            case WorkerIdle():
                 member.idle = True
-            case Ended(failure):
+            case WorkerExited(failure):
                 self._members.remove(member)
                 self._has_ended(member, failure)
-            case Died(reason):
+            case WorkerDied(reason):
                 self._has_died(member, reason)
 
-    def _has_ended(self, member: Member, failure: Text2ImgError | None) -> None:
+    def _has_ended(self, member: WorkerHandle, failure: Text2ImgError | None) -> None:
         member.seat.leave()
         self._give_back(member.places)
         if failure is None:
@@ -163,7 +183,7 @@ class Crew:
         if self._members:
             log.error("worker %s has failed; the others go on: %s", member.name, failure)
 
-    def _has_died(self, member: Member, reason: str) -> None:
+    def _has_died(self, member: WorkerHandle, reason: str) -> None:
         log.warning("worker %s died: %s", member.name or "(still starting)", reason)
         member.deaths += 1
         self._give_back(member.places)
@@ -181,7 +201,7 @@ class Crew:
     def _bring_back(self) -> None:
         """What the dead held, if anything, can be claimed again."""
         for name in self._dead:
-            self._database.expire(name)
+            self._database.release_dead(name)
 
     def _give_back(self, prompts: int) -> None:
         if self._left is not None:
@@ -191,15 +211,15 @@ class Crew:
         """Those who wait go on where there is something to do, and end where everybody waits for nothing."""
         self._bring_back()
         if self._left != 0 and self._database.waits(self._selection):
-            self._tell_idle(GoOn())
+            self._tell_idle(Resume())
         elif all(member.idle for member in self._members if member.name is not None):
             late = [member for member in self._members if member.name is None]
             self._members = [member for member in self._members if member.name is not None]
             for member in late:
                 member.seat.leave()
-            self._tell_idle(GoOn(further=False))
+            self._tell_idle(Resume(further=False))
 
-    def _tell_idle(self, word: GoOn) -> None:
+    def _tell_idle(self, word: Resume) -> None:
         for member in self._members:
             if member.idle:
                 member.idle = False
@@ -212,7 +232,7 @@ class Crew:
         self._asked_to_end = True
         self._members = [member for member in self._members if member.name is not None]
         for member in self._members:
-            member.seat.tell(End(self._stop.status - 128))
+            member.seat.tell(Shutdown(self._stop.status - 128))
 
 
 def _how_many(settings: Settings, cluster: Cluster) -> tuple[int, bool]:

@@ -31,7 +31,7 @@ _AT_ONCE = 4  # calls that a process answers at once: its labour, and what it is
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
+class WorkerDied:
     """The process is gone, without having ended; ``reason`` is Ray's."""
 
     reason: str
@@ -41,25 +41,25 @@ class _Actor:
     """What Ray runs in a process of its own."""
 
     def __init__(self) -> None:
-        self._line = Line()
+        self._line = WorkerChannel()
 
-    def work(self, labour: Callable[[Line], None]) -> Iterator[object]:
+    def work(self, executor: Callable[[WorkerChannel], None]) -> Iterator[object]:
         """See Line.work."""
-        yield from self._line.work(labour)
+        yield from self._line.work(executor)
 
-    def tell(self, word: Granted | GoOn | End) -> None:
+    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
         """See Line.tell."""
         self._line.tell(word)
 
 
-class Seat:
+class WorkerProcess:
     """One process, which does ``labour(line)``; with ``gpu`` it has a GPU to itself.
 
     The labour goes to the process alone: as an argument of its task, which Ray shows nowhere, and neither as
     an argument of the actor's, which Ray would keep, nor by the environment.
     """
 
-    def __init__(self, labour: Callable[[Line], None], *, gpu: bool) -> None:
+    def __init__(self, executor: Callable[[WorkerChannel], None], *, gpu: bool) -> None:
         import ray
 
         options: dict[str, Any] = {
@@ -68,9 +68,9 @@ class Seat:
             "scheduling_strategy": "SPREAD",
         }
         self._actor: Any = ray.remote(_Actor).options(**options, num_gpus=int(gpu)).remote()
-        self.said: Any = self._actor.work.options(num_returns="streaming").remote(labour)
+        self.said: Any = self._actor.work.options(num_returns="streaming").remote(executor)
 
-    def tell(self, word: Granted | GoOn | End) -> None:
+    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
         """Tell its process, whether it still lives or not."""
         self._actor.tell.remote(word)
 
@@ -81,7 +81,7 @@ class Seat:
         ray.kill(self._actor)
 
 
-def listen(seats: Sequence[Seat], seconds: float) -> Iterator[tuple[Seat, object]]:
+def listen(seats: Sequence[WorkerProcess], seconds: float) -> Iterator[tuple[WorkerProcess, object]]:
     """What some of the seats say next, Died for one whose process is gone; nothing after ``seconds``."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -94,11 +94,11 @@ def listen(seats: Sequence[Seat], seconds: float) -> Iterator[tuple[Seat, object
             continue
         except RayActorError as exc:
             never = exc.actor_init_failed  # its machine lacks the package, say: another process would as well
-            yield seat, Ended(_never_began(exc)) if never else Died(_why(exc))
+            yield seat, WorkerExited(_never_began(exc)) if never else WorkerDied(_why(exc))
         except RayError as exc:
-            yield seat, Ended(_never_began(exc))
+            yield seat, WorkerExited(_never_began(exc))
         except StopIteration:
-            yield seat, Died("it ended without a word")
+            yield seat, WorkerDied("it ended without a word")
 
 
 def _never_began(exc: Exception) -> RunFailed:
@@ -113,46 +113,46 @@ def _why(exc: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuotaRequested:
     """The worker wants to claim so many more of the run's limit, and waits for ``Granted``."""
 
     wanted: int
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
+class WorkerIdle:
     """The worker has found nothing to claim, and waits for ``GoOn``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class WorkerExited:
     """The worker has ended: ``failure`` is why, None where it was told to, or stopped."""
 
     failure: Text2ImgError | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class QuotaGranted:
     """So many more may be claimed."""
 
     prompts: int
 
 
 @dataclass(frozen=True, slots=True)
-class GoOn:
+class Resume:
     """There may be something to claim; not ``further``: there will not be."""
 
     further: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Shutdown:
     """The run was asked to end by this signal."""
 
     signal: int
 
 
-class Line:
+class WorkerChannel:
     """What a worker says, in its order, and what it is told, from any thread. ``End`` sets ``stop``."""
 
     def __init__(self) -> None:
@@ -169,40 +169,40 @@ class Line:
     def ask(self, wanted: int) -> int:
         """So many of the ``wanted`` prompts are granted. Raises Stopped when the run is asked to end."""
         with self._asking:
-            self.say(Asked(wanted))
+            self.say(QuotaRequested(wanted))
             granted = self._granted.get()
         self.stop.check()
         return granted
 
     def rest(self) -> bool:
         """Wait, idle, until told to go on; False: to end. Raises Stopped when the run is asked to end."""
-        self.say(Idle())
+        self.say(WorkerIdle())
         further = self._told.get()
         self.stop.check()
         return further
 
-    def tell(self, word: Granted | GoOn | End) -> None:
+    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
         """The run tells the worker."""
-        if isinstance(word, Granted):
+        if isinstance(word, QuotaGranted):
             self._granted.put(word.prompts)
-        elif isinstance(word, GoOn):
+        elif isinstance(word, Resume):
             self._told.put(word.further)
         else:
             self.stop.set(word.signal)
             self._granted.put(0)  # whoever waits shall see it
             self._told.put(False)
 
-    def work(self, labour: Callable[[Line], None]) -> Iterator[object]:
+    def work(self, executor: Callable[[WorkerChannel], None]) -> Iterator[object]:
         """Do the labour in a thread of its own; all that is said meanwhile, and ``Ended`` at the last."""
-        threading.Thread(target=self._work, args=(labour,), name="labour", daemon=True).start()
-        while not isinstance(event := self._said.get(), Ended):
+        threading.Thread(target=self._work, args=(executor,), name="labour", daemon=True).start()
+        while not isinstance(event := self._said.get(), WorkerExited):
             yield event
         yield event
 
-    def _work(self, labour: Callable[[Line], None]) -> None:
+    def _work(self, executor: Callable[[WorkerChannel], None]) -> None:
         failure: Text2ImgError | None = None
         try:
-            labour(self)
+            executor(self)
         except Stopped:
             pass  # who stopped it knows
         except Text2ImgError as exc:
@@ -211,7 +211,7 @@ class Line:
             log.debug("the worker failed", exc_info=exc)
             first = (str(exc).splitlines() or [""])[0]
             failure = RunFailed(f"unexpected {type(exc).__name__}: {first}; --log-level DEBUG shows where")
-        self.say(Ended(failure))
+        self.say(WorkerExited(failure))
 
 
 _ALONE = {
@@ -267,7 +267,7 @@ def joined(address: str | None) -> Iterator[Cluster]:
     if folder is not None:
         os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
     session = _Session(address, folder)
-    with redirect_stdout(_Hushed(sys.stdout)):  # also while Ray ends: it has most to say then
+    with redirect_stdout(_StdoutFilter(sys.stdout)):  # also while Ray ends: it has most to say then
         try:
             session.start()
             yield _found()
@@ -331,7 +331,7 @@ class _Session:
         return {"address": "local", "num_cpus": 1, **own, **quiet}
 
 
-class _Hushed:
+class _StdoutFilter:
     """Standard output, but for what Ray prints, in threads that are called so: that is logged as DEBUG."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -14,15 +14,15 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from text2img.concurrency.timeouts import within
-from text2img.telemetry.progress import Silent
-from text2img.telemetry.stats import Tally
+from text2img.concurrency.timeouts import run_with_timeout
+from text2img.telemetry.progress import NullProgress
+from text2img.telemetry.stats import RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
-from text2img.worker.flow import LONGEST_WAIT_FOR_A_RETRY
+from text2img.worker.flow import MAX_RETRY_WAIT
 from text2img.worker.leases import Leases
-from text2img.worker.local import Place, Single
-from text2img.worker.watchdog import Guard
+from text2img.worker.local import LocalExecutor, RunContext
+from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from text2img.prompts import Outcome, Request
     from text2img.settings import Settings
-    from text2img.worker.ray.process import Line
+    from text2img.worker.ray.process import WorkerChannel
 
 log = logging.getLogger("text2img.run")
 
@@ -40,7 +40,7 @@ _FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "t
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerSpec:
     """What a worker is given of a run: about ``waiting`` prompts are its to make, and relative paths begin at
     ``folder``, where its machine has one of that name.
     """
@@ -52,21 +52,21 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class WorkerStarted:
     """The worker has begun. ``name`` is who claims."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class BatchStarted:
     """These go on the worker's device now."""
 
     requests: Sequence[Request]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class BatchFinished:
     """The worker's device has made so many pictures in so many seconds."""
 
     pictures: int
@@ -74,14 +74,14 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class OutcomesRecorded:
     """These outcomes are written down."""
 
     outcomes: Sequence[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class WorkerStats:
     """What the worker has come to: seconds by stage, bytes of its device's memory, its model."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LogRecordMessage:
     """A log record of the worker's."""
 
     logger: str
@@ -99,42 +99,42 @@ class Said:
     facts: Mapping[str, object]
 
 
-def work(share: Share, line: Line) -> None:
-    """Do the share; see Labour.work. What the process is given besides is its machine's own environment."""
+def work(share: WorkerSpec, line: WorkerChannel) -> None:
+    """Do the share; see Executor.work. What the process is given besides is its machine's own environment."""
     _log_to(line, share.settings.log_level)
     with suppress(OSError):
         os.chdir(share.folder)
     settings, name = share.settings, build.worker_name()
     with closing(build.database(settings)) as database:
-        line.say(Here(name))
-        labour = Single(settings, database, build.storage(settings), line.stop)
+        line.say(WorkerStarted(name))
+        executor = LocalExecutor(settings, database, build.storage(settings), line.stop)
         leases = Leases(database, settings.lease_seconds, lambda: None)
         own = replace(settings, callback_url=None)  # of the run as a whole the crew tells
         teller = build.teller(own, database, share.run_id, name)
 
         def recorded(outcomes: Sequence[Outcome]) -> None:
             teller.recorded(outcomes)
-            line.say(Recorded(outcomes))
-            line.say(_spent(labour, tally))
+            line.say(OutcomesRecorded(outcomes))
+            line.say(_spent(executor, stats))
 
-        def give_up(status: int) -> None:
+        def force_exit(status: int) -> None:
             with suppress(Exception):
-                within(1, leases.release)
+                run_with_timeout(1, leases.release)
             os._exit(status)
 
-        tally, seen = _Tally(line), traces(os.environ, share.run_id, endless=True)
+        stats, seen = _Tally(line), traces(os.environ, share.run_id, endless=True)
         teller.start()
         try:
-            with Guard(line.stop, settings.stall_timeout, give_up, _GRACE) as guard:
-                labour.work(
-                    Place(
+            with Watchdog(line.stop, settings.stall_timeout, force_exit, _GRACE) as watchdog:
+                executor.work(
+                    RunContext(
                         run_id=share.run_id,
                         name=name,
                         waiting=share.waiting,
                         leases=leases,
-                        guard=guard,
-                        progress=seen.following(teller.following(_Progress(line))),
-                        tally=tally,
+                        watchdog=watchdog,
+                        progress=seen.wrap_progress(teller.wrap_progress(_Progress(line))),
+                        stats=stats,
                         recorded=recorded,
                         serving=_Rests(line),
                         traces=seen,
@@ -142,13 +142,13 @@ def work(share: Share, line: Line) -> None:
                     )
                 )
         finally:
-            line.say(_spent(labour, tally))
+            line.say(_spent(executor, stats))
             teller.close("running", 1)
             seen.close(1, succeeded=True)
 
 
-def _spent(labour: Single, tally: Tally) -> Spent:
-    return Spent(labour.spent(), labour.peak_memory() if tally.made else 0, labour.model)
+def _spent(executor: LocalExecutor, stats: RunStats) -> WorkerStats:
+    return WorkerStats(executor.spent(), executor.peak_memory() if stats.made else 0, executor.model)
 
 
 class _Rests:
@@ -156,14 +156,14 @@ class _Rests:
 
     endless = False
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         self._line = line
 
     def another(self, waits: Callable[[], bool], settled: int, due: float | None) -> bool:
         """Wait for the worker's own retry, if it comes soon enough to wait for, else to be told."""
         del waits, settled
         now = time.monotonic()
-        if due is not None and due <= now + LONGEST_WAIT_FOR_A_RETRY:
+        if due is not None and due <= now + MAX_RETRY_WAIT:
             self._line.stop.wait(due - now)
             return True
         return self._line.rest()
@@ -175,34 +175,34 @@ class _Rests:
         pass
 
 
-class _Progress(Silent):
+class _Progress(NullProgress):
     """Says which batch is on the device."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         self._line = line
 
     def batch(self, requests: Sequence[Request]) -> None:
         """See Progress."""
-        self._line.say(Began(requests))
+        self._line.say(BatchStarted(requests))
 
 
-class _Tally(Tally):
+class _Tally(RunStats):
     """Says how long the device took."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         super().__init__()
         self._line = line
 
     def batch(self, size: int, started: float, ended: float) -> None:
-        """See Tally."""
+        """See RunStats."""
         super().batch(size, started, ended)
-        self._line.say(Made(size, ended - started))
+        self._line.say(BatchFinished(size, ended - started))
 
 
 class _Handler(logging.Handler):
     """Says log records, instead of writing them where only this machine's owner finds them."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WorkerChannel) -> None:
         super().__init__()
         self._line = line
         self._host = socket.gethostname()
@@ -215,10 +215,10 @@ class _Handler(logging.Handler):
         facts |= {"worker_host": self._host, "worker_pid": os.getpid()}
         if record.exc_info and log.isEnabledFor(logging.DEBUG):
             facts["stack_trace"] = "".join(traceback.format_exception(*record.exc_info))
-        self._line.say(Said(record.name, record.levelno, record.getMessage(), facts))
+        self._line.say(LogRecordMessage(record.name, record.levelno, record.getMessage(), facts))
 
 
-def _log_to(line: Line, level: str) -> None:
+def _log_to(line: WorkerChannel, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [_Handler(line)]
     root.setLevel(logging.WARNING)
