@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,13 @@ from text2img.storage import open_storage
 from text2img.telemetry.progress import NullProgress
 from text2img.telemetry.stats import RunStats
 from text2img.telemetry.tracing import NoopTraces
-from text2img.worker.flow import Plan, Worker, WorkerDeps
+from text2img.worker.build import Dependencies, RunContext
+from text2img.worker.flow import Worker
 from text2img.worker.leases import Leases
 from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 CARD = ModelInfo(
@@ -97,10 +98,7 @@ class Bench:
         self.serving = self.evaluator = None
         self.seconds, self.progress, self.traces = StageTimer(), NullProgress(), NoopTraces()
         self.leases = lambda: Leases(self.database, 60, lambda: None)
-        self.plan = Plan(
-            run_id="night", worker="w1", selection=Selection(), requested=WISHES, waiting=prompts,
-            batch_size=4, max_attempts=2,
-        )  # fmt: skip
+        self.waiting, self.requested, self.batch_size = prompts, WISHES, 4
 
     def hurry(self) -> Clock:
         """Have the run's retries wait by a clock alone, which passes for the database as well; return it."""
@@ -108,23 +106,40 @@ class Bench:
         self.stop = Hurried(self.clock)
         return self.clock
 
-    def work(self, engine: Painter, **changes: object) -> None:
-        parts = WorkerDeps(
-            database=self.database,
-            storage=self.storage,
-            engine=engine,
-            model_info=CARD,
-            leases=self.leases(),
-            watchdog=Watchdog(self.stop, 300, lambda status: None),
-            progress=self.progress,
-            seconds=self.seconds,
-            traces=self.traces,
-            recorded=lambda outcomes: None,
-            serving=self.serving,
-            evaluator=self.evaluator,
-            loras=self.loras,
+    def work(
+        self, engine: Painter, requested: Sequence[RequestedParameters] | None = None, **changes: object
+    ) -> None:
+        """Run a worker with this engine; ``changes`` are fields of its Dependencies or its RunContext."""
+        built = {each.name for each in fields(Dependencies)}
+        deps = Dependencies(
+            **{
+                "storage": self.storage,
+                "evaluator": self.evaluator,
+                "loras": self.loras,
+                "batch_size": self.batch_size,
+                "max_attempts": 2,
+                **{name: value for name, value in changes.items() if name in built},
+            }
         )
-        Worker(parts, replace(self.plan, **changes), self.stop, self.stats, clock=self.clock).run()
+        run = RunContext(
+            **{
+                "run_id": "night",
+                "worker": "w1",
+                "database": self.database,
+                "leases": self.leases(),
+                "watchdog": Watchdog(self.stop, 300, lambda status: None),
+                "progress": self.progress,
+                "stop": self.stop,
+                "recorded": lambda outcomes: None,
+                "stats": self.stats,
+                "seconds": self.seconds,
+                "traces": self.traces,
+                "waiting": self.waiting,
+                "serving": self.serving,
+                **{name: value for name, value in changes.items() if name not in built},
+            }
+        )
+        Worker(deps, run, engine, CARD, requested or self.requested, clock=self.clock).run()
 
     def shade(self, name: str) -> int:
         with Image.open(self.folder / f"{name}.png") as image:

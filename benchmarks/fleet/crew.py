@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING
 from benchmarks.fleet.watch import Log, count_commands, together, watched
 from benchmarks.stub import StubEngine
 from text2img.concurrency.signals import Stop
-from text2img.concurrency.stages import StageTimer
 from text2img.databases import Run, Selection
 from text2img.databases.retrying import with_retries
 from text2img.errors import ObjectUnreadable, Stopped
 from text2img.prompts import RequestedParameters
 from text2img.telemetry.progress import NullProgress
-from text2img.telemetry.stats import RunStats
 from text2img.webhooks.delivery import collect
-from text2img.worker.flow import Plan, Worker, WorkerDeps
+from text2img.worker.build import Dependencies, RunContext
+from text2img.worker.flow import Worker
 from text2img.worker.leases import Leases
 from text2img.worker.watchdog import Watchdog
 
@@ -165,27 +164,20 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
     waiting = database.pending(selection)
     database.save_run(run, _LEASE)
-    parts = WorkerDeps(
+    deps = Dependencies(
+        storage=Nowhere(), selection=selection, batch_size=shift.batch, limit=shift.share, upload_workers=2
+    )
+    context = RunContext(
+        run_id=run.id,
+        worker=hand.name,
         database=with_retries(database, _PATIENCE, stop.wait),
-        storage=Nowhere(),
-        engine=hand.engine,
-        model_info=hand.engine.inspect(),
         leases=Leases(database, _LEASE, lambda: database.save_run(run, _LEASE)),
         watchdog=Watchdog(stop, _PATIENCE, lambda _: None),
         progress=NullProgress(),
-        seconds=StageTimer(),
+        stop=stop,
         recorded=lambda _: None,
-    )
-    plan = Plan(
-        run_id=run.id,
-        worker=hand.name,
-        selection=selection,
-        requested=[_WISHES],
-        batch_size=shift.batch,
         waiting=waiting,
-        limit=shift.share,
-        upload_workers=2,
         tell=True,
     )
-    Worker(parts, plan, stop, RunStats()).run()
+    Worker(deps, context, hand.engine, hand.engine.inspect(), [_WISHES]).run()
     collect(database, run.id, "completed", final=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import text2img.demo
 from text2img.cli import run
+from text2img.concurrency.signals import Stop
 from text2img.databases import Selection
 from text2img.demo.scenes import Scene, contact_sheet
 from text2img.errors import ConfigurationError, StorageFailed
 from text2img.intake import read_prompts
-from text2img.storage import open_storage
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     if not _enqueue(settings, prompts):
         print(f"nothing to do: the pictures are in {folder}; text2img demo --fresh starts afresh")
         return 0
-    status = run.work(settings, open_storage(settings.output_url), progress)
+    stop = Stop()
+    status = run.work(settings, build.build(settings, stop.wait), progress, stop)
     if status == 0:
         _show(prompts, folder)
     return status

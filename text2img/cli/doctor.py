@@ -64,7 +64,7 @@ class _Doctor:
         """Reach the receiver without telling it anything."""
         from text2img.webhooks.delivery import DeliveryStatus
 
-        receiver = build.receiver(self._settings)
+        receiver = build.callback(self._settings)
         if receiver is None:
             return "none is configured"
         verdict = receiver.ping()
@@ -85,7 +85,7 @@ class _Doctor:
         if self.model_info is None:
             raise ModelFailed("they cannot be settled without a model")
         wished = build.run_defaults(self._settings, self.model_info, self._configuration)
-        wanted = build.validate_defaults(self._settings, self.model_info, wished)
+        wanted = build.validate_defaults(build.build(self._settings), self.model_info, wished)
         steps, guidance = wanted.num_inference_steps, wanted.guidance_scale
         return f"{wanted.width}×{wanted.height}, {steps} steps, guidance {guidance:g}"
 

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from text2img.concurrency.signals import graceful_shutdown
+from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, StorageFailed
 from text2img.intake import read_prompts
 from text2img.prompts import Claim, Prompt, RequestedParameters, request
@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from text2img.concurrency.signals import Stop
     from text2img.databases import Database, NewPrompt, Run
     from text2img.intake import Prompts
     from text2img.prompts import ModelConfiguration, Request
     from text2img.settings import Settings
-    from text2img.storage import ImageStorage
     from text2img.telemetry.progress import Progress
+    from text2img.worker.build import Dependencies
     from text2img.worker.local import Executor
 
 
@@ -38,51 +37,44 @@ log = logging.getLogger("text2img.run")
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Do the job; the exit status."""
-    storage, prompts = prepare(settings)
+    """Do the job; return the exit status."""
+    stop = Stop()
+    deps, prompts = prepare(settings, stop)
     if arguments.dry_run:
-        return show(settings, prompts)
+        return show(settings, deps, prompts)
     if settings.ray_address is None or settings.workers is None:
         build.check_device(settings)
-    return work(settings, storage, progress, prompts)
+    return work(settings, deps, progress, stop, prompts)
 
 
-def prepare(settings: Settings) -> tuple[ImageStorage, Prompts | None]:
-    """What can be known of the settings without asking anybody: the storage, and the input file's prompts.
+def prepare(settings: Settings, stop: Stop) -> tuple[Dependencies, Prompts | None]:
+    """Build what the settings determine, and read the input file, before the database is opened.
 
-    Raises ConfigurationError for whatever is wrong with them.
+    Raises ConfigurationError for what is wrong with either.
     """
-    _ = settings.database_url
-    storage = build.storage(settings)
-    build.receiver(settings)
-    build.webhooks(settings)
-    build.encoder(settings)
-    build.loras(settings)
-    build.evaluator(settings)
-    _ = settings.object_names, settings.loop
+    deps = build.build(settings, stop.wait)
     build.check_workers(settings)
     check(settings, platform_task.instance())
-    return storage, read_prompts(settings.input_file) if settings.input_file else None
+    return deps, read_prompts(settings.input_file) if settings.input_file else None
 
 
 def work(
-    settings: Settings, storage: ImageStorage, progress: Progress, prompts: Prompts | None = None
+    settings: Settings, deps: Dependencies, progress: Progress, stop: Stop, prompts: Prompts | None = None
 ) -> int:
-    """Run the job on these parts, with these prompts added first, and print its one line; the exit status."""
-    with closing(build.database(settings)) as database, graceful_shutdown() as stop:
+    """Add the prompts, run the job, and print its summary line; return the exit status."""
+    with closing(build.database(settings)) as database, graceful_shutdown(stop):
         add(database, prompts)
-        job = Job(settings, database, executor(settings, database, storage, stop), stop)
-        with publishing(
-            settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
-        ):
-            job.run(progress, overview(settings, database, storage, stop))
+        job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
+        backlog = partial(look, database, deps.selection)
+        with publishing(settings, job, backlog, platform_task.instance()):
+            job.run(progress, overview(settings, deps, database, stop))
     return 3 if job.stats.failed else 0
 
 
 def overview(
-    settings: Settings, database: Database, storage: ImageStorage, stop: Stop
+    settings: Settings, deps: Dependencies, database: Database, stop: Stop
 ) -> Callable[[Run], None] | None:
-    """What writes the things to look at, in a layout of folders."""
+    """Return what writes the run's summary files, in a layout of folders; None in a flat one."""
     if not settings.folders:
         return None
 
@@ -90,17 +82,17 @@ def overview(
         from text2img.reports.run_files import RunSummary
 
         try:
-            RunSummary(database, storage, stop.check).write(run, build.selection(settings), settings.loop)
-        except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: a file of its own is refused
+            RunSummary(database, deps.storage, stop.check).write(run, deps.selection, deps.loop)
+        except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: one of its files is rejected
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
 
 
-def executor(settings: Settings, database: Database, storage: ImageStorage, stop: Stop) -> Executor:
-    """Who does the work: one worker in this process, or several in processes of their own."""
+def executor(settings: Settings, deps: Dependencies, database: Database, stop: Stop) -> Executor:
+    """Return what does the work: one worker in this process, or several in processes of their own."""
     if settings.workers is None:
-        return LocalExecutor(settings, database, storage, stop)
+        return LocalExecutor(settings, deps)
     from text2img.worker.ray.pool import RayExecutor
 
     return RayExecutor(settings, database, stop)
@@ -124,7 +116,7 @@ _OWN_SIZE = RequestedParameters(width=2040, height=2040)
 aspect ratio of it is too large. Nobody asks for this very size."""
 
 
-def show(settings: Settings, new: Prompts | None) -> int:
+def show(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
     """Print it; the exit status. ``new`` prompts of a file are planned as if none of them were there yet."""
     waiting, prompts, configuration = _found(settings, may_be_missing=bool(new))
     if new:
@@ -142,19 +134,18 @@ def show(settings: Settings, new: Prompts | None) -> int:
     total = min(waiting, settings.limit or waiting)
     prompts = prompts[: min(total, _SHOWN)]
     print(f"{total} prompts would be made by {model} → {settings.output_url}")
-    batcher, encoder = Batcher(FixedSize(settings.batches.most)), build.encoder(settings)
-    hosts, loras, loop = build.webhook_hosts(settings), build.loras(settings), settings.loop
+    batcher = Batcher(FixedSize(deps.batch_size))
     for prompt in prompts:
         try:
             if prompt.webhook_url is not None:
-                hosts.check(prompt.webhook_url)
+                deps.webhook_hosts.check(prompt.webhook_url)
             asked = request(prompt, (settings.requested, configured, own, DEFAULTS, _OWN_SIZE))
-            asked = loop.next(asked) if loop else asked
-            encoder.check(asked.parameters)
+            asked = deps.loop.next(asked) if deps.loop else asked
+            deps.encoder.check(asked.parameters)
             if hosted:
                 hosted.prepare(asked)
             for lora in asked.parameters.loras:
-                loras.check(lora)
+                deps.loras.check(lora)
             batcher.add(asked.each())
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")

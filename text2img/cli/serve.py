@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from text2img.cli.run import add, prepare
-from text2img.concurrency.signals import graceful_shutdown
+from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import look, publishing
 from text2img.worker import build, platform_task
@@ -20,7 +20,6 @@ from text2img.worker.polling import PollingLoop
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.concurrency.signals import Stop
     from text2img.databases import Database, NewPrompt
     from text2img.intake.rabbitmq import Broker
     from text2img.settings import Settings
@@ -37,16 +36,21 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         raise ConfigurationError(
             "--limit (LIMIT) is for run: serve works until it is stopped, or --idle-exit"
         )
-    storage, prompts = prepare(settings)
+    stop = Stop()
+    deps, prompts = prepare(settings, stop)
     broker = build.broker(settings)
     build.check_device(settings)
-    with closing(build.database(settings)) as database, graceful_shutdown() as stop:
+    with closing(build.database(settings)) as database, graceful_shutdown(stop):
         add(database, prompts)
-        executor = LocalExecutor(settings, database, storage, stop)
-        job = Job(settings, database, executor, stop, _serving(settings, broker, database, stop))
-        with publishing(
-            settings, job, partial(look, database, build.selection(settings)), platform_task.instance()
-        ):
+        job = Job(
+            settings,
+            deps,
+            database,
+            executor=LocalExecutor(settings, deps),
+            stop=stop,
+            serving=_serving(settings, broker, database, stop),
+        )
+        with publishing(settings, job, partial(look, database, deps.selection), platform_task.instance()):
             job.run(progress)
     return 0
 

@@ -76,9 +76,8 @@ def exit_on_signal() -> Iterator[None]:
 
 
 @contextmanager
-def graceful_shutdown() -> Iterator[Stop]:
-    """SIGTERM and SIGINT ask the run to end in good order; a second one ends it at once."""
-    stop = Stop()
+def graceful_shutdown(stop: Stop) -> Iterator[None]:
+    """Set ``stop`` on SIGTERM and SIGINT, inside this block; a second signal ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame
@@ -88,7 +87,7 @@ def graceful_shutdown() -> Iterator[Stop]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from text2img.concurrency.stages import StageTimer
 from text2img.databases import Collections, Database, Selection, open_database
 from text2img.engine.inspection import check_fits
-from text2img.engine.loras import LoraCache
+from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
 from text2img.prompts import RequestedParameters
@@ -21,17 +22,18 @@ from text2img.prompts.parameters import resolve_parameters
 from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
 from text2img.storage import ImageStorage, StorageOptions, open_storage
+from text2img.telemetry.stats import RunStats
 from text2img.telemetry.tracing import NoopTraces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from text2img.concurrency.stages import StageTimer
+    from text2img.concurrency.signals import Stop
     from text2img.engine import Engine, ModelInfo
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.intake.rabbitmq import Broker
-    from text2img.prompts import Claim, ModelConfiguration, Outcome, Parameters
+    from text2img.prompts import ModelConfiguration, Outcome, Parameters
     from text2img.prompts.refinement import Loop
     from text2img.reports.run_files import Sidecars
     from text2img.settings import Settings
@@ -42,6 +44,91 @@ if TYPE_CHECKING:
     from text2img.worker.leases import Leases
     from text2img.worker.polling import WorkSource
     from text2img.worker.watchdog import Watchdog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependencies:
+    """What a worker works with, built once from the settings. Each part has checked its own settings.
+
+    ``batch_size`` is the maximum; with ``fastest_size`` the run finds out which size up to it is fastest.
+    With a ``loop`` an image is refined until the evaluator accepts it. ``callback`` and ``webhooks`` are the
+    clients for the run's receiver and for prompts' own webhooks, which may be on ``webhook_hosts`` only.
+    ``limit`` is the maximum number of prompts of a run.
+    """
+
+    storage: ImageStorage
+    encoder: Encoder = field(default_factory=Encoder)
+    evaluator: Evaluator | None = None
+    loras: LoraCache = field(default_factory=LoraCache)
+    webhook_hosts: HostAllowlist = field(default_factory=HostAllowlist)
+    callback: CallbackClient | None = None
+    webhooks: Webhooks | None = None
+    selection: Selection = field(default_factory=Selection)
+    object_name: ObjectName | IterationFolderName = field(default_factory=ObjectName)
+    loop: Loop | None = None
+    batch_size: int = 10
+    fastest_size: bool = False
+    limit: int | None = None
+    max_attempts: int = 3
+    upload_workers: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """One worker's run. ``worker`` is the name in its claims; ``waiting`` is how many prompts were claimable
+    when the run began.
+
+    ``recorded`` is called with outcomes once they are recorded. ``serving`` waits for more work when none is
+    left; without it the run ends then. ``more(wanted)`` requests a part of the run's limit from the pool,
+    where several workers share it. ``tell``: outcomes are kept for the callback.
+    """
+
+    run_id: str
+    worker: str
+    database: Database
+    leases: Leases
+    watchdog: Watchdog
+    progress: Progress
+    stop: Stop
+    recorded: Callable[[Sequence[Outcome]], None]
+    stats: RunStats = field(default_factory=RunStats)
+    seconds: StageTimer = field(default_factory=StageTimer)
+    traces: Traces = field(default_factory=NoopTraces)
+    waiting: int = 0
+    tell: bool = False
+    serving: WorkSource | None = None
+    more: Callable[[int], int] | None = None
+
+    def will_make(self, limit: int | None) -> int:
+        """Return how many prompts the run will make, as far as could be known at its start."""
+        return self.waiting if limit is None else min(self.waiting, limit)
+
+
+def build(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Dependencies:
+    """Build everything that the settings alone determine, without a query or request to anything.
+
+    ``wait`` sleeps, and raises when the run is to end. Raises ConfigurationError for the first setting that
+    is wrong. The database, which is reached as it is opened, and the engine, whose model may be named in the
+    database, have functions of their own.
+    """
+    hosts = webhook_hosts(settings)
+    return Dependencies(
+        storage=storage(settings),
+        callback=callback(settings),
+        webhook_hosts=hosts,
+        webhooks=webhooks(settings, hosts),
+        encoder=encoder(settings),
+        loras=loras(settings, wait),
+        evaluator=evaluator(settings),
+        object_name=settings.object_names,
+        loop=settings.loop,
+        selection=selection(settings),
+        batch_size=settings.batches.most,
+        fastest_size=settings.batches.auto,
+        limit=settings.limit,
+        max_attempts=settings.max_attempts,
+        upload_workers=settings.upload_workers,
+    )
 
 
 def database(settings: Settings, *, url: str | None = None, create: bool = True) -> Database:
@@ -74,13 +161,13 @@ def storage(settings: Settings) -> ImageStorage:
     return open_storage(settings.output_url, options)
 
 
-def sidecars(settings: Settings, storage: ImageStorage, holds: Callable[[Claim], bool]) -> Sidecars | None:
-    """What writes beside the pictures in a layout of folders; None in a flat one."""
-    from text2img.prompts.ids import IterationFolderName
+def sidecars(deps: Dependencies, run: RunContext) -> Sidecars | None:
+    """Return what writes files beside the images in a layout of folders; None for a flat layout."""
+    if not isinstance(deps.object_name, IterationFolderName):
+        return None
     from text2img.reports.run_files import Sidecars
 
-    names = settings.object_names
-    return Sidecars(storage, names, holds) if isinstance(names, IterationFolderName) else None
+    return Sidecars(deps.storage, deps.object_name, run.database.holds)
 
 
 def selection(settings: Settings) -> Selection:
@@ -88,8 +175,8 @@ def selection(settings: Settings) -> Selection:
     return Selection(settings.dataset_id)
 
 
-def receiver(settings: Settings) -> CallbackClient | None:
-    """Who is told of results; None where nobody asked to be."""
+def callback(settings: Settings) -> CallbackClient | None:
+    """Return the client of the run's receiver; None without --callback-url."""
     if not settings.callback_url:
         return None
     from text2img.webhooks.client import CallbackClient
@@ -100,13 +187,12 @@ def receiver(settings: Settings) -> CallbackClient | None:
 
 
 def webhook_hosts(settings: Settings) -> HostAllowlist:
-    """The hosts that prompts' own webhooks may be on."""
+    """Return the hosts that prompts' own webhooks may be on."""
     return HostAllowlist.parse(settings.webhook_host)
 
 
-def webhooks(settings: Settings) -> Webhooks | None:
-    """Who sends to prompts' own webhooks; None where no host may be told."""
-    hosts = webhook_hosts(settings)
+def webhooks(settings: Settings, hosts: HostAllowlist) -> Webhooks | None:
+    """Return the client of prompts' own webhooks; None where no host is allowed."""
     if not hosts.rules:
         return None
     from text2img.webhooks.client import Webhooks
@@ -115,18 +201,18 @@ def webhooks(settings: Settings) -> Webhooks | None:
     return Webhooks(hosts, Credentials(settings.callback_secret, settings.callback_token))
 
 
-def teller(
-    settings: Settings, database: Database, run_id: str, worker: str, *, every: float | None = None
+def notifier(
+    deps: Dependencies, database: Database, run_id: str, worker: str, *, every: float | None = None
 ) -> RunNotifier:
-    """Who tells the receiver, and prompts' own webhooks, of what is recorded, nobody where there is none; the
-    receiver also ``every`` so many seconds.
+    """Return what notifies the run's receiver and prompts' own webhooks of recorded outcomes.
+
+    The receiver is notified of 1,000 outcomes at once, and also after ``every`` seconds, where given.
     """
     from text2img.webhooks.dispatcher import WebhookDispatcher
     from text2img.webhooks.policies import NotifyTargets, RunNotifier
 
-    own = webhooks(settings)
-    courier = None if own is None else WebhookDispatcher(database, own, worker)
-    return RunNotifier(database, NotifyTargets(receiver(settings), courier, every), run_id, worker)
+    courier = None if deps.webhooks is None else WebhookDispatcher(database, deps.webhooks, worker)
+    return RunNotifier(database, NotifyTargets(deps.callback, courier, every), run_id, worker)
 
 
 def broker(settings: Settings) -> Broker | None:
@@ -291,7 +377,6 @@ def evaluator(settings: Settings) -> Evaluator | None:
 
 def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> LoraCache:
     """What gets LoRAs; ``wait`` sleeps, and raises when the run is to end. Touches no network and no file."""
-    from text2img.engine.loras import LoraCache, SourceAllowlist
     from text2img.engine.loras.cache import Cache
 
     cache = Cache(_kept(settings.lora_cache, "loras"), round(settings.lora_cache_size * 1e9), wait)
@@ -301,73 +386,12 @@ def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Lor
 
 def encoder(settings: Settings) -> Encoder:
     """What signs pictures and writes their files."""
-    from text2img.images import Encoder
-
     return Encoder(settings.signature_font)
 
 
 def worker_name() -> str:
     """Who claims: the host, the process, and a mark that no other worker has."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What one run shall do. ``wishes`` are the run's own, the most specific first.
-
-    ``multiple`` is what a size must be a multiple of, as the model wants it.
-    ``batch_size`` is the largest; with ``fastest_size`` the run finds out which size up to it is fastest.
-    With a ``loop`` prompts are drawn until an evaluator is content.
-    ``waiting`` is how many prompts could be claimed when the run began, ``limit`` how many it takes at most.
-    """
-
-    run_id: str
-    worker: str
-    selection: Selection
-    requested: Sequence[RequestedParameters]
-    batch_size: int = 10
-    fastest_size: bool = False
-    waiting: int = 0
-    limit: int | None = None
-    max_attempts: int = 3
-    upload_workers: int = 16
-    tell: bool = False
-    multiple: int = 8
-    object_name: ObjectName | IterationFolderName = field(default_factory=ObjectName)
-    loop: Loop | None = None
-
-    @property
-    def to_make(self) -> int:
-        """How many prompts the run will make, as far as could be known at its start."""
-        return self.waiting if self.limit is None else min(self.waiting, self.limit)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerDeps:
-    """What a worker works with. The engine is inspected and not yet loaded; all else is ready to use.
-
-    ``seconds`` adds up the stages' time; ``recorded`` is called with the outcomes that were; prompts may
-    have webhooks on ``webhook_hosts`` alone. ``serving`` waits for more where nothing is left; without it the
-    run ends then. ``more(wanted)`` is asked for a share of the run's limit, where others work at it as well.
-    """
-
-    database: Database
-    storage: ImageStorage
-    engine: Engine
-    model_info: ModelInfo
-    leases: Leases
-    watchdog: Watchdog
-    progress: Progress
-    seconds: StageTimer
-    recorded: Callable[[Sequence[Outcome]], None]
-    traces: Traces = field(default_factory=NoopTraces)
-    encoder: Encoder = field(default_factory=Encoder)
-    evaluator: Evaluator | None = None
-    sidecars: Sidecars | None = None
-    loras: LoraCache = field(default_factory=LoraCache)
-    webhook_hosts: HostAllowlist = field(default_factory=HostAllowlist)
-    serving: WorkSource | None = None
-    more: Callable[[int], int] | None = None
 
 
 def run_defaults(
@@ -380,30 +404,29 @@ def run_defaults(
 
 
 def validate_defaults(
-    settings: Settings, model_info: ModelInfo, requested: tuple[RequestedParameters, ...]
+    deps: Dependencies, model_info: ModelInfo, requested: tuple[RequestedParameters, ...]
 ) -> Parameters:
-    """What they come to; its seed means nothing.
+    """Return the parameters of an image whose prompt requests nothing; its seed has no meaning.
 
-    Raises ConfigurationError for what cannot be done: no picture would succeed.
+    Raises ConfigurationError where they cannot be met: no image would succeed.
     """
-    signer, library = encoder(settings), loras(settings)
     try:
         wanted = resolve_parameters(requested, seed=0, multiple=model_info.multiple)
         check_fits(model_info, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
-    if settings.loop and wanted.num_images > 1:
+    if deps.loop and wanted.num_images > 1:
         raise ConfigurationError(
             f"the model configuration's num_images is {wanted.num_images}, and the loop (--iterations,"
             " --candidates, --min-score) keeps one picture of a prompt; give --num-images 1"
         )
     try:
-        signer.check(wanted)
+        deps.encoder.check(wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own signature cannot be drawn: {exc}") from None
     try:
         for lora in wanted.loras:
-            library.check(lora)
+            deps.loras.check(lora)
     except PromptFailed as exc:
         raise ConfigurationError(f"the model configuration's LoRA cannot be used: {exc}") from None
     return wanted

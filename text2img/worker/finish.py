@@ -1,7 +1,4 @@
-"""What becomes of a batch once the device has made it: encode → store → evaluate → record.
-
-Knows pictures, the storage and the database's queue; does not know how pictures come about.
-"""
+"""The end of the flow: encode → store → record → notify, for the images that the device has generated."""
 
 from __future__ import annotations
 
@@ -19,39 +16,43 @@ from text2img.images import parameters
 from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater, StoredImage, failure
 from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.refinement import fall_back_to_best, first_failure
+from text2img.worker import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from text2img.concurrency.signals import Stop
-    from text2img.engine import Picture
+    from text2img.engine import ModelInfo, Picture
+    from text2img.images import File
     from text2img.prompts import Claim, Outcome, Request
     from text2img.prompts.refinement import Loop
-    from text2img.telemetry.stats import RunStats
-    from text2img.worker.build import Plan, WorkerDeps
+    from text2img.worker.build import Dependencies, RunContext
     from text2img.worker.polling import ClaimBudget
 
+    Images = Sequence[Picture | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
-_JUDGED_WITHIN = 300.0
-"""Seconds for one picture's score; when the run is stopped, none is waited for any longer."""
-_ENCODERS = 4
-"""Pictures encoded at once. Uploads wait for the network, so that many threads serve; encoding needs cores,
-and more threads at it than there are only keep the device's thread from its turn."""
+_EVALUATION_TIMEOUT = 300.0
+"""Seconds for the score of one image; a run that is stopped does not wait for a score."""
+_MAX_ENCODERS = 4
+"""Images encoded at once. Uploads wait for the network, so many threads help; encoding needs cores, and more
+threads than cores would only slow down the thread that owns the device."""
 
 
 class PostProcessor:
-    """Finishes one run's batches, several at a time. Leaving the ``with`` block waits for all of them."""
+    """Finishes the batches of one run, several at a time: encode → store → record → notify.
+
+    Leaving the ``with`` block waits for all of them.
+    """
 
     def __init__(
-        self, parts: WorkerDeps, plan: Plan, quota: ClaimBudget, stats: RunStats, stop: Stop
+        self, deps: Dependencies, run: RunContext, model_info: ModelInfo, budget: ClaimBudget
     ) -> None:
-        self._stop = stop
-        self._parts, self._plan, self._quota, self._tally = parts, plan, quota, stats
-        self._pool = ThreadPoolExecutor(plan.upload_workers, "store")
-        self._encoders = threading.BoundedSemaphore(_ENCODERS)
-        self._albums = ImageGroups(plan.loop)
+        self._deps, self._run, self._model_info, self._budget = deps, run, model_info, budget
+        self._pool = ThreadPoolExecutor(deps.upload_workers, "store")
+        self._encoders = threading.BoundedSemaphore(_MAX_ENCODERS)
+        self._groups = ImageGroups(deps.loop)
+        self._sidecars = build.sidecars(deps, run)
 
     def __enter__(self) -> Self:
         return self
@@ -59,130 +60,141 @@ class PostProcessor:
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown()
 
-    def wants(self, request: Request) -> bool:
-        """Whether the picture is still of use: its claim was not lost while it waited (whoever slept does not
-        make what others have), and none of its prompt's pictures failed.
-        """
+    def is_needed(self, request: Request) -> bool:
+        """Return whether the image is needed: its claim is held, and no image of its prompt failed."""
         claim = request.prompt.claim
-        return self._parts.leases.holds(claim) and not self._albums.has_failed(claim)
+        return self._run.leases.holds(claim) and not self._groups.has_failed(claim)
 
-    def store(
-        self,
-        hand_on: Callable[[list[Outcome]], None],
-        made: tuple[Sequence[Request], Sequence[Picture | PromptFailed | None]],
+    def encode_and_store(
+        self, emit: Callable[[list[Outcome]], None], generated: tuple[Sequence[Request], Images]
     ) -> None:
-        """Encode and store a batch (None: a picture that was of no use); of prompts that have all of their
-        pictures now, what could be stored is handed on even if the rest could not.
+        """Encode and store the images of a batch; emit the outcomes of prompts that have all their images.
+
+        Raises the first failure of the storage, after the outcomes of the images that were stored.
         """
-        stored = [self._pool.submit(self._outcome, *each) for each in zip(*made, strict=True)]
-        wait(stored)
-        faults = [fault for future in stored if (fault := future.exception())]
-        settled = [
-            self._albums.add(request, future.result())
-            for request, future in zip(made[0], stored, strict=True)
+        batch, images = generated
+        futures = [self._pool.submit(self._finish_image, *each) for each in zip(batch, images, strict=True)]
+        wait(futures)
+        outcomes = [
+            self._groups.add(request, future.result())
+            for request, future in zip(batch, futures, strict=True)
             if not future.exception()
         ]
-        hand_on([outcome for outcome in settled if outcome])
-        if faults:
-            raise faults[0]
+        emit([outcome for outcome in outcomes if outcome])
+        for future in futures:
+            future.result()
 
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Record outcomes, and let everybody know of those that were: the rest had lost their claim."""
-        outcomes = [_rescued(outcome) for outcome in outcomes] if self._plan.loop else outcomes
-        self._write_beside(outcomes)
-        with self._parts.seconds("record", *outcomes):
-            recorded = self._parts.database.record(outcomes, self._plan.run_id, tell=self._plan.tell)
-        self._lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
-        self._parts.leases.forget(outcome.claim for outcome in outcomes)
-        again = [outcome.wait for outcome in recorded if isinstance(outcome, RetryLater)]
-        again += [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
-        self._quota.requeued(again)
-        self._tally.add(recorded)
-        self._parts.progress.settled(recorded)
-        self._parts.recorded(recorded)
-        for outcome in recorded:
-            _log(outcome)
+    def record_and_notify(self, outcomes: Sequence[Outcome]) -> None:
+        """Record outcomes, and notify of those that were recorded: the others had lost their claim."""
+        outcomes = [_or_best(outcome) for outcome in outcomes] if self._deps.loop else outcomes
+        self._write_sidecars(outcomes)
+        recorded = self._record(outcomes)
+        self._notify(recorded)
 
-    def _write_beside(self, outcomes: Sequence[Outcome]) -> None:
-        """What stands beside the pictures, before it is recorded that there is no more to do."""
-        if self._parts.sidecars is None:
-            return
-        with self._parts.seconds("upload", *outcomes):
-            for done in [self._pool.submit(self._parts.sidecars.write, outcome) for outcome in outcomes]:
-                done.result()
-
-    def _outcome(self, request: Request, result: Picture | PromptFailed | None) -> Outcome | None:
-        """What becomes of one request; None where its claim was lost, or its picture of no use."""
-        if result is None:
+    def _finish_image(self, request: Request, image: Picture | PromptFailed | None) -> Outcome | None:
+        """Encode, store and score one image; return its outcome, or None where the claim was lost."""
+        if image is None:
             return None
-        if isinstance(result, PromptFailed):
-            return failure(request.prompt, result, self._plan.max_attempts)
         try:
-            return self._store(request, result)
+            if isinstance(image, PromptFailed):
+                raise image
+            request = _as_generated(request, image)
+            file, used = self._encode(request, image)
+            url = self._store(request, file)
+            stored = StoredImage(
+                image_url=url,
+                sha256=hashlib.sha256(file.data).hexdigest(),
+                used=used,
+                text=request.text,
+                number=request.number,
+                iteration=request.iteration,
+                truncated=image.truncated,
+                evaluation=self._evaluate(request, image),
+            )
+            return Completed(prompt=request.prompt, text=request.original_text, pictures=(stored,))
         except PromptFailed as exc:
-            return failure(request.prompt, exc, self._plan.max_attempts)
+            return failure(request.prompt, exc, self._deps.max_attempts)
         except ClaimLost:
-            self._lost([request.prompt.claim])
+            self._mark_lost([request.prompt.claim])
             return None
 
-    def _store(self, asked: Request, image: Picture) -> Completed:
-        request = _as_made(asked, image)
-        model_info, claim = self._parts.model_info, request.prompt.claim
-        made: dict[str, Any] = {"scheduler": image.scheduler, "model": model_info.name}
-        facts = parameters(
-            request, revision=model_info.revision, approximations=model_info.approximations, **made
-        )
-        with self._encoders, self._parts.seconds("encode", request):
-            file = self._parts.encoder.encode(image.pixels, request.parameters, facts)
-        name = self._plan.object_name.name_of(request) + file.ending
-        still_ours = partial(self._parts.database.holds, claim)
-        with self._parts.seconds("upload", request):
-            url = self._parts.storage.put(name, file.data, file.content_type, still_ours)
-        stored = StoredImage(
-            image_url=url,
-            sha256=hashlib.sha256(file.data).hexdigest(),
-            used={**request.parameters.recorded, **made, **model_info.approximations, **image.notes},
-            text=request.text,
-            number=request.number,
-            iteration=request.iteration,
-            truncated=image.truncated,
-            evaluation=self._evaluated(image, request),
-        )
-        return Completed(prompt=request.prompt, text=request.original_text, pictures=(stored,))
+    def _encode(self, request: Request, image: Picture) -> tuple[File, dict[str, object]]:
+        """Return the file of the image, with its parameters in it, and the parameters that were used."""
+        info = self._model_info
+        made: dict[str, Any] = {"scheduler": image.scheduler, "model": info.name}
+        embedded = parameters(request, revision=info.revision, approximations=info.approximations, **made)
+        with self._encoders, self._run.seconds("encode", request):
+            file = self._deps.encoder.encode(image.pixels, request.parameters, embedded)
+        return file, {**request.parameters.recorded, **made, **info.approximations, **image.notes}
 
-    def _evaluated(self, image: Picture, request: Request) -> Evaluation | None:
-        """What the evaluator, if there is one, says of the picture, which is stored already.
+    def _store(self, request: Request, file: File) -> str:
+        """Upload the file; return its URL. Raises ClaimLost where another worker has the claim."""
+        name = self._deps.object_name.name_of(request) + file.ending
+        still_ours = partial(self._run.database.holds, request.prompt.claim)
+        with self._run.seconds("upload", request):
+            return self._deps.storage.put(name, file.data, file.content_type, still_ours)
 
-        Raises Stopped in a loop that has to end before it has spoken: no score would end the prompt's loop,
-        so its claim is given back, and the iteration made again.
+    def _evaluate(self, request: Request, image: Picture) -> Evaluation | None:
+        """Return the evaluator's score of an image that has been stored; None without an evaluator.
+
+        Raises Stopped in a loop that is stopped before the score is there: without a score the loop could
+        not end, so the claim is released and the iteration is made again.
         """
-        evaluator = self._parts.evaluator
+        evaluator = self._deps.evaluator
         if evaluator is None:
             return None
-        with self._parts.seconds("evaluate", request):
-            judge = partial(evaluator.evaluate, image.pixels, request.original_text)
+        with self._run.seconds("evaluate", request):
+            score = partial(evaluator.evaluate, image.pixels, request.original_text)
             try:
-                return run_with_timeout(_JUDGED_WITHIN, judge, unless=self._stop.event)
+                return run_with_timeout(_EVALUATION_TIMEOUT, score, unless=self._run.stop.event)
             except TimeoutError:
-                if self._plan.loop is not None:
-                    self._stop.check()
+                if self._deps.loop is not None:
+                    self._run.stop.check()
                 reason = "there was no score in time"
             except EvaluationFailed as exc:
                 reason = str(exc)
-            except Exception as exc:  # whatever it stumbles over, the picture is kept
-                log.debug("the evaluator stumbled over %s", request.prompt.id, exc_info=exc)
+            except Exception as exc:  # the image is kept, whatever error the evaluator has
+                log.debug("the evaluator failed on %s", request.prompt.id, exc_info=exc)
                 reason = f"the evaluator failed unexpectedly: {type(exc).__name__}"
         log.warning("%s has no score: %s", request.prompt.id, reason)
         return Evaluation(evaluator=evaluator.name, error=reason)
 
-    def _lost(self, claims: Collection[Claim]) -> None:
-        self._parts.leases.mark_lost(claims)
+    def _write_sidecars(self, outcomes: Sequence[Outcome]) -> None:
+        """Write the files beside the images, before their prompts are recorded as done."""
+        if self._sidecars is None:
+            return
+        with self._run.seconds("upload", *outcomes):
+            for written in [self._pool.submit(self._sidecars.write, outcome) for outcome in outcomes]:
+                written.result()
+
+    def _record(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
+        """Record the outcomes whose claims are held; return them."""
+        run = self._run
+        with run.seconds("record", *outcomes):
+            recorded = run.database.record(outcomes, run.run_id, tell=run.tell)
+        self._mark_lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
+        run.leases.forget(outcome.claim for outcome in outcomes)
+        return recorded
+
+    def _notify(self, recorded: Sequence[Outcome]) -> None:
+        """Notify everything that follows the run: the receivers, the counters, the progress bar, the log."""
+        retries = [outcome.wait for outcome in recorded if isinstance(outcome, RetryLater)]
+        refinements = [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
+        self._budget.requeued(retries + refinements)
+        self._run.stats.add(recorded)
+        self._run.progress.settled(recorded)
+        self._run.recorded(recorded)
+        for outcome in recorded:
+            _log(outcome)
+
+    def _mark_lost(self, claims: Collection[Claim]) -> None:
+        self._run.leases.mark_lost(claims)
         for claim in claims:
-            log.warning("%s is another worker's now; what was made for it here is dropped", claim.id)
+            log.warning("lost the claim on %s; discarding its image", claim.id)
 
 
-def _as_made(request: Request, image: Picture) -> Request:
-    """The request with the size and the seed that the picture really has: what is recorded must be true."""
+def _as_generated(request: Request, image: Picture) -> Request:
+    """Return the request with the size and seed that the image really has: what is recorded must be true."""
     height, width = image.pixels.shape[:2]
     wanted = request.parameters
     if (width, height) != (wanted.width, wanted.height):
@@ -192,11 +204,12 @@ def _as_made(request: Request, image: Picture) -> Request:
     return request if wanted is request.parameters else replace(request, parameters=wanted)
 
 
-def _rescued(outcome: Outcome) -> Outcome:
+def _or_best(outcome: Outcome) -> Outcome:
+    """Return the outcome; for a failed iteration, the best image that the loop has made before it."""
     kept = fall_back_to_best(outcome)
     if isinstance(outcome, Failed) and kept is not outcome:
         why = (outcome.claim.id, outcome.message, outcome.code)
-        log.warning("%s goes no further than its best try: %s (%s)", *why)
+        log.warning("%s keeps its best iteration: %s (%s)", *why)
     return kept
 
 
@@ -228,7 +241,7 @@ def _facts(outcome: Completed | NeedsRefinement) -> dict[str, object]:
 
 
 def _in_words(outcome: Completed | NeedsRefinement) -> str:
-    """The best score so far, and after how many iterations; nothing where there is neither."""
+    """Return the best score and the number of iterations, for a log line; empty where there are none."""
     score = outcome.first.score
     words = "" if score is None else f", score {score:.2f}"
     plural = "s" if outcome.iterations > 1 else ""
@@ -236,9 +249,9 @@ def _in_words(outcome: Completed | NeedsRefinement) -> str:
 
 
 class ImageGroups:
-    """The pictures so far of each claim that has not got all of its own. Safe to use from several threads.
+    """Collects the outcomes of a prompt's images until all are there. Safe to use from several threads.
 
-    With a ``loop`` they are candidates, of which it keeps the best.
+    With a ``loop`` the images are candidates, of which the best is kept.
     """
 
     def __init__(self, loop: Loop | None = None) -> None:
@@ -246,36 +259,36 @@ class ImageGroups:
         self._open: dict[Claim, list[Outcome | None]] = {}
         self._lock = threading.Lock()
 
-    def add(self, request: Request, became: Outcome | None) -> Outcome | None:
-        """The prompt's outcome, if all of its pictures have been added now; else None.
+    def add(self, request: Request, outcome: Outcome | None) -> Outcome | None:
+        """Add an image's outcome; return the prompt's when all of its images have been added, else None.
 
-        ``became`` is what the prompt would be with this picture alone; None: there is no picture, since the
-        claim is lost or another of the prompt's pictures failed. Each picture has to be added once.
+        ``outcome`` is what the prompt's would be with this image alone. It is None where there is no image,
+        since the claim is lost or another of the prompt's images failed. Each image must be added once.
         """
         claim = request.prompt.claim
         with self._lock:
-            pictures = self._open.setdefault(claim, [])
-            pictures.append(became)
-            if len(pictures) < request.pictures:
+            group = self._open.setdefault(claim, [])
+            group.append(outcome)
+            if len(group) < request.pictures:
                 return None
             del self._open[claim]
-        return _together(pictures) if self._loop is None else self._loop.settle(request, pictures)
+        return _merged(group) if self._loop is None else self._loop.settle(request, group)
 
     def has_failed(self, claim: Claim) -> bool:
-        """Whether a picture of the claim is missing for good: the others would be made for nothing."""
+        """Return whether an image of the claim is missing for good: the others would not be used."""
         with self._lock:
-            pictures = self._open.get(claim, ())
+            group = self._open.get(claim, ())
         if self._loop is not None:
-            return None in pictures
-        return not all(isinstance(became, Completed) for became in pictures)
+            return None in group
+        return not all(isinstance(outcome, Completed) for outcome in group)
 
 
-def _together(pictures: Sequence[Outcome | None]) -> Outcome | None:
-    """One failure is the prompt's, first of all one for good; with a claim that is lost there is nothing."""
-    if failed := first_failure(pictures):
+def _merged(group: Sequence[Outcome | None]) -> Outcome | None:
+    """Return the first failure, permanent ones first; else all images, or None if one is missing."""
+    if failed := first_failure(group):
         return failed
-    done = [became for became in pictures if isinstance(became, Completed)]
-    if len(done) < len(pictures):
+    done = [outcome for outcome in group if isinstance(outcome, Completed)]
+    if len(done) < len(group):
         return None
-    stored = sorted((each for one in done for each in one.pictures), key=lambda each: each.number)
+    stored = sorted((image for each in done for image in each.pictures), key=lambda image: image.number)
     return replace(done[0], pictures=tuple(stored))

@@ -1,8 +1,8 @@
-"""The flow: claim → generate → encode → store → record → notify.
+"""The flow of a worker: claim → generate, and hand over to ``finish`` (encode → store → record → notify).
 
-One thread owns the device. Beside it, one claims and groups what comes next, a few fetch LoRAs, two finish
-the batches before (encode, upload), two write back, one keeps the leases alive and one tells the callback's
-receiver. The worker knows its parts only by their Protocols: no database, no storage, no model, no signal.
+One thread owns the device. At the same time a thread claims and groups the next prompts, a few fetch LoRAs,
+two finish the batches before, two write outcomes back, one extends the leases, and one notifies receivers.
+The worker knows its parts by their Protocols only.
 """
 
 from __future__ import annotations
@@ -21,250 +21,259 @@ from text2img.engine.loras.prefetch import LoraPrefetcher
 from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
 from text2img.prompts.batching import Batcher, FastestSize, FixedSize
-from text2img.worker.build import Plan, WorkerDeps
 from text2img.worker.finish import PostProcessor
 from text2img.worker.polling import ClaimBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from text2img.concurrency.signals import Stop
-    from text2img.engine import Picture
-    from text2img.prompts import Claim, Outcome, Prompt, Request
-    from text2img.telemetry.stats import RunStats
+    from text2img.engine import Engine, ModelInfo, Picture
+    from text2img.prompts import Claim, Outcome, Prompt, Request, RequestedParameters
+    from text2img.worker.build import Dependencies, RunContext
 
-__all__ = ["Plan", "Worker", "WorkerDeps"]
+    Images = Sequence[Picture | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
 MAX_RETRY_WAIT = 30.0
-"""Seconds; what comes due later is left to a later run."""
+"""Seconds that a run waits for one of its own retries; those due later are left to a later run."""
 CLAIM_DOUBLE_THRESHOLD = 8
-"""While so many batches' worth of prompts wait, two batches' worth are claimed at once: fewer commands, and
-most are left to others. Where many workers share them, the last to come may still go empty-handed."""
+"""While this many batches of prompts wait, two batches are claimed at once: fewer commands, and most prompts
+are left to other workers. With many workers the last one may still find nothing."""
 UNBOUNDED_RUN = 1_000_000
-"""Pictures that a server is taken to make yet: whatever pays in the long run pays for it."""
+"""Images that a server is assumed to make: what pays off in the long run is done."""
 MAX_PREFETCH_BATCHES = 6
-"""While more than so many batches' worth of prompts wait for their LoRAs, no more are claimed."""
+"""While more batches of prompts than this wait for their LoRAs, no more are claimed."""
 OUTCOME_FLUSH_DELAY = 5.0
-"""Seconds that the outcomes of a small batch wait for those of the next, to be written down together."""
+"""Seconds that the outcomes of a small batch wait for those of the next, to be recorded in one command."""
 
 
 class Worker:
     """Works through the pending prompts of one selection, in rounds: each ends when nothing is left to claim.
 
-    A run has one, and another for its own retries; a server waits for the next until it has waited enough.
-    ``clock`` says when a retry is due; it is ``stop`` that waits for it.
+    A run has one round, and more for its own retries; a server waits between rounds until it is idle for
+    too long. ``requested`` are the run's own parameters, the most specific first; ``clock`` measures when a
+    retry is due.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two contexts, and the model in three parts
         self,
-        parts: WorkerDeps,
-        plan: Plan,
-        stop: Stop,
-        stats: RunStats,
+        deps: Dependencies,
+        run: RunContext,
+        engine: Engine,
+        model_info: ModelInfo,
+        requested: Sequence[RequestedParameters],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._parts, self._plan, self._stop, self._tally = parts, plan, stop, stats
-        self._database, self._engine = parts.database, parts.engine
-        self._leases = parts.leases
-        self._sizes = (FastestSize if plan.fastest_size else FixedSize)(plan.batch_size)
-        self._quota = ClaimBudget(plan.limit, plan.waiting, parts.more, clock=clock)
+        self._deps, self._run, self._engine, self._model_info = deps, run, engine, model_info
+        self._requested, self._clock = requested, clock
+        self._sizes = (FastestSize if deps.fastest_size else FixedSize)(deps.batch_size)
+        self._budget = ClaimBudget(deps.limit, run.waiting, run.more, clock=clock)
+        self._post = PostProcessor(deps, run, model_info, self._budget)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
 
     def run(self) -> None:
-        """The whole flow, round by round; the model is loaded while the first prompts are claimed.
+        """Run round after round. The model is loaded while the first prompts are claimed.
 
-        Raises RunFailed when a part has failed and Stopped when the run was asked to end. Either way the
-        pictures that are finished are stored and recorded first, and the claims that are left released.
+        Raises RunFailed when a part has failed, and Stopped when the run was asked to end. In both cases
+        finished images are stored and recorded first, and the remaining claims are released.
         """
+        with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
+            self._run_round()
+            while self._wait_for_more():
+                self._run_round()
+
+    def _run_round(self) -> None:
+        """Claim, generate and finish until nothing is left to claim. Each step works ahead of the next."""
+        post = self._post
         with (
-            self._leases,
-            ThreadPoolExecutor(1, "mark") as self._aside,
-            PostProcessor(self._parts, self._plan, self._quota, self._tally, self._stop) as finishing,
+            WriteBuffer(  # record and notify: a usual batch's outcomes at once
+                post.record_and_notify, threads=2, enough=self._usual_size, patience=OUTCOME_FLUSH_DELAY
+            ) as outcomes,
+            Stage("finish", partial(post.encode_and_store, outcomes.put), threads=2, room=1) as finish,
+            BatchPrefetcher(self._claim_batches(outcomes), room=1) as claimed,
         ):
-            while True:
-                with (
-                    self._gathering(finishing.record) as record,
-                    Stage("finish", partial(finishing.store, record.put), threads=2, room=1) as finish,
-                    BatchPrefetcher(self._batches(record), room=1) as batches,
-                ):
-                    self._load()
-                    for batch in self._parts.seconds.each("wait", batches):
-                        made = self._made(batch, finishing.wants)
-                        with self._parts.seconds("wait"):
-                            finish.put((batch, made))
-                if not self._another_round():
-                    return
+            self._load()
+            for batch in self._run.seconds.each("wait", claimed):
+                images = self._generate(batch)
+                with self._run.seconds("wait"):
+                    finish.put((batch, images))
 
     def _load(self) -> None:
-        """Put the weights on the device; whoever waits for them learns it, also if they cannot be had."""
+        """Load the model, once. The thread that prepares prompts gets the result, or the error."""
         if self._loaded.done():
             return
         started = time.monotonic()
         try:
             self._engine.load()
-            self._parts.traces.device("load", started)
-            if self._parts.evaluator is not None:
-                self._parts.evaluator.load()
+            self._run.traces.device("load", started)
+            if self._deps.evaluator is not None:
+                self._deps.evaluator.load()
         except BaseException as exc:
             self._loaded.set_exception(exc)
             raise
-        name = self._parts.model_info.name
+        name = self._model_info.name
         log.info("loaded %s", name, extra={"event": "loaded", "model": name})
         self._loaded.set_result(None)
 
-    def _batches(self, record: WriteBuffer[Outcome]) -> Iterator[list[Request]]:
-        """Claim and group what the device gets next, until nothing is left to claim."""
+    # Claiming, in the prefetcher's thread
+
+    def _claim_batches(self, outcomes: WriteBuffer[Outcome]) -> Iterator[list[Request]]:
+        """Yield the batches for the device: claim, prepare, fetch LoRAs and group, until nothing is left."""
         batcher = Batcher(self._sizes)
-        with LoraPrefetcher(self._parts.loras) as fetching:
+        with LoraPrefetcher(self._deps.loras) as fetching:
             while claimed := self._claim():
-                ready, refused = self._prepare(claimed)
-                record.put(refused)
+                ready, failed = self._prepare(claimed)
+                outcomes.put(failed)
                 fetching.put(ready)
-                batcher.add(self._fetched(fetching, record, leave=fetching.waiting))
+                batcher.add(self._with_loras(fetching, outcomes, allow_pending=fetching.waiting))
                 room = MAX_PREFETCH_BATCHES * self._sizes.usual
                 while batcher.ready() or (len(batcher) and fetching.waiting > room):
                     yield batcher.take()
-                batcher.add(self._fetched(fetching, record, leave=room))
-            while len(batcher) or fetching.waiting:  # for a LoRA only where there is nothing else to draw
-                leave = fetching.waiting - (0 if len(batcher) else 1)
-                batcher.add(self._fetched(fetching, record, leave=leave))
+                batcher.add(self._with_loras(fetching, outcomes, allow_pending=room))
+            while len(batcher) or fetching.waiting:  # wait for a LoRA only when nothing else is left
+                pending = fetching.waiting - (0 if len(batcher) else 1)
+                batcher.add(self._with_loras(fetching, outcomes, allow_pending=pending))
                 if batch := batcher.take():
                     yield batch
 
-    def _gathering(self, work: Callable[[list[Outcome]], None]) -> WriteBuffer[Outcome]:
-        """Outcomes on their way to be recorded: a usual batch's worth at once."""
-        return WriteBuffer(work, threads=2, enough=lambda: self._sizes.usual, patience=OUTCOME_FLUSH_DELAY)
-
     def _claim(self) -> list[Prompt]:
-        self._stop.check()
-        plan, size = self._plan, self._prompts_a_batch()
-        wanted = self._quota.take(
-            2 * size if self._quota.remaining() >= CLAIM_DOUBLE_THRESHOLD * size else size
-        )
+        """Claim the prompts of one or two batches; none when nothing is left or the limit is reached."""
+        run, size = self._run, max(1, round(self._sizes.usual / self._budget.pictures_each()))
+        run.stop.check()
+        many = self._budget.remaining() >= CLAIM_DOUBLE_THRESHOLD * size
+        wanted = self._budget.take(2 * size if many else size)
         if wanted == 0:
             return []
-        with self._parts.seconds("claim"):
-            prompts = self._database.claim(plan.worker, wanted, self._leases.seconds, plan.selection)
-        self._leases.hold(prompt.claim for prompt in prompts)
-        self._quota.claimed(len(prompts))
+        with run.seconds("claim"):
+            prompts = run.database.claim(run.worker, wanted, run.leases.seconds, self._deps.selection)
+        run.leases.hold(prompt.claim for prompt in prompts)
+        self._budget.claimed(len(prompts))
         return prompts
 
     def _prepare(self, prompts: Sequence[Prompt]) -> tuple[list[Request], list[Outcome]]:
-        """The requests among the prompts, once the model is loaded, and the failures of the others."""
+        """Wait for the model; return the requests of the prompts, and the failures of invalid ones."""
         self._loaded.result()
+        deps = self._deps
         ready: list[Request] = []
-        refused: list[Outcome] = []
+        failed: list[Outcome] = []
         for claimed in prompts:
-            prompt = replace(claimed, webhook_url=None)  # nobody is told before it is known who may be
+            prompt = replace(claimed, webhook_url=None)  # no webhook is notified before its URL is checked
             try:
-                prompt = self._addressed(claimed)
-                asked = request(prompt, self._plan.requested, self._plan.multiple)
-                asked = self._plan.loop.next(asked) if self._plan.loop else asked
-                self._parts.encoder.check(asked.parameters)
-                ready.append(self._engine.prepare(asked))
+                if claimed.webhook_url is not None:
+                    prompt = replace(claimed, webhook_url=deps.webhook_hosts.check(claimed.webhook_url))
+                wanted = request(prompt, self._requested, self._model_info.multiple)
+                wanted = deps.loop.next(wanted) if deps.loop else wanted
+                deps.encoder.check(wanted.parameters)
+                ready.append(self._engine.prepare(wanted))
             except PromptFailed as exc:
-                refused.append(failure(prompt, exc, self._plan.max_attempts))
-        self._quota.prepared(len(ready), sum(each.pictures for each in ready))
-        return ready, refused
+                failed.append(failure(prompt, exc, deps.max_attempts))
+        self._budget.prepared(len(ready), sum(each.pictures for each in ready))
+        return ready, failed
 
-    def _fetched(
-        self, fetching: LoraPrefetcher, record: WriteBuffer[Outcome], *, leave: int
+    def _with_loras(
+        self, fetching: LoraPrefetcher, outcomes: WriteBuffer[Outcome], *, allow_pending: int
     ) -> list[Request]:
-        """The pictures of those whose LoRAs are here; failures are recorded. Waits as ``take`` does."""
-        done = fetching.take(leave=leave)
-        failed = [failure(asked.prompt, exc, self._plan.max_attempts) for asked, exc in done if exc]
-        record.put(failed)
-        return [image for asked, exc in done if exc is None for image in asked.each()]
+        """Return the requests whose LoRAs have been fetched, one for each image; record those that failed.
 
-    def _addressed(self, prompt: Prompt) -> Prompt:
-        """The prompt, whose webhook may be told: from here on it counts as checked."""
-        if prompt.webhook_url is None:
-            return prompt
-        return replace(prompt, webhook_url=self._parts.webhook_hosts.check(prompt.webhook_url))
+        Waits until no more than ``allow_pending`` requests are left waiting for their LoRAs.
+        """
+        fetched = fetching.take(leave=allow_pending)
+        failed = [(each.prompt, exc) for each, exc in fetched if exc]
+        outcomes.put([failure(prompt, exc, self._deps.max_attempts) for prompt, exc in failed])
+        return [image for each, exc in fetched if exc is None for image in each.each()]
 
-    def _prompts_a_batch(self) -> int:
-        """How many prompts fill a usual batch with their pictures, as far as they are known."""
-        return max(1, round(self._sizes.usual / self._quota.pictures_each()))
+    # Generating, in the thread that owns the device
 
-    def _made(
-        self, batch: list[Request], wants: Callable[[Request], bool]
-    ) -> list[Picture | PromptFailed | None]:
-        """What the device makes of each request; None of those that are of no use any more."""
-        wanted = [wants(request) for request in batch]
-        made = iter(self._generate(list(compress(batch, wanted))))
-        return [next(made) if each else None for each in wanted]
+    def _generate(self, batch: list[Request]) -> Images:
+        """Return an image or a failure for each request; None where the image is no longer needed."""
+        needed = [self._post.is_needed(request) for request in batch]
+        images = iter(self._generate_needed(list(compress(batch, needed))))
+        return [next(images) if each else None for each in needed]
 
-    def _generate(self, batch: list[Request]) -> list[Picture | PromptFailed]:
-        """The batch's pictures; that it is on the device is written down while the device works."""
-        self._stop.check()
+    def _generate_needed(self, batch: list[Request]) -> list[Picture | PromptFailed]:
+        run, engine = self._run, self._engine
+        run.stop.check()
         if not batch:
             return []
-        # Before warming, which works on the device as well, and may kill.
-        on_device, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
-        left = [claim for claim in before if claim not in on_device]
-        marked, self._on_device = self._aside.submit(self._database.start, on_device, left), on_device
-        if not before:  # what kills at once comes first in a run sooner or later: there it is blamed for sure
-            marked.result()
-        self._warm(batch)
-        self._stop.check()
-        self._parts.progress.batch(batch)
-        started, spent = time.monotonic(), dict(self._engine.seconds)
-        results = None
+        marked = self._mark_started(batch)
+        self._warm_up(batch)
+        run.stop.check()
+        run.progress.batch(batch)
+        started, before = time.monotonic(), dict(engine.seconds)
+        images = None
         try:
-            with self._parts.watchdog.watch():
-                results = self._engine.generate(batch, self._step)
+            with run.watchdog.watch():
+                images = engine.generate(batch, self._on_step)
         finally:
-            took = {stage: seconds - spent.get(stage, 0.0) for stage, seconds in self._engine.seconds.items()}
+            spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in engine.seconds.items()}
             with suppress(Exception):  # a trace that fails must not fail a batch
-                self._parts.traces.generated(batch, results, took, started)
-        self._tally.batch(len(batch), started, ended := time.monotonic())
+                run.traces.generated(batch, images, spent, started)
+        run.stats.batch(len(batch), started, ended := time.monotonic())
         self._sizes.generated(batch[0], len(batch), ended - started)
         marked.result()
         log.debug("generated a batch of %d", len(batch), extra={"event": "batch", "size": len(batch)})
-        return results
+        return images
 
-    def _warm(self, batch: list[Request]) -> None:
+    def _mark_started(self, batch: list[Request]) -> Future[None]:
+        """Write down which prompts are on the device, while it works: a crash then counts as their death.
+
+        Done before warming up, which uses the device as well. The first batch of a run waits for it: a
+        prompt that kills at once is then sure to be blamed.
+        """
+        claims, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
+        left = [claim for claim in before if claim not in claims]
+        marked, self._on_device = self._marker.submit(self._run.database.start, claims, left), claims
+        if not before:
+            marked.result()
+        return marked
+
+    def _warm_up(self, batch: list[Request]) -> None:
         """Compile for the batch where that pays."""
         started, before = time.monotonic(), self._engine.seconds.get("compile", 0.0)
-        self._engine.warm_up(batch, max(len(batch), self._left_to_make()))
+        self._engine.warm_up(batch, max(len(batch), self._images_left()))
         compiling = self._engine.seconds.get("compile", 0.0) - before
-        self._tally.add_compile_time(compiling)
+        self._run.stats.add_compile_time(compiling)
         if compiling:
-            self._parts.traces.device("compile", started)
+            self._run.traces.device("compile", started)
 
-    def _step(self, done: int, of: int) -> None:
-        self._parts.watchdog.heartbeat()
-        self._stop.check()
-        self._parts.progress.step(done, of)
+    def _on_step(self, done: int, of: int) -> None:
+        self._run.watchdog.heartbeat()
+        self._run.stop.check()
+        self._run.progress.step(done, of)
 
-    def _left_to_make(self) -> int:
-        """How many pictures are still to come, as far as that can be known; in a loop, at the most."""
-        if self._parts.serving is not None and self._parts.serving.endless:
+    def _images_left(self) -> int:
+        """Return how many images are still to be made, as far as is known; in a loop, the maximum."""
+        serving, loop = self._run.serving, self._deps.loop
+        if serving is not None and serving.endless:
             return UNBOUNDED_RUN
-        rounds = self._plan.loop.iterations if self._plan.loop else 1
-        return round(self._plan.to_make * self._quota.pictures_each() * rounds) - self._tally.made
+        rounds = loop.iterations if loop else 1
+        prompts = self._run.will_make(self._deps.limit)
+        return round(prompts * self._budget.pictures_each() * rounds) - self._run.stats.made
 
-    def _another_round(self) -> bool:
-        """Wait until there is something to claim again; False where the run is over."""
-        serving = self._parts.serving
+    # Between rounds
+
+    def _wait_for_more(self) -> bool:
+        """Wait until there is something to claim again; return False when the run is over."""
+        serving = self._run.serving
         if serving is None:
-            return self._retry_comes_due()
-        with self._parts.seconds("wait"):
-            waits = partial(self._database.waits, self._plan.selection)
-            return serving.another(waits, self._tally.settled, self._quota.next_retry_at())
+            return self._wait_for_retry()
+        with self._run.seconds("wait"):
+            waits = partial(self._run.database.waits, self._deps.selection)
+            return serving.another(waits, self._run.stats.settled, self._budget.next_retry_at())
 
-    def _retry_comes_due(self) -> bool:
-        """Wait for the next of this run's own retries, if it comes soon enough to wait for."""
-        now, due = self._clock(), self._quota.next_retry_at()
+    def _wait_for_retry(self) -> bool:
+        """Wait for the next of this run's own retries; return False where none is due soon enough."""
+        now, due = self._clock(), self._budget.next_retry_at()
         if due is None or due > now + MAX_RETRY_WAIT:
             return False
         if due > now:
-            log.info("waiting %.0f s for a prompt that is tried again", due - now)
-        with self._parts.seconds("wait"):
-            self._stop.wait(max(0.0, due - now))
+            log.info("waiting %.0f s for a retry", due - now)
+        with self._run.seconds("wait"):
+            self._run.stop.wait(max(0.0, due - now))
         return True
+
+    def _usual_size(self) -> int:
+        return self._sizes.usual

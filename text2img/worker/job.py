@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from text2img import __version__
+from text2img.concurrency.stages import StageTimer
 from text2img.concurrency.timeouts import run_with_timeout
+from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.telemetry.stats import DEVICE_STAGES, RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build, platform_task
 from text2img.worker.leases import Leases
-from text2img.worker.local import RunContext
 from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from text2img.databases import Counts, Database, Run
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
+    from text2img.worker.build import Dependencies
     from text2img.worker.local import Executor
     from text2img.worker.polling import PollingLoop
 
@@ -98,23 +100,25 @@ class Job:
     With ``serving`` it is a server's: the model is loaded though nothing waits, and the end is the server's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run needs
         self,
         settings: Settings,
+        deps: Dependencies,
         database: Database,
+        *,
         executor: Executor,
         stop: Stop,
         serving: PollingLoop | None = None,
     ) -> None:
         self._serving = serving
-        self._settings, self._database, self._labour, self._stop = settings, database, executor, stop
-        self._selection = build.selection(settings)
+        self._settings, self._database, self._executor, self._stop = settings, database, executor, stop
+        self._selection = deps.selection
         self._name = build.worker_name()
         self._run = replace(
             platform_task.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
         )
         every = None if serving is None else _TOLD_EVERY
-        self._teller = build.teller(settings, database, self._run.id, self._name, every=every)
+        self._teller = build.notifier(deps, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self.traces = traces(os.environ, self._run.id, endless=serving is not None)
         self._ended: str | None = None
@@ -183,7 +187,7 @@ class Job:
 
     def spent(self) -> dict[str, float]:
         """Seconds so far, by stage."""
-        return self._labour.spent()
+        return self._executor.spent()
 
     def force_exit(self, status: int) -> None:
         """The last resort: give back what is claimed, if that takes no time, and leave at once."""
@@ -200,15 +204,19 @@ class Job:
     def _work(self, waiting: int, progress: Progress, watchdog: Watchdog) -> None:
         self._save("running")
         progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
-        self._labour.work(
-            RunContext(
+        self._executor.work(
+            build.RunContext(
                 run_id=self._run.id,
-                name=self._name,
+                worker=self._name,
+                database=with_retries(self._database, self._settings.database_patience, self._stop.wait),
                 waiting=waiting,
+                tell=self._settings.callback_url is not None,
                 leases=self._leases,
                 watchdog=watchdog,
                 progress=progress,
                 stats=self.stats,
+                seconds=StageTimer(self.traces.stage),
+                stop=self._stop,
                 recorded=self._teller.recorded,
                 serving=self._serving,
                 traces=self.traces,
@@ -220,7 +228,7 @@ class Job:
         self._database.save_run(self._state(status), self._settings.lease_seconds)
 
     def _state(self, status: str) -> Run:
-        stats, executor = self.stats, self._labour
+        stats, executor = self.stats, self._executor
         return replace(
             self._run,
             status=status,

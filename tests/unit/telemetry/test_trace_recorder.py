@@ -65,7 +65,7 @@ def bench(tmp_path):
 def test_pictures_of_one_prompt_in_several_batches(bench):
     """Each batch has its own encoding and upload, also where the prompt is recorded with another batch."""
     spans = Spans(bench)
-    requested = (replace(bench.plan.requested[0], num_images=3),)
+    requested = (replace(bench.requested[0], num_images=3),)
     spans.work(Timed(), requested=requested)
     batches = spans.named("batch")
     assert sum(batch.attributes["text2img.batch.size"] for batch in batches) == 30

@@ -411,7 +411,7 @@ class Watched(np.ndarray):
             self.now += 1
             self.most = max(self.most, self.now)
         until(
-            lambda: self.seen or self.now + waiting_in(PostProcessor._store) == 16
+            lambda: self.seen or self.now + waiting_in(PostProcessor._encode) == 16
         )  # all that could come are here
         self.seen = True
         with self.lock:

@@ -64,7 +64,7 @@ def test_each_picture_has_its_seed_and_its_name(bench):
         49,
         51,
     ]
-    assert max(map(len, painter.batches)) == bench.plan.batch_size
+    assert max(map(len, painter.batches)) == bench.batch_size
     assert sum(map(len, painter.batches)) == 1 + 5 + 1 + 12
     assert (bench.stats.completed, bench.stats.pictures, bench.stats.made) == (4, 19, 19)
 

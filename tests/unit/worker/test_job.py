@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from text2img.errors import Stopped, StorageFailed
 from text2img.prompts import PromptId, RequestedParameters
 from text2img.settings.loader import load
 from text2img.telemetry.progress import NullProgress
+from text2img.worker.build import build
 from text2img.worker.job import Job
 from text2img.worker.local import LocalExecutor
 from text2img.worker.watchdog import Watchdog
@@ -72,12 +74,13 @@ class Stuck:
 
 
 def failing(settings, database, storage, stop):
-    return Job(settings, database, LocalExecutor(settings, database, storage, stop), stop)
+    deps = replace(build(settings, stop.wait), storage=storage)
+    return Job(settings, deps, database, executor=LocalExecutor(settings, deps), stop=stop)
 
 
 def run(job, stop):
     with Watchdog(stop, 300, lambda status: None) as watchdog:
-        job.run(NullProgress(), watchdog)
+        job.execute(NullProgress(), watchdog)
 
 
 def test_what_fails_during_a_stop_does_not_change_its_status(database, settings):

@@ -8,7 +8,7 @@ from tests.painter import CARD
 from text2img.errors import ConfigurationError
 from text2img.prompts import ModelConfiguration, RequestedParameters
 from text2img.settings.loader import load
-from text2img.worker.build import run_defaults, validate_defaults
+from text2img.worker.build import build, run_defaults, validate_defaults
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def nowhere(monkeypatch, tmp_path):
 
 def wanted(configuration, **flags):
     settings = load(flags)
-    return validate_defaults(settings, CARD, run_defaults(settings, CARD, configuration))
+    return validate_defaults(build(settings), CARD, run_defaults(settings, CARD, configuration))
 
 
 def test_a_loop_and_several_pictures_exclude_each_other():

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from text2img.databases import Database
     from text2img.errors import Text2ImgError
     from text2img.settings import Settings
-    from text2img.worker.local import RunContext
+    from text2img.worker.build import RunContext
     from text2img.worker.ray.process import Cluster
 
 log = logging.getLogger("text2img.run")
@@ -92,26 +92,26 @@ class RayExecutor:
         self._looked = 0.0
         self.model: str | None = None
 
-    def work(self, place: RunContext) -> None:
+    def work(self, run: RunContext) -> None:
         """Have the work done; see Executor."""
-        with joined(self._settings.ray_address) as cluster, place.leases:
+        with joined(self._settings.ray_address) as cluster, run.leases:
             self._stop.check()
             if len(cluster.machines) > 1:
                 build.check_shared(self._settings)
             workers, gpu = _how_many(self._settings, cluster)
-            place.stats.devices = workers
+            run.stats.devices = workers
             log.info("%d workers", workers, extra={"event": "workers", "workers": workers})
-            share = WorkerSpec(self._settings, place.run_id, -(-place.waiting // workers), str(Path.cwd()))
+            share = WorkerSpec(self._settings, run.run_id, -(-run.waiting // workers), str(Path.cwd()))
             start = partial(WorkerProcess, partial(work, share), gpu=gpu)
             self._members = [WorkerHandle(start) for _ in range(workers)]
             while self._members:
-                self._turn(place)
+                self._turn(run)
         self._stop.check()
         if self._failures and not self._ended_well:
             raise self._failures[0]
         if self._dead:  # what they had recorded at the last, they may not have said
-            came = self._database.settled(place.run_id)
-            place.stats.set_totals(came.completed, came.failed, came.images)
+            came = self._database.settled(run.run_id)
+            run.stats.set_totals(came.completed, came.failed, came.images)
 
     def spent(self) -> dict[str, float]:
         """Of all workers together; see Executor."""
@@ -124,29 +124,29 @@ class RayExecutor:
         """Of the device that needed the most; see Executor."""
         return max((spent.peak_memory for spent in list(self._spent.values())), default=0)
 
-    def _turn(self, place: RunContext) -> None:
+    def _turn(self, run: RunContext) -> None:
         members = {member.seat: member for member in self._members}
         for seat, event in listen(list(members), _HEAR):
-            self._heard(place, members[seat], event)
+            self._heard(run, members[seat], event)
         if self._stop.event.is_set():
             self._end()
         elif time.monotonic() > self._looked + _LOOK and any(member.idle for member in self._members):
             self._looked = time.monotonic()
             self._send_on()
 
-    def _heard(self, place: RunContext, member: WorkerHandle, event: object) -> None:
+    def _heard(self, run: RunContext, member: WorkerHandle, event: object) -> None:
         match event:
             case OutcomesRecorded(outcomes):
                 member.deaths = 0
                 member.places -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
-                place.stats.add(outcomes)
-                place.progress.settled(outcomes)
-                place.recorded(outcomes)
+                run.stats.add(outcomes)
+                run.progress.settled(outcomes)
+                run.recorded(outcomes)
             case BatchStarted(requests):
-                place.progress.batch(requests)
+                run.progress.batch(requests)
             case BatchFinished(pictures, seconds):
                 now = time.monotonic()
-                place.stats.batch(pictures, now - seconds, now)
+                run.stats.batch(pictures, now - seconds, now)
             case LogRecordMessage(name, level, message, facts):
                 logging.getLogger(name).log(level, "%s", message, extra=dict(facts))
             case _:

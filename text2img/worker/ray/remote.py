@@ -14,14 +14,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from text2img.concurrency.stages import StageTimer
 from text2img.concurrency.timeouts import run_with_timeout
+from text2img.databases.retrying import with_retries
 from text2img.telemetry.progress import NullProgress
 from text2img.telemetry.stats import RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
+from text2img.worker.build import RunContext
 from text2img.worker.flow import MAX_RETRY_WAIT
 from text2img.worker.leases import Leases
-from text2img.worker.local import LocalExecutor, RunContext
+from text2img.worker.local import LocalExecutor
 from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -107,10 +110,10 @@ def work(share: WorkerSpec, line: WorkerChannel) -> None:
     settings, name = share.settings, build.worker_name()
     with closing(build.database(settings)) as database:
         line.say(WorkerStarted(name))
-        executor = LocalExecutor(settings, database, build.storage(settings), line.stop)
+        deps = replace(build.build(settings, line.stop.wait), callback=None)  # the pool notifies the receiver
+        executor = LocalExecutor(settings, deps)
         leases = Leases(database, settings.lease_seconds, lambda: None)
-        own = replace(settings, callback_url=None)  # of the run as a whole the crew tells
-        teller = build.teller(own, database, share.run_id, name)
+        teller = build.notifier(deps, database, share.run_id, name)
 
         def recorded(outcomes: Sequence[Outcome]) -> None:
             teller.recorded(outcomes)
@@ -129,7 +132,11 @@ def work(share: WorkerSpec, line: WorkerChannel) -> None:
                 executor.work(
                     RunContext(
                         run_id=share.run_id,
-                        name=name,
+                        worker=name,
+                        database=with_retries(database, settings.database_patience, line.stop.wait),
+                        stop=line.stop,
+                        tell=settings.callback_url is not None,
+                        seconds=StageTimer(seen.stage),
                         waiting=share.waiting,
                         leases=leases,
                         watchdog=watchdog,
