@@ -24,7 +24,7 @@ from tests.examples import examples
 from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Notification
 from text2img.prompts import PromptId, RequestedParameters
-from text2img.webhooks.delivery import _own
+from text2img.webhooks.delivery import _webhook_notification
 from text2img.webhooks.payloads import callback_payload
 
 RUN = "a run that is dead"
@@ -91,7 +91,7 @@ class Machine(RuleBasedStateMachine):
     def settle_what_was_owed(self, data, dies):
         """Old sightings are used as readily as new ones; who dies in between has kept the notices alone."""
         pending_webhooks = data.draw(st.sampled_from(self.seen))
-        notifications = [_own(each) for each in pending_webhooks]
+        notifications = [_webhook_notification(each) for each in pending_webhooks]
         self.database.enqueue_webhooks([] if dies else pending_webhooks, notifications)
         for notification in notifications:
             if notification.id not in self.notifications:

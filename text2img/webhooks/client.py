@@ -1,6 +1,7 @@
-"""A way to a host whose addresses are checked first, and then connected to: no second lookup in between.
+"""HTTP clients for the callback and for the prompts' own webhooks.
 
-So a name that leads elsewhere the next moment (DNS rebinding) gains nothing. Knows addresses, no webhooks.
+Webhook hosts below a wildcard are resolved once: the addresses are checked, then one of them is connected to.
+Without a second lookup, DNS rebinding gains nothing.
 """
 
 from __future__ import annotations
@@ -39,65 +40,67 @@ if TYPE_CHECKING:
     from text2img.webhooks.progress import ProgressUpdate
 
 
-_PROTOCOLS: Final = ipaddress.ip_network("192.0.0.0/24")
-"""IETF protocol assignments: not all Pythons know that these are not global."""
+_IETF_PROTOCOLS: Final = ipaddress.ip_network("192.0.0.0/24")
+"""IETF protocol assignments: some Python versions count these addresses as global."""
 
 
 class NoProxyAdapter(HTTPAdapter):
-    """Goes straight to the host, whatever proxies the environment names: a proxy looks names up itself."""
+    """Adapter that ignores the environment's proxies: a proxy resolves names itself."""
 
-    def send(self, request: requests.PreparedRequest, *arguments: Any, **named: Any) -> requests.Response:
-        """As HTTPAdapter, by no proxy."""
-        return super().send(request, *arguments, **{**named, "proxies": None})
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send the request as HTTPAdapter does, without a proxy."""
+        return super().send(request, *args, **{**kwargs, "proxies": None})
 
 
 class PublicOnlyAdapter(NoProxyAdapter):
-    """Goes to public addresses alone: a host any of whose addresses is another fails, before it is sent
-    anything. TLS and the Host header are as ever, since the name stays the connection's.
+    """Adapter that connects to public addresses only.
+
+    A host fails before anything is sent to it if any of its addresses is not public. TLS and the Host header
+    are unaffected: the connection keeps the host's name.
     """
 
-    def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
-        """As HTTPAdapter, with our connections."""
-        super().init_poolmanager(*arguments, **named)
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Set up the pool manager as HTTPAdapter does, with connections that check addresses."""
+        super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address may be anybody's on the Internet, also where it carries one of IPv4 in it."""
+    """Return True if the IP address is public; an IPv4 address embedded in IPv6 is checked as IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.is_site_local:
             return False
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _PROTOCOLS)
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _IETF_PROTOCOLS)
 
 
-class _Checked:
-    """What both kinds of connection do instead of looking the host up while they connect."""
+class _PublicOnlyConnection:
+    """Mixin for both kinds of connection: resolve the host, check its addresses, then connect to one."""
 
     def _new_conn(self: Any) -> socket.socket:
-        found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+        entries = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in entries))
         if not addresses or not all(map(is_public, addresses)):
-            raise AddressRefused("leads to an address that is not public; name the host in --webhook-host")
-        describe_error: OSError | None = None
+            raise AddressRefused("has an address that is not public; name the host in --webhook-host")
+        last_error: OSError | None = None
         for address in addresses:
             try:
                 return create_connection(
                     (address, self.port), self.timeout, socket_options=self.socket_options
                 )
             except OSError as exc:
-                describe_error = exc
-        raise describe_error or OSError("no address")
+                last_error = exc
+        raise last_error or OSError("no address")
 
 
-class _HTTP(_Checked, HTTPConnection):
+class _HTTP(_PublicOnlyConnection, HTTPConnection):
     pass
 
 
-class _HTTPS(_Checked, HTTPSConnection):
+class _HTTPS(_PublicOnlyConnection, HTTPSConnection):
     pass
 
 
@@ -113,23 +116,24 @@ _log = logging.getLogger(__name__)
 
 
 class CallbackClient:
-    """A URL that is told by POST. ``secret`` (``whsec_…``) signs; ``token`` goes as a bearer token.
+    """Client that POSTs to the callback URL.
 
-    ``timeout``: seconds for one try from name lookup to status line. Proxies and certificates come from
-    the environment as usual, credentials never (no netrc). Safe to use from several threads. Raises
-    ConfigurationError for a URL, secret or token that cannot be used, without showing it.
+    ``secret`` (``whsec_…``) signs; ``token`` is sent as a bearer token. ``timeout``: seconds for one attempt,
+    from name lookup to status line. Proxies and certificates come from the environment as usual, credentials
+    never (no netrc). Safe to use from several threads. Raises ConfigurationError for an invalid URL, secret
+    or token, without showing it.
     """
 
     def __init__(
         self, url: str, secret: str | None = None, token: str | None = None, timeout: float = 10.0
     ) -> None:
         self.timeout = timeout
-        self.shown = _check_url(url)
+        self.origin = _check_url(url)
         self._url = url
         self._credentials = Credentials(secret, token)
 
     def send(self, notification: Notification) -> DeliveryResult:
-        """Try once. Never raises; the answer's body is not read."""
+        """Send the notification once. Never raises; the response body is not read."""
         try:
             status, retry_after = run_with_timeout(
                 self.timeout + 1, lambda: self._request("POST", notification)
@@ -138,33 +142,33 @@ class CallbackClient:
             _log.debug("callback %s failed", notification.id, exc_info=not isinstance(exc, TimeoutError))
             return DeliveryResult(
                 DeliveryStatus.RETRY,
-                describe_error(self.shown, exc, self.timeout),
+                describe_error(self.origin, exc, self.timeout),
                 exponential_backoff(notification.tries),
             )
-        return classify_response(self.shown, status, retry_after, notification.tries)
+        return classify_response(self.origin, status, retry_after, notification.tries)
 
     def ping(self) -> DeliveryResult:
-        """Whether somebody answers there, for ``doctor``: TOLD, or LATER with the reason.
+        """Check that the receiver answers, for ``doctor``: DELIVERED, or RETRY with the reason.
 
-        Sends HEAD, which no receiver may take for a result (RFC 9110, 9.2.1), by the way that a POST takes:
-        the same name lookup, proxy, certificate check and token. Any answer below 500 will do, and 501, since
-        few receivers know HEAD; so a wrong token or path is not found out.
+        Sends HEAD, which no receiver may take for a result (RFC 9110, 9.2.1), in the way of a POST: the same
+        name lookup, proxy, certificate check and token. Any status below 500 will do, and 501, since few
+        receivers support HEAD; so a wrong token or path is not detected.
         """
         try:
             status, _ = run_with_timeout(self.timeout + 1, lambda: self._request("HEAD", None))
         except Exception as exc:  # noqa: BLE001 - as above
-            return DeliveryResult(DeliveryStatus.RETRY, describe_error(self.shown, exc, self.timeout))
-        detail = f"{self.shown} answers ({status} to HEAD)"
-        answers = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
-        return DeliveryResult(DeliveryStatus.DELIVERED if answers else DeliveryStatus.RETRY, detail)
+            return DeliveryResult(DeliveryStatus.RETRY, describe_error(self.origin, exc, self.timeout))
+        detail = f"{self.origin} answers ({status} to HEAD)"
+        reachable = status < 500 or status == HTTPStatus.NOT_IMPLEMENTED
+        return DeliveryResult(DeliveryStatus.DELIVERED if reachable else DeliveryStatus.RETRY, detail)
 
     def _request(self, method: str, notification: Notification | None) -> tuple[int, str | None]:
-        """The answer's status and its Retry-After."""
+        """Return the response's status and its Retry-After header."""
         import requests
 
         body = None if notification is None else notification.body.encode()
         with (
-            # A session of its own: a kept connection that has died in between would cost a try.
+            # A new session for each request: a kept connection that died since would cost an attempt.
             requests.Session() as session,
             session.request(
                 method,
@@ -180,7 +184,7 @@ class CallbackClient:
             return response.status_code, response.headers.get("retry-after")
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Set the credentials that are ours. That this is given at all keeps requests from reading netrc."""
+        """Set our credentials. Passing an ``auth`` at all keeps requests from reading netrc."""
         parts = urlsplit(self._url)
         if self._credentials.token is not None:
             request.headers["Authorization"] = f"Bearer {self._credentials.token}"
@@ -193,7 +197,7 @@ class CallbackClient:
 
 
 def _check_url(url: str) -> str:
-    """The URL's scheme, host and port, which may be shown; its path may be a secret of its own."""
+    """Return the URL's scheme, host and port, which may be shown; its path may be a secret itself."""
     import requests
 
     try:
@@ -203,19 +207,21 @@ def _check_url(url: str) -> str:
     except (requests.RequestException, ValueError):
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-        raise ConfigurationError("the callback URL is no http:// or https:// address; check --callback-url")
+        raise ConfigurationError("the callback URL is not an http:// or https:// URL; check --callback-url")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port is None else f":{port}")
 
 
-_NOT_HERE: Final = 60.0
-"""Seconds until a notice to a host that this run may not tell is looked at again."""
+_DISALLOWED_HOST_WAIT: Final = 60.0
+"""Seconds until the next attempt for a notification to a host that this run does not allow."""
 
 
 class Webhooks:
-    """Sends to ``hosts`` alone, by no proxy, following no redirect; a host that is not named exactly must
-    have public addresses. ``timeout``: seconds for one try, from name lookup to status line. Safe to use from
-    several threads.
+    """Client for the prompts' own webhooks, on the allowed ``hosts`` only.
+
+    It uses no proxy and follows no redirect. A host that is not listed by its exact name must have public
+    addresses. ``timeout``: seconds for one attempt, from name lookup to status line. Safe to use from several
+    threads.
     """
 
     def __init__(self, hosts: HostAllowlist, credentials: Credentials, timeout: float = 5.0) -> None:
@@ -224,14 +230,14 @@ class Webhooks:
         self._credentials = credentials
 
     def send(self, notification: Notification) -> DeliveryResult:
-        """POST a notice, once. Never raises; the answer's body is not read."""
+        """POST the notification once. Never raises; the response body is not read."""
         try:
             webhook = Webhook.of(notification.url)
         except PromptFailed:
-            return DeliveryResult(DeliveryStatus.REJECTED, "the webhook's address is none")
+            return DeliveryResult(DeliveryStatus.REJECTED, "the webhook URL is invalid")
         if not self.hosts.allows(webhook):
-            detail = f"{webhook.origin} is no host that --webhook-host names in this run"
-            return DeliveryResult(DeliveryStatus.RETRY, detail, _NOT_HERE)
+            detail = f"{webhook.origin} is not allowed by this run's --webhook-host"
+            return DeliveryResult(DeliveryStatus.RETRY, detail, _DISALLOWED_HOST_WAIT)
         try:
             status, retry_after = self._request("POST", webhook, notification)
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
@@ -243,15 +249,15 @@ class Webhooks:
             )
         return classify_response(webhook.origin, status, retry_after, notification.tries)
 
-    def progress(self, address: str, generation_id: str, reached: ProgressUpdate) -> None:
-        """PATCH one milestone, once. Never raises: it is not tried again."""
+    def progress(self, address: str, generation_id: str, update: ProgressUpdate) -> None:
+        """PATCH one progress update once. Never raises: it is not retried."""
         document = {
             "generation_id": generation_id,
             "progress": {
-                "current_step": reached.step,
-                "total_steps": reached.of,
-                "progress_percent": reached.percent,
-                "estimated_seconds": reached.left,
+                "current_step": update.step,
+                "total_steps": update.total_steps,
+                "progress_percent": update.percent,
+                "estimated_seconds": update.seconds_left,
             },
         }
         webhook = Webhook.of(address)
@@ -270,13 +276,13 @@ class Webhooks:
         return run_with_timeout(self.timeout + 1, lambda: self._exchange(method, webhook, notification))
 
     def _exchange(self, method: str, webhook: Webhook, notification: Notification) -> tuple[int, str | None]:
-        """The answer's status and its Retry-After."""
+        """Return the response's status and its Retry-After header."""
         import requests
 
         with requests.Session() as session:
-            way = NoProxyAdapter() if self.hosts.is_exact(webhook) else PublicOnlyAdapter()
-            session.mount("http://", way)
-            session.mount("https://", way)
+            adapter = NoProxyAdapter() if self.hosts.is_exact(webhook) else PublicOnlyAdapter()
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
             with session.request(
                 method,
                 str(notification.url),
@@ -290,7 +296,7 @@ class Webhooks:
                 return response.status_code, response.headers.get("retry-after")
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Set the token. That this is given at all keeps requests from reading netrc."""
+        """Set the token. Passing an ``auth`` at all keeps requests from reading netrc."""
         if self._credentials.token is not None:
             request.headers["Authorization"] = f"Bearer {self._credentials.token}"
         return request

@@ -1,4 +1,7 @@
-"""From untold outcomes to told ones: gather them into entries, deliver the entries. Knows no HTTP."""
+"""Collect undelivered outcomes into notifications and deliver them to the callback's receiver.
+
+Also classifies responses and errors, for the callback and for the prompts' own webhooks.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +27,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 60.0  # seconds between tries of our own accord
-_LONGEST_ASKED = 3600.0  # seconds for which a receiver may put us off
-_AGAIN = frozenset({408, 429})
+_MAX_BACKOFF = 60.0  # seconds between attempts, unless the receiver asks for more
+_MAX_RETRY_AFTER = 3600.0  # seconds that a receiver may ask us to wait
+_RETRYABLE = frozenset({408, 429})
 
 
 class DeliveryStatus(StrEnum):
-    """How a try went."""
+    """The kind of result of one delivery attempt."""
 
-    DELIVERED = "told"  # 2xx: the receiver has it
-    REJECTED = "refused"  # it will never take it: 3xx, 410, other 4xx
-    RETRY = "later"  # 408, 429, 5xx, or nobody answered
+    DELIVERED = "delivered"  # 2xx: the receiver has it
+    REJECTED = "rejected"  # the receiver will never accept it: 3xx, 410, other 4xx
+    RETRY = "retry"  # 408, 429, 5xx, or no answer
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """A try's result; ``detail`` says why, without anything secret.
+    """The result of one delivery attempt; ``detail`` gives the reason, without anything secret.
 
-    For LATER, in seconds: ``wait`` is what we would wait, ``asked`` what the receiver has asked for
-    (Retry-After; 0 where it has not). The next try is due after the longer of the two.
+    For RETRY, in seconds: ``wait`` is our own backoff, ``retry_after`` what the receiver asked for
+    (Retry-After; 0 without it). The next attempt is due after the longer of the two.
     """
 
     result: DeliveryStatus
@@ -51,85 +54,85 @@ class DeliveryResult:
     retry_after: float = 0.0
 
 
-def classify_response(shown: str, status: int, retry_after: str | None, tries: int) -> DeliveryResult:
-    """What the answer of ``shown`` to so many tries means."""
-    detail = f"{shown} answered {status}"
+def classify_response(origin: str, status: int, retry_after: str | None, tries: int) -> DeliveryResult:
+    """Return what the status that ``origin`` answered to attempt number ``tries`` means."""
+    detail = f"{origin} answered {status}"
     if 200 <= status < 300:
         return DeliveryResult(DeliveryStatus.DELIVERED, detail)
-    if status in _AGAIN or status >= 500:
+    if status in _RETRYABLE or status >= 500:
         return DeliveryResult(
             DeliveryStatus.RETRY,
             detail,
             exponential_backoff(tries),
-            timeouts.parse_retry_after(retry_after, _LONGEST_ASKED),
+            timeouts.parse_retry_after(retry_after, _MAX_RETRY_AFTER),
         )
     if 300 <= status < 400:
         detail += "; redirects are not followed, give the final address"
     return DeliveryResult(DeliveryStatus.REJECTED, detail)
 
 
-def describe_error(shown: str, exc: Exception, timeout: float) -> str:
-    """What went wrong, by kind: the libraries' own words hold the whole URL."""
+def describe_error(origin: str, exc: Exception, timeout: float) -> str:
+    """Return a message by the kind of error: the libraries' own messages contain the whole URL."""
     import requests
 
     if isinstance(exc, (TimeoutError, requests.Timeout)):
-        return f"{shown} did not answer within {timeout:g} s"
+        return f"{origin} did not answer within {timeout:g} s"
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, AddressRefused):
-            return f"{shown} {cause}"
+            return f"{origin} {cause}"
         if isinstance(cause, socket.gaierror):
-            return f"{shown} has no address: the name is not known"
+            return f"{origin} has no address: the host name is unknown"
         if isinstance(cause, ConnectionRefusedError):
-            return f"{shown} refuses connections"
+            return f"{origin} refuses connections"
         cause = cause.__cause__ or cause.__context__
     kinds = (
         (requests.exceptions.ProxyError, "the proxy fails"),
         (requests.exceptions.SSLError, "TLS fails"),
     )
-    reason = next((words for kind, words in kinds if isinstance(exc, kind)), type(exc).__name__)
-    return f"{shown} cannot be reached ({reason})"
+    reason = next((text for kind, text in kinds if isinstance(exc, kind)), type(exc).__name__)
+    return f"{origin} cannot be reached ({reason})"
 
 
-class AddressRefused(OSError):  # noqa: N818 - it says what happened
-    """A name leads to an address that it must not have."""
+class AddressRefused(OSError):  # noqa: N818 - named after the event
+    """A host name resolves to an address that is not allowed."""
 
 
 def exponential_backoff(tries: int) -> float:
-    """Seconds to the next try: 1, 2, 4 … 60, less up to a quarter."""
-    return timeouts.exponential_backoff(tries, _LONGEST_WAIT)
+    """Return the seconds to the next attempt: 1, 2, 4 … 60, less up to a quarter."""
+    return timeouts.exponential_backoff(tries, _MAX_BACKOFF)
 
 
-ENTRY_SIZE = 1_000
-"""Outcomes in one entry at the most."""
-_LATE = 2.0  # seconds by which the database's clock may lag behind the wait that we asked for
-_POLL = 0.25  # seconds between looks during those
+MAX_OUTCOMES = 1_000
+"""Maximum number of outcomes in one notification."""
+_MAX_CLOCK_LAG = 2.0  # seconds by which the database's clock may lag behind the wait that we asked for
+_POLL_INTERVAL = 0.25  # seconds between claims while a retry is overdue by our clock
 
 
-def collect(database: Outbox, run_id: str, status: str, *, final: bool, limit: int = ENTRY_SIZE) -> int:
-    """Put a run's untold outcomes into entries of at most ``limit``; returns how many outcomes.
+def collect(database: Outbox, run_id: str, status: str, *, final: bool, limit: int = MAX_OUTCOMES) -> int:
+    """Collect a run's undelivered outcomes in notifications of up to ``limit``; return how many outcomes.
 
-    Before the end (``final`` false) one entry is made: call it when more than ``limit`` outcomes wait, so
-    that something is left for the last one. At the end all that are left are gathered and the last entry is
-    marked as final; nothing left makes no entry. A crash in between loses nothing: what was marked for an
-    entry that was never kept becomes untold again. Raises DatabaseFailed.
+    Before the end (``final`` false) one notification is made: call it when more than ``limit`` outcomes wait,
+    so that the last notification is not empty. At the end all remaining outcomes are collected and the last
+    notification is marked as final; without outcomes there is none. A crash in between loses nothing:
+    outcomes marked for a notification that was never saved become undelivered again. Raises DatabaseFailed.
     """
-    gathered = 0
+    collected = 0
     more = True
     while more:
-        notice_id = webhook_id()
-        outcomes, left = database.collect(run_id, notice_id, limit)
+        notification_id = webhook_id()
+        outcomes, left = database.collect(run_id, notification_id, limit)
         if not outcomes:
             break
         body = callback_payload(run_id, status, outcomes, final=final and not left)
-        database.save_notification(Notification(id=notice_id, run_id=run_id, body=body))
-        gathered += len(outcomes)
+        database.save_notification(Notification(id=notification_id, run_id=run_id, body=body))
+        collected += len(outcomes)
         more = left and final
-    return gathered
+    return collected
 
 
 def collect_orphaned(database: Outbox) -> int:
-    """Do that, with status ``interrupted``, for runs that ended before they could; returns how many outcomes.
+    """Collect the outcomes of runs that ended before they could, as ``interrupted``; return how many.
 
     Raises DatabaseFailed.
     """
@@ -137,40 +140,38 @@ def collect_orphaned(database: Outbox) -> int:
     return sum(collect(database, run_id, "interrupted", final=True) for run_id in runs)
 
 
-def collect_webhooks(database: Outbox, limit: int = ENTRY_SIZE) -> int:
-    """Make a notice of every outcome that is owed to its prompt's own webhook; returns how many were owed.
+def collect_webhooks(database: Outbox, limit: int = MAX_OUTCOMES) -> int:
+    """Make a notification of every outcome with a pending webhook; return how many were pending.
 
-    Any worker may, at any time: however many do, an outcome has one notice. Raises DatabaseFailed.
+    Any worker may, at any time: even if several do, an outcome has one notification. Raises DatabaseFailed.
     """
-    gathered, more = 0, True
+    collected, more = 0, True
     while more:
-        pending_webhooks = database.pending_webhooks(limit)
-        if pending_webhooks:
-            database.enqueue_webhooks(
-                pending_webhooks, [notification for each in pending_webhooks if (notification := _own(each))]
-            )
-        gathered += len(pending_webhooks)
-        more = len(pending_webhooks) == limit
-    return gathered
+        pending = database.pending_webhooks(limit)
+        if pending:
+            notifications = [made for item in pending if (made := _webhook_notification(item))]
+            database.enqueue_webhooks(pending, notifications)
+        collected += len(pending)
+        more = len(pending) == limit
+    return collected
 
 
-def _own(pending_webhooks: PendingWebhook) -> Notification | None:
-    """The notice; None where the prompt has no address any more."""
+def _webhook_notification(pending: PendingWebhook) -> Notification | None:
+    """Return the notification; None if the prompt no longer has a valid webhook URL."""
     try:
-        webhook = Webhook.of(pending_webhooks.webhook_url)
+        webhook = Webhook.of(pending.webhook_url)
     except PromptFailed:
         return None
-    word, body = webhook_payload(pending_webhooks.outcome)
-    url, origin = webhook.to(word), webhook.origin
-    return Notification(
-        id=pending_webhooks.notice_id, run_id=pending_webhooks.run_id, body=body, url=url, origin=origin
-    )
+    endpoint, body = webhook_payload(pending.outcome)
+    url, origin = webhook.to(endpoint), webhook.origin
+    return Notification(id=pending.notice_id, run_id=pending.run_id, body=body, url=url, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a delivery may go on: for so many ``seconds`` (which may be infinite) by ``clock``, or until
-    ``stop`` is set, which is also what it waits for between tries.
+class TimeLimit:
+    """The time limit of a delivery: ``seconds`` (may be infinite) by ``clock``, or until ``stop`` is set.
+
+    ``stop`` also interrupts the waits between attempts.
     """
 
     seconds: float
@@ -178,21 +179,23 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
 
 
-def deliver(database: Outbox, receiver: CallbackClient, worker: str, patience: Patience) -> None:
-    """Send what is due, and again what was put off, until nothing is left that comes due within the patience.
+def deliver(database: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
+    """Send what is due, and retry, until nothing is left that comes due within the time limit.
 
-    At least one entry is tried, however small the patience; the whole takes at most the patience and one
-    try. What could not be told is due at once for the next delivery, or when the receiver asked for it. An
-    entry may be sent twice (a crash between sending and closing), with the same id and body. Never raises
-    for what a receiver does; raises DatabaseFailed.
+    At least one notification is attempted, however small the limit; the whole takes at most the limit and one
+    attempt. A notification that could not be delivered is due at once for the next delivery, or when the
+    receiver asked for it. One may be sent twice (a crash between sending and completing), with the same id
+    and body. Never raises for what a receiver does; raises DatabaseFailed.
     """
-    _Delivery(database, receiver, worker, patience).run()
+    _Delivery(database, client, worker, limit).run()
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRetry:
-    """A notice that waits for its next try: when it is due, and until when its receiver asked us to wait, by
-    the clock that counts the seconds.
+    """A notification that waits for its next attempt.
+
+    By the clock that counts the seconds: ``due`` is when that is, ``retry_after`` until when its receiver
+    asked us to wait.
     """
 
     notification: Notification
@@ -202,60 +205,61 @@ class ScheduledRetry:
 
 
 class _Delivery:
-    """One call of ``deliver``, and what it has put off."""
+    """One call of ``deliver``, and the retries it has scheduled."""
 
-    def __init__(self, database: Outbox, receiver: CallbackClient, worker: str, patience: Patience) -> None:
-        self._database, self._receiver, self._worker = database, receiver, worker
-        self._stop, self._clock = patience.stop, patience.clock
-        self._until = self._clock() + patience.seconds
-        self._lease = 2 * receiver.timeout + 10
-        self._waiting: dict[str, ScheduledRetry] = {}
+    def __init__(self, database: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
+        self._database, self._client, self._worker = database, client, worker
+        self._stop, self._clock = limit.stop, limit.clock
+        self._deadline = self._clock() + limit.seconds
+        self._lease = 2 * client.timeout + 10
+        self._retries: dict[str, ScheduledRetry] = {}
 
     def run(self) -> None:
-        """As deliver."""
+        """Deliver; see ``deliver``."""
         while not self._stop.is_set():
             notification = self._database.claim_notification(self._worker, self._lease)
             if notification is not None:
-                self._try(notification)
+                self._attempt(notification)
             elif not self._wait():
                 break
-            if self._clock() >= self._until:
+            if self._clock() >= self._deadline:
                 break
-        self._bring_forward()
+        self._make_due_now()
 
-    def _try(self, notification: Notification) -> None:
-        self._waiting.pop(notification.id, None)
-        verdict = self._receiver.send(notification)
-        if verdict.result is DeliveryStatus.RETRY:
-            log.warning("callback %s, try %d: %s", notification.id, notification.tries, verdict.detail)
-            self._put_off(notification, verdict)
+    def _attempt(self, notification: Notification) -> None:
+        self._retries.pop(notification.id, None)
+        result = self._client.send(notification)
+        if result.result is DeliveryStatus.RETRY:
+            log.warning("callback %s, try %d: %s", notification.id, notification.tries, result.detail)
+            self._schedule_retry(notification, result)
             return
-        told = verdict.result is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, told=told, detail=verdict.detail)
-        log.log(logging.INFO if told else logging.ERROR, "callback %s: %s", notification.id, verdict.detail)
+        delivered = result.result is DeliveryStatus.DELIVERED
+        self._database.complete_notification(notification, told=delivered, detail=result.detail)
+        level = logging.INFO if delivered else logging.ERROR
+        log.log(level, "callback %s: %s", notification.id, result.detail)
 
-    def _put_off(self, notification: Notification, verdict: DeliveryResult) -> None:
+    def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
         now = self._clock()
-        wait = max(verdict.wait, verdict.retry_after)
-        self._database.reschedule_notification(notification, wait, verdict.detail)
-        self._waiting[notification.id] = ScheduledRetry(
-            notification, verdict.detail, now + wait, now + verdict.retry_after
+        wait = max(result.wait, result.retry_after)
+        self._database.reschedule_notification(notification, wait, result.detail)
+        self._retries[notification.id] = ScheduledRetry(
+            notification, result.detail, now + wait, now + result.retry_after
         )
 
     def _wait(self) -> bool:
-        """Wait until the next of ours is due; False where none comes due in time."""
+        """Wait until our next retry is due; return False if none comes due in time."""
         now = self._clock()
-        # Those overdue by more than clocks can differ are with another worker.
-        due = [put_off.due for put_off in self._waiting.values() if put_off.due > now - _LATE]
-        if not due or min(due) >= self._until:
+        # A retry overdue by more than the clocks can differ was claimed by another worker.
+        due = [retry.due for retry in self._retries.values() if retry.due > now - _MAX_CLOCK_LAG]
+        if not due or min(due) >= self._deadline:
             return False
-        self._stop.wait(max(_POLL, min(due) - now))
+        self._stop.wait(max(_POLL_INTERVAL, min(due) - now))
         return True
 
-    def _bring_forward(self) -> None:
-        """Let what waits of our own accord be due at once: the next delivery may find the receiver well."""
+    def _make_due_now(self) -> None:
+        """Cancel our own backoff, as the receiver may be well for the next delivery; keep its Retry-After."""
         now = self._clock()
-        for put_off in self._waiting.values():
+        for retry in self._retries.values():
             self._database.reschedule_notification(
-                put_off.notification, max(0.0, put_off.retry_after - now), put_off.detail
+                retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )

@@ -1,7 +1,7 @@
-"""Tells prompts' own webhooks what became of them, beside the work and as soon as it is recorded.
+"""Deliver the outcomes of prompts to their own webhooks in the background, as soon as they are recorded.
 
-Several backends at once, each by one request at a time; one that is in trouble is left alone for a growing
-while, so that it holds up nobody. Knows notices and the database's Telling; knows no HTTP.
+Several backends are served at once, each by one request at a time. A backend that fails is skipped for a
+growing time, so that it does not hold up the others.
 """
 
 from __future__ import annotations
@@ -34,32 +34,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 8
-"""Backends that are told at once."""
-_LOOK: Final = 20.0
-"""Seconds between looks for what others have left."""
-_SOON: Final = 0.25
-"""Seconds between looks while something is about to come due: the database's clock may lag behind ours."""
-_LATE: Final = 2.0
-"""Seconds after which what came due and was not to be had is somebody else's."""
-_FORGOTTEN: Final = 600.0
-"""Seconds after which it no longer counts that a backend was in trouble."""
-_LAST_PROGRESS: Final = 2.0
-"""Seconds that the end of a generation waits for its progress to arrive before it."""
+_MAX_CONCURRENCY: Final = 8
+"""Backends that are served at once."""
+_POLL_INTERVAL: Final = 20.0
+"""Seconds between queries for what other workers have left."""
+_SHORT_POLL_INTERVAL: Final = 0.25
+"""Seconds between queries while something is about to come due: the database's clock may lag behind ours."""
+_ERROR_PAUSE: Final = 5.0
+"""Seconds until the next query after an unexpected error."""
+_MAX_CLOCK_LAG: Final = 2.0
+"""Seconds after which a retry that came due and could not be claimed is assumed to be another worker's."""
+_BACKOFF_RESET: Final = 600.0
+"""Seconds after which a backend's earlier failures no longer count."""
+_PROGRESS_TIMEOUT: Final = 2.0
+"""Seconds that the end of a generation waits for its progress updates to arrive first."""
 
 
 @dataclass(slots=True)
 class _Backoff:
-    """A backend that did not take something: for how often in a row, and until when it is left alone."""
+    """A failing backend: its failures in a row, and until when it is skipped."""
 
     failures: int = 0
     until: float = 0.0
 
 
 class WebhookDispatcher:
-    """One worker's. Between ``start`` and ``close`` a thread sees to what ``wake`` announces; ``finish``
-    tells the rest. ``progress`` is to be told of the work's, and tells it on. ``clock`` counts the seconds;
-    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
+    """One worker's sender of notifications to the prompts' own webhooks.
+
+    Between ``start`` and ``close`` a thread delivers what ``wake`` announces; ``finish`` delivers the rest.
+    ``progress`` receives the run's progress and sends it on. ``clock`` counts the seconds;
+    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for at most ``seconds``.
     """
 
     def __init__(
@@ -73,169 +77,180 @@ class WebhookDispatcher:
     ) -> None:
         self._database, self._webhooks, self._worker = database, webhooks, worker
         self._clock, self._wait_for = clock, wait_for
-        self._beside = ProgressSender(webhooks.progress, wait_for)
-        self.progress = Milestones(self._beside.put)
+        self._progress_sender = ProgressSender(webhooks.progress, wait_for)
+        self.progress = Milestones(self._progress_sender.put)
         self._lease = webhooks.timeout + 10
-        self._troubles: dict[str, _Backoff] = {}
-        self._put_off: dict[str, ScheduledRetry] = {}
-        self._busy: set[str] = set()
-        self._changed = threading.Condition()
-        self._news = self._again = True
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._backoffs: dict[str, _Backoff] = {}  # by origin
+        self._retries: dict[str, ScheduledRetry] = {}  # by notification id
+        self._busy: set[str] = set()  # origins with a request under way
+        self._condition = threading.Condition()
+        self._must_collect = self._changed = True
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     def start(self) -> None:
-        """Begin, with what earlier runs have left."""
+        """Start the thread, which begins with what earlier runs have left."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Something is owed."""
-        with self._changed:
-            self._news = self._again = True
-            self._changed.notify_all()
+        """Announce that a webhook is pending."""
+        with self._condition:
+            self._must_collect = self._changed = True
+            self._condition.notify_all()
 
-    def close(self, patience: float) -> None:
-        """End the thread, waiting for it so many seconds at the most."""
-        self._over.set()
+    def close(self, timeout: float) -> None:
+        """End the thread, waiting for it at most ``timeout`` seconds."""
+        self._closed.set()
         self.wake()
         if self._thread.is_alive():
-            self._thread.join(patience)
+            self._thread.join(timeout)
 
-    def finish(self, patience: float, stop: threading.Event) -> None:
-        """Tell what is left, until nothing comes due within ``patience`` seconds or ``stop`` is set.
+    def finish(self, timeout: float, stop: threading.Event) -> None:
+        """Deliver what is left, until nothing comes due within ``timeout`` seconds or ``stop`` is set.
 
-        At least one try is made; the whole takes at most the patience and one try. What remains is due at
-        once for the next run, or when its receiver asked for it. A database that fails is logged.
+        At least one attempt is made; the whole takes at most the timeout and one attempt. What remains is due
+        at once for the next run, or when its receiver asked for it. A database error is logged.
         """
         try:
-            self._finish(self._clock() + patience, stop)
+            self._finish(self._clock() + timeout, stop)
         except DatabaseFailed as exc:
-            log.warning("prompts' webhooks are told by the next run: %s", exc)
+            log.warning("webhook delivery failed; the next run will continue it: %s", exc)
 
-    def _finish(self, until: float, stop: threading.Event) -> None:
+    def _finish(self, deadline: float, stop: threading.Event) -> None:
         collect_webhooks(self._database)
         while not stop.is_set():
-            self._send_due(stop, until)
+            self._send_due(stop, deadline)
             now, due = self._clock(), self._next_due()
-            with self._changed:
-                under_way = self._busy or self._again  # whoever was busy a moment ago was passed over
-            if now >= until or not (under_way or (due is not None and now + due < until)):
+            with self._condition:
+                # After a change, check again: a backend that was busy a moment ago was skipped.
+                under_way = self._busy or self._changed
+            if now >= deadline or not (under_way or (due is not None and now + due < deadline)):
                 break
-            self._pause(_SOON if due is None else min(due, _SOON))
-        with self._changed:
-            self._wait_for(self._changed, lambda: not self._busy or stop.is_set(), self._webhooks.timeout + 3)
-        self._bring_forward()
+            self._pause(_SHORT_POLL_INTERVAL if due is None else min(due, _SHORT_POLL_INTERVAL))
+        with self._condition:
+            self._wait_for(
+                self._condition, lambda: not self._busy or stop.is_set(), self._webhooks.timeout + 3
+            )
+        self._make_due_now()
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self._closed.is_set():
             try:
-                if self._take_news():
+                if self._take_must_collect():
                     collect_webhooks(self._database)
-                self._send_due(self._over, float("inf"))
+                self._send_due(self._closed, float("inf"))
             except Exception as exc:
-                # Whatever it was: without this thread a server's prompts would be told of no more.
-                log.warning("telling prompts' webhooks has to wait: %s", exc, exc_info=exc)
-                self._news = True
-                with self._changed:
-                    self._wait_for(self._changed, self._over.is_set, _SOON * _LOOK)
+                # Whatever the error: without this thread a server would deliver no more webhooks.
+                log.warning("webhook delivery failed; retrying in %g s: %s", _ERROR_PAUSE, exc, exc_info=exc)
+                self._must_collect = True
+                with self._condition:
+                    self._wait_for(self._condition, self._closed.is_set, _ERROR_PAUSE)
             due = self._next_due()
-            if not self._pause(_LOOK if due is None else min(due, _LOOK)):
-                self._news = self._news or due is None  # others may have died
+            if not self._pause(_POLL_INTERVAL if due is None else min(due, _POLL_INTERVAL)):
+                self._must_collect = self._must_collect or due is None  # other workers may have died
 
-    def _take_news(self) -> bool:
-        with self._changed:
-            news, self._news = self._news, False
-            return news
+    def _take_must_collect(self) -> bool:
+        with self._condition:
+            must_collect, self._must_collect = self._must_collect, False
+            return must_collect
 
     def _pause(self, seconds: float) -> bool:
-        """Wait for so long (a moment at least), or until something has changed; returns whether it has."""
-        with self._changed:
-            self._wait_for(self._changed, lambda: self._again, max(seconds, _SOON))
-            changed, self._again = self._again, False
+        """Wait for ``seconds`` (a moment at least), or until something has changed; return whether it has."""
+        with self._condition:
+            self._wait_for(self._condition, lambda: self._changed, max(seconds, _SHORT_POLL_INTERVAL))
+            changed, self._changed = self._changed, False
             return changed
 
-    def _send_due(self, stop: threading.Event, until: float) -> None:
-        """Have all sent that is due, as far as backends are free and well."""
-        while not stop.is_set() and len(self._busy) < _AT_ONCE:
+    def _send_due(self, stop: threading.Event, deadline: float) -> None:
+        """Start sending all that is due to backends that are neither busy nor backing off."""
+        while not stop.is_set() and len(self._busy) < _MAX_CONCURRENCY:
             notification = self._database.claim_notification(
                 self._worker, self._lease, webhooks=True, but=self._busy_or_backing_off()
             )
             if notification is None:
                 return
-            with self._changed:
+            with self._condition:
                 self._busy.add(str(notification.origin))
-                self._put_off.pop(notification.id, None)
-            threading.Thread(target=self._tell, args=(notification,), name="webhook", daemon=True).start()
-            if self._clock() >= until:
+                self._retries.pop(notification.id, None)
+            threading.Thread(target=self._deliver, args=(notification,), name="webhook", daemon=True).start()
+            if self._clock() >= deadline:
                 return
 
     def _busy_or_backing_off(self) -> list[str]:
-        """The backends that are being told something, or are left alone."""
+        """Return the origins with a request under way, and those that are skipped for now."""
         now = self._clock()
-        with self._changed:
-            resting = {origin for origin, trouble in self._troubles.items() if trouble.until > now}
-            return sorted(self._busy | resting)
+        with self._condition:
+            backing_off = {origin for origin, backoff in self._backoffs.items() if backoff.until > now}
+            return sorted(self._busy | backing_off)
 
-    def _tell(self, notification: Notification) -> None:
+    def _deliver(self, notification: Notification) -> None:
         try:
             self._wait_for_progress(notification)
-            verdict = self._webhooks.send(notification)
-            self._settle(notification, verdict)
+            result = self._webhooks.send(notification)
+            self._save_result(notification, result)
         except DatabaseFailed as exc:
-            log.warning("what became of webhook %s could not be written down: %s", notification.id, exc)
+            log.warning("the result of webhook %s could not be saved: %s", notification.id, exc)
         finally:
-            with self._changed:
+            with self._condition:
                 self._busy.discard(str(notification.origin))
-                self._again = True
-                self._changed.notify_all()
+                self._changed = True
+                self._condition.notify_all()
 
     def _wait_for_progress(self, notification: Notification) -> None:
-        with suppress(PromptFailed, ValueError, KeyError, TypeError):  # whoever changed it in the database
+        # The notification may have been edited in the database.
+        with suppress(PromptFailed, ValueError, KeyError, TypeError):
             address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
-            self._beside.finish(address, body["generation_id"], _LAST_PROGRESS)
+            self._progress_sender.finish(address, body["generation_id"], _PROGRESS_TIMEOUT)
 
-    def _settle(self, notification: Notification, verdict: DeliveryResult) -> None:
-        """Write down what came of a try."""
-        if verdict.result is DeliveryStatus.RETRY:
-            log.warning("webhook %s, try %d: %s", notification.id, notification.tries, verdict.detail)
-            self._postpone(notification, verdict)
+    def _save_result(self, notification: Notification, result: DeliveryResult) -> None:
+        """Save the result of an attempt in the database."""
+        if result.result is DeliveryStatus.RETRY:
+            log.warning("webhook %s, try %d: %s", notification.id, notification.tries, result.detail)
+            self._schedule_retry(notification, result)
             return
-        with self._changed:
-            self._troubles.pop(str(notification.origin), None)
-        told = verdict.result is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, told=told, detail=verdict.detail)
-        log.log(logging.INFO if told else logging.ERROR, "webhook %s: %s", notification.id, verdict.detail)
+        with self._condition:
+            self._backoffs.pop(str(notification.origin), None)
+        delivered = result.result is DeliveryStatus.DELIVERED
+        self._database.complete_notification(notification, told=delivered, detail=result.detail)
+        level = logging.INFO if delivered else logging.ERROR
+        log.log(level, "webhook %s: %s", notification.id, result.detail)
 
-    def _postpone(self, notification: Notification, verdict: DeliveryResult) -> None:
+    def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
         now = self._clock()
-        with self._changed:
-            trouble = self._troubles.setdefault(str(notification.origin), _Backoff())
-            trouble.failures += 1
-            wait = max(verdict.wait, verdict.retry_after)
-            trouble.until = now + max(exponential_backoff(trouble.failures), verdict.retry_after)
-            self._put_off[notification.id] = ScheduledRetry(
-                notification, verdict.detail, now + wait, now + verdict.retry_after
+        with self._condition:
+            backoff = self._backoffs.setdefault(str(notification.origin), _Backoff())
+            backoff.failures += 1
+            wait = max(result.wait, result.retry_after)
+            backoff.until = now + max(exponential_backoff(backoff.failures), result.retry_after)
+            self._retries[notification.id] = ScheduledRetry(
+                notification, result.detail, now + wait, now + result.retry_after
             )
-        self._database.reschedule_notification(notification, wait, verdict.detail)
+        self._database.reschedule_notification(notification, wait, result.detail)
 
     def _next_due(self) -> float | None:
-        """Seconds until something of ours may be due, at least 0; None where nothing of ours waits."""
+        """Return the seconds until one of our retries may be due, at least 0; None without retries."""
         now = self._clock()
-        with self._changed:
-            self._put_off = {name: each for name, each in self._put_off.items() if each.due > now - _LATE}
-            self._troubles = {
-                origin: each for origin, each in self._troubles.items() if each.until > now - _FORGOTTEN
+        with self._condition:
+            self._retries = {
+                name: retry for name, retry in self._retries.items() if retry.due > now - _MAX_CLOCK_LAG
             }
-            due = [each.due for each in self._put_off.values()]
-            due += [each.until for each in self._troubles.values() if each.until > now - _LATE]
+            self._backoffs = {
+                origin: backoff
+                for origin, backoff in self._backoffs.items()
+                if backoff.until > now - _BACKOFF_RESET
+            }
+            due = [retry.due for retry in self._retries.values()]
+            due += [
+                backoff.until for backoff in self._backoffs.values() if backoff.until > now - _MAX_CLOCK_LAG
+            ]
         return max(0.0, min(due) - now) if due else None
 
-    def _bring_forward(self) -> None:
-        """Let what waits of our own accord be due at once: the next run may find the backend well."""
+    def _make_due_now(self) -> None:
+        """Cancel our own backoff, as the backend may be well for the next run; keep its Retry-After."""
         now = self._clock()
-        with self._changed:
-            put_off, self._put_off = self._put_off, {}
-        for each in put_off.values():
+        with self._condition:
+            retries, self._retries = self._retries, {}
+        for retry in retries.values():
             self._database.reschedule_notification(
-                each.notification, max(0.0, each.retry_after - now), each.detail
+                retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )

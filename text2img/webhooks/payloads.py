@@ -1,4 +1,4 @@
-"""The body of one entry, which never changes once it is made. Knows neither HTTP nor database."""
+"""Bodies and headers of notifications. A body never changes once it is made."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
     from text2img.databases import Notification, UndeliveredOutcome
 
 
-_LONGEST_BODY = 8_000_000
-"""Bytes: half of what one MongoDB document holds, and more than most receivers take."""
-_LONGEST_SENTENCE = 10_000
-"""Characters of an error."""
+_MAX_BODY = 8_000_000
+"""Bytes: half of what one MongoDB document holds, and more than most receivers accept."""
+_MAX_ERROR_LENGTH = 10_000
+"""Characters of an error message in a webhook."""
 
 
 def callback_payload(run_id: str, status: str, outcomes: Sequence[UndeliveredOutcome], *, final: bool) -> str:
-    """The entry's body: JSON, in ASCII only (all else is escaped, lone surrogates too), without NaN.
+    """Return the notification's body: JSON, ASCII only (lone surrogates are escaped too), without NaN.
 
-    Should it become larger than 8 MB, ``image_urls`` are left out, whose names follow from the first one's;
-    should that not do, every prompt and error is cut to an equal length and ends in ``…``.
+    If it is larger than 8 MB, ``image_urls`` are left out, whose names follow from the first one's. If that
+    is not enough, every prompt and error message is cut to the same length and ends in ``…``.
     """
     body = _body(run_id, status, outcomes, final=final)
-    if len(body) > _LONGEST_BODY:
+    if len(body) > _MAX_BODY:
         outcomes = [replace(outcome, image_urls=()) for outcome in outcomes]
         body = _body(run_id, status, outcomes, final=final)
-    if len(body) > _LONGEST_BODY and outcomes:
+    if len(body) > _MAX_BODY and outcomes:
         # A character takes at most 12 bytes (two escaped surrogates), and an outcome has two texts.
-        longest = _LONGEST_BODY // (len(outcomes) * 24)
-        body = _body(run_id, status, outcomes, final=final, longest=longest)
+        max_length = _MAX_BODY // (len(outcomes) * 24)
+        body = _body(run_id, status, outcomes, final=final, max_length=max_length)
     return body
 
 
 def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
-    """What a prompt's own webhook is told of its outcome: the last word of the URL, and the body."""
+    """Return the endpoint (the last part of the URL) and the body for a prompt's own webhook."""
     document: dict[str, object] = {"generation_id": str(outcome.id)}
     if outcome.code is not None:
-        # Whoever was abandoned had no try of its own this time.
-        before = outcome.attempts - (outcome.code != ErrorCode.ABANDONED)
-        document["error_message"] = _text(outcome.message, _LONGEST_SENTENCE)
+        # The attempt that failed is no retry; an abandoned prompt had no attempt this time.
+        retries = outcome.attempts - (outcome.code != ErrorCode.ABANDONED)
+        document["error_message"] = _text(outcome.message, _MAX_ERROR_LENGTH)
         document["error_code"] = outcome.code.upper()
-        document["retry_count"] = max(0, before)
+        document["retry_count"] = max(0, retries)
         return "failed", _json(document)
     document["result_url"] = outcome.image_url
     if len(outcome.image_urls) > 1:
@@ -70,10 +70,10 @@ def _body(
     outcomes: Sequence[UndeliveredOutcome],
     *,
     final: bool,
-    longest: int | None = None,
+    max_length: int | None = None,
 ) -> str:
-    results = [_result(outcome, longest) for outcome in outcomes if outcome.code is None]
-    errors = [_error(outcome, longest) for outcome in outcomes if outcome.code is not None]
+    results = [_result(outcome, max_length) for outcome in outcomes if outcome.code is None]
+    errors = [_error(outcome, max_length) for outcome in outcomes if outcome.code is not None]
     document = {
         "run_id": run_id,
         "status": status,
@@ -89,12 +89,12 @@ def _json(document: Mapping[str, object]) -> str:
     return json.dumps(document, ensure_ascii=True, allow_nan=False)
 
 
-def _result(outcome: UndeliveredOutcome, longest: int | None) -> dict[str, object]:
+def _result(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, object]:
     url = outcome.image_url
     return {
         "prompt_id": str(outcome.id),
-        "record_id": str(outcome.id),  # a result is known by its prompt's id
-        "prompt": _text(outcome.text, longest),
+        "record_id": str(outcome.id),  # a result has its prompt's id
+        "prompt": _text(outcome.text, max_length),
         "image_url": url,
         **({"image_urls": list(outcome.image_urls)} if outcome.image_urls else {}),
         "gcs_url": gcs_url(url),
@@ -104,26 +104,26 @@ def _result(outcome: UndeliveredOutcome, longest: int | None) -> dict[str, objec
     }
 
 
-def _error(outcome: UndeliveredOutcome, longest: int | None) -> dict[str, object]:
+def _error(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, object]:
     return {
         "prompt_id": str(outcome.id),
-        "prompt": _text(outcome.text, longest),
+        "prompt": _text(outcome.text, max_length),
         "error_code": outcome.code,
-        "error": _text(outcome.message, longest),
+        "error": _text(outcome.message, max_length),
     }
 
 
-def _text(text: object, longest: int | None) -> str | None:
-    """The text, cut where it must be; None for what is no text, which a failed prompt's may be."""
-    if not isinstance(text, str) or longest is None or len(text) <= longest:
-        return text if isinstance(text, str) else None
-    return f"{text[:longest]}…"
+def _text(text: object, max_length: int | None) -> str | None:
+    """Return the text, cut to ``max_length``; None for a value that is not a string (of a failed prompt)."""
+    if not isinstance(text, str):
+        return None
+    return text if max_length is None or len(text) <= max_length else f"{text[:max_length]}…"
 
 
 class Credentials:
-    """``secret`` (``whsec_…``) signs; ``token`` goes as a bearer token. Either may be absent.
+    """A signing ``secret`` (``whsec_…``) and a bearer ``token``. Either may be absent.
 
-    Raises ConfigurationError for one that cannot be used, without showing it.
+    Raises ConfigurationError for an invalid one, without showing it.
     """
 
     def __init__(self, secret: str | None = None, token: str | None = None) -> None:
@@ -131,7 +131,7 @@ class Credentials:
         self.token = None if token is None else _check_token(token)
 
     def headers(self, notification: Notification | None) -> dict[str, str]:
-        """The headers for a notice, or for a request without a body; the token is not among them."""
+        """Return the headers for a notification, or for a request without a body; without the token."""
         headers = {"User-Agent": f"text2img/{__version__}"}
         if notification is None:
             return headers
@@ -147,7 +147,7 @@ class Credentials:
 
 
 def _key(secret: str) -> bytes:
-    """The signing key in ``whsec_`` and base64. Checked here: the library skips what is no base64."""
+    """Return the signing key of ``whsec_`` and base64. Checked here: the library skips invalid base64."""
     prefix, _, encoded = secret.strip().partition("_")
     try:
         key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
@@ -161,5 +161,7 @@ def _key(secret: str) -> bytes:
 def _check_token(token: str) -> str:
     token = token.strip()
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ConfigurationError("the callback token holds what no header can carry; check --callback-token")
+        raise ConfigurationError(
+            "the callback token contains characters that no header can hold; check --callback-token"
+        )
     return token

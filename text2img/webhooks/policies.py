@@ -1,4 +1,4 @@
-"""Tells the callback's receiver beside the work, so that a slow or dead one never holds up a picture."""
+"""Notify a run's receivers in the background, so that a slow or dead one never holds up an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from text2img.prompts import Completed, Failed
 from text2img.telemetry.progress import MultiProgress
-from text2img.webhooks.delivery import ENTRY_SIZE, Patience, collect, collect_orphaned, deliver
+from text2img.webhooks.delivery import MAX_OUTCOMES, TimeLimit, collect, collect_orphaned, deliver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,115 +22,118 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PAUSE = 5.0  # seconds before a database that has failed is asked again
+_ERROR_PAUSE = 5.0  # seconds until the next attempt after a database error
 
 
 @dataclass(frozen=True, slots=True)
 class NotifyTargets:
-    """Who is told: a run's ``receiver``, and by the ``courier`` prompts' own webhooks; either may be absent.
+    """A run's callback ``client`` and the ``dispatcher`` of prompts' own webhooks; either may be absent.
 
-    The receiver is told of 1,000 outcomes at once, and ``every`` so many seconds, where given, of those there
-    are: then nothing may be left for the last entry.
+    The callback is sent in batches of 1,000 outcomes, or also every ``interval`` seconds, if given. With an
+    interval, the final callback may be empty and is then not sent.
     """
 
-    receiver: CallbackClient | None = None
-    courier: WebhookDispatcher | None = None
-    every: float | None = None
+    client: CallbackClient | None = None
+    dispatcher: WebhookDispatcher | None = None
+    interval: float | None = None
 
 
 class RunNotifier:
-    """Tells an audience.
+    """Notifier of a run's targets.
 
-    Between ``start`` and ``close`` a thread tells what earlier runs have left, then of this run.
-    ``close`` and ``finish`` tell the rest.
+    Between ``start`` and ``close`` a thread delivers what earlier runs have left, then this run's outcomes.
+    ``close`` and ``finish`` deliver the rest.
     """
 
-    def __init__(self, database: Database, audience: NotifyTargets, run_id: str, worker: str) -> None:
+    def __init__(self, database: Database, targets: NotifyTargets, run_id: str, worker: str) -> None:
         self._database, self._run_id, self._worker = database, run_id, worker
-        self._receiver, self._courier, self._every = audience.receiver, audience.courier, audience.every
-        self._untold = 0
+        self._client, self._dispatcher = targets.client, targets.dispatcher
+        self._interval = targets.interval
+        self._uncollected = 0
         self._lock = threading.Lock()
-        self._enough = threading.Event()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="teller", daemon=True)
+        self._batch_ready = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
 
     def wrap_progress(self, progress: Progress) -> Progress:
-        """The run's progress, told to prompts' own webhooks as well."""
-        return progress if self._courier is None else MultiProgress(progress, self._courier.progress)
+        """Return a progress that also reaches the prompts' own webhooks."""
+        return progress if self._dispatcher is None else MultiProgress(progress, self._dispatcher.progress)
 
     def start(self) -> None:
-        """Begin to tell."""
-        if self._courier is not None:
-            self._courier.start()
-        if self._receiver is not None:
+        """Start the background threads."""
+        if self._dispatcher is not None:
+            self._dispatcher.start()
+        if self._client is not None:
             self._thread.start()
 
     def recorded(self, outcomes: Sequence[Outcome]) -> None:
-        """These outcomes have been recorded."""
+        """Announce that these outcomes have been recorded."""
         final = [outcome for outcome in outcomes if isinstance(outcome, Completed | Failed)]
-        if self._courier is not None and any(each.prompt.webhook_url is not None for each in final):
-            self._courier.wake()
+        if self._dispatcher is not None and any(outcome.prompt.webhook_url is not None for outcome in final):
+            self._dispatcher.wake()
         with self._lock:
-            self._untold += len(final)
-            if (
-                self._untold > ENTRY_SIZE
-            ):  # something is left for the last entry, which says that it is the last
-                self._enough.set()
+            self._uncollected += len(final)
+            # More than one batch: something is left for the last notification, which is marked as final.
+            if self._uncollected > MAX_OUTCOMES:
+                self._batch_ready.set()
 
-    def close(self, status: str, patience: float) -> None:
-        """Put what is left into notices; call it while the run still counts as alive, lest another tell it.
+    def close(self, status: str, timeout: float) -> None:
+        """Collect what is left in notifications. Call it while the run still counts as alive.
 
-        ``patience``: seconds that a try in the middle of which the thread is may still take.
+        Otherwise another run would collect the outcomes as those of a dead run. ``timeout``: seconds that the
+        thread may take for an attempt that is under way.
         """
-        if self._courier is not None:
-            self._courier.close(patience)
-        if self._receiver is None:
+        if self._dispatcher is not None:
+            self._dispatcher.close(timeout)
+        if self._client is None:
             return
-        self._over.set()
-        self._enough.set()
-        self._thread.join(patience)
+        self._closed.set()
+        self._batch_ready.set()
+        self._thread.join(timeout)
         collect(self._database, self._run_id, status, final=True)
 
-    def finish(self, patience: float, stop: threading.Event) -> None:
-        """Tell what is left, for at most ``patience`` seconds or until ``stop`` is set; what remains is the
-        next run's to tell.
+    def finish(self, timeout: float, stop: threading.Event) -> None:
+        """Deliver what is left, for at most ``timeout`` seconds or until ``stop`` is set.
+
+        The next run delivers what remains.
         """
-        own: threading.Thread | None = None
-        if self._courier is not None:
-            own = threading.Thread(target=self._courier.finish, args=(patience, stop), daemon=True)
-            own.start()
-        if self._receiver is not None:
-            deliver(self._database, self._receiver, self._worker, Patience(patience, stop))
-        if own is not None:
-            own.join()
+        webhooks: threading.Thread | None = None
+        if self._dispatcher is not None:
+            webhooks = threading.Thread(target=self._dispatcher.finish, args=(timeout, stop), daemon=True)
+            webhooks.start()
+        if self._client is not None:
+            deliver(self._database, self._client, self._worker, TimeLimit(timeout, stop))
+        if webhooks is not None:
+            webhooks.join()
 
-    def _gather_some(self) -> None:
-        gathered = collect(self._database, self._run_id, "running", final=False)
+    def _collect_batch(self) -> None:
+        collected = collect(self._database, self._run_id, "running", final=False)
         with self._lock:
-            self._untold -= gathered
-            if self._untold <= ENTRY_SIZE:
-                self._enough.clear()
+            self._uncollected -= collected
+            if self._uncollected <= MAX_OUTCOMES:
+                self._batch_ready.clear()
 
-    def _tell(self) -> None:
-        receiver = self._receiver
-        if receiver is None:
+    def _run(self) -> None:
+        client = self._client
+        if client is None:
             return
-        left_over = True
-        while not self._over.is_set():
+        must_collect_orphaned = True
+        while not self._closed.is_set():
             try:
-                if left_over:
+                if must_collect_orphaned:
                     collect_orphaned(self._database)
-                    left_over = False
-                deliver(self._database, receiver, self._worker, Patience(float("inf"), self._over))
+                    must_collect_orphaned = False
+                deliver(self._database, client, self._worker, TimeLimit(float("inf"), self._closed))
                 self._wait()
-                if not self._over.is_set():
-                    self._gather_some()
+                if not self._closed.is_set():
+                    self._collect_batch()
             except Exception as exc:
-                # If it is the database, the flow meets the same, and decides; what is untold stays so.
-                log.warning("telling the receiver has to wait: %s", exc, exc_info=exc)
-                self._over.wait(_PAUSE)
+                # If the database fails, the worker fails as well and decides. Nothing is lost: the outcomes
+                # stay undelivered.
+                log.warning("callback delivery failed; retrying in %g s: %s", _ERROR_PAUSE, exc, exc_info=exc)
+                self._closed.wait(_ERROR_PAUSE)
 
     def _wait(self) -> None:
-        """Until there is enough to tell, or anything after ``every`` seconds."""
-        while not self._enough.wait(self._every) and not self._untold:
+        """Wait until a batch is ready or, with an interval, until any outcome has waited for it."""
+        while not self._batch_ready.wait(self._interval) and not self._uncollected:
             pass

@@ -1,5 +1,7 @@
-"""Sends progress beside the work: by threads of its own, the newest alone, and never twice at once for one
-generation, so that it arrives in order. Knows no HTTP.
+"""Send progress milestones to prompts' own webhooks, from background threads.
+
+Each generation has one request at a time, so that updates arrive in order. While one is under way only the
+latest step waits behind it.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ if TYPE_CHECKING:
     Generation = tuple[str, str]  # the webhook's address and the generation's id
     Wait = Callable[[threading.Condition, Callable[[], object], float], object]
 
-_THREADS: Final = 16
-_PER_ORIGIN: Final = 8
-"""Requests to one backend at a time, so that one that hangs leaves room for the others."""
-_MOST: Final = 1_000
-"""So many generations wait at the most; of more, those that have waited longest are dropped."""
-_LINGERING: Final = 10.0
-"""Seconds that a thread waits for more before it ends."""
+_MAX_THREADS: Final = 16
+_MAX_REQUESTS_PER_ORIGIN: Final = 8
+"""Requests to one backend at a time, so that one that hangs leaves threads for the others."""
+_MAX_WAITING: Final = 1_000
+"""Generations that may wait; beyond that, those that have waited longest are dropped."""
+_IDLE_TIMEOUT: Final = 10.0
+"""Seconds that a thread waits for more updates before it ends."""
 
 
 class ProgressSender:
-    """``send(address, generation_id, milestone)`` may take its time, and must not raise.
+    """Background sender of progress updates.
 
-    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for so long at most.
+    ``send(address, generation_id, update)`` may take its time, and must not raise.
+    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for at most ``seconds``.
     """
 
     def __init__(
@@ -47,56 +50,60 @@ class ProgressSender:
         self._sending: set[Generation] = set()
         self._busy: Counter[str] = Counter()  # requests under way, by origin
         lock = threading.Lock()
-        self._there_is_more, self._sent = threading.Condition(lock), threading.Condition(lock)
+        self._work_available, self._sent = threading.Condition(lock), threading.Condition(lock)
         self._lock = lock
         self._threads = 0
-        self._idle = 0
+        self._idle_threads = 0
 
-    def put(self, address: str, generation_id: str, reached: Sequence[ProgressUpdate]) -> None:
-        """Have the milestones of one step sent. Should the backend still be at an earlier one, those in
-        between are dropped; they are not where only our own threads are late.
+    def put(self, address: str, generation_id: str, updates: Sequence[ProgressUpdate]) -> None:
+        """Enqueue the updates of one step.
+
+        While the backend is still busy with earlier updates, those that wait are replaced. They are kept if
+        only our own threads are late.
         """
         generation = (address, generation_id)
         with self._lock:
-            behind = generation in self._sending or self._busy[_origin(address)] >= _PER_ORIGIN
-            waiting = [] if behind else self._waiting.get(generation, [])
-            self._waiting[generation] = [*waiting, *reached]
-            if len(self._waiting) > _MOST:
+            backend_is_late = (
+                generation in self._sending or self._busy[_origin(address)] >= _MAX_REQUESTS_PER_ORIGIN
+            )
+            waiting = [] if backend_is_late else self._waiting.get(generation, [])
+            self._waiting[generation] = [*waiting, *updates]
+            if len(self._waiting) > _MAX_WAITING:
                 del self._waiting[next(iter(self._waiting))]
-            if self._idle < len(self._waiting) and self._threads < _THREADS:
+            if self._idle_threads < len(self._waiting) and self._threads < _MAX_THREADS:
                 self._threads += 1
-                threading.Thread(target=self._work, name="progress", daemon=True).start()
-            self._there_is_more.notify()
+                threading.Thread(target=self._run, name="progress", daemon=True).start()
+            self._work_available.notify()
 
-    def finish(self, address: str, generation_id: str, seconds: float) -> None:
-        """Wait until all that was put for the generation is sent, for so long at the most; drop the rest."""
+    def finish(self, address: str, generation_id: str, timeout: float) -> None:
+        """Wait until the generation's updates are sent, for at most ``timeout`` seconds; drop the rest."""
         generation = (address, generation_id)
         with self._lock:
             self._wait_for(
                 self._sent,
                 lambda: generation not in self._waiting and generation not in self._sending,
-                seconds,
+                timeout,
             )
             self._waiting.pop(generation, None)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while taken := self._take():
-            generation, reached = taken
-            self._send(*generation, reached)
+            generation, update = taken
+            self._send(*generation, update)
             with self._lock:
                 self._sending.discard(generation)
                 self._busy.subtract([_origin(generation[0])])
-                self._busy += Counter()  # forgets whoever has none under way
-                self._there_is_more.notify()
+                self._busy += Counter()  # removes the origins without a request under way
+                self._work_available.notify()
                 self._sent.notify_all()
 
     def _take(self) -> tuple[Generation, ProgressUpdate] | None:
-        """What is sent next; None, and a thread less, where there is nothing for a while."""
+        """Return the next update to send; None, with this thread counted out, if none comes for a while."""
         with self._lock:
-            self._idle += 1
-            self._wait_for(self._there_is_more, self._next, _LINGERING)
-            generation = self._next()
-            self._idle -= 1
+            self._idle_threads += 1
+            self._wait_for(self._work_available, self._next_generation, _IDLE_TIMEOUT)
+            generation = self._next_generation()
+            self._idle_threads -= 1
             if generation is None:
                 self._threads -= 1
                 return None
@@ -107,15 +114,18 @@ class ProgressSender:
                 self._waiting[generation] = others
             return generation, first
 
-    def _next(self) -> Generation | None:
-        """The one that has waited longest and may be sent now."""
+    def _next_generation(self) -> Generation | None:
+        """Return the generation that has waited longest, of those that may be sent now."""
         for generation in self._waiting:
-            if generation not in self._sending and self._busy[_origin(generation[0])] < _PER_ORIGIN:
+            if (
+                generation not in self._sending
+                and self._busy[_origin(generation[0])] < _MAX_REQUESTS_PER_ORIGIN
+            ):
                 return generation
         return None
 
 
-@lru_cache(maxsize=_MOST)
+@lru_cache(maxsize=_MAX_WAITING)
 def _origin(address: str) -> str:
     return Webhook.of(address).origin
 
@@ -125,8 +135,8 @@ if TYPE_CHECKING:
 
 MILESTONES: Final = (0, 25, 50, 75, 90)
 """In percent of a prompt's steps."""
-_REMEMBERED: Final = 1_000
-"""So many shapes, and prompts with pictures to come, are remembered at the most."""
+_MAX_REMEMBERED: Final = 1_000
+"""Batch shapes, and prompts with more images to come, that are remembered."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -134,119 +144,124 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class ProgressUpdate:
-    """A milestone (percent), and the step of ``of`` at which it was reached. ``left``: seconds, if known."""
+    """A milestone (percent), and the step of ``total_steps`` at which it was reached.
+
+    ``seconds_left``: the estimate, None if unknown.
+    """
 
     percent: int
     step: int
-    of: int
-    left: float | None
+    total_steps: int
+    seconds_left: float | None
 
 
-def reached(before: int, now: int, of: int) -> list[int]:
-    """The milestones that lie beyond step ``before`` (−1: not begun) and not beyond step ``now`` of ``of``.
+def milestones_between(before: int, now: int, total_steps: int) -> list[int]:
+    """Return the milestones after step ``before`` (-1: not begun), up to step ``now`` of ``total_steps``.
 
-    Over the steps of a try each milestone comes once, in order: several at once where a step passes several.
+    Over the steps of an attempt each milestone comes once, in order; one step may pass several.
     """
-    return [percent for percent in MILESTONES if before * 100 < percent * of <= now * 100]
+    return [percent for percent in MILESTONES if before * 100 < percent * total_steps <= now * 100]
 
 
 @dataclass(slots=True)
-class _Pictures:
-    """A prompt's pictures in the batch on the device: ``earlier`` steps were made in batches before."""
+class _PromptInBatch:
+    """A prompt's images in the batch on the device.
+
+    ``earlier_steps`` were made in batches before; milestones up to ``reported_step`` have been sent.
+    """
 
     prompt: Prompt
-    pictures: int
-    earlier: int
-    of: int
-    told: int
+    images: int
+    earlier_steps: int
+    total_steps: int
+    reported_step: int
 
-    def left(self, done: int, steps: int) -> int:
-        """Steps of batches that are still to be made: of this one, and of those with the rest."""
-        rest = self.of - self.earlier - self.pictures * steps
-        return steps - done + math.ceil(rest / max(1, self.pictures * steps)) * steps
+    def steps_left(self, done: int, steps: int) -> int:
+        """Return the steps of batches that are still to come: of this one, and of those with the rest."""
+        rest = self.total_steps - self.earlier_steps - self.images * steps
+        return steps - done + math.ceil(rest / max(1, self.images * steps)) * steps
 
 
 class Milestones:
-    """Hears of a run's progress (see Progress) and hands on the milestones of prompts that have a webhook.
+    """Progress listener (see Progress) that passes on the milestones of prompts with a webhook.
 
-    ``send(webhook, generation_id, milestones)`` is called on the device's thread and must not wait.
+    ``send(webhook, generation_id, updates)`` is called on the device's thread and must not wait.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._on_device: list[_Pictures] = []
-        self._earlier: dict[Claim, int] = {}  # of prompts whose pictures come in several batches
-        self._pace: dict[Hashable, float] = {}  # seconds a step, by shape and size of the batch
+        self._on_device: list[_PromptInBatch] = []
+        self._earlier: dict[Claim, int] = {}  # steps made, of prompts whose images come in several batches
+        self._pace: dict[Hashable, float] = {}  # seconds per step, by shape and size of the batch
         self._lock = threading.Lock()
-        self._kind: Hashable = None
+        self._batch_key: Hashable = None
         self._steps = 1
-        self._begun = 0.0
-        self._first: tuple[int, float] | None = None
+        self._batch_started = 0.0
+        self._first_step: tuple[int, float] | None = None  # the first step reported, and when
 
     def begin(self, total: int | None) -> None:
-        """A run begins: nothing to tell."""
+        """Do nothing when a run begins."""
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """This batch goes on the device: 0 %, for prompts of which it is the first."""
+        """Start to follow the batch that goes on the device: 0 %, for prompts of which it is the first."""
         self._steps = requests[0].parameters.num_inference_steps
-        self._kind = (requests[0].shape, len(requests))
-        self._begun, self._first = time.monotonic(), None
+        self._batch_key = (requests[0].shape, len(requests))
+        self._batch_started, self._first_step = time.monotonic(), None
         with self._lock:
-            self._on_device = self._followed(requests)
-        self._tell(0, self._pace.get(self._kind))
+            self._on_device = self._prompts_of(requests)
+        self._send_milestones(0, self._pace.get(self._batch_key))
 
     def step(self, done: int, of: int) -> None:
-        """The batch has made ``done`` of its steps, which an engine may count in another unit."""
-        now, done, of = time.monotonic(), done * self._steps // max(1, of), self._steps
-        first, began = self._first = self._first or (done, now)
-        # The first step pays for reading the texts, and on some devices for getting ready.
+        """Note that the batch has made ``done`` of its steps, which an engine may count in another unit."""
+        now, done, steps = time.monotonic(), done * self._steps // max(1, of), self._steps
+        first, first_at = self._first_step = self._first_step or (done, now)
+        # The first step includes encoding the texts, and on some devices their initialisation.
         if done > first:
-            pace = (now - began) / (done - first)
+            pace = (now - first_at) / (done - first)
         else:
-            pace = self._pace.get(self._kind, (now - self._begun) / max(1, done))
-        self._tell(done, pace)
-        if done == of > first:
-            _remember(self._pace, self._kind, pace)
+            pace = self._pace.get(self._batch_key, (now - self._batch_started) / max(1, done))
+        self._send_milestones(done, pace)
+        if done == steps > first:
+            _remember(self._pace, self._batch_key, pace)
 
     def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """What is recorded is followed no more."""
+        """Forget the prompts whose outcomes are recorded."""
         with self._lock:
             for outcome in outcomes:
                 self._earlier.pop(outcome.claim, None)
 
     def end(self) -> None:
-        """The work is over."""
+        """Do nothing when the work is over."""
 
-    def _followed(self, requests: Sequence[Request]) -> list[_Pictures]:
-        prompts = {each.prompt.claim: each for each in requests if each.prompt.webhook_url is not None}
-        here = Counter(each.prompt.claim for each in requests)
-        followed = []
-        for claim, request in prompts.items():
-            earlier, of = self._earlier.get(claim, 0), _pictures(request) * self._steps
-            followed.append(_Pictures(request.prompt, here[claim], earlier, of, told=earlier or -1))
-            _remember(self._earlier, claim, earlier + here[claim] * self._steps)
-        return followed
+    def _prompts_of(self, requests: Sequence[Request]) -> list[_PromptInBatch]:
+        """Return the batch's prompts that have a webhook, and count its steps for each."""
+        with_webhook = {
+            request.prompt.claim: request for request in requests if request.prompt.webhook_url is not None
+        }
+        images = Counter(request.prompt.claim for request in requests)
+        prompts = []
+        for claim, request in with_webhook.items():
+            earlier, total_steps = self._earlier.get(claim, 0), request.pictures * self._steps
+            prompts.append(_PromptInBatch(request.prompt, images[claim], earlier, total_steps, earlier or -1))
+            _remember(self._earlier, claim, earlier + images[claim] * self._steps)
+        return prompts
 
-    def _tell(self, done: int, pace: float | None) -> None:
-        for each in self._on_device:
-            step = min(each.of, each.earlier + each.pictures * done)
-            left = None if pace is None else round(each.left(done, self._steps) * pace, 1)
-            told = [
-                ProgressUpdate(percent, step, each.of, left) for percent in reached(each.told, step, each.of)
+    def _send_milestones(self, done: int, pace: float | None) -> None:
+        for prompt in self._on_device:
+            step = min(prompt.total_steps, prompt.earlier_steps + prompt.images * done)
+            seconds_left = None if pace is None else round(prompt.steps_left(done, self._steps) * pace, 1)
+            updates = [
+                ProgressUpdate(percent, step, prompt.total_steps, seconds_left)
+                for percent in milestones_between(prompt.reported_step, step, prompt.total_steps)
             ]
-            each.told = max(each.told, step)
-            if told:
-                self._send(str(each.prompt.webhook_url), str(each.prompt.id), told)
-
-
-def _pictures(request: Request) -> int:
-    """How many pictures the request's prompt gets."""
-    return request.pictures
+            prompt.reported_step = max(prompt.reported_step, step)
+            if updates:
+                self._send(str(prompt.prompt.webhook_url), str(prompt.prompt.id), updates)
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Remember it as the latest, and forget the oldest where it is one too many."""
+    """Set the value as the latest, and forget the oldest if there are too many."""
     known.pop(key, None)
     known[key] = value
-    if len(known) > _REMEMBERED:
+    if len(known) > _MAX_REMEMBERED:
         del known[next(iter(known))]

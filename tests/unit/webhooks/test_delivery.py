@@ -18,7 +18,7 @@ from text2img.databases import Collections, NewPrompt, Run, Selection, open_data
 from text2img.errors import ErrorCode
 from text2img.prompts import Failed, PromptId, RequestedParameters, request
 from text2img.webhooks.client import CallbackClient
-from text2img.webhooks.delivery import Patience, collect, collect_orphaned, deliver
+from text2img.webhooks.delivery import TimeLimit, collect, collect_orphaned, deliver
 
 WISHES = RequestedParameters(num_inference_steps=1, guidance_scale=1, width=64, height=64)
 
@@ -42,7 +42,7 @@ def tell(database, httpserver, clock):
 
     def deliver_to(url=None, patience=10.0, stop=None, timeout=60.0):
         receiver = CallbackClient(url or httpserver.url_for("/hook"), timeout=timeout)
-        deliver(database, receiver, "w", Patience(patience, stop or Event(clock), clock))
+        deliver(database, receiver, "w", TimeLimit(patience, stop or Event(clock), clock))
 
     return deliver_to
 
@@ -228,13 +228,11 @@ def test_two_deliveries_at_once_send_each_entry_once(database, httpserver):
     work(database, 20)
     collect(database, "run-1", "completed", final=True, limit=1)
     httpserver.expect_request("/hook").respond_with_data("")
-    receiver, patience = (
+    receiver, limit = (
         CallbackClient(httpserver.url_for("/hook"), timeout=60),
-        Patience(600, threading.Event()),
+        TimeLimit(600, threading.Event()),
     )
-    threads = [
-        threading.Thread(target=deliver, args=(database, receiver, f"w{n}", patience)) for n in range(2)
-    ]
+    threads = [threading.Thread(target=deliver, args=(database, receiver, f"w{n}", limit)) for n in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

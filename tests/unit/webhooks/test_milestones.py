@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.outcomes import completed
 from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
-from text2img.webhooks.progress import MILESTONES, Milestones, reached
+from text2img.webhooks.progress import MILESTONES, Milestones, milestones_between
 
 URL = "http://backend.example"
 
@@ -48,7 +48,7 @@ class Heard:
 @given(of=st.integers(1, 1_000))
 def test_each_milestone_comes_once_in_order_at_the_first_step_beyond_it(of):
     """Step by step over any number of steps; what is told at a step is what that step has passed."""
-    told = [(percent, now) for now in range(of + 1) for percent in reached(now - 1, now, of)]
+    told = [(percent, now) for now in range(of + 1) for percent in milestones_between(now - 1, now, of)]
     assert [percent for percent, _ in told] == list(MILESTONES)
     for percent, step in told:
         assert step * 100 >= percent * of
@@ -59,7 +59,9 @@ def test_each_milestone_comes_once_in_order_at_the_first_step_beyond_it(of):
 def test_no_way_through_the_steps_tells_a_milestone_twice(of, steps):
     """Also where steps are passed over, as a batch drawn in parts may do."""
     path = [-1, *sorted({min(step, of) for step in steps}), of]
-    told = [percent for before, now in itertools.pairwise(path) for percent in reached(before, now, of)]
+    told = [
+        percent for before, now in itertools.pairwise(path) for percent in milestones_between(before, now, of)
+    ]
     assert told == list(MILESTONES)
 
 
@@ -71,7 +73,7 @@ def test_the_step_told_is_the_one_at_which_it_was_reached(steps, at):
     """With few steps several milestones fall on one, and all of them are told."""
     heard = Heard()
     heard.make(requests(steps=steps))
-    assert [(each.percent, each.step, each.of) for each in heard.told()] == [
+    assert [(each.percent, each.step, each.total_steps) for each in heard.told()] == [
         (percent, step, steps) for percent, step in zip(MILESTONES, at, strict=True)
     ]
     assert {url for url, _, _ in heard.sent} == {URL}
@@ -84,7 +86,7 @@ def test_progress_is_over_all_of_a_prompts_pictures(pictures, size, steps):
     for first in range(0, pictures, size):
         heard.make(waiting[first : first + size])
     assert heard.percents() == list(MILESTONES)
-    assert {each.of for each in heard.told()} == {pictures * steps}
+    assert {each.total_steps for each in heard.told()} == {pictures * steps}
     assert [each.step for each in heard.told()] == sorted(each.step for each in heard.told())
 
 
@@ -113,12 +115,12 @@ def test_the_estimate_comes_from_the_steps_that_were_measured():
     heard.make(requests("a"))
     heard.make(requests("b"))
     heard.make(requests("c", steps=49))
-    first, *later = (each.left for each in heard.told("a"))
+    first, *later = (each.seconds_left for each in heard.told("a"))
     assert first is None
     assert all(left is not None for left in later)
     assert later == sorted(later, reverse=True)
-    assert heard.told("b")[0].left is not None
-    assert heard.told("c")[0].left is None
+    assert heard.told("b")[0].seconds_left is not None
+    assert heard.told("c")[0].seconds_left is None
 
 
 @pytest.mark.parametrize("unit", [1, 3, 40])
@@ -132,7 +134,7 @@ def test_an_engine_that_counts_otherwise_is_understood(unit):
         for _ in range(3):
             heard.milestones.step(done, unit)
     assert heard.percents() == list(MILESTONES)
-    assert {each.of for each in heard.told()} == {20}
+    assert {each.total_steps for each in heard.told()} == {20}
 
 
 def test_what_is_recorded_is_remembered_no_more():
