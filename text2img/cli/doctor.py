@@ -68,7 +68,7 @@ class _Doctor:
         if receiver is None:
             return "none is configured"
         verdict = receiver.ping()
-        if verdict.result is not DeliveryStatus.DELIVERED:
+        if verdict.status is not DeliveryStatus.DELIVERED:
             raise RunFailed(verdict.detail)
         return verdict.detail
 

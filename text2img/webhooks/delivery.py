@@ -48,7 +48,7 @@ class DeliveryResult:
     (Retry-After; 0 without it). The next attempt is due after the longer of the two.
     """
 
-    result: DeliveryStatus
+    status: DeliveryStatus
     detail: str
     wait: float = 0.0
     retry_after: float = 0.0
@@ -229,11 +229,11 @@ class _Delivery:
     def _attempt(self, notification: Notification) -> None:
         self._retries.pop(notification.id, None)
         result = self._client.send(notification)
-        if result.result is DeliveryStatus.RETRY:
-            log.warning("callback %s, try %d: %s", notification.id, notification.tries, result.detail)
+        if result.status is DeliveryStatus.RETRY:
+            log.warning("callback %s, attempt %d: %s", notification.id, notification.tries, result.detail)
             self._schedule_retry(notification, result)
             return
-        delivered = result.result is DeliveryStatus.DELIVERED
+        delivered = result.status is DeliveryStatus.DELIVERED
         self._database.complete_notification(notification, told=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "callback %s: %s", notification.id, result.detail)

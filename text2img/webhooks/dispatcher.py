@@ -204,13 +204,13 @@ class WebhookDispatcher:
 
     def _save_result(self, notification: Notification, result: DeliveryResult) -> None:
         """Save the result of an attempt in the database."""
-        if result.result is DeliveryStatus.RETRY:
-            log.warning("webhook %s, try %d: %s", notification.id, notification.tries, result.detail)
+        if result.status is DeliveryStatus.RETRY:
+            log.warning("webhook %s, attempt %d: %s", notification.id, notification.tries, result.detail)
             self._schedule_retry(notification, result)
             return
         with self._condition:
             self._backoffs.pop(str(notification.origin), None)
-        delivered = result.result is DeliveryStatus.DELIVERED
+        delivered = result.status is DeliveryStatus.DELIVERED
         self._database.complete_notification(notification, told=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "webhook %s: %s", notification.id, result.detail)

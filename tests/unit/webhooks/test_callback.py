@@ -68,7 +68,7 @@ def rude_server(behave):
 def test_2xx_is_told(httpserver, status):
     """Any 2xx means that the receiver has it."""
     answers(httpserver, Response(status=status))
-    assert receiver(httpserver).send(notification()).result is DeliveryStatus.DELIVERED
+    assert receiver(httpserver).send(notification()).status is DeliveryStatus.DELIVERED
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422])
@@ -76,7 +76,7 @@ def test_other_4xx_is_refused(httpserver, status):
     """410 and its like close the entry, and the detail says what was answered."""
     answers(httpserver, Response(status=status))
     verdict = receiver(httpserver).send(notification())
-    assert verdict.result is DeliveryStatus.REJECTED
+    assert verdict.status is DeliveryStatus.REJECTED
     assert str(status) in verdict.detail
 
 
@@ -85,7 +85,7 @@ def test_redirects_are_not_followed(httpserver, status):
     """A redirect is a refusal: neither body nor token goes to another address."""
     httpserver.expect_request("/elsewhere").respond_with_data("")
     answers(httpserver, Response(status=status, headers={"Location": httpserver.url_for("/elsewhere")}))
-    assert receiver(httpserver, token="t").send(notification()).result is DeliveryStatus.REJECTED
+    assert receiver(httpserver, token="t").send(notification()).status is DeliveryStatus.REJECTED
     assert [request.path for request, _ in httpserver.log] == ["/hook"]
 
 
@@ -119,7 +119,7 @@ def test_retry_after_is_honoured(httpserver, header, low, high):
         header = email.utils.format_datetime(datetime.now(UTC) + header, usegmt=True)
     answers(httpserver, Response(status=429, headers={"Retry-After": header}))
     verdict = receiver(httpserver).send(notification())
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert low <= verdict.retry_after <= high
 
 
@@ -180,7 +180,7 @@ def test_nobody_there_is_for_later():
     """A refused connection and an unknown name say so, without path, query or password."""
     for host in (f"127.0.0.1:{free_port()}", "no-such-host.invalid"):
         verdict = CallbackClient(f"http://me:planted@{host}/planted?planted").send(notification())
-        assert verdict.result is DeliveryStatus.RETRY
+        assert verdict.status is DeliveryStatus.RETRY
         assert "planted" not in verdict.detail
         assert host.split(":")[0] in verdict.detail
 
@@ -188,14 +188,14 @@ def test_nobody_there_is_for_later():
 def test_connection_cut_is_for_later():
     """A receiver that hangs up without an answer is tried again."""
     with rude_server(lambda connection, over: None) as url:
-        assert CallbackClient(url).send(notification()).result is DeliveryStatus.RETRY
+        assert CallbackClient(url).send(notification()).status is DeliveryStatus.RETRY
 
 
 def test_silent_receiver_ends_at_the_timeout():
     """A receiver that never answers is given up after the timeout, while it is silent still."""
     with rude_server(lambda connection, over: over.wait()) as url:
         verdict = CallbackClient(url, timeout=0.2).send(notification())
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "did not answer within 0.2 s" in verdict.detail
 
 
@@ -213,7 +213,7 @@ def test_trickling_receiver_ends_at_the_timeout():
 
     with rude_server(trickle) as url:
         verdict = CallbackClient(url, timeout=0.2).send(notification())
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "did not answer within 0.2 s" in verdict.detail
 
 
@@ -229,7 +229,7 @@ def test_endless_answer_is_not_read():
             return
 
     with rude_server(flood) as url:
-        assert CallbackClient(url, timeout=60).send(notification()).result is DeliveryStatus.DELIVERED
+        assert CallbackClient(url, timeout=60).send(notification()).status is DeliveryStatus.DELIVERED
 
 
 # What cannot be used
@@ -298,7 +298,7 @@ def test_ping_takes_any_answer_for_life(httpserver, status, result):
     """HEAD with the token, no results sent; 405 and 501, of who knows no HEAD, say somebody is there."""
     httpserver.expect_request("/hook", method="HEAD").respond_with_data("", status=status)
     verdict = receiver(httpserver, token="t", secret=SECRET).ping()
-    assert verdict.result is result
+    assert verdict.status is result
     assert str(status) in verdict.detail
     assert [request.method for request, _ in httpserver.log] == ["HEAD"]
 
@@ -306,5 +306,5 @@ def test_ping_takes_any_answer_for_life(httpserver, status, result):
 def test_ping_finds_nobody():
     """Where nobody listens the reason is given."""
     verdict = CallbackClient(f"http://127.0.0.1:{free_port()}/hook").ping()
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "refuses connections" in verdict.detail

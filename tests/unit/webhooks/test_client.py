@@ -41,7 +41,7 @@ def test_a_notice_is_posted_with_its_headers(httpserver):
     sent = notification(base(httpserver), "failed")
     verdict = webhooks(secret=SECRET, token="sesame").send(sent)
     [(request, _)] = httpserver.log
-    assert verdict.result is DeliveryStatus.DELIVERED
+    assert verdict.status is DeliveryStatus.DELIVERED
     assert request.get_data() == sent.body.encode()
     assert request.headers["authorization"] == "Bearer sesame"
     assert request.headers["x-request-source"] == "inference-server"
@@ -77,7 +77,7 @@ def test_answers_mean_what_a_callbacks_do(httpserver, status, result):
     answer = Response(status=status, headers={"Retry-After": "7"})
     httpserver.expect_request(f"{PLACE}/complete").respond_with_response(answer)
     verdict = webhooks().send(notification(base(httpserver)))
-    assert (verdict.result, verdict.retry_after) == (result, 7 if result is DeliveryStatus.RETRY else 0)
+    assert (verdict.status, verdict.retry_after) == (result, 7 if result is DeliveryStatus.RETRY else 0)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -87,14 +87,14 @@ def test_redirects_are_not_followed(httpserver, status):
     httpserver.expect_request(f"{PLACE}/complete").respond_with_response(
         Response(status=status, headers=headers)
     )
-    assert webhooks(token="sesame").send(notification(base(httpserver))).result is DeliveryStatus.REJECTED
+    assert webhooks(token="sesame").send(notification(base(httpserver))).status is DeliveryStatus.REJECTED
     assert [request.path for request, _ in httpserver.log] == [f"{PLACE}/complete"]
 
 
 def test_a_host_that_this_run_may_not_tell_is_left_to_another(httpserver):
     """A notice that an earlier run left is not sent, and not lost: nothing reaches the host."""
     verdict = webhooks("backend.example", token="sesame").send(notification(base(httpserver)))
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "--webhook-host" in verdict.detail
     assert httpserver.log == []
 
@@ -103,7 +103,7 @@ def test_a_host_that_this_run_may_not_tell_is_left_to_another(httpserver):
 def test_an_address_that_is_none_is_refused(url):
     """As somebody may have changed it in the database."""
     sent = Notification(id="msg_1", run_id="r", body="{}", url=url, origin="x")
-    assert webhooks().send(sent).result is DeliveryStatus.REJECTED
+    assert webhooks().send(sent).status is DeliveryStatus.REJECTED
 
 
 def test_a_proxy_of_the_environment_is_not_asked(httpserver, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_proxy_of_the_environment_is_not_asked(httpserver, monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
-    assert webhooks().send(notification(base(httpserver))).result is DeliveryStatus.DELIVERED
+    assert webhooks().send(notification(base(httpserver))).status is DeliveryStatus.DELIVERED
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_name_below_a_wildcard_must_lead_to_public_addresses(httpserver, names
     known["evil.wild.example"] = [addresses]
     url = base(httpserver, "evil.wild.example")
     verdict = webhooks("*.wild.example", token="sesame").send(notification(url))
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "not public" in verdict.detail
     assert httpserver.log == []
 
@@ -162,7 +162,7 @@ def test_a_name_that_is_exactly_given_may_be_private(httpserver, names):
     known["in.wild.example"] = [["127.0.0.1"]]
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     sender = webhooks("*.wild.example, in.wild.example")
-    assert sender.send(notification(base(httpserver, "in.wild.example"))).result is DeliveryStatus.DELIVERED
+    assert sender.send(notification(base(httpserver, "in.wild.example"))).status is DeliveryStatus.DELIVERED
 
 
 def test_rebinding_gains_nothing(names, monkeypatch):
@@ -178,7 +178,7 @@ def test_rebinding_gains_nothing(names, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as private:
         monkeypatch.setattr(socket.socket, "connect", connect)
         url = f"http://evil.wild.example:{private.getsockname()[1]}"
-        assert webhooks("*.wild.example").send(notification(url)).result is DeliveryStatus.RETRY
+        assert webhooks("*.wild.example").send(notification(url)).status is DeliveryStatus.RETRY
     assert connected == ["93.184.216.34"]
     assert retry_after.count("evil.wild.example") == 1
 
@@ -187,7 +187,7 @@ def test_rebinding_gains_nothing(names, monkeypatch):
 def test_odd_ways_to_write_an_address_are_names_that_nobody_gave(httpserver, number):
     """Though the operating system would read them as 127.0.0.1, which may be told."""
     verdict = webhooks(token="sesame").send(notification(base(httpserver, number)))
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert httpserver.log == []
 
 
@@ -210,7 +210,7 @@ def test_tls_asks_for_the_name_and_not_for_the_address(names, monkeypatch):
         thread.start()
         verdict = webhooks("*.wild.example").send(notification("https://tls.wild.example"))
         thread.join()
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert b"tls.wild.example" in heard[0]
 
 
@@ -222,5 +222,5 @@ def test_a_backend_that_hangs_costs_its_timeout(httpserver):
         verdict = webhooks(timeout=0.2).send(notification(base(httpserver)))
     finally:
         over.set()
-    assert verdict.result is DeliveryStatus.RETRY
+    assert verdict.status is DeliveryStatus.RETRY
     assert "did not answer" in verdict.detail
