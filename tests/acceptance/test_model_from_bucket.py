@@ -130,5 +130,5 @@ def test_a_signal_while_the_model_is_fetched(there, tmp_path):
     assert there.tap.reached.wait(60)
     process.terminate()
     _, errors = process.communicate()
-    assert (process.returncode, "is left behind" in errors) == (143, False), errors
+    assert (process.returncode, "grace period" in errors) == (143, False), errors
     assert column(tmp_path, "datasets", "claim_number") == [None] * 2

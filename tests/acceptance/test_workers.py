@@ -123,7 +123,7 @@ def test_a_signal_ends_all_workers_and_releases_what_they_claimed(tmp_path, numb
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         line, _ = process.communicate()
     assert process.returncode == status, crew.log_of(tmp_path)
-    assert "is left behind" not in crew.log_of(tmp_path)
+    assert "grace period" not in crew.log_of(tmp_path)
     assert not crew.hold(tmp_path)
     done = crew.completed(tmp_path)
     assert line.startswith(f"completed {done}, failed 0, remaining {200 - done}; ")

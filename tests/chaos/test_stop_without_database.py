@@ -26,7 +26,7 @@ def test_a_stop_while_the_database_is_away(over_the_wire, book, silent, number, 
             site.go()
             worker.reaches(site.mongodb.missed.is_set)
             assert worker.asked_to_end(number) == status, worker.text[-3000:]
-    assert "is left behind" in worker.text
+    assert "grace period" in worker.text
     assert site.count("error") == 0
     finish(site)
     assert count(site, book, pictures_made(site)).faults == {}

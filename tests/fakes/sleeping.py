@@ -192,10 +192,10 @@ def _is_first():
     return True
 
 
-def work(part, line):
+def work(spec, channel):
     """What a worker's process runs; Ray starts it and imports this module by its name."""
     with patch.object(diffusers, "DiffusersEngine", SleepingEngine):
-        remote.work(part, line)
+        remote.work(spec, channel)
 
 
 def main():

@@ -141,7 +141,7 @@ class Worker:
 
     def _claim(self) -> list[Prompt]:
         """Claim the prompts of one or two batches; none when nothing is left or the limit is reached."""
-        run, size = self._run, max(1, round(self._sizes.usual / self._budget.pictures_each()))
+        run, size = self._run, max(1, round(self._sizes.usual / self._budget.images_per_prompt()))
         run.stop.check()
         many = self._budget.remaining() >= CLAIM_DOUBLE_THRESHOLD * size
         wanted = self._budget.take(2 * size if many else size)
@@ -247,11 +247,11 @@ class Worker:
     def _images_left(self) -> int:
         """Return how many images are still to be made, as far as is known; in a loop, the maximum."""
         serving, loop = self._run.serving, self._deps.loop
-        if serving is not None and serving.endless:
+        if serving is not None and serving.long_running:
             return UNBOUNDED_RUN
         rounds = loop.iterations if loop else 1
         prompts = self._run.will_make(self._deps.limit)
-        return round(prompts * self._budget.pictures_each() * rounds) - self._run.stats.made
+        return round(prompts * self._budget.images_per_prompt() * rounds) - self._run.stats.made
 
     # Between rounds
 
@@ -261,8 +261,8 @@ class Worker:
         if serving is None:
             return self._wait_for_retry()
         with self._run.seconds("wait"):
-            waits = partial(self._run.database.waits, self._deps.selection)
-            return serving.another(waits, self._run.stats.settled, self._budget.next_retry_at())
+            has_work = partial(self._run.database.waits, self._deps.selection)
+            return serving.wait_for_work(has_work, self._run.stats.settled, self._budget.next_retry_at())
 
     def _wait_for_retry(self) -> bool:
         """Wait for the next of this run's own retries; return False where none is due soon enough."""

@@ -1,7 +1,7 @@
-"""Which task of a platform's job this process is, by the variables that the platform sets.
+"""The task of a platform's job that this process is, by the environment variables of the platform.
 
-Cloud Run, Kubernetes (indexed jobs) and Google Batch each number a job's tasks from 0. Nothing is shared out
-by that number (the claims do that): it stands in documents and logs, to tell tasks apart.
+Cloud Run, Kubernetes (indexed jobs) and Google Batch each number a job's tasks from 0. The number does not
+distribute the work (the claims do that): it distinguishes tasks in documents and logs.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from text2img.databases import Run
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_INDEXES: Final = ("CLOUD_RUN_TASK_INDEX", "JOB_COMPLETION_INDEX", "BATCH_TASK_INDEX")
-_EXECUTIONS: Final = ("CLOUD_RUN_EXECUTION", "BATCH_JOB_UID")
+_INDEX_VARIABLES: Final = ("CLOUD_RUN_TASK_INDEX", "JOB_COMPLETION_INDEX", "BATCH_TASK_INDEX")
+_EXECUTION_VARIABLES: Final = ("CLOUD_RUN_EXECUTION", "BATCH_JOB_UID")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """``index``: from 0; ``execution``: the platform's name of this execution of the job. None: not known."""
+    """One task of a job.
+
+    ``index``: from 0; ``execution``: the platform's name of this execution of the job. None: unknown.
+    """
 
     index: int | None = None
     execution: str | None = None
 
 
 def find(environment: Mapping[str, str] = os.environ, host: str | None = None) -> Task:
-    """The task that this process is; without either fact where it is none.
+    """Return the task that this process is; with neither index nor execution outside a job.
 
-    Kubernetes names no execution: there it is the pod's host name, less the index that ends it.
+    Kubernetes has no name for the execution: there it is the pod's host name without the index at its end.
     """
-    numbers = (environment.get(name, "") for name in _INDEXES)
-    index = next((int(number) for number in numbers if number.isascii() and number.isdigit()), None)
-    execution = next((environment[name] for name in _EXECUTIONS if environment.get(name)), None)
+    indexes = (environment.get(name, "") for name in _INDEX_VARIABLES)
+    index = next((int(text) for text in indexes if text.isascii() and text.isdigit()), None)
+    execution = next((environment[name] for name in _EXECUTION_VARIABLES if environment.get(name)), None)
     if execution is None and environment.get("JOB_COMPLETION_INDEX"):
-        job, dash, end = (host or socket.gethostname()).rpartition("-")
-        execution = job if dash and end == environment["JOB_COMPLETION_INDEX"] else None
+        job, dash, suffix = (host or socket.gethostname()).rpartition("-")
+        execution = job if dash and suffix == environment["JOB_COMPLETION_INDEX"] else None
     return Task(index, execution)
 
 
@@ -54,20 +57,20 @@ def instance() -> str:
     return socket.gethostname() if index is None else str(index)
 
 
-def new_run(given: str | None) -> Run:
-    """The document of a run that begins, under the id that was given or else one of its own, which sorts by
-    its start and meets no other.
+def new_run(run_id: str | None) -> Run:
+    """Return the document of a new run, under the given id or a generated one.
 
-    All tasks of a job are given the same id: each adds its index, and so has a document and outcomes to tell
-    of its own. A task that is tried again goes on under its id, as a run does that is given it once more.
+    A generated id is unique and sorts by the run's start. All tasks of a job get the same id: each adds its
+    index, and so has its own document and its own outcomes to deliver. A task that is retried continues under
+    its id, as does a run that is started again with it.
     """
     task, now = find(), datetime.now(UTC)
-    if not given:
-        given = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    if not run_id:
+        run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     elif task.index is not None:
-        given = f"{given}-{task.index}"
+        run_id = f"{run_id}-{task.index}"
     return Run(
-        id=given,
+        id=run_id,
         started_at=now,
         host=socket.gethostname(),
         task_index=task.index,
@@ -76,9 +79,9 @@ def new_run(given: str | None) -> Run:
 
 
 def mark_logs(task: Task) -> None:
-    """Have every line for machines say of which task it is."""
-    facts = {"task_index": task.index, "execution": task.execution}
-    known = {name: value for name, value in facts.items() if value is not None}
+    """Add the task's index and execution to every log record of the root handlers."""
+    fields = {"task_index": task.index, "execution": task.execution}
+    known = {name: value for name, value in fields.items() if value is not None}
 
     def mark(record: logging.LogRecord) -> bool:
         vars(record).update(known)

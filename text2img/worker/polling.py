@@ -1,6 +1,6 @@
-"""What a server does when nothing is left to do: it waits, until there is more or it has waited enough.
+"""How a worker waits when nothing is left to claim, and how many prompts it may still claim.
 
-Knows moments and events; claims nothing, and knows neither database nor broker.
+A server polls for more work until it has been idle for too long. A run's ``--limit`` is a claim budget.
 """
 
 from __future__ import annotations
@@ -20,42 +20,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 1.0  # seconds between the first looks
-_GROWTH = 1.5
-_GLANCE = 0.1  # seconds in which a signal is noticed
+_INITIAL_PAUSE = 1.0  # seconds between the first polls
+_PAUSE_GROWTH = 1.5
+_STOP_POLL_INTERVAL = 0.1  # seconds in which a signal is noticed
 
 
 class Intake(Protocol):
-    """Where prompts come from besides the database, in threads of its own."""
+    """A source of prompts besides the database, such as a broker, with its own threads."""
 
     def start(self) -> None:
-        """Begin to take in. Raises RunFailed where that cannot be."""
+        """Start to take in prompts. Raises RunFailed if that is impossible."""
         ...
 
     def check(self) -> None:
-        """Raise what has ended the intake, if anything has."""
+        """Raise the error that ended the intake, if there was one."""
         ...
 
     def close(self) -> None:
-        """Take in no more; what is half taken in comes again. A matter of seconds; may be repeated."""
+        """Stop within seconds. A message that is half taken in is delivered again. May be repeated."""
         ...
 
 
 class WorkSource(Protocol):
-    """What decides, whenever nothing is left to claim, whether a worker goes on. The work is inside its
-    ``with`` block.
+    """Decides whether a worker goes on when nothing is left to claim.
+
+    The work is done inside its ``with`` block.
     """
 
     @property
-    def endless(self) -> bool:
-        """Whether there may be prompts for ever, so that whatever pays in the long run pays."""
+    def long_running(self) -> bool:
+        """True if prompts may keep coming, so that long-term optimisations pay off."""
         ...
 
-    def another(self, waits: Callable[[], bool], settled: int, due: float | None) -> bool:
-        """Wait until there may be something to claim; False where the worker shall end.
+    def wait_for_work(self, has_work: Callable[[], bool], recorded: int, next_retry_at: float | None) -> bool:
+        """Wait until there may be something to claim; return False if the worker has to end.
 
-        ``waits()`` says whether something could be claimed, ``settled`` how many outcomes there were so far,
-        ``due`` when a prompt that was put back can be claimed again (``time.monotonic``), if one was.
+        ``has_work()`` is True if something can be claimed; ``recorded`` is the number of outcomes so far;
+        ``next_retry_at`` is when a requeued prompt can be claimed again (``time.monotonic``), if any.
         """
         ...
 
@@ -65,11 +66,11 @@ class WorkSource(Protocol):
 
 
 class PollingLoop:
-    """A server's waits between its rounds; see Rounds. In the ``with`` block its intake, if any, takes in.
+    """A server's waits between its rounds; see WorkSource. Its intake, if any, runs in the ``with`` block.
 
-    ``idle_exit``: seconds after which a server with nothing to do ends; None: never. ``poll_seconds``: the
-    longest time between looks for work. ``arrived``, set by whoever knows of some, ends a wait at once. The
-    seconds are counted by ``clock``.
+    ``idle_exit``: seconds after which an idle server ends; None: never. ``poll_seconds``: the maximum time
+    between polls. ``arrived`` is set when new work arrives, and ends a wait at once. ``clock`` counts the
+    seconds.
     """
 
     def __init__(  # noqa: PLR0913 - the clock is one of them
@@ -86,8 +87,8 @@ class PollingLoop:
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._idle_exit = math.inf if idle_exit is None else idle_exit
-        self.endless = True
-        self._settled = -1
+        self.long_running = True
+        self._recorded = -1
         self._idle_since = 0.0
 
     def __enter__(self) -> Self:
@@ -99,118 +100,122 @@ class PollingLoop:
         if self._intake is not None:
             self._intake.close()
 
-    def another(self, waits: Callable[[], bool], settled: int, due: float | None) -> bool:
-        """Wait until ``waits()``; False once the server has been idle for so long that it ends.
+    def wait_for_work(self, has_work: Callable[[], bool], recorded: int, next_retry_at: float | None) -> bool:
+        """Wait until ``has_work()``; return False once the server has been idle for ``idle_exit``.
 
-        ``settled``: outcomes so far; ``due``: when a prompt that was put back can be claimed again
-        (``time.monotonic``), if one was. Raises Stopped when asked to end, and what has ended the intake.
+        See WorkSource. Raises Stopped when asked to end, and the error that ended the intake.
         """
-        pause = min(_FIRST_PAUSE, self._poll_seconds)
-        if settled != self._settled:
-            self._settled, self._idle_since = settled, self._clock()
+        pause = min(_INITIAL_PAUSE, self._poll_seconds)
+        if recorded != self._recorded:
+            self._recorded, self._idle_since = recorded, self._clock()
             log.debug("idle", extra={"event": "idle"})
-        else:  # what there was to claim, others were quicker to take
-            self._rest(pause)
+        else:  # another worker claimed it first
+            self._sleep(pause)
         while True:
             self._arrived.clear()
-            self._look_around()
-            if waits():
+            self._check()
+            if has_work():
                 return True
             now = self._clock()
             left = self._idle_since + self._idle_exit - now
             if left <= 0:
-                log.info("nothing to do for %g s: ending", self._idle_exit, extra={"event": "idle_exit"})
+                log.info("idle for %g s; exiting", self._idle_exit, extra={"event": "idle_exit"})
                 return False
-            retry = math.inf if due is None or due <= now else due - now
-            self._rest(min(pause, left, retry))
-            pause = min(pause * _GROWTH, self._poll_seconds)
+            until_retry = math.inf if next_retry_at is None or next_retry_at <= now else next_retry_at - now
+            self._sleep(min(pause, left, until_retry))
+            pause = min(pause * _PAUSE_GROWTH, self._poll_seconds)
 
-    def _rest(self, seconds: float) -> None:
-        """Until something arrives, at most so many seconds."""
-        until = self._clock() + seconds
-        while (left := until - self._clock()) > 0 and not self._arrived.wait(min(left, _GLANCE)):
-            self._look_around()
+    def _sleep(self, seconds: float) -> None:
+        """Wait until something arrives, for at most ``seconds``."""
+        deadline = self._clock() + seconds
+        while (left := deadline - self._clock()) > 0 and not self._arrived.wait(
+            min(left, _STOP_POLL_INTERVAL)
+        ):
+            self._check()
 
-    def _look_around(self) -> None:
+    def _check(self) -> None:
         self._stop.check()
         if self._intake is not None:
             self._intake.check()
 
 
 class ClaimBudget:
-    """Counted from several threads.
+    """The number of prompts that a run may still claim; safe to use from several threads.
 
-    ``limit``: prompts the run takes at the most (None: all). ``waiting``: how many there were at its start.
-    ``more(wanted)``: where several workers share the limit, how many of so many this one may claim besides.
-    The place of a prompt that was put back is kept for it until it comes due, by ``clock``: no other is taken
-    instead.
+    ``limit``: the maximum for the run (None: all). ``waiting``: how many prompts there were at its start.
+    ``request_quota(wanted)``: if several workers share the limit, how many of ``wanted`` more prompts this
+    one may claim. A requeued prompt keeps its place in the budget until it comes due, by ``clock``: no other
+    is claimed instead.
     """
 
     def __init__(
         self,
         limit: int | None,
         waiting: int,
-        more: Callable[[int], int] | None = None,
+        request_quota: Callable[[int], int] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limit = limit if more is None else 0
-        self._more = more
+        self._limit = limit if request_quota is None else 0
+        self._request_quota = request_quota
         self._clock = clock
         self._claimed = 0
         self._waiting = waiting
-        self._prepared, self._pictures = 0, 0
-        self._due: Counter[int] = Counter()  # how many, by whole seconds: those are few, however many prompts
+        self._prepared, self._images = 0, 0
+        self._due: Counter[int] = (
+            Counter()
+        )  # number of prompts by whole second: a few seconds, however many prompts
         self._lock = threading.Lock()
 
     def take(self, wanted: int) -> int:
-        """How many of the ``wanted`` prompts the run may claim."""
+        """Return how many of the ``wanted`` prompts the run may claim."""
         with self._lock:
             room = wanted if self._limit is None else min(wanted, self._limit - self._claimed)
-        if self._more is None or room == wanted:
+        if self._request_quota is None or room == wanted:
             return room
-        granted = self._more(wanted - room)
+        granted = self._request_quota(wanted - room)
         with self._lock:
             self._limit = (self._limit or 0) + granted
         return room + granted
 
     def remaining(self) -> int:
-        """How many prompts are still there for this run, if nobody else takes any and none is added."""
+        """Return how many prompts are left for this run, if no other worker claims any and none is added."""
         with self._lock:
-            there = self._waiting if self._limit is None else min(self._waiting, self._limit)
-            return max(0, there - self._claimed)
+            available = self._waiting if self._limit is None else min(self._waiting, self._limit)
+            return max(0, available - self._claimed)
 
     def claimed(self, prompts: int) -> None:
-        """So many were claimed."""
+        """Count claimed prompts."""
         with self._lock:
             self._claimed += prompts
 
-    def prepared(self, prompts: int, pictures: int) -> None:
-        """So many prompts turned out to ask for so many pictures."""
+    def prepared(self, prompts: int, images: int) -> None:
+        """Count prepared prompts and the images that they request."""
         with self._lock:
             self._prepared += prompts
-            self._pictures += pictures
+            self._images += images
 
-    def pictures_each(self) -> float:
-        """How many pictures a prompt asks for, on average so far; 1 before any is known."""
+    def images_per_prompt(self) -> float:
+        """Return the mean number of images per prompt so far; 1 before any is known."""
         with self._lock:
-            return self._pictures / self._prepared if self._prepared else 1.0
+            return self._images / self._prepared if self._prepared else 1.0
 
-    def requeued(self, waits: Iterable[float]) -> None:
-        """Prompts were put back, to be claimed again after so many seconds each."""
+    def requeued(self, delays: Iterable[float]) -> None:
+        """Count requeued prompts, each with the seconds until it can be claimed again."""
         now = self._clock()
         with self._lock:
-            self._due.update(math.ceil(now + wait) if wait else math.floor(now) for wait in waits)
+            self._due.update(math.ceil(now + delay) if delay else math.floor(now) for delay in delays)
 
     def next_retry_at(self) -> float | None:
-        """When the next of them can be claimed again; None: there is none. Those that come due by then no
-        longer count as claimed, and that moment is forgotten.
+        """Return when the next requeued prompt can be claimed again; None if there is none.
+
+        The prompts that come due by then no longer count as claimed, and their due times are forgotten.
         """
         with self._lock:
             if not self._due:
                 return None
             due = float(min(self._due))
-            past = max(due, self._clock())
-            for moment in [moment for moment in self._due if moment <= past]:
-                self._claimed -= self._due.pop(moment)
+            latest = max(due, self._clock())
+            for second in [second for second in self._due if second <= latest]:
+                self._claimed -= self._due.pop(second)
         return due

@@ -1,7 +1,4 @@
-"""How a run ends before its time: asked by a signal, or because the device has gone quiet.
-
-Knows signals, threads and time; what is given up when a run does not end by itself, its owner says.
-"""
+"""Stall watchdog: forces a run to exit that hangs, or that does not shut down in time after a signal."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE = 5.0
-"""Seconds from a signal to giving up, which may take two more: all told less than eight. Cloud Run grants 10
-before it kills, Kubernetes 30."""
-_LOOK = 0.5  # seconds between looks at the device at the most
+"""Seconds from a signal to the forced exit, which may take two more: less than eight in total. Cloud Run
+grants 10 before it kills, Kubernetes 30."""
+_MAX_POLL_INTERVAL = 0.5  # seconds between checks of the device
 
 
 class Watchdog:
-    """A thread that calls ``give_up(status)`` when the run has to end and does not.
+    """A thread that calls ``force_exit(status)`` when the run has to end and does not.
 
-    That is ``grace`` seconds after ``stop`` was set (128 + signal), or when inside ``watching`` no ``pulse``
-    came for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the guard. ``clock`` counts the
-    seconds; ``wait(event, seconds)`` waits for an event and returns whether it is set.
+    That is ``grace`` seconds after ``stop`` was set (128 + signal), or when no ``heartbeat`` came inside
+    ``watch`` for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the watchdog. ``clock``
+    counts the seconds; ``wait(event, seconds)`` waits for an event and returns whether it is set.
     """
 
     def __init__(  # noqa: PLR0913 - the clock and the wait are two of them
@@ -44,49 +41,49 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self._stop, self._stall_timeout, self._give_up = stop, stall_timeout, force_exit
+        self._stop, self._stall_timeout, self._force_exit = stop, stall_timeout, force_exit
         self._grace = grace
         self._clock, self._wait = clock, wait
-        self._over = threading.Event()
-        self._last: float | None = None
-        self._thread = threading.Thread(target=self._guard, name="guard", daemon=True)
+        self._closed = threading.Event()
+        self._last_heartbeat: float | None = None
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._over.set()
+        self._closed.set()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """The device works inside this block, and is expected to show it."""
+        """Expect heartbeats of the device inside this block."""
         self.heartbeat()
         try:
             yield
         finally:
-            self._last = None
+            self._last_heartbeat = None
 
     def heartbeat(self) -> None:
-        """The device has made a step."""
-        self._last = self._clock()
+        """Note that the device has made a step."""
+        self._last_heartbeat = self._clock()
 
-    def _guard(self) -> None:
-        while not self._wait(self._over, min(_LOOK, self._stall_timeout / 4)):
+    def _run(self) -> None:
+        while not self._wait(self._closed, min(_MAX_POLL_INTERVAL, self._stall_timeout / 4)):
             if self._stop.event.is_set():
-                if not self._wait(self._over, self._grace):
-                    log.warning("what is still under way after %g s is left behind", self._grace)
-                    self._give_up(self._stop.status)
+                if not self._wait(self._closed, self._grace):
+                    log.warning("shutdown grace period (%g s) exceeded; exiting", self._grace)
+                    self._force_exit(self._stop.status)
                 return
-            last = self._last
+            last = self._last_heartbeat
             if last is not None and self._clock() - last > self._stall_timeout:
-                log.error("no step for %g s: the device hangs; ending\n%s", self._stall_timeout, stacks())
-                self._give_up(1)
+                log.error("no step for %g s: the device hangs; exiting\n%s", self._stall_timeout, stacks())
+                self._force_exit(1)
                 return
 
 
 def stacks() -> str:
-    """Where every thread of this process is at the moment."""
+    """Return the current stack of every thread of this process."""
     with tempfile.TemporaryFile("w+") as file:  # faulthandler writes to a descriptor, not to an object
         faulthandler.dump_traceback(file)
         file.seek(0)

@@ -113,7 +113,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     ended.
     """
     limits("_GIVING_BACK", 0.1)
-    monkeypatch.setattr("text2img.worker.leases._GIVING_BACK", 600)
+    monkeypatch.setattr("text2img.worker.leases._RELEASE_TIMEOUT", 600)
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
     job = failing(settings, stuck, Failing(lambda: None), Stop())

@@ -80,8 +80,8 @@ def test_a_database_that_is_away_for_a_moment_is_asked_again():
 
 def test_a_database_that_says_nothing_does_not_hold_up_the_end(monkeypatch, caplog):
     """Neither an extension nor a release that never comes back is waited for, and the log says so."""
-    monkeypatch.setattr("text2img.worker.leases._LAST_TURN", 0.1)
-    monkeypatch.setattr("text2img.worker.leases._GIVING_BACK", 0.1)
+    monkeypatch.setattr("text2img.worker.leases._JOIN_TIMEOUT", 0.1)
+    monkeypatch.setattr("text2img.worker.leases._RELEASE_TIMEOUT", 0.1)
     asked, end = threading.Event(), threading.Event()
 
     class NullProgress:

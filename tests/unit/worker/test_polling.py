@@ -54,7 +54,7 @@ def serve(stop, arrived, clock):
 def test_what_arrives_ends_the_wait_at_once(serve, arrived, clock):
     """With an hour between looks a server looks again as soon as it is told of something."""
     looks = Looks(3, arrived.set)
-    assert serve(poll_seconds=3600).another(looks, 0, None)
+    assert serve(poll_seconds=3600).wait_for_work(looks, 0, None)
     assert (looks.count, clock.pauses) == (3, [])
 
 
@@ -63,21 +63,21 @@ def test_an_idle_server_ends(serve, clock):
     serving = serve(poll_seconds=2, idle_exit=30)
     for settled in (0, 1):
         began = clock.now
-        assert not serving.another(lambda: False, settled, None)
+        assert not serving.wait_for_work(lambda: False, settled, None)
         assert clock.now == pytest.approx(began + 30)
 
 
 def test_an_idle_server_looks_less_and_less_often(serve, clock):
     """In three seconds it looks four times: at once, after one, two and a half, and at the end."""
     looks = []
-    assert not serve(poll_seconds=60, idle_exit=3).another(lambda: looks.append(clock.now), 0, None)
+    assert not serve(poll_seconds=60, idle_exit=3).wait_for_work(lambda: looks.append(clock.now), 0, None)
     assert looks == pytest.approx([1000, 1001, 1002.5, 1003])
 
 
 def test_a_retry_that_comes_due_is_looked_for(serve, clock):
     """A prompt that was put back is found when it can be claimed again, not at the next regular look."""
     looks = Looks(2)
-    assert serve(poll_seconds=3600).another(looks, 0, clock.now + 0.3)
+    assert serve(poll_seconds=3600).wait_for_work(looks, 0, clock.now + 0.3)
     assert clock.now == pytest.approx(1000.3)
 
 
@@ -85,7 +85,7 @@ def test_a_round_that_came_to_nothing_is_not_repeated_at_once(serve, clock):
     """Where others are quicker to take what there is, a server does not ask without a pause."""
     serving = serve(poll_seconds=0.3)
     for _ in range(3):
-        assert serving.another(lambda: True, 0, None)
+        assert serving.wait_for_work(lambda: True, 0, None)
     assert sum(clock.pauses) == pytest.approx(0.6)
 
 
@@ -94,7 +94,7 @@ def test_a_stop_ends_the_wait(stop):
     clock = Clock(lambda seconds: stop.set(15) if clock.now > 1007 else None)
     serving = PollingLoop(stop, Event(clock), poll_seconds=3600, clock=clock)
     with pytest.raises(Stopped):
-        serving.another(lambda: False, 0, None)
+        serving.wait_for_work(lambda: False, 0, None)
     assert max(clock.pauses) == 0.1
     assert 1007 < clock.now < 1007.2
 
@@ -122,7 +122,7 @@ def test_an_intake_that_has_ended_ends_the_server(serve):
         pytest.raises(BrokerFailed),
         serve(poll_seconds=3600, intake=intake) as serving,
     ):
-        serving.another(lambda: False, 0, None)
+        serving.wait_for_work(lambda: False, 0, None)
     assert intake.calls == ["start", "close"]
 
 
@@ -135,10 +135,10 @@ def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
     ]
 
     class Idle(PollingLoop):
-        def another(self, waits, settled, due):
+        def wait_for_work(self, has_work, recorded, next_retry_at):
             if late:
                 bench.database.enqueue([late.pop()])
-            return super().another(waits, settled, due)
+            return super().wait_for_work(has_work, recorded, next_retry_at)
 
     painter = Painter()
     loads = []

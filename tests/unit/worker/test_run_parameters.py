@@ -18,7 +18,7 @@ def nowhere(monkeypatch, tmp_path):
 
 
 def wanted(configuration, **flags):
-    settings = load(flags)
+    settings = load({"output": "images", **flags})
     return validate_defaults(build(settings), CARD, run_defaults(settings, CARD, configuration))
 
 

@@ -1,4 +1,4 @@
-"""The guard: what it calls a hang, and what it leaves alone."""
+"""The watchdog: what it calls a hang, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_a_run_that_was_asked_to_end_has_the_grace_period_for_it(caplog, ends) -
         waited.wait()
         if not ends:
             given.up.wait()
-    until(lambda: "guard" not in {thread.name for thread in threading.enumerate()})
+    until(lambda: "watchdog" not in {thread.name for thread in threading.enumerate()})
     assert clock.pauses == [0.5, 5]
     assert given.status == (None if ends else 143)
-    assert ("what is still under way after 5 s is left behind" in caplog.text) is not ends
+    assert ("shutdown grace period (5 s) exceeded" in caplog.text) is not ends
 
 
 def test_stacks_name_every_thread() -> None:

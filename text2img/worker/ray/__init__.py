@@ -1,5 +1,5 @@
-"""Workers in processes of their own, on this machine or on several, by Ray, which is imported here alone.
+"""Several workers for one run, each in its own process, on one or more machines. Only this package uses Ray.
 
-``cluster`` starts Ray or joins one that runs, ``seats`` starts the processes and hears what they say, by
-``line`` a process says it and is told. None of them knows what is worked on.
+``process`` starts or joins Ray, starts worker processes and exchanges messages with them. ``remote`` is what
+runs in such a process, ``pool`` manages all of them for the run.
 """

@@ -1,7 +1,7 @@
-"""Several workers, each in a process of its own, that do one run's work over the same claim.
+"""The pool of worker processes that do one run's work, each claiming from the same queue.
 
-They are heard, started again when they die, and told when nothing is left: who finds nothing to claim waits,
-with its model loaded, for what another may have to leave. The leases of the dead run out at once.
+The pool handles their events, restarts workers that die, and shuts them down when the queue is empty. An idle
+worker keeps its model loaded: a failing one may release prompts. The leases of a dead worker expire at once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from text2img.worker.ray.process import (
     WorkerExited,
     WorkerIdle,
     WorkerProcess,
-    joined,
-    listen,
+    next_events,
+    ray_cluster,
 )
 from text2img.worker.ray.remote import (
     BatchFinished,
@@ -52,191 +52,196 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("text2img.run")
 
-DEATHS = 6
-"""Times in a row that a worker dies before it is given up: a prompt that kills is abandoned after five."""
-_HEAR = 0.25  # seconds
-_LOOK = 1.0  # seconds between looks for more to do, while somebody has nothing to do
+MAX_CONSECUTIVE_DEATHS = 6
+"""Deaths in a row after which a worker is not restarted: a prompt that kills is abandoned after five."""
+_EVENT_TIMEOUT = 0.25  # seconds
+_POLL_INTERVAL = 1.0  # seconds between queries for more work, while a worker is idle
 
 
 class WorkerHandle:
-    """One of the crew, and how it stands. ``name`` is who claims, once it is here; so many ``places`` of the
-    run's limit are its own, for prompts that it has not brought to an end.
+    """One worker of the pool, and its state.
+
+    ``name`` is the name it claims under, None while it starts. ``quota`` is its share of the run's limit: the
+    prompts that it was granted and that have no final outcome yet.
     """
 
-    def __init__(self, start: Callable[[], WorkerProcess]) -> None:
-        self._start = start
+    def __init__(self, start_process: Callable[[], WorkerProcess]) -> None:
+        self._start_process = start_process
         self.deaths = 0  # in a row, with nothing recorded in between
-        self.begin()
+        self.start()
 
-    def begin(self) -> None:
-        """Start its process, another one where it has died."""
-        self.seat = self._start()
+    def start(self) -> None:
+        """Start its process, or a new one after its process died."""
+        self.process = self._start_process()
         self.name: str | None = None
         self.idle = False
-        self.places = 0
+        self.quota = 0
 
 
 class RayExecutor:
-    """A run's workers; see Executor. How many they are is settled once Ray has said what is there."""
+    """A run's pool of workers; see Executor. Its size is known once Ray has reported the cluster."""
 
     def __init__(self, settings: Settings, database: Database, stop: Stop) -> None:
         self._settings, self._stop = settings, stop
         self._database = with_retries(database, settings.database_patience, stop.wait)
         self._selection = build.selection(settings)
-        self._members: list[WorkerHandle] = []
-        self._spent: dict[WorkerProcess, WorkerStats] = {}
-        self._dead: list[str] = []
+        self._workers: list[WorkerHandle] = []
+        self._stats: dict[WorkerProcess, WorkerStats] = {}
+        self._dead_workers: list[str] = []
         self._failures: list[Text2ImgError] = []
-        self._left = settings.limit
-        self._ended_well = self._asked_to_end = False
-        self._looked = 0.0
+        self._limit_left = settings.limit
+        self._any_succeeded = self._shutdown_sent = False
+        self._last_poll = 0.0
         self.model: str | None = None
 
     def work(self, run: RunContext) -> None:
-        """Have the work done; see Executor."""
-        with joined(self._settings.ray_address) as cluster, run.leases:
+        """Start the workers and handle their events until all have ended; see Executor."""
+        with ray_cluster(self._settings.ray_address) as cluster, run.leases:
             self._stop.check()
             if len(cluster.machines) > 1:
                 build.check_shared(self._settings)
-            workers, gpu = _how_many(self._settings, cluster)
+            workers, gpu = _pool_size(self._settings, cluster)
             run.stats.devices = workers
             log.info("%d workers", workers, extra={"event": "workers", "workers": workers})
-            share = WorkerSpec(self._settings, run.run_id, -(-run.waiting // workers), str(Path.cwd()))
-            start = partial(WorkerProcess, partial(work, share), gpu=gpu)
-            self._members = [WorkerHandle(start) for _ in range(workers)]
-            while self._members:
-                self._turn(run)
+            spec = WorkerSpec(self._settings, run.run_id, -(-run.waiting // workers), str(Path.cwd()))
+            start_process = partial(WorkerProcess, partial(work, spec), gpu=gpu)
+            self._workers = [WorkerHandle(start_process) for _ in range(workers)]
+            while self._workers:
+                self._poll(run)
         self._stop.check()
-        if self._failures and not self._ended_well:
+        if self._failures and not self._any_succeeded:
             raise self._failures[0]
-        if self._dead:  # what they had recorded at the last, they may not have said
-            came = self._database.settled(run.run_id)
-            run.stats.set_totals(came.completed, came.failed, came.images)
+        if self._dead_workers:  # they may have recorded more outcomes than they reported
+            totals = self._database.settled(run.run_id)
+            run.stats.set_totals(totals.completed, totals.failed, totals.images)
 
     def spent(self) -> dict[str, float]:
-        """Of all workers together; see Executor."""
+        """Return the seconds by stage of all workers together; see Executor."""
         seconds: Counter[str] = Counter()
-        for spent in list(self._spent.values()):
-            seconds.update(spent.seconds)
+        for stats in list(self._stats.values()):
+            seconds.update(stats.seconds)
         return dict(seconds)
 
     def peak_memory(self) -> int:
-        """Of the device that needed the most; see Executor."""
-        return max((spent.peak_memory for spent in list(self._spent.values())), default=0)
+        """Return the peak memory of the device that needed the most; see Executor."""
+        return max((stats.peak_memory for stats in list(self._stats.values())), default=0)
 
-    def _turn(self, run: RunContext) -> None:
-        members = {member.seat: member for member in self._members}
-        for seat, event in listen(list(members), _HEAR):
-            self._heard(run, members[seat], event)
+    def _poll(self, run: RunContext) -> None:
+        workers = {worker.process: worker for worker in self._workers}
+        for process, event in next_events(list(workers), _EVENT_TIMEOUT):
+            self._handle_event(run, workers[process], event)
         if self._stop.event.is_set():
-            self._end()
-        elif time.monotonic() > self._looked + _LOOK and any(member.idle for member in self._members):
-            self._looked = time.monotonic()
-            self._send_on()
+            self._shut_down()
+            return
+        idle = any(worker.idle for worker in self._workers)
+        if idle and time.monotonic() > self._last_poll + _POLL_INTERVAL:
+            self._last_poll = time.monotonic()
+            self._resume_or_finish()
 
-    def _heard(self, run: RunContext, member: WorkerHandle, event: object) -> None:
+    def _handle_event(self, run: RunContext, worker: WorkerHandle, event: object) -> None:
+        """Handle an event that concerns the run."""
         match event:
             case OutcomesRecorded(outcomes):
-                member.deaths = 0
-                member.places -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
+                worker.deaths = 0
+                worker.quota -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
                 run.stats.add(outcomes)
                 run.progress.settled(outcomes)
                 run.recorded(outcomes)
             case BatchStarted(requests):
                 run.progress.batch(requests)
-            case BatchFinished(pictures, seconds):
+            case BatchFinished(images, seconds):
                 now = time.monotonic()
-                run.stats.batch(pictures, now - seconds, now)
-            case LogRecordMessage(name, level, message, facts):
-                logging.getLogger(name).log(level, "%s", message, extra=dict(facts))
+                run.stats.batch(images, now - seconds, now)
+            case LogRecordMessage(name, level, message, fields):
+                logging.getLogger(name).log(level, "%s", message, extra=dict(fields))
             case _:
-                self._stands(member, event)
+                self._handle_worker_event(worker, event)
 
-    def _stands(self, member: WorkerHandle, event: object) -> None:
-        """The member says how it stands itself."""
+    def _handle_worker_event(self, worker: WorkerHandle, event: object) -> None:
+        """Handle an event that concerns the worker's own state."""
         match event:
             case WorkerStarted(name):
-                member.name = name
+                worker.name = name
             case WorkerStats():
-                self._spent[member.seat] = event
+                self._stats[worker.process] = event
                 self.model = event.model or self.model
             case QuotaRequested(wanted):
-                granted = wanted if self._left is None else min(wanted, self._left)
-                self._give_back(-granted)
-                member.places += granted
-                member.seat.tell(QuotaGranted(granted))
+                granted = wanted if self._limit_left is None else min(wanted, self._limit_left)
+                self._return_quota(-granted)
+                worker.quota += granted
+                worker.process.send(QuotaGranted(granted))
             case WorkerIdle():
-                member.idle = True
+                worker.idle = True
             case WorkerExited(failure):
-                self._members.remove(member)
-                self._has_ended(member, failure)
+                self._workers.remove(worker)
+                self._on_exit(worker, failure)
             case WorkerDied(reason):
-                self._has_died(member, reason)
+                self._on_death(worker, reason)
 
-    def _has_ended(self, member: WorkerHandle, failure: Text2ImgError | None) -> None:
-        member.seat.leave()
-        self._give_back(member.places)
+    def _on_exit(self, worker: WorkerHandle, failure: Text2ImgError | None) -> None:
+        worker.process.kill()
+        self._return_quota(worker.quota)
         if failure is None:
-            self._ended_well = True
+            self._any_succeeded = True
             return
         self._failures.append(failure)
-        if self._members:
-            log.error("worker %s has failed; the others go on: %s", member.name, failure)
+        if self._workers:
+            log.error("worker %s failed; the others continue: %s", worker.name, failure)
 
-    def _has_died(self, member: WorkerHandle, reason: str) -> None:
-        log.warning("worker %s died: %s", member.name or "(still starting)", reason)
-        member.deaths += 1
-        self._give_back(member.places)
-        if member.name is not None:
-            self._dead.append(member.name)
-        if member.deaths == DEATHS or self._stop.event.is_set():
-            self._members.remove(member)
+    def _on_death(self, worker: WorkerHandle, reason: str) -> None:
+        log.warning("worker %s died: %s", worker.name or "(still starting)", reason)
+        worker.deaths += 1
+        self._return_quota(worker.quota)
+        if worker.name is not None:
+            self._dead_workers.append(worker.name)
+        if worker.deaths == MAX_CONSECUTIVE_DEATHS or self._stop.event.is_set():
+            self._workers.remove(worker)
             self._failures.append(
-                RunFailed(f"a worker died {member.deaths} times in a row, the last time: {reason}")
+                RunFailed(f"a worker died {worker.deaths} times in a row, the last time: {reason}")
             )
             return
-        self._bring_back()
-        member.begin()
+        self._release_dead_claims()
+        worker.start()
 
-    def _bring_back(self) -> None:
-        """What the dead held, if anything, can be claimed again."""
-        for name in self._dead:
+    def _release_dead_claims(self) -> None:
+        """Make the claims of dead workers available again, if they held any."""
+        for name in self._dead_workers:
             self._database.release_dead(name)
 
-    def _give_back(self, prompts: int) -> None:
-        if self._left is not None:
-            self._left += prompts
+    def _return_quota(self, prompts: int) -> None:
+        if self._limit_left is not None:
+            self._limit_left += prompts
 
-    def _send_on(self) -> None:
-        """Those who wait go on where there is something to do, and end where everybody waits for nothing."""
-        self._bring_back()
-        if self._left != 0 and self._database.waits(self._selection):
-            self._tell_idle(Resume())
-        elif all(member.idle for member in self._members if member.name is not None):
-            late = [member for member in self._members if member.name is None]
-            self._members = [member for member in self._members if member.name is not None]
-            for member in late:
-                member.seat.leave()
-            self._tell_idle(Resume(further=False))
+    def _resume_or_finish(self) -> None:
+        """Resume the idle workers if there is work; end the pool if there is none and all are idle."""
+        self._release_dead_claims()
+        if self._limit_left != 0 and self._database.waits(self._selection):
+            self._notify_idle(Resume())
+        elif all(worker.idle for worker in self._workers if worker.name is not None):
+            starting = [worker for worker in self._workers if worker.name is None]
+            self._workers = [worker for worker in self._workers if worker.name is not None]
+            for worker in starting:
+                worker.process.kill()
+            self._notify_idle(Resume(more_work=False))
 
-    def _tell_idle(self, word: Resume) -> None:
-        for member in self._members:
-            if member.idle:
-                member.idle = False
-                member.seat.tell(word)
+    def _notify_idle(self, message: Resume) -> None:
+        for worker in self._workers:
+            if worker.idle:
+                worker.idle = False
+                worker.process.send(message)
 
-    def _end(self) -> None:
-        """The run was asked to end: everybody is, once; who is not here yet has nothing to give back."""
-        if self._asked_to_end:
+    def _shut_down(self) -> None:
+        """Ask every worker to end, once; one that is still starting has nothing to release."""
+        if self._shutdown_sent:
             return
-        self._asked_to_end = True
-        self._members = [member for member in self._members if member.name is not None]
-        for member in self._members:
-            member.seat.tell(Shutdown(self._stop.status - 128))
+        self._shutdown_sent = True
+        self._workers = [worker for worker in self._workers if worker.name is not None]
+        for worker in self._workers:
+            worker.process.send(Shutdown(self._stop.status - 128))
 
 
-def _how_many(settings: Settings, cluster: Cluster) -> tuple[int, bool]:
-    """How many workers, and whether each has a GPU to itself."""
+def _pool_size(settings: Settings, cluster: Cluster) -> tuple[int, bool]:
+    """Return the number of workers, and whether each has its own GPU."""
     gpu = settings.hosted_model is None and settings.device in {"auto", "cuda"} and cluster.gpus > 0
     if settings.device == "cuda" and not gpu:
         raise ConfigurationError("--device cuda: the Ray cluster has no GPU")

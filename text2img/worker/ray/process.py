@@ -1,7 +1,8 @@
-"""The processes that work for a run: started, told, heard, and missed when they die. Knows no prompts."""
+"""Ray and the worker processes: start or join Ray, start workers, exchange messages, detect when one dies."""
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import logging
 import os
@@ -27,86 +28,89 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 4  # calls that a process answers at once: its labour, and what it is told meanwhile
+_MAX_CONCURRENCY = 4  # calls that a worker process handles at once: its work, and messages to it
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """The process is gone, without having ended; ``reason`` is Ray's."""
+    """The process ended without a WorkerExited; ``reason`` is Ray's."""
 
     reason: str
 
 
 class _Actor:
-    """What Ray runs in a process of its own."""
+    """The Ray actor that runs in a worker process."""
 
     def __init__(self) -> None:
-        self._line = WorkerChannel()
+        self._channel = WorkerChannel()
 
-    def work(self, executor: Callable[[WorkerChannel], None]) -> Iterator[object]:
-        """See Line.work."""
-        yield from self._line.work(executor)
+    def work(self, target: Callable[[WorkerChannel], None]) -> Iterator[object]:
+        """Run the worker; see WorkerChannel.work."""
+        yield from self._channel.work(target)
 
-    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
-        """See Line.tell."""
-        self._line.tell(word)
+    def receive(self, message: QuotaGranted | Resume | Shutdown) -> None:
+        """Take a message of the run; see WorkerChannel.receive."""
+        self._channel.receive(message)
 
 
 class WorkerProcess:
-    """One process, which does ``labour(line)``; with ``gpu`` it has a GPU to itself.
+    """A worker process that runs ``target(channel)``; with ``gpu`` it has its own GPU.
 
-    The labour goes to the process alone: as an argument of its task, which Ray shows nowhere, and neither as
-    an argument of the actor's, which Ray would keep, nor by the environment.
+    The target is passed to the process only: as an argument of its task, which Ray shows nowhere. An argument
+    of the actor would be kept by Ray, and the environment would be visible.
     """
 
-    def __init__(self, executor: Callable[[WorkerChannel], None], *, gpu: bool) -> None:
+    def __init__(self, target: Callable[[WorkerChannel], None], *, gpu: bool) -> None:
         import ray
 
         options: dict[str, Any] = {
             "num_cpus": 0,
-            "max_concurrency": _AT_ONCE,
+            "max_concurrency": _MAX_CONCURRENCY,
             "scheduling_strategy": "SPREAD",
         }
         self._actor: Any = ray.remote(_Actor).options(**options, num_gpus=int(gpu)).remote()
-        self.said: Any = self._actor.work.options(num_returns="streaming").remote(executor)
+        self.events: Any = self._actor.work.options(num_returns="streaming").remote(target)
 
-    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
-        """Tell its process, whether it still lives or not."""
-        self._actor.tell.remote(word)
+    def send(self, message: QuotaGranted | Resume | Shutdown) -> None:
+        """Send a message to the process, whether or not it still lives."""
+        self._actor.receive.remote(message)
 
-    def leave(self) -> None:
-        """End the process, at once."""
+    def kill(self) -> None:
+        """End the process at once."""
         import ray
 
         ray.kill(self._actor)
 
 
-def listen(seats: Sequence[WorkerProcess], seconds: float) -> Iterator[tuple[WorkerProcess, object]]:
-    """What some of the seats say next, Died for one whose process is gone; nothing after ``seconds``."""
+def next_events(processes: Sequence[WorkerProcess], timeout: float) -> Iterator[tuple[WorkerProcess, object]]:
+    """Yield the next event of some of the processes, WorkerDied for a dead one; nothing after ``timeout``."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-    ready, _ = ray.wait([seat.said for seat in seats], num_returns=1, timeout=seconds)
-    for seat in [seat for seat in seats if seat.said in ready]:
+    ready, _ = ray.wait([process.events for process in processes], num_returns=1, timeout=timeout)
+    for process in [process for process in processes if process.events in ready]:
         try:
-            yield seat, ray.get(next(seat.said), timeout=seconds)
+            yield process, ray.get(next(process.events), timeout=timeout)
         except GetTimeoutError:
             continue
         except RayActorError as exc:
-            never = exc.actor_init_failed  # its machine lacks the package, say: another process would as well
-            yield seat, WorkerExited(_never_began(exc)) if never else WorkerDied(_why(exc))
+            # An actor that could not start (its machine lacks the package, for instance) is not restarted.
+            if exc.actor_init_failed:
+                yield process, WorkerExited(_start_failure(exc))
+            else:
+                yield process, WorkerDied(_reason(exc))
         except RayError as exc:
-            yield seat, WorkerExited(_never_began(exc))
+            yield process, WorkerExited(_start_failure(exc))
         except StopIteration:
-            yield seat, WorkerDied("it ended without a word")
+            yield process, WorkerDied("exited without a status")
 
 
-def _never_began(exc: Exception) -> RunFailed:
-    return RunFailed(f"a worker could not begin: {_why(exc)}")
+def _start_failure(exc: Exception) -> RunFailed:
+    return RunFailed(f"a worker could not start: {_reason(exc)}")
 
 
-def _why(exc: Exception) -> str:
-    """One line of Ray's many: the one that gives the reason, where there is such a line."""
+def _reason(exc: Exception) -> str:
+    """Return one line of Ray's message: the one that gives the reason, if there is such a line."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith("The actor is dead because") or "Error: " in line]
     return (reasons[-1:] or lines[:1] or [type(exc).__name__])[0][:300]
@@ -114,35 +118,35 @@ def _why(exc: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QuotaRequested:
-    """The worker wants to claim so many more of the run's limit, and waits for ``Granted``."""
+    """The worker wants to claim ``wanted`` more prompts of the run's limit, and waits for QuotaGranted."""
 
     wanted: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdle:
-    """The worker has found nothing to claim, and waits for ``GoOn``."""
+    """The worker has found nothing to claim, and waits for Resume."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """The worker has ended: ``failure`` is why, None where it was told to, or stopped."""
+    """The worker has ended; ``failure`` is None if it was asked to end, or stopped."""
 
     failure: Text2ImgError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaGranted:
-    """So many more may be claimed."""
+    """The worker may claim ``prompts`` more."""
 
     prompts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """There may be something to claim; not ``further``: there will not be."""
+    """There may be something to claim; without ``more_work`` there will not be, and the worker ends."""
 
-    further: bool = True
+    more_work: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,98 +157,106 @@ class Shutdown:
 
 
 class WorkerChannel:
-    """What a worker says, in its order, and what it is told, from any thread. ``End`` sets ``stop``."""
+    """The worker's end of the message channel to the run.
+
+    Any thread may use it; events arrive in the order in which they are sent. Shutdown sets ``stop``.
+    """
 
     def __init__(self) -> None:
         self.stop = Stop()
-        self._said: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._granted: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._told: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._asking = threading.Lock()
+        self._resumed: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._quota_lock = threading.Lock()
 
-    def say(self, event: object) -> None:
-        """Let the run know; never waits."""
-        self._said.put(event)
+    def send(self, event: object) -> None:
+        """Send an event to the run; never waits."""
+        self._events.put(event)
 
-    def ask(self, wanted: int) -> int:
-        """So many of the ``wanted`` prompts are granted. Raises Stopped when the run is asked to end."""
-        with self._asking:
-            self.say(QuotaRequested(wanted))
+    def request_quota(self, wanted: int) -> int:
+        """Return how many of the ``wanted`` prompts are granted. Raises Stopped when the run has to end."""
+        with self._quota_lock:
+            self.send(QuotaRequested(wanted))
             granted = self._granted.get()
         self.stop.check()
         return granted
 
-    def rest(self) -> bool:
-        """Wait, idle, until told to go on; False: to end. Raises Stopped when the run is asked to end."""
-        self.say(WorkerIdle())
-        further = self._told.get()
+    def wait_for_work(self) -> bool:
+        """Wait until the run resumes this worker; return False if there is no more work.
+
+        Raises Stopped when the run has to end.
+        """
+        self.send(WorkerIdle())
+        more_work = self._resumed.get()
         self.stop.check()
-        return further
+        return more_work
 
-    def tell(self, word: QuotaGranted | Resume | Shutdown) -> None:
-        """The run tells the worker."""
-        if isinstance(word, QuotaGranted):
-            self._granted.put(word.prompts)
-        elif isinstance(word, Resume):
-            self._told.put(word.further)
+    def receive(self, message: QuotaGranted | Resume | Shutdown) -> None:
+        """Take a message of the run."""
+        if isinstance(message, QuotaGranted):
+            self._granted.put(message.prompts)
+        elif isinstance(message, Resume):
+            self._resumed.put(message.more_work)
         else:
-            self.stop.set(word.signal)
-            self._granted.put(0)  # whoever waits shall see it
-            self._told.put(False)
+            self.stop.set(message.signal)
+            self._granted.put(0)  # wakes a thread that waits for either message
+            self._resumed.put(False)
 
-    def work(self, executor: Callable[[WorkerChannel], None]) -> Iterator[object]:
-        """Do the labour in a thread of its own; all that is said meanwhile, and ``Ended`` at the last."""
-        threading.Thread(target=self._work, args=(executor,), name="labour", daemon=True).start()
-        while not isinstance(event := self._said.get(), WorkerExited):
+    def work(self, target: Callable[[WorkerChannel], None]) -> Iterator[object]:
+        """Run the target in its own thread; yield the events that are sent, WorkerExited last."""
+        threading.Thread(target=self._run, args=(target,), name="worker", daemon=True).start()
+        while not isinstance(event := self._events.get(), WorkerExited):
             yield event
         yield event
 
-    def _work(self, executor: Callable[[WorkerChannel], None]) -> None:
+    def _run(self, target: Callable[[WorkerChannel], None]) -> None:
         failure: Text2ImgError | None = None
         try:
-            executor(self)
+            target(self)
         except Stopped:
-            pass  # who stopped it knows
+            pass  # the run asked for it
         except Text2ImgError as exc:
             failure = exc
         except BaseException as exc:
             log.debug("the worker failed", exc_info=exc)
-            first = (str(exc).splitlines() or [""])[0]
-            failure = RunFailed(f"unexpected {type(exc).__name__}: {first}; --log-level DEBUG shows where")
-        self.say(WorkerExited(failure))
+            first_line = (str(exc).splitlines() or [""])[0]
+            failure = RunFailed(
+                f"unexpected {type(exc).__name__}: {first_line}; --log-level DEBUG shows where"
+            )
+        self.send(WorkerExited(failure))
 
 
-_ALONE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to have it listen on 127.0.0.1 alone
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
+_LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only way to make Ray listen on 127.0.0.1 alone
     "RAY_AUTH_MODE": "token",
 }
-_ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0"}
-_OBJECTS = 80 * 1024 * 1024
-"""Bytes of shared memory for objects, next to the least that Ray takes: what is said here is small."""
-_LOOK = 0.05  # seconds
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+"""Bytes of shared memory for objects, close to Ray's minimum: the messages here are small."""
+_POLL_INTERVAL = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What is there: GPUs, and machines by their addresses."""
+    """A Ray cluster: the number of its GPUs, and the addresses of its machines."""
 
     gpus: int
     machines: frozenset[str]
 
 
 def check(address: str | None) -> None:
-    """Raise ConfigurationError for what cannot be, as far as it is known without asking anybody."""
+    """Raise ConfigurationError for what cannot work, as far as it is known without a request."""
     if find_spec("ray") is None:
         raise ConfigurationError("--workers needs Ray; pip install 'ray==2.60.0'")
     if address is not None and address.startswith("ray://"):
         raise ConfigurationError(
-            "--ray-address (RAY_ADDRESS): a run has to begin on a machine of the cluster (ray job submit), "
-            "not at the end of a ray:// connection"
+            "--ray-address (RAY_ADDRESS): ray:// connections are not supported; start the run on a machine of"
+            " the cluster (ray job submit)"
         )
 
 
 def is_here(address: str | None) -> bool:
-    """Whether Ray's address (None: one that is started here; auto; HOST:PORT) may be this very machine's."""
+    """Return True if Ray's address may be this machine's; None (Ray is started here), auto or HOST:PORT."""
     host = "" if address in {None, "auto", "local"} else str(address).rpartition(":")[0].strip("[]")
     if host in {"", "localhost", socket.gethostname()}:
         return True
@@ -257,20 +269,20 @@ def is_here(address: str | None) -> bool:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[Cluster]:
-    """Ray, started or joined; leaving the block ends what was started. Called from the main thread.
+def ray_cluster(address: str | None) -> Iterator[Cluster]:
+    """Start or join Ray; leaving the block ends what was started. Call it from the main thread.
 
-    Raises RunFailed where that cannot be.
+    Raises RunFailed if Ray can be neither started nor joined.
     """
     folder = tempfile.mkdtemp(prefix="text2img-ray-") if address is None else None
-    os.environ.update(_ALWAYS)
+    os.environ.update(_ENVIRONMENT)
     if folder is not None:
-        os.environ.update(_ALONE, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(_LOCAL_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
     session = _Session(address, folder)
-    with redirect_stdout(_StdoutFilter(sys.stdout)):  # also while Ray ends: it has most to say then
+    with redirect_stdout(_StdoutFilter(sys.stdout)):  # also while Ray ends, when it prints the most
         try:
             session.start()
-            yield _found()
+            yield _inspect_cluster()
         finally:
             session.end()
             if folder is not None:
@@ -278,39 +290,41 @@ def joined(address: str | None) -> Iterator[Cluster]:
 
 
 class _Session:
-    """A thread that has started Ray and stays: the processes that it starts are killed when it ends, as the
-    kernel does for us where this whole process dies.
+    """A thread that starts Ray and lives as long as the session.
+
+    The kernel kills the processes that it starts when the thread ends, also if this whole process dies.
     """
 
     def __init__(self, address: str | None, folder: str | None) -> None:
         self._address, self._folder = address, folder
-        self._begun, self._over = threading.Event(), threading.Event()
+        self._started, self._closed = threading.Event(), threading.Event()
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._hold, name="ray_session", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="ray_session", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns once Ray is there. Raises RunFailed."""
+        """Start the thread and wait until Ray is available. Raises RunFailed."""
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        records = logging.getLogRecordFactory()
+        record_factory = logging.getLogRecordFactory()
         self._thread.start()
-        begun = False
-        while not begun:
-            begun = self._begun.wait(_LOOK)
-            for number, handler in handlers.items():  # Ray puts its own there, whose end is an abort
+        started = False
+        while not started:
+            started = self._started.wait(_POLL_INTERVAL)
+            for number, handler in handlers.items():  # Ray installs its own, which abort
                 signal.signal(number, handler)
-            logging.setLogRecordFactory(records)  # Ray's marks every record of everybody's
+            logging.setLogRecordFactory(record_factory)  # Ray's own marks the records of all loggers
         if self._failure is not None:
-            first = (str(self._failure).splitlines() or [""])[0]
-            where = f"at {self._address} cannot be joined" if self._address else "does not start"
-            raise RunFailed(f"Ray {where}: {first or type(self._failure).__name__}") from self._failure
+            first_line = (str(self._failure).splitlines() or [""])[0]
+            problem = f"at {self._address} cannot be joined" if self._address else "does not start"
+            reason = first_line or type(self._failure).__name__
+            raise RunFailed(f"Ray {problem}: {reason}") from self._failure
 
     def end(self) -> None:
         """End what was started."""
-        self._over.set()
+        self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    def _hold(self) -> None:
+    def _run(self) -> None:
         try:
             import ray
 
@@ -318,8 +332,8 @@ class _Session:
         except Exception as exc:  # noqa: BLE001 - it is raised again in the main thread
             self._failure = exc
         finally:
-            self._begun.set()
-        self._over.wait()
+            self._started.set()
+        self._closed.wait()
         with suppress(Exception):
             ray.shutdown()
 
@@ -327,29 +341,46 @@ class _Session:
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address is not None:
             return {"address": self._address, **quiet}
-        own = {"include_dashboard": False, "object_store_memory": _OBJECTS, "_temp_dir": self._folder}
-        return {"address": "local", "num_cpus": 1, **own, **quiet}
+        local = {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_temp_dir": self._folder,
+        }
+        return {"address": "local", "num_cpus": 1, **local, **quiet}
 
 
-class _StdoutFilter:
-    """Standard output, but for what Ray prints, in threads that are called so: that is logged as DEBUG."""
+class _StdoutFilter(io.TextIOBase):
+    """Standard output without what Ray's threads (``ray_…``) print, which is logged at DEBUG."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As TextIO.write."""
+        """Write the text, or log it if one of Ray's threads prints it."""
         if not threading.current_thread().name.startswith("ray_"):
             return self._stream.write(text)
         if text.strip():
             log.debug("Ray: %s", text.strip())
         return len(text)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    def flush(self) -> None:
+        """Flush the stream."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """Return the stream's file descriptor."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Return True if the stream is a terminal."""
+        return self._stream.isatty()
+
+    def writable(self) -> bool:
+        """Return True: the stream is written to."""
+        return True
 
 
-def _found() -> Cluster:
+def _inspect_cluster() -> Cluster:
     import ray
 
     machines = frozenset(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])

@@ -1,6 +1,6 @@
-"""A worker's share of a run that several do: the same labour, in a process of its own, at the end of a line.
+"""One worker of the pool in its own process: it runs as a local worker does and reports events to the pool.
 
-What happens is said on the line: ``crew`` keeps the run's document and tells of it. Knows no Ray.
+The events go through a message channel. The pool keeps the run's document and sends the run's notifications.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from text2img.telemetry.progress import NullProgress
 from text2img.telemetry.stats import RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
-from text2img.worker.build import RunContext
 from text2img.worker.flow import MAX_RETRY_WAIT
 from text2img.worker.leases import Leases
 from text2img.worker.local import LocalExecutor
@@ -38,14 +37,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("text2img.run")
 
 _GRACE = 3.0
-"""Seconds from being asked to end to giving up: less than the run's own, which waits for its workers."""
-_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""Seconds from a shutdown request to the forced exit: less than those of the run, which waits for workers."""
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is given of a run: about ``waiting`` prompts are its to make, and relative paths begin at
-    ``folder``, where its machine has one of that name.
+    """What a worker needs to know of a run.
+
+    About ``waiting`` prompts are expected for this worker. Relative paths begin at ``folder``, if its machine
+    has a folder of that name.
     """
 
     settings: Settings
@@ -56,36 +57,36 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStarted:
-    """The worker has begun. ``name`` is who claims."""
+    """The worker has started, and claims under ``name``."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStarted:
-    """These go on the worker's device now."""
+    """A batch of these requests goes on the worker's device."""
 
     requests: Sequence[Request]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchFinished:
-    """The worker's device has made so many pictures in so many seconds."""
+    """The worker's device has made a batch: the number of images, and the seconds it took."""
 
-    pictures: int
+    images: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomesRecorded:
-    """These outcomes are written down."""
+    """The worker has recorded these outcomes."""
 
     outcomes: Sequence[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """What the worker has come to: seconds by stage, bytes of its device's memory, its model."""
+    """The worker's totals so far: seconds by stage, bytes of its device's memory, its model."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0
@@ -99,81 +100,83 @@ class LogRecordMessage:
     logger: str
     level: int
     message: str
-    facts: Mapping[str, object]
+    fields: Mapping[str, object]
 
 
-def work(share: WorkerSpec, line: WorkerChannel) -> None:
-    """Do the share; see Executor.work. What the process is given besides is its machine's own environment."""
-    _log_to(line, share.settings.log_level)
+def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
+    """Run one worker of the run; see Executor.work. The environment is that of the worker's machine."""
+    _send_logs(channel, spec.settings.log_level)
     with suppress(OSError):
-        os.chdir(share.folder)
-    settings, name = share.settings, build.worker_name()
+        os.chdir(spec.folder)
+    settings, name = spec.settings, build.worker_name()
     with closing(build.database(settings)) as database:
-        line.say(WorkerStarted(name))
-        deps = replace(build.build(settings, line.stop.wait), callback=None)  # the pool notifies the receiver
+        channel.send(WorkerStarted(name))
+        # The pool sends the run's callback; a worker only delivers prompts' own webhooks.
+        deps = replace(build.build(settings, channel.stop.wait), callback=None)
         executor = LocalExecutor(settings, deps)
         leases = Leases(database, settings.lease_seconds, lambda: None)
-        teller = build.notifier(deps, database, share.run_id, name)
+        notifier = build.notifier(deps, database, spec.run_id, name)
 
         def recorded(outcomes: Sequence[Outcome]) -> None:
-            teller.recorded(outcomes)
-            line.say(OutcomesRecorded(outcomes))
-            line.say(_spent(executor, stats))
+            notifier.recorded(outcomes)
+            channel.send(OutcomesRecorded(outcomes))
+            channel.send(_worker_stats(executor, stats))
 
         def force_exit(status: int) -> None:
             with suppress(Exception):
                 run_with_timeout(1, leases.release)
             os._exit(status)
 
-        stats, seen = _Tally(line), traces(os.environ, share.run_id, endless=True)
-        teller.start()
+        stats, run_traces = _ReportingStats(channel), traces(os.environ, spec.run_id, endless=True)
+        progress = run_traces.wrap_progress(notifier.wrap_progress(_ReportingProgress(channel)))
+        notifier.start()
         try:
-            with Watchdog(line.stop, settings.stall_timeout, force_exit, _GRACE) as watchdog:
+            with Watchdog(channel.stop, settings.stall_timeout, force_exit, _GRACE) as watchdog:
                 executor.work(
-                    RunContext(
-                        run_id=share.run_id,
+                    build.RunContext(
+                        run_id=spec.run_id,
                         worker=name,
-                        database=with_retries(database, settings.database_patience, line.stop.wait),
-                        stop=line.stop,
+                        database=with_retries(database, settings.database_patience, channel.stop.wait),
+                        stop=channel.stop,
                         tell=settings.callback_url is not None,
-                        seconds=StageTimer(seen.stage),
-                        waiting=share.waiting,
+                        seconds=StageTimer(run_traces.stage),
+                        waiting=spec.waiting,
                         leases=leases,
                         watchdog=watchdog,
-                        progress=seen.wrap_progress(teller.wrap_progress(_Progress(line))),
+                        progress=progress,
                         stats=stats,
                         recorded=recorded,
-                        serving=_Rests(line),
-                        traces=seen,
-                        more=None if settings.limit is None else line.ask,
+                        serving=_PoolWorkSource(channel),
+                        traces=run_traces,
+                        more=None if settings.limit is None else channel.request_quota,
                     )
                 )
         finally:
-            line.say(_spent(executor, stats))
-            teller.close("running", 1)
-            seen.close(1, succeeded=True)
+            channel.send(_worker_stats(executor, stats))
+            notifier.close("running", 1)
+            run_traces.close(1, succeeded=True)
 
 
-def _spent(executor: LocalExecutor, stats: RunStats) -> WorkerStats:
+def _worker_stats(executor: LocalExecutor, stats: RunStats) -> WorkerStats:
     return WorkerStats(executor.spent(), executor.peak_memory() if stats.made else 0, executor.model)
 
 
-class _Rests:
-    """A worker that finds nothing to claim goes on when it is told to; see Rounds."""
+class _PoolWorkSource:
+    """Work source of a worker in the pool: an idle worker resumes on the pool's message; see WorkSource."""
 
-    endless = False
+    long_running = False
 
-    def __init__(self, line: WorkerChannel) -> None:
-        self._line = line
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
 
-    def another(self, waits: Callable[[], bool], settled: int, due: float | None) -> bool:
-        """Wait for the worker's own retry, if it comes soon enough to wait for, else to be told."""
-        del waits, settled
+    def wait_for_work(self, has_work: Callable[[], bool], recorded: int, next_retry_at: float | None) -> bool:
+        """Wait for the worker's own retry, if it is due soon enough, else for the pool's message."""
+        del has_work, recorded
         now = time.monotonic()
-        if due is not None and due <= now + MAX_RETRY_WAIT:
-            self._line.stop.wait(due - now)
+        if next_retry_at is not None and next_retry_at <= now + MAX_RETRY_WAIT:
+            self._channel.stop.wait(next_retry_at - now)
             return True
-        return self._line.rest()
+        return self._channel.wait_for_work()
 
     def __enter__(self) -> Self:
         return self
@@ -182,52 +185,55 @@ class _Rests:
         pass
 
 
-class _Progress(NullProgress):
-    """Says which batch is on the device."""
+class _ReportingProgress(NullProgress):
+    """Progress that reports each batch that goes on the device."""
 
-    def __init__(self, line: WorkerChannel) -> None:
-        self._line = line
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """See Progress."""
-        self._line.say(BatchStarted(requests))
+        """Report the batch; see Progress."""
+        self._channel.send(BatchStarted(requests))
 
 
-class _Tally(RunStats):
-    """Says how long the device took."""
+class _ReportingStats(RunStats):
+    """Statistics that also report how long the device took."""
 
-    def __init__(self, line: WorkerChannel) -> None:
+    def __init__(self, channel: WorkerChannel) -> None:
         super().__init__()
-        self._line = line
+        self._channel = channel
 
     def batch(self, size: int, started: float, ended: float) -> None:
-        """See RunStats."""
+        """Add and report a batch; see RunStats."""
         super().batch(size, started, ended)
-        self._line.say(BatchFinished(size, ended - started))
+        self._channel.send(BatchFinished(size, ended - started))
 
 
-class _Handler(logging.Handler):
-    """Says log records, instead of writing them where only this machine's owner finds them."""
+class _ChannelHandler(logging.Handler):
+    """Log handler that sends records to the run, instead of writing them on the worker's machine."""
 
-    def __init__(self, line: WorkerChannel) -> None:
+    def __init__(self, channel: WorkerChannel) -> None:
         super().__init__()
-        self._line = line
+        self._channel = channel
         self._host = socket.gethostname()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As Handler.emit; a stack trace goes with it as a fact."""
-        facts = {
-            name: value for name, value in vars(record).items() if name not in _FIELDS and name[0] != "_"
+        """Send the record; see Handler.emit. A stack trace becomes one of its fields."""
+        fields = {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _STANDARD_FIELDS and name[0] != "_"
         }
-        facts |= {"worker_host": self._host, "worker_pid": os.getpid()}
+        fields |= {"worker_host": self._host, "worker_pid": os.getpid()}
         if record.exc_info and log.isEnabledFor(logging.DEBUG):
-            facts["stack_trace"] = "".join(traceback.format_exception(*record.exc_info))
-        self._line.say(LogRecordMessage(record.name, record.levelno, record.getMessage(), facts))
+            fields["stack_trace"] = "".join(traceback.format_exception(*record.exc_info))
+        self._channel.send(LogRecordMessage(record.name, record.levelno, record.getMessage(), fields))
 
 
-def _log_to(line: WorkerChannel, level: str) -> None:
+def _send_logs(channel: WorkerChannel, level: str) -> None:
+    """Configure logging of this process so that its records go to the run."""
     root = logging.getLogger()
-    root.handlers[:] = [_Handler(line)]
+    root.handlers[:] = [_ChannelHandler(channel)]
     root.setLevel(logging.WARNING)
     logging.getLogger("text2img").setLevel(level)
     logging.captureWarnings(capture=True)
