@@ -13,7 +13,7 @@ from text2img.databases import Collections, Run, open_database
 BEGAN = datetime(2026, 5, 4, 1, tzinfo=UTC)
 HOSTILE = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'>"
 NEGATIVE = "<!--<script>blurry & \u2028 dark"
-SAFETY = "the model's safety checker flagged the picture"
+SAFETY = "the model's safety checker flagged the image"
 USED = {"seed": 7, "num_inference_steps": 20, "guidance_scale": 3.0, "scheduler": "dpm++", "width": 128}
 
 

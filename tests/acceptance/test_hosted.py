@@ -233,7 +233,7 @@ def test_a_dry_run_tells_what_the_generator_would_refuse(tmp_path, fal):
     )
     shown = _run(tmp_path, fal, "--dry-run").stdout
     assert "  lora would fail: a hosted model takes no LoRAs" in shown
-    assert "  scheduler would fail: scheduler euler does not fit this model" in shown
+    assert "  scheduler would fail: scheduler euler is not supported by this model" in shown
     assert shown.count("batch ") == 1
     assert _run(tmp_path, fal).returncode == 3
     codes = {name: row["error_code"] for name, row in _prompts(tmp_path).items()}

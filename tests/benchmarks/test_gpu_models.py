@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import models
-from text2img.engine.deepcache import outer, whole
+from text2img.engine.deepcache import cached_forward, full_forward
 from text2img.engine.devices import silence_libraries, suppress_warnings
 
 
@@ -82,8 +82,8 @@ def test_a_call_with_cached_features_is_the_share_that_is_said(denoiser, name, s
         more = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
         told = {"timestep": torch.tensor(1), "encoder_hidden_states": torch.zeros(1, 77, width)}
         told["added_cond_kwargs"] = more
-        features = whole(unet, noise, told)[1]
-        cached = _gflop(lambda: outer(unet, noise, told, features))
+        features = full_forward(unet, noise, told)[1]
+        cached = _gflop(lambda: cached_forward(unet, noise, told, features))
     assert cached / model.unet_gflop == pytest.approx(share, abs=0.005)
 
 

@@ -71,7 +71,7 @@ def look(folder: Path, **options):
 
 def pipe_of(engine: DiffusersEngine):
     """The diffusers pipeline within, to plant failures in."""
-    return engine._loaded.draughtsman._pipe
+    return engine._loaded.denoiser._pipe
 
 
 def ask(seed: int = 0, text: str = "a cat", **wanted) -> Request:

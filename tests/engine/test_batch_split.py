@@ -39,7 +39,7 @@ def full_above(most, error=None):
 def engine(loaded):
     """The shared engine, with no memory of what did not fit."""
     engine = loaded("sd1")
-    engine._loaded.parts._fits.clear()
+    engine._loaded.splitter._max_sizes.clear()
     return engine
 
 

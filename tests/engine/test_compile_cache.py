@@ -28,11 +28,11 @@ def test_kept_for_later_runs(tmp_path):
     cache = CompileCache(folder)
     cache.check()
     cache.open()
-    cache.remember("one", Estimate(gain=-0.1, cost=1))
-    cache.remember("other", MEASURED)
-    cache.remember("one", MEASURED)
+    cache.put("one", Estimate(gain=-0.1, cost=1))
+    cache.put("other", MEASURED)
+    cache.put("one", MEASURED)
     later = CompileCache(folder)
-    assert [later.recall(key) for key in ("one", "other", "none")] == [MEASURED, MEASURED, None]
+    assert [later.get(key) for key in ("one", "other", "none")] == [MEASURED, MEASURED, None]
 
 
 def test_without_a_folder(tmp_path, monkeypatch):
@@ -42,8 +42,8 @@ def test_without_a_folder(tmp_path, monkeypatch):
     cache = CompileCache(None)
     cache.check()
     cache.open()
-    cache.remember("one", MEASURED)
-    assert cache.recall("one") is None
+    cache.put("one", MEASURED)
+    assert cache.get("one") is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,8 +55,8 @@ def test_broken_file(tmp_path, content):
     """A file that cannot be read is as if nothing had been measured, and is written anew."""
     (tmp_path / "text2img-measured.json").write_text(content, encoding="latin-1")
     cache = CompileCache(str(tmp_path))
-    assert cache.recall("one") is None
-    cache.remember("one", MEASURED)
+    assert cache.get("one") is None
+    cache.put("one", MEASURED)
     assert json.loads((tmp_path / "text2img-measured.json").read_text())["one"] == {"gain": 0.25, "cost": 90}
 
 
@@ -75,7 +75,7 @@ def test_disk_full_later(tmp_path, caplog):
     cache = CompileCache(str(tmp_path / "cache"))
     cache.open()
     (tmp_path / "cache").rmdir()
-    cache.remember("one", MEASURED)
+    cache.put("one", MEASURED)
     assert "could not be kept" in caplog.text
 
 

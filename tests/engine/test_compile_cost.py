@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.engine.compile_policy import CAUTIOUS, BatchTimings, Decision, Estimate, Pace
+from text2img.engine.compile_policy import CAUTIOUS, BatchTimings, Decision, Estimate, StepTiming
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_the_figures_are_told():
     """A decision says the figures it was made by."""
     decision = Decision(1500, 0.8, Estimate(gain=0.25, cost=90))
     assert str(decision) == (
-        "compiling pays: 1500 prompts of this shape are left at 0.80 s each; 25% of that is 300 s, and"
+        "compiling pays: 1500 prompts of this shape remain at 0.80 s each; 25% of that is 300 s, and"
         " compiling takes 90 s"
     )
     assert str(Decision(1, 0.8, CAUTIOUS)).startswith("compiling does not pay: 1 prompts")
@@ -38,43 +38,43 @@ def test_the_figures_are_told():
 @pytest.mark.parametrize(("gain", "cost"), [(float("nan"), 1), (1.0, 1), (0.1, -1), (0.1, float("inf"))])
 def test_no_estimate(gain, cost):
     """What cannot have been measured is no estimate."""
-    with pytest.raises(ValueError, match="no estimate"):
+    with pytest.raises(ValueError, match="invalid estimate"):
         Estimate(gain=gain, cost=cost)
 
 
-def test_pace():
+def test_step_timing():
     """The first batch warms up; the others' mean counts, each by its steps."""
-    pace = Pace()
-    pace.add(100, 1000.0)
-    assert (pace.counted, pace.step) == (0, None)
-    pace.add(100, 10.0)
-    pace.add(300, 50.0)
-    assert (pace.counted, pace.step) == (2, 60 / 400)
+    timing = StepTiming()
+    timing.add(100, 1000.0)
+    assert (timing.counted, timing.seconds_per_step) == (0, None)
+    timing.add(100, 10.0)
+    timing.add(300, 50.0)
+    assert (timing.counted, timing.seconds_per_step) == (2, 60 / 400)
 
 
-def test_what_is_ahead():
+def test_remaining():
     """Of the prompts that are left the same share will be of a shape as of those that came."""
-    ledger = BatchTimings()
+    timings = BatchTimings()
     for shape, prompts in (("wide", 30), ("tall", 10)):
-        ledger.add_seen(shape, prompts)
+        timings.add_seen(shape, prompts)
     for seconds in (99.0, 40.0):
-        ledger.add_timing("wide", 10, 20, seconds, compiled=False)
-    assert ledger.remaining("wide", 10, left=200, steps=50) == (150, 40 / (10 * 20) * 50)
-    assert ledger.remaining("wide", 5, left=200, steps=50) is None  # batches of five were not seen
-    assert ledger.remaining("tall", 10, left=200, steps=50) is None
+        timings.add_timing("wide", 10, 20, seconds, compiled=False)
+    assert timings.remaining("wide", 10, total=200, steps=50) == (150, 40 / (10 * 20) * 50)
+    assert timings.remaining("wide", 5, total=200, steps=50) is None  # batches of five were not seen
+    assert timings.remaining("tall", 10, total=200, steps=50) is None
 
 
 def test_gain():
     """The first compiled batch that is counted tells the gain, once."""
-    ledger = BatchTimings()
+    timings = BatchTimings()
     for seconds in (99.0, 40.0):
-        assert ledger.add_timing("wide", 10, 20, seconds, compiled=False) is None
-    assert ledger.add_timing("wide", 10, 20, 99.0, compiled=True) is None
-    assert ledger.add_timing("wide", 10, 20, 30.0, compiled=True) == pytest.approx(0.25)
-    assert ledger.add_timing("wide", 10, 20, 30.0, compiled=True) is None
+        assert timings.add_timing("wide", 10, 20, seconds, compiled=False) is None
+    assert timings.add_timing("wide", 10, 20, 99.0, compiled=True) is None
+    assert timings.add_timing("wide", 10, 20, 30.0, compiled=True) == pytest.approx(0.25)
+    assert timings.add_timing("wide", 10, 20, 30.0, compiled=True) is None
 
 
 def test_gain_unknown():
     """Without anything to compare with there is no gain."""
-    ledger = BatchTimings()
-    assert [ledger.add_timing("wide", 10, 20, 1.0, compiled=True) for _ in range(3)] == [None] * 3
+    timings = BatchTimings()
+    assert [timings.add_timing("wide", 10, 20, 1.0, compiled=True) for _ in range(3)] == [None] * 3

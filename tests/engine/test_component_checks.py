@@ -26,7 +26,7 @@ def test_clip_vocabulary_size(copy, change):
     folder = copy("sd1")
     config = json.loads((folder / "text_encoder/config.json").read_text())
     edit(folder / "text_encoder/config.json", vocab_size=config["vocab_size"] - change)
-    with pytest.raises(ModelFailed, match="do not belong together"):
+    with pytest.raises(ModelFailed, match="they do not match"):
         look(folder)
 
 
@@ -86,5 +86,5 @@ def test_parts_of_different_models(copy, family, file, change):
     """Components whose widths disagree are of different models."""
     folder = copy(family)
     edit(folder / file / "config.json", **change)
-    with pytest.raises(ModelFailed, match="of different models"):
+    with pytest.raises(ModelFailed, match="from different models"):
         look(folder)

@@ -51,7 +51,7 @@ def test_latents_not_finite(loaded, hooked, family, value):
     hooked(getattr(pipe, "unet", None) or pipe.transformer, spoil)
     after = draw(engine, *(ask(seed) for seed in range(3)))
     assert after[1].code is ErrorCode.NOT_FINITE
-    assert "the model's result" in str(after[1])  # known before it is decoded
+    assert "the model's latents" in str(after[1])  # known before it is decoded
     for seed in (0, 2):
         assert np.array_equal(before[seed].pixels, after[seed].pixels)
 
@@ -107,9 +107,9 @@ def test_decoded_alone_or_not(loaded):
     pipe = pipe_of(loaded("sd1"))
     decoder = Decoder(pipe, FAMILIES["StableDiffusionPipeline"])
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    together = decoder.pictures(latents, (64, 64))
+    together = decoder.decode(latents, (64, 64))
     for one, beside in zip(latents, together, strict=True):
-        (alone,) = decoder.pictures(one[None], (64, 64))
+        (alone,) = decoder.decode(one[None], (64, 64))
         assert np.array_equal(alone, beside)
 
 
@@ -128,7 +128,7 @@ def test_waits_do_not_grow(loaded):
     decoder = Decoder(pipe_of(loaded("sd1")), FAMILIES["StableDiffusionPipeline"])
     for pictures in (1, 5):
         with Waits() as waits:
-            decoder.pictures(torch.zeros(pictures, 4, 8, 8), (64, 64))
+            decoder.decode(torch.zeros(pictures, 4, 8, 8), (64, 64))
         assert waits.count == 0
 
 
@@ -154,10 +154,10 @@ def test_normalised_latents(loaded, monkeypatch):
 def test_other_pipelines(loaded):
     """A pipeline of no known family decodes for itself; what it gives is looked at all the same."""
     decoder = Decoder(pipe_of(loaded("sd3")), OTHER)
-    assert decoder.wants == "pt"
+    assert decoder.output_type == "pt"
     output = torch.rand(2, 3, 8, 16)
     output[1, 0, 0, 0] = float("nan")
-    image, failed = decoder.pictures(output, (16, 8))
+    image, failed = decoder.decode(output, (16, 8))
     assert np.abs(image / 255 - output[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
     assert failed.code is ErrorCode.NOT_FINITE
 

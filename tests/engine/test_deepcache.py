@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
-from text2img.engine.deepcache import install, outer, whole
+from text2img.engine.deepcache import cached_forward, full_forward, install
 from text2img.engine.devices import suppress_warnings
 from text2img.errors import ConfigurationError
 
@@ -71,9 +71,9 @@ def test_each_call_whole_is_exact(unet, family, sides):
 def test_outer_layers_with_fresh_features_are_exact(unet, family):
     """The outer layers give the whole's prediction where the features are this very call's, and read them."""
     network, sample, told = unet(family)
-    predicted, features = whole(network, sample, told)
-    assert torch.equal(outer(network, sample, told, features), predicted)
-    assert not torch.equal(outer(network, sample, told, features * 1.1), predicted)
+    predicted, features = full_forward(network, sample, told)
+    assert torch.equal(cached_forward(network, sample, told, features), predicted)
+    assert not torch.equal(cached_forward(network, sample, told, features * 1.1), predicted)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -162,7 +162,7 @@ def test_unets_of_another_kind_are_refused(copy, change):
     """A UNet whose outermost blocks or inputs are others than those that were tried is refused, too."""
     folder = copy("sd1")
     edit(folder / "unet" / "config.json", **change)
-    with pytest.raises(ConfigurationError, match="blocks are of another kind"):
+    with pytest.raises(ConfigurationError, match="does not support the block types"):
         look(folder, feature_cache=3)
 
 

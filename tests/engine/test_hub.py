@@ -40,7 +40,7 @@ from text2img.engine.hub import find
 from text2img.engine import EngineOptions
 from text2img.errors import ModelFailed
 try:
-    find(EngineOptions(model='owner/model'), patience=0.2)
+    find(EngineOptions(model='owner/model'), timeout=0.2)
 except ModelFailed as exc:
     print(exc)
 """
@@ -172,7 +172,7 @@ def test_refused(httpserver, tmp_path):
     for line, (name, (_, _, says)) in zip(refused, REFUSALS.items(), strict=True):
         assert line.startswith("ModelFailed "), name
         assert says in line, name
-    assert "owner/bare is no model in diffusers' format: it has no model_index.json" in bare
+    assert "owner/bare is not in diffusers' format: it has no model_index.json" in bare
 
 
 def test_silent_hub(tmp_path):

@@ -95,7 +95,7 @@ def test_not_text_to_image(copy, name):
     """A pipeline that is unknown, or wants more than a text, is refused."""
     folder = copy("sd1")
     edit(folder / "model_index.json", _class_name=name)
-    with pytest.raises(ModelFailed, match=f"{name} draws no pictures from text alone"):
+    with pytest.raises(ModelFailed, match=f"{name} cannot generate images from text alone"):
         look(folder)
 
 

@@ -46,7 +46,9 @@ def merged(engine, made, weight=1.0):
     Afterwards it has the weights that it had before, bit by bit.
     """
     pipe, before = pipe_of(engine), []
-    engine._loaded.draughtsman._reader._voice = object  # a text that was read with other weights is read anew
+    engine._loaded.denoiser._text_encoder._text_lora_key = (
+        object  # a text that was read with other weights is read anew
+    )
     for name, (down, up) in made.items():
         component, _, path = name.partition(".")
         module = getattr(pipe, component).get_submodule(path)

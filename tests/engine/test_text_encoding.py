@@ -102,7 +102,7 @@ def test_truncated(loaded, family):
 
 def test_weighting_syntax_is_text(loaded):
     """A "+" and parentheses are letters like others: nothing is weighted."""
-    readers = ChunkedText(pipe_of(loaded("sd1")))._readers
+    readers = ChunkedText(pipe_of(loaded("sd1")))._text_encoders
     assert len(set(readers[0].windows("(cat)++"))) == 1
     assert readers[0].windows("(cat)++") != readers[0].windows("cat")
 

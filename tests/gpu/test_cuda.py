@@ -121,7 +121,7 @@ def test_one_copy(folder, pictures):
     pipe = pipe_of(open_engine(folder("sd1"), device="cuda", dtype="fp16"))
     decoder = Decoder(pipe, FAMILY["StableDiffusionPipeline"])
     latents = torch.zeros(pictures, 4, 8, 8, dtype=torch.float16, device="cuda")
-    sizes = copies_to_the_host(lambda: decoder.pictures(latents, (64, 64)))
+    sizes = copies_to_the_host(lambda: decoder.decode(latents, (64, 64)))
     assert len(sizes) == 2
     assert max(sizes) in (0, pictures * 3 * 64 * 64)  # 0 where the profiler counts no bytes
 

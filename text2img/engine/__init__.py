@@ -1,4 +1,7 @@
-"""Which model runs on which device, and how. Imports no torch: whoever reads settings can build it."""
+"""Engines: which model runs on which device, and how. Knows no database and no storage.
+
+This module imports no torch, so that code which only reads settings can create the options.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ Offload = Literal["none", "model", "sequential"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What the diffusers engine needs to know before it looks at a model.
+    """Options of the diffusers engine, chosen before it has seen a model.
 
     ``model`` is a folder or a hub id; ``revision`` pins a hub id; ``variant`` names a set of weight files,
     such as ``fp16``. ``dtype`` ``auto`` is fp16 on a GPU and fp32 on the CPU. ``safety_checker`` False
-    leaves the model's own checker unloaded. ``compile`` says when the denoiser is compiled: where it pays,
-    at the first batch of each shape, or not at all; ``compile_cache`` is the folder that keeps what was
-    compiled and measured for later runs. ``feature_cache`` n > 1 computes the deep part of a UNet at every
-    n-th call only; ``autoencoder`` names a tiny autoencoder (a folder or hub id) that decodes in place of the
-    model's own: both are approximations. ``offload`` keeps the weights in the host's memory but for the part
-    (``model``) or the layer (``sequential``) that is running.
+    leaves the model's own checker unloaded. ``compile`` sets when the denoiser is compiled: where it pays,
+    at the first batch of each shape, or never. ``compile_cache`` is the folder that keeps compiled code and
+    measurements for later runs. ``feature_cache`` n > 1 computes the deep part of a UNet only at every n-th
+    call. ``autoencoder`` names a tiny autoencoder (a folder or hub id) that decodes instead of the model's
+    own. Both are approximations. ``offload`` keeps the weights in the host's memory, except for the
+    component (``model``) or the layer (``sequential``) that is running.
     """
 
     model: str
@@ -52,14 +55,14 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known of a model without its weights.
+    """Facts about a model that are known without its weights.
 
-    ``width`` and ``height`` (pixels) are its own size, ``multiple`` what a size must be a multiple of,
-    ``scheduler`` its own scheduler's name, ``schedulers`` the names a request may ask for. ``largest`` is the
-    most pixels a side can have, where that has an end; ``longest`` the most steps by scheduler, else 1000.
-    ``approximations`` says, by name, in what its pictures differ from those that it would draw by itself.
-    ``wishes`` is what it draws well with, where nobody asks for anything; what it leaves open, the run's
-    defaults say.
+    ``width`` and ``height`` are its native size in pixels; ``multiple`` is what a size must be a multiple
+    of. ``scheduler`` is the model's own scheduler, ``schedulers`` are the names that a request may select.
+    ``max_side`` is the maximum of a side in pixels, None without a limit. ``max_steps`` maps a scheduler to
+    its maximum number of steps; for others it is 1000. ``approximations`` maps the name of each active
+    approximation to its value. ``requested`` holds the parameters that suit the model where a request sets
+    none; the run's defaults apply to what it leaves open.
     """
 
     name: str
@@ -78,10 +81,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """``pixels``: uint8, (height, width, 3), RGB. ``truncated``: the model did not read the whole text.
+    """A generated image: ``pixels`` is uint8, (height, width, 3), RGB.
 
-    Who draws elsewhere may choose: the height and width may be others than was asked for, and ``seed`` is the
-    one that was used, where it was another. ``notes``: those of the domain's NOTES that it was told.
+    ``truncated``: the model did not read the whole text. A hosted model may choose another height and width
+    than requested; ``seed`` is then the seed it used, None where it is the requested one. ``notes`` holds
+    those of PROVIDER_METADATA_FIELDS that the provider returned.
     """
 
     pixels: NDArray[np.uint8]
@@ -92,7 +96,7 @@ class Picture:
 
 
 class Engine(Protocol):
-    """One model on one device, used from one thread at a time (``prepare`` from any).
+    """One model on one device, used from one thread at a time (``prepare`` from any thread).
 
     ``seconds`` adds up the time spent by stage: ``load``, ``compile``, ``denoise``, ``decode``.
     """
@@ -103,48 +107,52 @@ class Engine(Protocol):
         ...
 
     def inspect(self) -> ModelInfo:
-        """Find the model and check all that can be known without its weights' values.
+        """Find the model and check all that can be checked without reading its weights' values.
 
         Raises ModelFailed for a model that is missing, incomplete, mismatched or of a kind that cannot
-        run, DeviceFailed for a device that is not there, ConfigurationError for options that do not fit it.
+        run, DeviceFailed for a device that does not exist, ConfigurationError for options that do not fit
+        the model.
         """
         ...
 
     def load(self) -> None:
-        """Put the weights on the device; raises as ``inspect`` does. Afterwards all else may be called."""
-        ...
+        """Load the weights onto the device. All other methods may be called afterwards.
 
-    def prepare(self, request: Request) -> Request:
-        """The request with its chunks counted.
-
-        Raises PromptFailed (``invalid_parameters``) for what this model cannot draw.
+        Raises the same errors as ``inspect``.
         """
         ...
 
-    def warm_up(self, batch: Sequence[Request], left: int) -> None:
+    def prepare(self, request: Request) -> Request:
+        """Return the request with its chunks counted.
+
+        Raises PromptFailed (``invalid_parameters``) for a request that this model cannot run.
+        """
+        ...
+
+    def warm_up(self, batch: Sequence[Request], remaining: int) -> None:
         """Do what makes batches like this one faster (compile), once and only where it pays.
 
-        ``left``: pictures the run still has to make, this batch's counted in. Called before each ``generate``
-        with what is generated next; mostly does nothing, and may take minutes. Changes no picture by more
-        than rounding. Raises DeviceFailed when the device itself has failed.
+        ``remaining``: images that the run still has to generate, including this batch. Call it before each
+        ``generate``, with the same batch. It usually does nothing, but may take minutes. It changes images
+        only by rounding. Raises DeviceFailed when the device itself has failed.
         """
         ...
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
     ) -> list[Picture | PromptFailed]:
-        """A picture or the reason for none, for each request of a batch of one shape, in its order.
+        """Return an image, or the reason why there is none, for each request of a batch, in its order.
 
-        Each request has its own generator, made anew from its seed. ``on_step(done, of)`` is called after
-        each denoising step; what it raises ends the call and leaves the engine usable. Raises DeviceFailed
-        when the device itself has failed.
+        All requests of the batch have one shape. Each request has its own generator, created from its
+        seed. ``on_step(done, total)`` is called after each denoising step; an exception that it raises
+        ends the call and leaves the engine usable. Raises DeviceFailed when the device itself has failed.
         """
         ...
 
     def peak_memory(self) -> int:
-        """The most bytes held so far: the device's where it counts them, else the process's."""
+        """Return the peak memory in bytes: the device's where it is counted, else the process's."""
         ...
 
     def close(self) -> None:
-        """Give the weights' memory back, the device's and the host's. ``load`` may be called again."""
+        """Free the weights' memory, on the device and on the host. ``load`` may be called again."""
         ...

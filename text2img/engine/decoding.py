@@ -1,8 +1,8 @@
-"""Latents to pixels, rounded on the device, with nothing that is not finite passing for black.
+"""Decoding of latents to pixels, and the tiny autoencoder that may replace the model's own VAE.
 
-diffusers turns NaN into black pictures with a warning at the most. Here the latents and the decoded values
-are looked at; what fp16 cannot hold is decoded again in fp32, and what is not finite then is the prompt's
-failure.
+Pixels are rounded on the device. diffusers turns NaN into black images, with a warning at most. Here the
+latents and the decoded values are checked. Values that overflow fp16 are decoded again in fp32; if they are
+still not finite, the prompt fails.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    Finished = tuple[Any, Any]
-    """uint8 (height, width, 3) and a bool of no dimensions: whether the values were finite."""
+    Decoded = tuple[Any, Any]
+    """Pixels, uint8 (height, width, 3), and a bool of no dimensions: True if the values were finite."""
 
 
 class Decoder:
-    """Decodes for one pipeline; pictures pass its safety checker where it has one."""
+    """Decodes for one pipeline and applies its safety checker where it has one."""
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self._pipe = pipe
@@ -38,80 +38,81 @@ class Decoder:
         self._checker = getattr(pipe, "safety_checker", None)
 
     @property
-    def wants(self) -> str:
-        """The pipeline's output type that ``pictures`` takes."""
+    def output_type(self) -> str:
+        """The pipeline's output type that ``decode`` takes."""
         return "latent" if self._family.names else "pt"
 
-    def pictures(self, output: Any, size: tuple[int, int]) -> list[NDArray[np.uint8] | PromptFailed]:
-        """Pixels, uint8 (height, width, 3), or the reason for none, for each of ``output``'s pictures.
+    def decode(self, output: Any, size: tuple[int, int]) -> list[NDArray[np.uint8] | PromptFailed]:
+        """Return pixels, uint8 (height, width, 3), or the failure, for each image of ``output``.
 
-        ``output``: latents as the family's pipeline leaves them; (n, 3, height, width) in [0, 1] with other
+        ``output``: latents as the family's pipeline returns them; (n, 3, height, width) in [0, 1] with other
         pipelines. ``size`` is (width, height) in pixels.
         """
         import torch
 
         with torch.no_grad():
-            if self.wants == "pt":
-                drawn = [_finished(image * 2 - 1) for image in output]
-                return self._fetched(drawn, torch.ones(len(output), dtype=torch.bool, device=output.device))
-            latents = self._unpacked(output, size)
-            sound = torch.isfinite(latents).flatten(1).all(dim=1)
-            with self._upcast(self._overflows()):
-                drawn = self._drawn(latents)
-                return self._fetched(drawn, sound, again=latents)
+            if self.output_type == "pt":
+                decoded = [_with_finite_flag(image * 2 - 1) for image in output]
+                return self._to_host(decoded, torch.ones(len(output), dtype=torch.bool, device=output.device))
+            latents = self._unpack(output, size)
+            latents_finite = torch.isfinite(latents).flatten(1).all(dim=1)
+            with self._upcast(self._vae_overflows()):
+                decoded = self._decode_each(latents)
+                return self._to_host(decoded, latents_finite, latents=latents)
 
-    def _drawn(self, latents: Any) -> list[Finished]:
-        """Each picture of latents (n, c, h, w), on the device; nothing here waits for it.
+    def _decode_each(self, latents: Any) -> list[Decoded]:
+        """Decode latents (n, c, h, w) on the device, image by image, without waiting for it.
 
-        They are decoded one by one: memory does not grow with the batch, and no picture depends on its
-        neighbours or their number. One is work enough for a call: at 512², the VAE of Stable Diffusion 1
-        takes as much arithmetic for a picture as three forward passes of its UNet.
+        Memory then does not grow with the batch, and no image depends on its neighbours or their number.
+        One image is enough work for a call. At 512², decoding one with the VAE of Stable Diffusion 1 takes
+        as much arithmetic as three forward passes of its UNet.
         """
-        return [_finished(self._decode(one[None])[0]) for one in latents]
+        return [_with_finite_flag(self._decode_latents(image[None])[0]) for image in latents]
 
-    def _fetched(
-        self, drawn: list[Finished], sound: Any, again: Any = None
+    def _to_host(
+        self, decoded: list[Decoded], latents_finite: Any, latents: Any = None
     ) -> list[NDArray[np.uint8] | PromptFailed]:
-        """The pictures in the host's memory: one wait for the flags, then one copy of all pixels.
+        """Copy the images to the host's memory: one wait for the flags, then one copy of all pixels.
 
-        ``sound`` (n): whose latents are finite. ``again``: latents to decode once more, in fp32, where the
-        picture is not finite though its latents are.
+        ``latents_finite`` (n) flags the images whose latents are finite. ``latents`` are decoded again, in
+        fp32, where an image is not finite though its latents are; None where there are no latents.
         """
         import torch
 
-        flags = torch.stack([sound, torch.stack([whole for _, whole in drawn])]).cpu()
+        pixels_finite = torch.stack([finite for _, finite in decoded])
+        flags = torch.stack([latents_finite, pixels_finite]).cpu()
         overflowed = (flags[0] & ~flags[1]).nonzero().flatten().tolist()
-        if again is not None and overflowed and self._pipe.vae.dtype != torch.float32:
-            with self._upcast(wanted=True):
-                mended = self._drawn(again[overflowed])
-            for index, image in zip(overflowed, mended, strict=True):
-                drawn[index] = image
+        if latents is not None and overflowed and self._pipe.vae.dtype != torch.float32:
+            with self._upcast(enabled=True):
+                redecoded = self._decode_each(latents[overflowed])
+            for index, image in zip(overflowed, redecoded, strict=True):
+                decoded[index] = image
                 flags[1, index] = image[1].cpu()
-        pixels = torch.stack([image for image, _ in drawn]).cpu().numpy()
+        pixels = torch.stack([image for image, _ in decoded]).cpu().numpy()
         return [
-            self._result(one, sound=sound, whole=whole)
-            for one, sound, whole in zip(pixels, *flags.tolist(), strict=True)
+            self._result(image, latents_finite=in_latents, pixels_finite=in_pixels)
+            for image, in_latents, in_pixels in zip(pixels, *flags.tolist(), strict=True)
         ]
 
     def _result(
-        self, pixels: NDArray[np.uint8], *, sound: bool, whole: bool
+        self, pixels: NDArray[np.uint8], *, latents_finite: bool, pixels_finite: bool
     ) -> NDArray[np.uint8] | PromptFailed:
-        if not sound:
+        if not latents_finite:
             return PromptFailed(
                 ErrorCode.NOT_FINITE,
-                "the model's result holds values that are not finite; another dtype (bf16, fp32) may help",
+                "the model's latents are not finite; another dtype (bf16, fp32) may help",
             )
-        if not whole:
+        if not pixels_finite:
             return PromptFailed(
                 ErrorCode.NOT_FINITE,
-                "the picture holds values that are not finite, also when decoded in fp32",
+                "the image is not finite, even when decoded in fp32",
             )
-        if self._flagged(pixels):
-            return PromptFailed(ErrorCode.SAFETY, "the model's safety checker flagged the picture")
+        if self._is_flagged(pixels):
+            return PromptFailed(ErrorCode.SAFETY, "the model's safety checker flagged the image")
         return pixels
 
-    def _decode(self, latents: Any) -> Any:
-        """(1, 3, 8h, 8w), around [-1, 1], of latents (1, c, h, w); the inverse of the VAE's scaling."""
+    def _decode_latents(self, latents: Any) -> Any:
+        """Decode latents (1, c, h, w) to (1, 3, 8h, 8w), around [-1, 1]; undoes the VAE's scaling first."""
         import torch
 
         vae = self._pipe.vae
@@ -127,16 +128,19 @@ class Decoder:
             latents = latents / config.scaling_factor + (shift or 0)
         return vae.decode(latents, return_dict=False)[0]
 
-    def _flagged(self, pixels: NDArray[np.uint8]) -> bool:
-        """What the model's checker says of a picture, which diffusers too shows it rounded to 8 bits."""
+    def _is_flagged(self, pixels: NDArray[np.uint8]) -> bool:
+        """Return True if the model's safety checker flags the image, rounded to 8 bits as in diffusers."""
         if self._checker is None:
             return False
         unit = pixels[None].astype("float32") / 255
         _, flags = self._pipe.run_safety_checker(unit, self._checker.device, self._checker.dtype)
         return bool(flags and flags[0])
 
-    def _overflows(self) -> bool:
-        """Whether the VAE is known to overflow in fp16. SD 1.x's say so too, where only XL's do."""
+    def _vae_overflows(self) -> bool:
+        """Return True if the VAE is known to overflow in fp16.
+
+        The configurations of SD 1.x declare it too, but only XL's VAEs overflow.
+        """
         import torch
 
         vae = self._pipe.vae
@@ -144,13 +148,13 @@ class Decoder:
         return forced and vae.dtype == torch.float16
 
     @contextlib.contextmanager
-    def _upcast(self, wanted: bool) -> Iterator[None]:  # noqa: FBT001 - private, and named by its callers
-        """The VAE in fp32 within the block. fp16 to fp32 and back loses nothing."""
+    def _upcast(self, enabled: bool) -> Iterator[None]:  # noqa: FBT001 - private, and named by its callers
+        """Keep the VAE in fp32 within the context. fp16 to fp32 and back loses nothing."""
         import torch
 
         vae = self._pipe.vae
         dtype = vae.dtype
-        if not wanted or dtype == torch.float32:
+        if not enabled or dtype == torch.float32:
             yield
             return
         try:
@@ -159,8 +163,11 @@ class Decoder:
         finally:
             vae.to(dtype)
 
-    def _unpacked(self, latents: Any, size: tuple[int, int]) -> Any:
-        """(n, c, h, w), also where the pipeline leaves 2 × 2 latent pixels in one: (n, h/2·w/2, 4c)."""
+    def _unpack(self, latents: Any, size: tuple[int, int]) -> Any:
+        """Return latents as (n, c, h, w).
+
+        Some pipelines pack 2 × 2 latent pixels into one: (n, h/2·w/2, 4c).
+        """
         if not self._family.packed:
             return latents
         side = 2 * self._pipe.vae_scale_factor
@@ -170,7 +177,7 @@ class Decoder:
 
 
 def to_pixels(decoded: Any) -> Any:
-    """A uint8 tensor (height, width, 3) of one (3, height, width) around [-1, 1], on its device.
+    """Return a uint8 tensor (height, width, 3) for a (3, height, width) one around [-1, 1], on its device.
 
     Rounds as diffusers does on the host: in the tensor's own dtype to [0, 1], in fp32 to whole levels.
     """
@@ -180,53 +187,58 @@ def to_pixels(decoded: Any) -> Any:
     return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
 
 
-def _finished(decoded: Any) -> Finished:
-    """Of (3, height, width) the pixels, and whether all values were finite; both still on the device."""
+def _with_finite_flag(decoded: Any) -> Decoded:
+    """Return the pixels of (3, height, width), and whether all values are finite; both on the device."""
     import torch
 
     return to_pixels(decoded), torch.isfinite(decoded).all()
 
 
-_CLASS: Final = "AutoencoderTiny"
-_LEVELS: Final = (64, 64, 64, 64)
-"""Channels of the decoder's levels where a configuration is silent; between them a picture doubles."""
+_AUTOENCODER_CLASS: Final = "AutoencoderTiny"
+_DEFAULT_CHANNELS: Final = (64, 64, 64, 64)
+"""Channels of the decoder's levels where a configuration names none; each next level doubles the size."""
 
 
 def replace_autoencoder(model: ModelFolder, name: str) -> tuple[ModelFolder, str]:
-    """The model with the autoencoder ``name`` (a folder, ``owner/name`` or ``owner/name@revision``) as its
-    ``vae``, and what to record: the name, with its commit where it is the hub's.
+    """Return the model with the autoencoder ``name`` as its ``vae``, and the name to record.
 
-    Raises ConfigurationError for one of another class or one that does not fit the model, ModelFailed where
-    there is none.
+    ``name`` is a folder, ``owner/name`` or ``owner/name@revision``. The recorded name has the commit if the
+    autoencoder comes from the hub. Raises ConfigurationError for one of another class or one that does not
+    fit the model, ModelFailed where it does not exist.
     """
     path, commit = find_autoencoder(name)
     config = read_json(path / "config.json")
-    _check(model, config, name)
-    levels = list(config.get("decoder_block_out_channels") or _LEVELS)
+    _check_autoencoder(model, config, name)
+    levels = list(config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS)
     config = {**config, "block_out_channels": levels}
-    tiny = Component(name="vae", library="diffusers", class_name=_CLASS, folder=path, config=config)
+    tiny = Component(
+        name="vae", library="diffusers", class_name=_AUTOENCODER_CLASS, folder=path, config=config
+    )
     recorded = name if commit is None else f"{name.partition('@')[0]}@{commit}"
     return dataclasses.replace(model, components={**model.components, "vae": tiny}), recorded
 
 
-def _check(model: ModelFolder, config: Mapping[str, Any], name: str) -> None:
-    kind = config.get("_class_name")
-    if kind != _CLASS:
-        raise ConfigurationError(f"autoencoder {name} holds {kind}; it must be an {_CLASS}, such as TAESD")
+def _check_autoencoder(model: ModelFolder, config: Mapping[str, Any], name: str) -> None:
+    class_name = config.get("_class_name")
+    if class_name != _AUTOENCODER_CLASS:
+        raise ConfigurationError(
+            f"autoencoder {name} holds {class_name}; it must be an {_AUTOENCODER_CLASS}, such as TAESD"
+        )
     if not model.family.names:
         raise ConfigurationError(
-            f"an autoencoder of its own is for Stable Diffusion and Flux; this model is a {model.pipeline}"
+            f"--autoencoder works with Stable Diffusion and Flux only; this model is a {model.pipeline}"
         )
     own = model.components["vae"].config
-    levels = config.get("decoder_block_out_channels") or _LEVELS
+    levels = config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS
     scale = config.get("upsampling_scaling_factor", 2) ** (len(levels) - 1)
     pairs = {
         "latent channels": (config.get("latent_channels", 4), own.get("latent_channels", 4)),
-        "pixels a latent": (scale, 2 ** (len(own.get("block_out_channels") or _LEVELS) - 1)),
+        "pixels a latent": (scale, 2 ** (len(own.get("block_out_channels") or _DEFAULT_CHANNELS) - 1)),
         "colours": (config.get("out_channels", 3), own.get("out_channels", 3)),
     }
-    for what, (its, needed) in pairs.items():
-        if its != needed:
+    for quantity, (actual, required) in pairs.items():
+        if actual != required:
             raise ConfigurationError(
-                f"autoencoder {name} does not fit the model: {what} are {its} and the model's {needed}"
+                f"autoencoder {name} does not fit the model: {quantity} are {actual}"
+                f" and the model's {required}"
             )

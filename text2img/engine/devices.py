@@ -1,4 +1,4 @@
-"""Devices: which there are, what they hold, and what an exception says about them.
+"""Devices: detection, dtypes, memory, classification of errors, and silencing of the libraries.
 
 ``check_device`` needs no torch; the other functions import it when they are called.
 """
@@ -27,50 +27,50 @@ if TYPE_CHECKING:
 
 
 _NO_GPU: Final = (
-    "device cuda was asked for, but there is no GPU: start the container with --gpus all, or use --device cpu"
+    "device cuda was requested, but there is no GPU: start the container with --gpus all, or use --device cpu"
 )
-_NO_MPS: Final = "device mps was asked for, but it exists on Apple silicon only: use --device auto"
+_NO_MPS: Final = "device mps was requested, but it exists on Apple silicon only: use --device auto"
 _MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
 _DEVICE_SIGNS: Final = ("CUDA error", "device-side assert", "HIP error", "CUDA driver error")
 
 
 class FailureKind(Enum):
-    """What an exception from the libraries is about."""
+    """What kind of failure an exception from the libraries is."""
 
-    MEMORY = auto()  # too much at once; less may fit
-    DEVICE = auto()  # the device has stopped working; nothing will run on it any more
-    OTHER = auto()  # anything else: presumably the prompt
+    MEMORY = auto()  # out of memory; a smaller batch may fit
+    DEVICE = auto()  # the device has stopped working for the rest of the process
+    OTHER = auto()  # anything else, presumably caused by the prompt
 
 
 def check_device(device: str) -> None:
-    """Raise DeviceFailed where the device that was asked for cannot be there; takes milliseconds, no torch.
+    """Raise DeviceFailed if the requested device cannot exist; takes milliseconds and needs no torch.
 
-    ``auto`` and ``cpu`` are always there. A GPU that is seen here may still fail to work with the torch
-    that is installed: ``choose_device`` finds that out.
+    ``auto`` and ``cpu`` always exist. A GPU that is detected here may still not work with the installed
+    torch: ``choose_device`` checks that.
     """
-    if device == "cuda" and not _gpu_is_there():
+    if device == "cuda" and not _gpu_exists():
         raise DeviceFailed(_NO_GPU)
     if device == "mps" and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
         raise DeviceFailed(_NO_MPS)
 
 
 def choose_device(device: str) -> str:
-    """``cuda``, ``mps`` or ``cpu``: what was asked for, or with ``auto`` the fastest that torch can use."""
+    """Return ``cuda``, ``mps`` or ``cpu``: the requested one, or with ``auto`` the fastest that is usable."""
     import torch
 
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return next(name for name, there in usable.items() if there)
+        return next(name for name, available in usable.items() if available)
     if not usable[device]:
         raise DeviceFailed(
-            f"device {device} was asked for, but this PyTorch ({torch.__version__}) cannot use it: install a"
+            f"device {device} was requested, but this PyTorch ({torch.__version__}) cannot use it: install a"
             f" build of PyTorch for it, or use --device cpu"
         )
     return device
 
 
 def choose_dtype(options: EngineOptions, device: str) -> Any:
-    """The torch.dtype to compute in. It is never a string: diffusers reads an unknown string as fp32."""
+    """Return the torch.dtype to compute in, never a string: diffusers reads an unknown string as fp32."""
     import torch
 
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -80,7 +80,7 @@ def choose_dtype(options: EngineOptions, device: str) -> Any:
 
 
 def classify_error(exc: BaseException) -> FailureKind:
-    """What the exception is about. Not every allocator raises torch.OutOfMemoryError: messages count too."""
+    """Return the kind of failure. Messages count too: some allocators do not raise torch.OutOfMemoryError."""
     import torch
 
     message = str(exc)
@@ -97,13 +97,13 @@ def classify_error(exc: BaseException) -> FailureKind:
 
 
 def one_line(exc: BaseException) -> str:
-    """The exception's kind and message on one line, not endless."""
+    """Return the exception's class and message on one line, the message cut at 300 characters."""
     message = " ".join(str(exc).split())
     return f"{type(exc).__name__}: {message[:300]}" if message else type(exc).__name__
 
 
 def free_caches() -> None:
-    """Give back what the allocators keep for later."""
+    """Free the memory that the allocators cache."""
     import torch
 
     gc.collect()
@@ -114,9 +114,9 @@ def free_caches() -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes held so far: on CUDA those of tensors, elsewhere the process's resident set.
+    """Return the peak memory in bytes: on CUDA that of tensors, elsewhere the process's resident set.
 
-    Apple's allocator counts no peak, so that the process's is told there as well.
+    Apple's allocator counts no peak, so the process's is returned there as well.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -127,16 +127,16 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def wait_for(output: Any) -> None:
-    """Until the device has finished: it is told what to do long before, and the clock must not stop then."""
+def synchronize(output: Any) -> None:
+    """Wait until the device has finished. Calls return long before, and the time must be measured here."""
     if output.device.type == "cuda":
         import torch
 
         torch.cuda.synchronize()
 
 
-def _gpu_is_there() -> bool:
-    """Whether NVIDIA's driver counts a device (cuInit, cuDeviceGetCount) or ROCm's node exists."""
+def _gpu_exists() -> bool:
+    """Return True if NVIDIA's driver counts a device (cuInit, cuDeviceGetCount) or ROCm's node exists."""
     if Path("/dev/kfd").exists():
         return True
     count = ctypes.c_int(0)
@@ -147,11 +147,11 @@ def _gpu_is_there() -> bool:
 
 
 def silence_libraries() -> None:
-    """Import the libraries in the order that lets them be silenced before they speak.
+    """Silence transformers, diffusers and the hub's client, importing them in the order this requires.
 
     diffusers makes transformers warn while it is imported, so transformers is silenced first.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns wherever a process forks
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise it warns whenever a process forks
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -167,46 +167,46 @@ def silence_hub() -> None:
     """Silence the hub's client alone, which needs no torch."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    with suppress_warnings():  # it warns when an environment variable wants the bars
+    with suppress_warnings():  # it warns when an environment variable enables the bars
         disable_progress_bars()
     for name in ("huggingface_hub", "httpx", "httpx2"):  # the HTTP client logs every request
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _WarningFilter:
-    """Python's warnings ignored while anybody is within; the filters are the process's, not a thread's.
+    """Ignores Python's warnings while any thread is inside; the filters belong to the process.
 
-    Each thread saving and restoring them for itself could leave those of another one behind.
+    If each thread saved and restored them for itself, one could leave another's behind.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._within = 0
+        self._depth = 0
         self._saved = warnings.catch_warnings()
 
     def enter(self) -> None:
         with self._lock:
-            self._within += 1
-            if self._within == 1:
+            self._depth += 1
+            if self._depth == 1:
                 self._saved = warnings.catch_warnings()
                 self._saved.__enter__()
                 warnings.simplefilter("ignore")
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         with self._lock:
-            self._within -= 1
-            if self._within == 0:
+            self._depth -= 1
+            if self._depth == 0:
                 self._saved.__exit__(None, None, None)
 
 
-_silence = _WarningFilter()
+_warning_filter = _WarningFilter()
 
 
 @contextlib.contextmanager
 def suppress_warnings() -> Iterator[None]:
-    """Ignore Python warnings while the libraries work; from any thread, and within itself."""
-    _silence.enter()
+    """Ignore Python warnings within the context; reentrant and usable from any thread."""
+    _warning_filter.enter()
     try:
         yield
     finally:
-        _silence.leave()
+        _warning_filter.exit()

@@ -1,6 +1,6 @@
 """The engine that runs models with diffusers: one pipeline on one device.
 
-Imports torch and diffusers only inside its methods, and only once there is work.
+Imports torch and diffusers only inside its methods, when they are first needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from text2img.engine.devices import (
     peak_memory,
     silence_libraries,
     suppress_warnings,
-    wait_for,
+    synchronize,
 )
 from text2img.engine.hub import find
 from text2img.engine.inspection import check_fits, check_model, model_info
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
+class _InspectedModel:
     """A model that passed inspection."""
 
     folder: ModelFolder
@@ -61,105 +61,106 @@ class _Found:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What draws, once the weights are on the device."""
+    """A loaded model: everything that generates images."""
 
     adapters: Adapters
-    draughtsman: Denoiser
+    denoiser: Denoiser
     decoder: Decoder
     schedulers: Schedulers
-    parts: BatchSplitter
-    compiling: CompilePolicy
+    splitter: BatchSplitter
+    compile_policy: CompilePolicy
     pipe: Any
     offload: Callable[[], None] | None
-    """Lets the weights wait in the host's memory; None where they are on the device."""
+    """Moves the weights back to the host's memory; None where they stay on the device."""
 
 
 class DiffusersEngine:
-    """Implements ``text2img.engine.Engine``; its promises stand there."""
+    """Runs a model with diffusers. Implements ``text2img.engine.Engine``, which documents the methods."""
 
     def __init__(self, options: EngineOptions, find: Find = find) -> None:
-        """``find`` gets the model to this machine; by default from the hub, where it is no folder."""
+        """Create the engine. ``find`` fetches the model; by default from the hub, unless it is a folder."""
         self._options, self._find = options, find
         self._seconds = {"load": 0.0, "compile": 0.0, "denoise": 0.0, "decode": 0.0}
         self._cache = CompileCache(options.compile_cache)
-        self._found: _Found | None = None
+        self._model: _InspectedModel | None = None
         self._loaded: _Loaded | None = None
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds spent so far, by stage; ``denoise`` counts reading the prompts in."""
+        """Seconds spent so far, by stage; ``denoise`` includes encoding the prompts."""
         return dict(self._seconds)
 
     def inspect(self) -> ModelInfo:
-        """Find the model, fetching it from the hub where it is there, and check it; see Engine."""
-        return self._inspected().model_info
+        """Find the model, fetching it from the hub if needed, and check it; see Engine."""
+        return self._inspect_model().model_info
 
     def load(self) -> None:
-        """Put the weights on the device; see Engine. A second call does nothing."""
+        """Load the weights onto the device; see Engine. A second call does nothing."""
         if self._loaded is None:
-            found = self._inspected()
+            model = self._inspect_model()
             with self._timed("load"), suppress_warnings():
                 silence_libraries()
-                self._loaded = self._load(found)
+                self._loaded = self._load(model)
 
     def prepare(self, request: Request) -> Request:
-        """The request with its chunks counted, or PromptFailed; see Engine."""
-        found, loaded = self._inspected(), self._running()
-        check_fits(found.model_info, request.parameters)
-        return dataclasses.replace(request, chunks=loaded.draughtsman.chunks(request))
+        """Return the request with its chunks counted, or raise PromptFailed; see Engine."""
+        model, loaded = self._inspect_model(), self._require_loaded()
+        check_fits(model.model_info, request.parameters)
+        return dataclasses.replace(request, chunks=loaded.denoiser.chunks(request))
 
-    def warm_up(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], remaining: int) -> None:
         """Compile for batches like this one where that pays; see Engine."""
         if batch:
-            loaded = self._running()
-            part, most = batch[: loaded.parts.size(batch)], loaded.parts.most(batch[0])
+            loaded = self._require_loaded()
+            part, max_rows = batch[: loaded.splitter.part_size(batch)], loaded.splitter.max_size(batch[0])
             with suppress_warnings():
-                if loaded.compiling.runs and self._activate_loras(loaded, part[0]):
-                    loaded.compiling.warm_up(part, left, most, self._warmup_run)
+                if loaded.compile_policy.enabled and self._activate_loras(loaded, part[0]):
+                    loaded.compile_policy.warm_up(part, remaining, max_rows, self._warmup_run)
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
     ) -> list[Picture | PromptFailed]:
-        """A picture or the reason for none, for each request; see Engine."""
+        """Return an image or a failure for each request; see Engine."""
         if not batch:
             return []
         steps = StepCounter(on_step, len(batch), batch[0].parameters.num_inference_steps)
         with suppress_warnings():
-            return self._running().parts.draw(batch, steps)
+            return self._require_loaded().splitter.generate(batch, steps)
 
     @property
     def recompilations(self) -> int:
-        """How often something was compiled while pictures were drawn; ``warm`` leaves nothing to."""
-        return self._running().compiling.recompilations
+        """Compilations while images were generated; ``warm_up`` should leave none."""
+        return self._require_loaded().compile_policy.recompilations
 
     def peak_memory(self) -> int:
-        """The most bytes held so far; see Engine."""
+        """Return the peak memory in bytes; see Engine."""
         return peak_memory()
 
     def close(self) -> None:
-        """Give the weights' memory back; see Engine."""
+        """Free the weights' memory; see Engine."""
         if self._loaded is not None:
-            self._loaded.compiling.close()
+            self._loaded.compile_policy.close()
             self._loaded = None
             free_caches()
 
-    def _inspected(self) -> _Found:
-        if self._found is None:
+    def _inspect_model(self) -> _InspectedModel:
+        if self._model is None:
             check_device(self._options.device)
             check_offload(self._options)
             self._cache.check()
             path, revision = self._find(self._options)
             folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
-            folder, approximations = self._approximated(folder)
+            folder, approximations = self._apply_approximations(folder)
             variants = check_model(folder, self._options.variant)
-            known = dataclasses.replace(
-                model_info(folder, self._options.model), approximations=approximations
-            )
-            self._found = _Found(folder, variants, known)
-        return self._found
+            info = dataclasses.replace(model_info(folder, self._options.model), approximations=approximations)
+            self._model = _InspectedModel(folder, variants, info)
+        return self._model
 
-    def _approximated(self, folder: ModelFolder) -> tuple[ModelFolder, dict[str, object]]:
-        """The model with the approximations that were asked for, which must fit it, and what to record."""
+    def _apply_approximations(self, folder: ModelFolder) -> tuple[ModelFolder, dict[str, object]]:
+        """Return the model with the requested approximations, and what to record.
+
+        Raises ConfigurationError for an approximation that does not fit the model.
+        """
         record: dict[str, object] = {}
         if self._options.feature_cache > 1:
             check_unet(folder)
@@ -168,12 +169,12 @@ class DiffusersEngine:
             folder, record["autoencoder"] = replace_autoencoder(folder, self._options.autoencoder)
         return folder, record
 
-    def _running(self) -> _Loaded:
+    def _require_loaded(self) -> _Loaded:
         if self._loaded is None:
-            raise RuntimeError("the engine is used before load()")
+            raise RuntimeError("load() must be called before the engine is used")
         return self._loaded
 
-    def _load(self, found: _Found) -> _Loaded:
+    def _load(self, model: _InspectedModel) -> _Loaded:
         from text2img.engine.compile_policy import CompilePolicy
         from text2img.engine.compiler import Compiler
         from text2img.engine.decoding import Decoder
@@ -184,96 +185,102 @@ class DiffusersEngine:
 
         device = choose_device(self._options.device)
         dtype = choose_dtype(self._options, device)
-        how = choose_offload(self._options, device)
-        pipe = load_pipeline(found.folder, found.variants, device, dtype, stay=how != "none")
-        logger.info("%s is on %s in %s", found.model_info.name, device, str(dtype).removeprefix("torch."))
-        family = found.folder.family
+        mode = choose_offload(self._options, device)
+        pipe = load_pipeline(model.folder, model.variants, device, dtype, on_host=mode != "none")
+        logger.info("loaded %s on %s in %s", model.model_info.name, device, str(dtype).removeprefix("torch."))
+        family = model.folder.family
         decoder = Decoder(pipe, family)
-        every = self._options.feature_cache
-        run = install(pipe.unet, every).run if every > 1 else contextlib.nullcontext
-        again = None if how == "none" else functools.partial(offload, pipe, how, device)
-        if again:
-            again()
+        interval = self._options.feature_cache
+        run_context = install(pipe.unet, interval).run if interval > 1 else contextlib.nullcontext
+        restore_offload = None if mode == "none" else functools.partial(offload, pipe, mode, device)
+        if restore_offload:
+            restore_offload()
         adapters = Adapters(pipe)
         return _Loaded(
             adapters=adapters,
-            draughtsman=Denoiser(pipe, family, decoder.wants, run, lambda: adapters.text_lora_key),
+            denoiser=Denoiser(pipe, family, decoder.output_type, run_context, lambda: adapters.text_lora_key),
             decoder=decoder,
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
-            parts=BatchSplitter(self._draw, free_caches),
-            compiling=CompilePolicy(
+            splitter=BatchSplitter(self._generate_part, free_caches),
+            compile_policy=CompilePolicy(
                 Compiler(getattr(pipe, family.denoiser, None), device, adapters),
-                self._options.compile if how == "none" else "never",
+                self._options.compile if mode == "none" else "never",
                 self._cache,
-                f", feature cache {every}" if every > 1 else "",
+                f", feature cache {interval}" if interval > 1 else "",
             ),
             pipe=pipe,
-            offload=again,
+            offload=restore_offload,
         )
 
     def _activate_loras(self, loaded: _Loaded, request: Request) -> bool:
-        """Whether the request's LoRAs are active; why not, drawing it will meet again, and tell."""
+        """Return True if the request's LoRAs could be activated.
+
+        An error is only logged: generating the request meets it again and reports it.
+        """
         try:
             with self._timed("load"):
                 loaded.adapters.use(request)
         except Exception:
-            logger.debug("not compiled for", exc_info=True)
+            logger.debug("not compiling: the LoRAs cannot be activated", exc_info=True)
             return False
         return True
 
     def _warmup_run(self, part: Sequence[Request]) -> None:
-        """Draw two steps of the part, of which nothing is kept."""
-        loaded, wanted = self._running(), part[0].parameters
-        few = min(2, wanted.num_inference_steps)
-        short = [
-            dataclasses.replace(one, parameters=dataclasses.replace(one.parameters, num_inference_steps=few))
-            for one in part
+        """Run two steps of the part and discard the output."""
+        loaded, parameters = self._require_loaded(), part[0].parameters
+        step_count = min(2, parameters.num_inference_steps)
+        shortened = [
+            dataclasses.replace(
+                request, parameters=dataclasses.replace(request.parameters, num_inference_steps=step_count)
+            )
+            for request in part
         ]
         with self._timed("compile"):
-            scheduler = loaded.schedulers.get(wanted.scheduler)
-            output = loaded.draughtsman.draw(
-                short, scheduler, StepCounter(_ignore_step, len(part), few), len(part)
+            scheduler = loaded.schedulers.get(parameters.scheduler)
+            output = loaded.denoiser.denoise(
+                shortened, scheduler, StepCounter(_ignore_step, len(part), step_count), len(part)
             )
-            wait_for(output)
+            synchronize(output)
 
-    def _draw(self, part: Sequence[Request], steps: StepCounter) -> list[Picture | PromptFailed]:
-        """One call of the pipeline, and its pictures."""
-        loaded = self._running()
+    def _generate_part(self, part: Sequence[Request], steps: StepCounter) -> list[Picture | PromptFailed]:
+        """Return the results of one call of the pipeline."""
+        loaded = self._require_loaded()
         try:
             with self._timed("load"), weights_on_host(loaded.pipe, loaded.offload):
                 loaded.adapters.use(part[0])
-            return self._drawn(loaded, part, steps)
-        except PromptFailed as exc:  # of its LoRAs
+            return self._denoise_and_decode(loaded, part, steps)
+        except PromptFailed as exc:  # raised for its LoRAs
             return [exc] * len(part)
-        finally:  # the VAE, and after a failure whatever ran, would else stay on the device
+        finally:  # otherwise the VAE, or after a failure any component, would stay on the device
             loaded.pipe.maybe_free_model_hooks()
 
-    def _drawn(
+    def _denoise_and_decode(
         self, loaded: _Loaded, part: Sequence[Request], steps: StepCounter
     ) -> list[Picture | PromptFailed]:
-        wanted = part[0].parameters
-        scheduler = loaded.schedulers.get(wanted.scheduler)
-        with self._timed("denoise"), loaded.compiling.running(part, loaded.parts.most(part[0])) as rows:
-            output = loaded.draughtsman.draw(part, scheduler, steps, rows)
-            wait_for(output)
+        parameters = part[0].parameters
+        scheduler = loaded.schedulers.get(parameters.scheduler)
+        max_rows = loaded.splitter.max_size(part[0])
+        with self._timed("denoise"), loaded.compile_policy.running(part, max_rows) as rows:
+            output = loaded.denoiser.denoise(part, scheduler, steps, rows)
+            synchronize(output)
         with self._timed("decode"):
-            drawn = loaded.decoder.pictures(output, (wanted.width, wanted.height))
-        used = wanted.scheduler or self._inspected().model_info.scheduler
+            decoded = loaded.decoder.decode(output, (parameters.width, parameters.height))
+        used = parameters.scheduler or self._inspect_model().model_info.scheduler
         return [
             result
             if isinstance(result, PromptFailed)
-            else Picture(pixels=result, scheduler=used, truncated=loaded.draughtsman.truncated(request))
-            for request, result in zip(part, drawn, strict=True)
+            else Picture(pixels=result, scheduler=used, truncated=loaded.denoiser.truncated(request))
+            for request, result in zip(part, decoded, strict=True)
         ]
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - begun
+            self._seconds[stage] += time.perf_counter() - started
 
 
-def _ignore_step(_done: int, _of: int) -> None:
-    """Told of the steps that are drawn for nobody."""
+def _ignore_step(_done: int, _total: int) -> None:
+    """Ignore the steps of warm-up runs."""

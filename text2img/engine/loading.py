@@ -1,8 +1,8 @@
-"""From a checked folder to a diffusers pipeline on the device, with nothing left to chance.
+"""Loading of a checked folder into a diffusers pipeline on the device, and offloading of its weights.
 
-The libraries fill weights that a file lacks with random numbers, leave out those they do not know, and take
-another dtype than was asked for, with a log line at the most. Each component is therefore loaded on its own
-and its report read.
+With no more than a log line, the libraries fill weights that a file lacks with random numbers, drop unknown
+weights, and use another dtype than requested. Each component is therefore loaded on its own and its report
+checked.
 """
 
 from __future__ import annotations
@@ -24,59 +24,59 @@ if TYPE_CHECKING:
 
 
 _BUFFERS: Final = re.compile(r"(^|\.)position_ids$")
-"""Not weights but counted positions, which checkpoints from before 2023 still hold."""
-_MISFIT: Final = re.compile("ignore_mismatched_sizes|Cannot copy out of meta tensor")
-"""What the libraries say, to programmers, of a weight of another shape and of one that no file holds."""
+"""Buffers of positions, not weights; checkpoints from before 2023 still contain them."""
+_MISMATCH: Final = re.compile("ignore_mismatched_sizes|Cannot copy out of meta tensor")
+"""The libraries' messages for a weight of another shape and for one that no file contains."""
 _RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
-"""Classes that transformers 5 knows by another name; SD 1.4's index still has the old one."""
+"""Classes that transformers 5 has renamed; SD 1.4's index still has the old name."""
 
 
 def load_pipeline(
-    model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any, *, stay: bool = False
+    model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any, *, on_host: bool = False
 ) -> Any:
-    """The pipeline on ``device`` in ``dtype`` (a torch.dtype), complete and checked.
+    """Return the pipeline on ``device`` in ``dtype`` (a torch.dtype), complete and checked.
 
-    With ``stay`` it is made ready for the device and stays in the host's memory.
+    With ``on_host`` it is prepared for the device and stays in the host's memory.
 
-    Raises ModelFailed for a model that does not load as it is written, or not into this device's memory;
-    DeviceFailed when the device stops working.
+    Raises ModelFailed for a model that does not load as its configuration declares, or does not fit into this
+    device's memory; DeviceFailed when the device stops working.
     """
     try:
-        place = "cpu" if stay else device
-        parts = _components(model, variants, place, dtype)
+        target = "cpu" if on_host else device
+        parts = _load_components(model, variants, target, dtype)
         pipe = _assemble(model, parts, dtype)
         check_dtypes(pipe.components, dtype)
         check_tokenizers(pipe.components)
-        pipe.to(place)
-        _suit(pipe, device, dtype)
+        pipe.to(target)
+        _optimise(pipe, device, dtype)
     except Text2ImgError:
         raise
     except Exception as exc:
-        raise _failed(model, device, exc) from exc
+        raise _load_error(model, device, exc) from exc
     return pipe
 
 
 def check_report(name: str, report: Mapping[str, Any]) -> None:
-    """Raise ModelFailed where a component's loading report tells of missing, unknown or misshapen weights."""
-    complaints = {
+    """Raise ModelFailed if a component's loading report lists missing, unknown or misshapen weights."""
+    problems = {
         "missing": list(report.get("missing_keys") or ()),
         "unknown": [key for key in report.get("unexpected_keys") or () if not _BUFFERS.search(key)],
         "misshapen": list(report.get("mismatched_keys") or ()),
         "unreadable": list(report.get("error_msgs") or ()),
     }
-    for what, keys in complaints.items():
+    for problem, keys in problems.items():
         if keys:
             first = min(map(str, keys))
             raise ModelFailed(
-                f"the weights of the model's {name} are not those of its configuration: {len(keys)} {what},"
+                f"the weights of the model's {name} do not match its configuration: {len(keys)} {problem},"
                 f" such as {first}; fetch the model again"
             )
 
 
 def check_dtypes(components: Mapping[str, Any], dtype: Any) -> None:
-    """Raise ModelFailed where a component's weights are not in the dtype that was asked for.
+    """Raise ModelFailed if a component's weights are not in the requested dtype.
 
-    Layers that a class keeps in fp32 by its own declaration (T5's ``wo``) are as they should be.
+    Layers that a class declares to keep in fp32 (T5's ``wo``) are accepted.
     """
     import torch
 
@@ -84,13 +84,13 @@ def check_dtypes(components: Mapping[str, Any], dtype: Any) -> None:
         if not isinstance(module, torch.nn.Module):
             continue
         for key, weight in module.named_parameters():
-            kept = weight.dtype == torch.float32 and _keeps_fp32(module, key)
-            if weight.is_floating_point() and weight.dtype != dtype and not kept:
+            declared_fp32 = weight.dtype == torch.float32 and _keeps_fp32(module, key)
+            if weight.is_floating_point() and weight.dtype != dtype and not declared_fp32:
                 raise ModelFailed(f"the model's {name} was loaded in {weight.dtype} instead of {dtype}")
 
 
 def check_tokenizers(components: Mapping[str, Any]) -> None:
-    """Raise ModelFailed where a tokenizer, as loaded, does not fit its text encoder."""
+    """Raise ModelFailed if a tokenizer, as loaded, does not fit its text encoder."""
     for name, tokenizer in components.items():
         encoder = components.get(name.replace("tokenizer", "text_encoder"))
         embedded = getattr(getattr(encoder, "config", None), "vocab_size", None)
@@ -98,20 +98,20 @@ def check_tokenizers(components: Mapping[str, Any]) -> None:
             check_size(name, len(tokenizer), embedded, exact=type(tokenizer).__name__.startswith("CLIP"))
 
 
-def _components(
+def _load_components(
     model: ModelFolder, variants: Mapping[str, str | None], device: str, dtype: Any
 ) -> dict[str, Any]:
-    """Every component that holds weights, and those whose class has another name by now."""
+    """Load every component that has weights, and those whose class was renamed."""
     loaded: dict[str, Any] = {}
     for name, component in model.components.items():
         if component.kind is Kind.MODEL:
-            loaded[name] = _weights(component, variants[name], device, dtype)
+            loaded[name] = _load_component(component, variants[name], device, dtype)
         elif component.class_name in _RENAMED:
             loaded[name] = _class_of(component).from_pretrained(component.folder)
     return loaded
 
 
-def _weights(component: Component, variant: str | None, device: str, dtype: Any) -> Any:
+def _load_component(component: Component, variant: str | None, device: str, dtype: Any) -> Any:
     try:
         module, report = _class_of(component).from_pretrained(
             component.folder,
@@ -120,14 +120,14 @@ def _weights(component: Component, variant: str | None, device: str, dtype: Any)
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            device_map={"": device},  # tensor by tensor: the host holds no copy of the whole
+            device_map={"": device},  # tensor by tensor, without a full copy in the host's memory
         )
     except (RuntimeError, ValueError) as exc:
-        if not _MISFIT.search(str(exc)):
+        if not _MISMATCH.search(str(exc)):
             raise
         raise ModelFailed(
-            f"the weights of the model's {component.name} are not those of its configuration: some have"
-            " another shape or are missing; fetch the model again"
+            f"the weights of the model's {component.name} do not match its configuration: some have another"
+            " shape or are missing; fetch the model again"
         ) from exc
     check_report(component.name, report)
     return module.eval()
@@ -139,28 +139,31 @@ def _class_of(component: Component) -> Any:
 
     class_name = _RENAMED.get(component.class_name, component.class_name)
     if component.library == "transformers":
-        home: Any = transformers
+        namespace: Any = transformers
     elif component.library == "diffusers":
-        home = diffusers
+        namespace = diffusers
     else:
-        home = getattr(diffusers.pipelines, component.library)
+        namespace = getattr(diffusers.pipelines, component.library)
     try:
-        return getattr(home, class_name)
+        return getattr(namespace, class_name)
     except (AttributeError, ImportError) as exc:
         raise ModelFailed(
-            f"the model's {component.name} is a {class_name}, which the installed {component.library} lacks:"
-            " a newer version may have it"
+            f"the model's {component.name} is a {class_name}, which the installed {component.library}"
+            " does not have: install a newer version"
         ) from exc
 
 
 def _assemble(model: ModelFolder, parts: Mapping[str, Any], dtype: Any) -> Any:
-    """The text-to-image pipeline of these parts; tokenizers and the scheduler it reads from the folder."""
+    """Create the text-to-image pipeline from these parts.
+
+    It reads tokenizers and scheduler from the folder.
+    """
     from diffusers import AutoPipelineForText2Image
 
     checker: dict[str, Any] = {name: None for name in CHECKER if name not in model.components}
     if "safety_checker" in checker:
         checker["requires_safety_checker"] = False
-    if not _takes(model.pipeline, "safety_checker"):
+    if not _accepts(model.pipeline, "safety_checker"):
         checker = {}
     pipe = AutoPipelineForText2Image.from_pretrained(
         model.path, dtype=dtype, use_safetensors=True, local_files_only=True, **{**checker, **parts}
@@ -169,7 +172,7 @@ def _assemble(model: ModelFolder, parts: Mapping[str, Any], dtype: Any) -> Any:
     return pipe
 
 
-def _takes(pipeline: str, parameter: str) -> bool:
+def _accepts(pipeline: str, parameter: str) -> bool:
     import inspect
 
     import diffusers
@@ -177,11 +180,12 @@ def _takes(pipeline: str, parameter: str) -> bool:
     return parameter in inspect.signature(getattr(diffusers, pipeline).__init__).parameters
 
 
-def _suit(pipe: Any, device: str, dtype: Any) -> None:
-    """Arrange the weights for the device: convolutions there run faster on channels-last ones.
+def _optimise(pipe: Any, device: str, dtype: Any) -> None:
+    """Arrange the weights for the device: convolutions on CUDA are faster with channels-last weights.
 
-    torch rounds what goes into fp32 convolutions to TF32's 11 bits. Where fp32 was asked for, it is computed.
-    With fp16 only a VAE that would overflow runs in fp32: for its range, and 11 bits are what fp16 has.
+    torch rounds the inputs of fp32 convolutions to TF32's 11 bits. Where fp32 was requested, that is
+    disabled. With fp16 only a VAE that would overflow runs in fp32. It needs the range, and fp16 has 11 bits
+    as well.
     """
     import torch
 
@@ -193,15 +197,15 @@ def _suit(pipe: Any, device: str, dtype: Any) -> None:
 
 
 def _keeps_fp32(module: Any, key: str) -> bool:
-    """Whether the class declares that the weight named ``key`` stays in fp32, by a part of its name."""
-    kept: Iterable[str] = [
+    """Return True if the class declares, by a part of the name, that the weight ``key`` stays in fp32."""
+    fp32_names: Iterable[str] = [
         *(getattr(module, "_keep_in_fp32_modules", None) or ()),
         *(getattr(module, "_keep_in_fp32_modules_strict", None) or ()),
     ]
-    return any(name in key.split(".") for name in kept)
+    return any(name in key.split(".") for name in fp32_names)
 
 
-def _failed(model: ModelFolder, device: str, exc: Exception) -> Text2ImgError:
+def _load_error(model: ModelFolder, device: str, exc: Exception) -> Text2ImgError:
     kind = classify_error(exc)
     if kind is FailureKind.MEMORY:
         return ModelFailed(f"{model.path} does not fit into {device}'s memory; use a smaller model or fp16")
@@ -214,60 +218,59 @@ logger = logging.getLogger(__name__)
 
 
 def check_offload(options: EngineOptions) -> None:
-    """Raise ConfigurationError where the options ask for an offload that cannot be."""
+    """Raise ConfigurationError if the options request an impossible offload."""
     if options.offload == "none":
         return
     if options.device == "cpu":
         raise ConfigurationError(
-            "--offload moves weights between a GPU and the host's memory, and on the cpu they are there"
-            " anyway: leave out --offload, or use --device cuda"
+            "--offload moves weights between a GPU and the host's memory and has no effect on the cpu: leave"
+            " out --offload, or use --device cuda"
         )
     if options.compile == "always":
         raise ConfigurationError(
-            "--offload moves the weights that compiled code would hold: leave out --compile always or"
-            " --offload"
+            "compiled code holds the weights that --offload moves: leave out --compile always or --offload"
         )
 
 
 def choose_offload(options: EngineOptions, device: str) -> Offload:
-    """What was asked for; ``none``, with a line in the log, where ``auto`` found no device but the cpu."""
+    """Return the requested offload, or ``none`` with a log line where ``auto`` found only the CPU."""
     if device == "cpu" and options.offload != "none":
         logger.warning(
-            "no GPU was found: the model is on the cpu, and --offload %s does nothing", options.offload
+            "no GPU was found: the model runs on the cpu and --offload %s has no effect", options.offload
         )
         return "none"
     return options.offload
 
 
-def offload(pipe: Any, how: Offload, device: str) -> None:
-    """Let the weights of ``pipe``, now in the host's memory, go to ``device`` only while they are used.
+def offload(pipe: Any, mode: Offload, device: str) -> None:
+    """Keep the weights of ``pipe`` in the host's memory and move them to ``device`` only while they are used.
 
-    To be called after whatever replaces a part's ``forward``: what came later would bypass the hooks.
+    Call it after anything that replaces a component's ``forward``; later replacements would bypass the hooks.
     """
-    if how == "model":
+    if mode == "model":
         pipe.enable_model_cpu_offload(device=device)
-    elif how == "sequential":
+    elif mode == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
 
 
 @contextlib.contextmanager
-def weights_on_host(pipe: Any, again: Callable[[], None] | None) -> Iterator[None]:
-    """Within it all weights are in the host's memory, as they are, for who changes the model's layers.
+def weights_on_host(pipe: Any, restore_offload: Callable[[], None] | None) -> Iterator[None]:
+    """Hold all weights in the host's memory within the context, so that the model's layers can be changed.
 
-    ``again`` offloads the pipeline as before; None where it never was.
+    ``restore_offload`` offloads the pipeline again; None where it was not offloaded.
     """
-    if again is None:
+    if restore_offload is None:
         yield
         return
     pipe.remove_all_hooks()
     try:
         yield
     finally:
-        again()
+        restore_offload()
 
 
 def running_device(module: Any) -> Any:
-    """The torch.device on which a module computes, which is not where its weights wait to be used."""
+    """Return the torch.device on which a module computes; its weights may wait on another."""
     import torch
 
     hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
