@@ -1,4 +1,4 @@
-"""Engines: which model runs on which device, and how. Knows no database and no storage.
+"""Engines: which model runs on which device, and how.
 
 This module imports no torch, so that code which only reads settings can create the options.
 """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What compiling for one shape costs (``cost``, seconds) and saves (``gain``, a share of the time).
+    """The cost of compiling for one shape (``cost``, seconds) and the share of time it saves (``gain``).
 
     With ``gain`` 0.2 an image takes a fifth less time; a gain below 0 means that compiling slowed it down.
     """
@@ -98,7 +98,7 @@ class StepTiming:
 
 
 class BatchTimings:
-    """How many prompts arrived in each shape, and how long their batches took with and without compiling."""
+    """Prompts seen per shape, and the times of their batches with and without compiling."""
 
     def __init__(self) -> None:
         self._seen: Counter[Hashable] = Counter()

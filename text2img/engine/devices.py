@@ -35,7 +35,7 @@ _DEVICE_SIGNS: Final = ("CUDA error", "device-side assert", "HIP error", "CUDA d
 
 
 class FailureKind(Enum):
-    """What kind of failure an exception from the libraries is."""
+    """The kind of failure that an exception from the libraries reports."""
 
     MEMORY = auto()  # out of memory; a smaller batch may fit
     DEVICE = auto()  # the device has stopped working for the rest of the process

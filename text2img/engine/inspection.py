@@ -153,9 +153,9 @@ def check_agreement(model: ModelFolder) -> None:
             f"{model.pipeline} does not support the model's scheduler, {scheduler.class_name};"
             " fetch the model again"
         )
-    configs: Configs = {name: part.config for name, part in model.components.items()}
-    pairs_of = _PAIRS.get(family.name)
-    for components, actual, expected in pairs_of(configs) if pairs_of else ():
+    configs: Configs = {name: component.config for name, component in model.components.items()}
+    width_pairs = _WIDTH_PAIRS.get(family.name)
+    for components, actual, expected in width_pairs(configs) if width_pairs else ():
         if actual is not None and expected is not None and actual != expected:
             raise ModelFailed(
                 f"the model's {components} do not match ({actual} and {expected}): they are from different"
@@ -213,7 +213,7 @@ def _flux_pairs(configs: Configs) -> Pairs:
     ]
 
 
-_PAIRS: dict[str, Callable[[Configs], Pairs]] = {
+_WIDTH_PAIRS: dict[str, Callable[[Configs], Pairs]] = {
     "sd": _sd_pairs,
     "sdxl": _sdxl_pairs,
     "sd3": _sd3_pairs,
@@ -253,9 +253,9 @@ def _hidden_size(encoder: Mapping[str, Any] | None) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def _sum_known(*pairs_of: int | None) -> int | None:
-    known = [width for width in pairs_of if isinstance(width, int)]
-    return sum(known) if len(known) == len(pairs_of) else None
+def _sum_known(*widths: int | None) -> int | None:
+    known = [width for width in widths if isinstance(width, int)]
+    return sum(known) if len(known) == len(widths) else None
 
 
 def check_vocabularies(components: Mapping[str, Component]) -> None:

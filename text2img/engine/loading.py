@@ -43,8 +43,8 @@ def load_pipeline(
     """
     try:
         target = "cpu" if on_host else device
-        parts = _load_components(model, variants, target, dtype)
-        pipe = _assemble(model, parts, dtype)
+        components = _load_components(model, variants, target, dtype)
+        pipe = _assemble(model, components, dtype)
         check_dtypes(pipe.components, dtype)
         check_tokenizers(pipe.components)
         pipe.to(target)
@@ -153,7 +153,7 @@ def _class_of(component: Component) -> Any:
         ) from exc
 
 
-def _assemble(model: ModelFolder, parts: Mapping[str, Any], dtype: Any) -> Any:
+def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> Any:
     """Create the text-to-image pipeline from these parts.
 
     It reads tokenizers and scheduler from the folder.
@@ -166,7 +166,7 @@ def _assemble(model: ModelFolder, parts: Mapping[str, Any], dtype: Any) -> Any:
     if not _accepts(model.pipeline, "safety_checker"):
         checker = {}
     pipe = AutoPipelineForText2Image.from_pretrained(
-        model.path, dtype=dtype, use_safetensors=True, local_files_only=True, **{**checker, **parts}
+        model.path, dtype=dtype, use_safetensors=True, local_files_only=True, **{**checker, **components}
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
