@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.results import RESULTS, Check, Result, report
 from benchmarks.similarity import mean_difference, psnr, ssim
-from text2img.engine import EngineOptions, Picture
+from text2img.engine import EngineOptions, GeneratedImage
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
 from training.evaluate import FIRST_SEED, MODEL, choose_scenes, measure
@@ -104,7 +104,7 @@ def draw(engine: DiffusersEngine, contestant: Contestant, scenes: Sequence[Scene
     ]
     batch = [engine.prepare(request(prompt, [contestant.requested])) for prompt in prompts]
     results = engine.generate(batch, lambda _done, _of: None)
-    return [result.pixels for result in results if isinstance(result, Picture)]
+    return [result.pixels for result in results if isinstance(result, GeneratedImage)]
 
 
 def compete(contestants: Sequence[Contestant], scenes: Sequence[Scene]) -> list[Drawn]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.places import Place
-    from text2img.engine import Picture
+    from text2img.engine import GeneratedImage
     from text2img.errors import PromptFailed
     from text2img.prompts import Request
 
@@ -44,7 +44,7 @@ class Watched(StubEngine):
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """The stub's pictures; see Engine."""
         made = super().generate(batch, on_step)
         so_far = self.series[-1][0] if self.series else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from text2img.engine import ModelInfo, Picture
+from text2img.engine import GeneratedImage, ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +70,7 @@ class StubEngine:
     def load(self) -> None:
         """Nothing; see Engine."""
 
-    def warm_up(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], remaining: int) -> None:
         """Nothing; see Engine."""
 
     def prepare(self, request: Request) -> Request:
@@ -79,7 +79,7 @@ class StubEngine:
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """A copy of one of the pictures for each request, after the device's time; see Engine."""
         begun = time.monotonic()
         if not self.batches:
@@ -88,7 +88,7 @@ class StubEngine:
             due = begun + self._per_picture * len(batch) * step / self._steps
             time.sleep(max(0.0, due - time.monotonic()))
             on_step(step, self._steps)
-        made: list[Picture | PromptFailed] = [self._draw(request) for request in batch]
+        made: list[GeneratedImage | PromptFailed] = [self._draw(request) for request in batch]
         self.batches.append((begun, time.monotonic()))
         self.made += len(made)
         return made
@@ -100,6 +100,6 @@ class StubEngine:
     def close(self) -> None:
         """Nothing; see Engine."""
 
-    def _draw(self, request: Request) -> Picture:
+    def _draw(self, request: Request) -> GeneratedImage:
         pixels = self._pictures[request.parameters.seed % _DIFFERENT]
-        return Picture(pixels=pixels.copy(), scheduler="none")
+        return GeneratedImage(pixels=pixels.copy(), scheduler="none")

@@ -14,7 +14,7 @@ from tests.clock import Clock, elapse
 from text2img.concurrency.signals import Stop
 from text2img.concurrency.stages import StageTimer
 from text2img.databases import Collections, NewPrompt, Selection, open_database
-from text2img.engine import ModelInfo, Picture
+from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.loras import LoraCache
 from text2img.prompts import PromptId, RequestedParameters
 from text2img.storage import open_storage
@@ -51,7 +51,7 @@ class Painter:
     def prepare(self, request):
         return request
 
-    def warm_up(self, batch, left):
+    def warm_up(self, batch, remaining):
         pass
 
     def generate(self, batch, on_step):
@@ -65,7 +65,7 @@ class Painter:
 
     def _paint(self, request):
         shade = request.parameters.seed % 251
-        return Picture(pixels=np.full((64, 64, 3), shade, np.uint8), scheduler="none")
+        return GeneratedImage(pixels=np.full((64, 64, 3), shade, np.uint8), scheduler="none")
 
 
 class Hurried(Stop):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.gpu.task import Task
-    from text2img.engine import Engine, Picture
+    from text2img.engine import Engine, GeneratedImage
     from text2img.errors import PromptFailed
     from text2img.prompts import Request
 
@@ -57,7 +57,7 @@ class Timed:
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """The engine's pictures; see Engine."""
         begun = time.monotonic()
         made = self._engine.generate(batch, on_step)

@@ -49,7 +49,7 @@ from PIL import Image  # noqa: E402
 
 from text2img import cli  # noqa: E402
 from text2img.demo.scenes import Scene, draw  # noqa: E402
-from text2img.engine import ModelInfo, Picture, diffusers  # noqa: E402
+from text2img.engine import GeneratedImage, ModelInfo, diffusers  # noqa: E402
 from text2img.engine.inspection import check_fits  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
@@ -88,7 +88,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         check_fits(self.inspect(), request.parameters)
         return replace(request, chunks=1)
 
-    def warm_up(self, batch, left) -> None:
+    def warm_up(self, batch, remaining) -> None:
         pass
 
     def generate(self, batch, on_step):
@@ -100,7 +100,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
         used = batch[0].parameters.scheduler or self.inspect().scheduler
         with self._timed("decode"):
             time.sleep(_POLL_INTERVAL)  # clock: as above
-            return [Picture(pixels=_painted(request), scheduler=used) for request in batch]
+            return [GeneratedImage(pixels=_painted(request), scheduler=used) for request in batch]
 
     def peak_memory(self) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -80,19 +80,19 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class GeneratedImage:
     """A generated image: ``pixels`` is uint8, (height, width, 3), RGB.
 
     ``truncated``: the model did not read the whole text. A hosted model may choose another height and width
-    than requested; ``seed`` is then the seed it used, None where it is the requested one. ``notes`` holds
-    those of PROVIDER_METADATA_FIELDS that the provider returned.
+    than requested. ``seed`` is the seed it used, None where it is the requested one. ``provider_metadata``
+    has those of PROVIDER_METADATA_FIELDS that the provider returned.
     """
 
     pixels: NDArray[np.uint8]
     scheduler: str
     truncated: bool = False
     seed: int | None = None
-    notes: Mapping[str, object] = field(default_factory=dict)
+    provider_metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -140,7 +140,7 @@ class Engine(Protocol):
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """Return an image, or the reason why there is none, for each request of a batch, in its order.
 
         All requests of the batch have one shape. Each request has its own generator, created from its

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from contextlib import AbstractContextManager
 
-    from text2img.engine import Picture
+    from text2img.engine import GeneratedImage
     from text2img.engine.model_folder import Family
     from text2img.prompts import Request
 
@@ -143,7 +143,7 @@ class Denoiser:
 
 
 if TYPE_CHECKING:
-    Results = list[Picture | PromptFailed]
+    Results = list[GeneratedImage | PromptFailed]
     GeneratePart = Callable[[Sequence[Request], "StepCounter"], Results]
 
 

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from text2img.engine import ModelInfo, Picture
+from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.compiler import CompileCache
 from text2img.engine.decoding import replace_autoencoder
 from text2img.engine.deepcache import check_unet, install
@@ -119,7 +119,7 @@ class DiffusersEngine:
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """Return an image or a failure for each request; see Engine."""
         if not batch:
             return []
@@ -242,7 +242,9 @@ class DiffusersEngine:
             )
             synchronize(output)
 
-    def _generate_part(self, part: Sequence[Request], steps: StepCounter) -> list[Picture | PromptFailed]:
+    def _generate_part(
+        self, part: Sequence[Request], steps: StepCounter
+    ) -> list[GeneratedImage | PromptFailed]:
         """Return the results of one call of the pipeline."""
         loaded = self._require_loaded()
         try:
@@ -256,7 +258,7 @@ class DiffusersEngine:
 
     def _denoise_and_decode(
         self, loaded: _Loaded, part: Sequence[Request], steps: StepCounter
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         parameters = part[0].parameters
         scheduler = loaded.schedulers.get(parameters.scheduler)
         max_rows = loaded.splitter.max_size(part[0])
@@ -269,7 +271,7 @@ class DiffusersEngine:
         return [
             result
             if isinstance(result, PromptFailed)
-            else Picture(pixels=result, scheduler=used, truncated=loaded.denoiser.truncated(request))
+            else GeneratedImage(pixels=result, scheduler=used, truncated=loaded.denoiser.truncated(request))
             for request, result in zip(part, decoded, strict=True)
         ]
 

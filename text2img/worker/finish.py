@@ -21,14 +21,14 @@ from text2img.worker import build
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from text2img.engine import ModelInfo, Picture
+    from text2img.engine import GeneratedImage, ModelInfo
     from text2img.images import File
     from text2img.prompts import Claim, Outcome, Request
     from text2img.prompts.refinement import Loop
     from text2img.worker.build import Dependencies, RunContext
     from text2img.worker.polling import ClaimBudget
 
-    Images = Sequence[Picture | PromptFailed | None]
+    Images = Sequence[GeneratedImage | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class PostProcessor:
         recorded = self._record(outcomes)
         self._notify(recorded)
 
-    def _finish_image(self, request: Request, image: Picture | PromptFailed | None) -> Outcome | None:
+    def _finish_image(self, request: Request, image: GeneratedImage | PromptFailed | None) -> Outcome | None:
         """Encode, store and score one image; return its outcome, or None where the claim was lost."""
         if image is None:
             return None
@@ -118,14 +118,14 @@ class PostProcessor:
             self._mark_lost([request.prompt.claim])
             return None
 
-    def _encode(self, request: Request, image: Picture) -> tuple[File, dict[str, object]]:
+    def _encode(self, request: Request, image: GeneratedImage) -> tuple[File, dict[str, object]]:
         """Return the file of the image, with its parameters in it, and the parameters that were used."""
         info = self._model_info
         made: dict[str, Any] = {"scheduler": image.scheduler, "model": info.name}
         embedded = parameters(request, revision=info.revision, approximations=info.approximations, **made)
         with self._encoders, self._run.seconds("encode", request):
             file = self._deps.encoder.encode(image.pixels, request.parameters, embedded)
-        return file, {**request.parameters.recorded, **made, **info.approximations, **image.notes}
+        return file, {**request.parameters.recorded, **made, **info.approximations, **image.provider_metadata}
 
     def _store(self, request: Request, file: File) -> str:
         """Upload the file; return its URL. Raises ClaimLost where another worker has the claim."""
@@ -134,7 +134,7 @@ class PostProcessor:
         with self._run.seconds("upload", request):
             return self._deps.storage.put(name, file.data, file.content_type, still_ours)
 
-    def _evaluate(self, request: Request, image: Picture) -> Evaluation | None:
+    def _evaluate(self, request: Request, image: GeneratedImage) -> Evaluation | None:
         """Return the evaluator's score of an image that has been stored; None without an evaluator.
 
         Raises Stopped in a loop that is stopped before the score is there: without a score the loop could
@@ -193,7 +193,7 @@ class PostProcessor:
             log.warning("lost the claim on %s; discarding its image", claim.id)
 
 
-def _as_generated(request: Request, image: Picture) -> Request:
+def _as_generated(request: Request, image: GeneratedImage) -> Request:
     """Return the request with the size and seed that the image really has: what is recorded must be true."""
     height, width = image.pixels.shape[:2]
     wanted = request.parameters

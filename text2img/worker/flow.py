@@ -27,11 +27,11 @@ from text2img.worker.polling import ClaimBudget
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from text2img.engine import Engine, ModelInfo, Picture
+    from text2img.engine import Engine, GeneratedImage, ModelInfo
     from text2img.prompts import Claim, Outcome, Prompt, Request, RequestedParameters
     from text2img.worker.build import Dependencies, RunContext
 
-    Images = Sequence[Picture | PromptFailed | None]
+    Images = Sequence[GeneratedImage | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ class Worker:
         images = iter(self._generate_needed(list(compress(batch, needed))))
         return [next(images) if each else None for each in needed]
 
-    def _generate_needed(self, batch: list[Request]) -> list[Picture | PromptFailed]:
+    def _generate_needed(self, batch: list[Request]) -> list[GeneratedImage | PromptFailed]:
         run, engine = self._run, self._engine
         run.stop.check()
         if not batch:

@@ -14,7 +14,7 @@ import pytest
 from tests.hosted import TEXT, Clock, engine, generate, request, waiting_engine
 from tests.servers.fal import KEY, MODEL, data_url, painted, shade
 from tests.waiting import until
-from text2img.engine import Picture
+from text2img.engine import GeneratedImage
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
 from text2img.engine.hosted.http import HttpClient, RequestFailed
@@ -48,7 +48,7 @@ def test_a_picture_comes_back_as_it_was_asked_for(fal):
     assert image.pixels.shape == (64, 128, 3)
     assert tuple(image.pixels[0, 0]) == shade(11)
     assert (image.scheduler, image.seed, image.truncated) == ("hosted", None, False)
-    assert image.notes == {"request_id": next(iter(fal.requests)), "billed_units": 1.5}
+    assert image.provider_metadata == {"request_id": next(iter(fal.requests)), "billed_units": 1.5}
 
 
 def test_the_key_goes_to_the_queue_and_not_with_the_picture(fal):
@@ -101,7 +101,7 @@ def test_a_seed_that_is_none_is_not_believed(fal, fields):
 def test_a_cost_that_is_no_number_is_not_noted(fal, units):
     """Only a finite number of units, from 0 on, counts as what was billed."""
     fal.plan(TEXT, headers={"x-fal-billable-units": units})
-    assert "billed_units" not in generate(fal)[0].notes
+    assert "billed_units" not in generate(fal)[0].provider_metadata
 
 
 BLACK = painted(None, (128, 64))
@@ -150,9 +150,9 @@ def test_what_fails_one_prompt(fal, plan, code, words):
 def test_black_pictures_are_believed_where_the_checker_speaks_or_is_off(fal):
     """A black picture that the service calls safe, or that no checker has seen, is a picture."""
     fal.plan(TEXT, image=BLACK)
-    assert isinstance(generate(fal)[0], Picture)
+    assert isinstance(generate(fal)[0], GeneratedImage)
     fal.plan(TEXT, image=BLACK, fields={"has_nsfw_concepts": None})
-    assert isinstance(generate(fal, safety_checker=False)[0], Picture)
+    assert isinstance(generate(fal, safety_checker=False)[0], GeneratedImage)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_what_passes_is_waited_out(fal):
     fal.plan(TEXT, submit=answers, result=[(502, {}, b"<html>nginx</html>")])
     clock = Clock(pauses := [])
     (image,) = generate(fal, clock=clock, patience=20)
-    assert isinstance(image, Picture)
+    assert isinstance(image, GeneratedImage)
     assert pauses[0] == 1  # as the service asked
     assert 1.5 <= pauses[1] <= 2
     assert fal.asked["submit"] == 3
@@ -249,7 +249,7 @@ def test_pictures_that_were_made_are_kept_when_the_service_goes_away(fal):
     """Where one of a batch is there, the others fail by themselves, to be tried again: it was paid for."""
     fal.plan("lost", submit=[(503, {}, b"")], forever=True)
     made, lost = generate(fal, request(name="1"), request("lost", name="2"))
-    assert isinstance(made, Picture)
+    assert isinstance(made, GeneratedImage)
     assert isinstance(lost, PromptFailed)
     assert lost.code is ErrorCode.GENERATION_FAILED
 
@@ -294,7 +294,7 @@ def test_a_request_that_stays_as_it_is_is_taken_back(fal):
     """One that makes no progress for the stall timeout is cancelled, and fails alone."""
     fal.plan("stuck", states=["IN_QUEUE"])
     made, stuck = generate(fal, request(name="1"), request("stuck", name="2"), stall_timeout=1)
-    assert isinstance(made, Picture)
+    assert isinstance(made, GeneratedImage)
     assert str(stuck) == "fal has kept the request IN_QUEUE for 1 s"
     assert fal.cancelled == ["stuck"]
 

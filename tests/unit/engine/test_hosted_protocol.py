@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from tests.hosted import generate, request
 from tests.servers import unavailable
 from tests.servers.fal import KEY, fal_server
-from text2img.engine import Picture
+from text2img.engine import GeneratedImage
 from text2img.errors import DeviceFailed
 
 CLIENT = """
@@ -91,4 +91,4 @@ def test_a_picture_over_tls(secure, certificate, monkeypatch):
         generate(secure, request(), patience=0.5)
     assert secure.asked == {}
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
-    assert isinstance(generate(secure)[0], Picture)
+    assert isinstance(generate(secure)[0], GeneratedImage)

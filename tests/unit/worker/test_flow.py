@@ -18,7 +18,7 @@ from tests.waiting import until
 from text2img.concurrency.signals import Stop
 from text2img.concurrency.stages import BatchPrefetcher, Stage
 from text2img.databases import Selection
-from text2img.engine import Picture
+from text2img.engine import GeneratedImage
 from text2img.errors import DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped, StorageFailed
 from text2img.worker.finish import PostProcessor
 from text2img.worker.leases import Leases
@@ -388,7 +388,7 @@ def test_few_pictures_are_encoded_at_once(tmp_path):
 
     class Watching(Painter):
         def _paint(self, request):
-            return Picture(pixels=pixels, scheduler="none")
+            return GeneratedImage(pixels=pixels, scheduler="none")
 
     bench.work(Watching(), batch_size=16)
     assert bench.counts == (0, 0, 16, 0)

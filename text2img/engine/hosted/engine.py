@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from text2img.engine import ModelInfo, Picture, hosted
+from text2img.engine import GeneratedImage, ModelInfo, hosted
 from text2img.engine.devices import peak_memory
 from text2img.engine.hosted import limits
 from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
@@ -80,12 +80,12 @@ class HostedEngine:
             raise PromptFailed(ErrorCode.LORA_FAILED, "a hosted model takes no LoRAs; leave lora out")
         return request
 
-    def warm_up(self, batch: Sequence[Request], left: int) -> None:
+    def warm_up(self, batch: Sequence[Request], remaining: int) -> None:
         """Nothing: what makes the model faster is its host's business."""
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
-    ) -> list[Picture | PromptFailed]:
+    ) -> list[GeneratedImage | PromptFailed]:
         """A picture or the reason for none, for each request; see Engine.
 
         ``on_step`` tells the share of the batch that is done, as steps, and is called between as well. What
@@ -141,14 +141,14 @@ class HostedEngine:
 
 
 def _together(
-    errands: Sequence[Callable[[], Picture]], beat: Callable[[int], None], gone: threading.Event
-) -> list[Picture | Exception]:
+    errands: Sequence[Callable[[], GeneratedImage]], beat: Callable[[int], None], gone: threading.Event
+) -> list[GeneratedImage | Exception]:
     """What becomes of each errand, each in a thread of its own; ``beat(done)`` is called in this one.
 
     The threads are daemons: what hangs in one must not keep a process that is asked to end.
     """
-    ends: dict[int, Picture | Exception] = {}
-    done: queue.SimpleQueue[tuple[int, Picture | Exception]] = queue.SimpleQueue()
+    ends: dict[int, GeneratedImage | Exception] = {}
+    done: queue.SimpleQueue[tuple[int, GeneratedImage | Exception]] = queue.SimpleQueue()
 
     def go(number: int) -> None:
         try:
@@ -174,17 +174,17 @@ def _together(
     return [ends[number] for number in range(len(errands))]
 
 
-def _settle(ends: Sequence[Picture | Exception]) -> list[Picture | PromptFailed]:
+def _settle(ends: Sequence[GeneratedImage | Exception]) -> list[GeneratedImage | PromptFailed]:
     """The results. What would fail the run fails its prompt where another's picture is there to be kept.
 
     The next batch has none, should it go on; so that no more than one try of these prompts is lost. Neither
     does a single request that the service took, and then would not speak of, fail the run: none would follow.
     """
-    made = any(isinstance(end, Picture) for end in ends)
-    settled: list[Picture | PromptFailed] = []
+    made = any(isinstance(end, GeneratedImage) for end in ends)
+    settled: list[GeneratedImage | PromptFailed] = []
     for end in ends:
         alone = isinstance(end, ServiceUnavailable) and end.submitted and len(ends) == 1
-        if isinstance(end, Picture | PromptFailed):
+        if isinstance(end, GeneratedImage | PromptFailed):
             settled.append(end)
         elif isinstance(end, RunFailed) and (made or alone):
             settled.append(PromptFailed(ErrorCode.GENERATION_FAILED, str(end)))
@@ -193,9 +193,9 @@ def _settle(ends: Sequence[Picture | Exception]) -> list[Picture | PromptFailed]
     return settled
 
 
-def _tell(request: Request, end: Picture | PromptFailed) -> None:
+def _tell(request: Request, end: GeneratedImage | PromptFailed) -> None:
     """Warn of a picture that is not quite what was asked for."""
-    if not isinstance(end, Picture):
+    if not isinstance(end, GeneratedImage):
         return
     wanted, name = request.parameters, request.prompt.id
     height, width = end.pixels.shape[:2]

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from text2img.concurrency.timeouts import exponential_backoff, parse_retry_after
-from text2img.engine import Picture, hosted
+from text2img.engine import GeneratedImage, hosted
 from text2img.engine.hosted import http
 from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
@@ -71,7 +71,7 @@ class QueueRequest:
         self._wire = HttpClient(options.timeout)
         self._place: str | None = None
 
-    def run(self) -> Picture:
+    def run(self) -> GeneratedImage:
         """The picture. Raises PromptFailed, ModelFailed, Away, and Abandoned where ``gone`` was set.
 
         A request that comes to no end here is cancelled at the service, where that still takes it back.
@@ -128,7 +128,7 @@ class QueueRequest:
             self._pause(pause)
             pause = min(pause * 1.5, _LOOKS[1])
 
-    def _fetch(self) -> Picture:
+    def _fetch(self) -> GeneratedImage:
         answer = self._ask("result", str(self._place))
         result = hosted.content(answer)
         self._check_safety(result)
@@ -136,12 +136,14 @@ class QueueRequest:
         if "has_nsfw_concepts" not in result and self._options.safety_checker and not pixels.any():
             raise PromptFailed(ErrorCode.SAFETY, "the picture is all black, as a safety checker leaves it")
         units = hosted.billed(answer)
-        notes = {"request_id": str(self._place).rpartition("/")[2]}
-        return Picture(
+        provider_metadata = {"request_id": str(self._place).rpartition("/")[2]}
+        return GeneratedImage(
             pixels=pixels,
             scheduler=HOSTED_SCHEDULER,
             seed=self._other_seed(result),
-            notes=notes if units is None else {**notes, "billed_units": units},
+            provider_metadata=provider_metadata
+            if units is None
+            else {**provider_metadata, "billed_units": units},
         )
 
     def _check_safety(self, result: dict[str, Any]) -> None:
