@@ -147,10 +147,10 @@ def test_truncated_weights(copy, component, file, keep):
 
 
 def test_html_instead_of_weights(copy):
-    """A web page saved as weights is no safetensors file."""
+    """A web page saved as weights is not a safetensors file."""
     weights = copy("sd1") / "unet" / SD1_WEIGHTS["unet"]
     weights.write_text("<!doctype html><title>Sign in</title>" * 99)
-    with pytest.raises(ModelFailed, match="no safetensors file"):
+    with pytest.raises(ModelFailed, match="not a safetensors file"):
         look(weights.parent.parent)
 
 
@@ -182,7 +182,7 @@ def test_shards(tiny, tmp_path):
     assert len(shards) > 1
     assert look(folder).family == "sd"
     shards[1].unlink()
-    with pytest.raises(ModelFailed, match=f"{shards[1].name}, which is not there"):
+    with pytest.raises(ModelFailed, match=f"{shards[1].name}, which is missing"):
         look(folder)
 
 

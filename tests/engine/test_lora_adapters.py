@@ -68,7 +68,7 @@ def engines(tiny):
     @functools.cache
     def opened(family, _name=""):
         engine = open_engine(tiny(family))
-        engine._loaded.adapters._most = 3  # switching takes the longer the more adapters are loaded
+        engine._loaded.adapters._max_adapters = 3  # switching takes the longer the more adapters are loaded
         return engine
 
     return opened
@@ -173,7 +173,7 @@ def test_the_least_recently_used_go(fresh, tmp_path):
         for seed in range(4)
     ]
     adapters = fresh._loaded.adapters
-    adapters._most = 2
+    adapters._max_adapters = 2
     first = pixels(fresh, styled(files[0]))
     for file in files[1:3]:
         pixels(fresh, styled(file))
@@ -236,11 +236,11 @@ def _spoilt(named, how):
         ("nan", "1 of its weights hold values that are not finite, such as "),
         ("infinite", "not finite"),
         ("stranger", r"only 64 of its 66 weights belong to a module of this model; unet.no.such.lora_A"),
-        ("half", "is there without its other half"),
+        ("half", "has no other half in the file"),
         ("shape", r"has the shape \(4, 15\) and the model's module is \(16, 16\)|It is for another model"),
         ("unknown", "none of its weights belongs to a module of this model"),
         ("dora", "it is a DoRA"),
-        ("alpha", "unet.no.such.alpha scales nothing that is in the file"),
+        ("alpha", "unet.no.such.alpha scales a module that is not in the file"),
         ("no lora", "the LoRA cannot be used: "),
         ("nothing", "its file is empty"),
         ("one more", r"only 64 of its 65 weights belong"),
@@ -291,7 +291,7 @@ def test_what_is_no_safetensors_is_refused(engine, tmp_path, content):
     """An error page, a pickle and a torn file are refused by what they are."""
     file = tmp_path / "style.safetensors"
     file.write_bytes(content)
-    assert "it is no sound safetensors file" in failure(engine, str(file))
+    assert "it is not a valid safetensors file" in failure(engine, str(file))
     (gone,) = draw(engine, styled(str(tmp_path / "missing")))  # out of the cache: worth another try
     assert gone.code is ErrorCode.GENERATION_FAILED
 
@@ -326,7 +326,7 @@ def test_a_model_without_loras_of_its_own_kind_says_so(engine, style):
     class Bare:
         unet = copy.copy(pipe_of(engine).unet)
 
-    with pytest.raises(PromptFailed, match="a model of this kind takes none"):
+    with pytest.raises(PromptFailed, match="models of this kind do not support LoRAs"):
         Adapters(Bare()).use(styled(style))
 
 

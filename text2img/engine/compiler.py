@@ -73,7 +73,7 @@ class Compiler:
 
     def lora_capacity(self) -> LoraCapacity | None:
         """Return what the active LoRAs need, which selects the code they run on; None if too much."""
-        return self._adapters.room()
+        return self._adapters.capacity()
 
     @property
     def graphs(self) -> int:

@@ -1,11 +1,11 @@
-"""LoRAs in a compiled denoiser: a slot beside each layer that they reach, and their weights copied into it.
+"""A pipeline's LoRA adapters: load, activate and unload them, and run them in a compiled denoiser.
 
-To the compiler each set of adapters is a model of its own. Yet all that several LoRAs add to a layer is one
-product of two matrices: their lower halves one below the other, and side by side their upper halves, times
-their weights. In slots of one rank, filled up with zeros, every set is the same model with other numbers in
-it. Knows of peft's layers where they stand and what they hold; loads nothing and does not compile.
+The compiler treats each set of adapters as a model of its own. But what several LoRAs add to a layer is one
+product of two matrices: the lower halves stacked, and the upper halves side by side, times their weights.
+So a compiled denoiser has one buffer per adapted layer, all of one rank and padded with zeros. Changing the
+LoRAs changes only the buffers' content, and the compiled code stays valid.
 
-Imports torch: to be imported only where there is a pipeline.
+Imports torch, so import it only where there is a pipeline.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from text2img.engine.devices import FailureKind, classify_error, one_line
-from text2img.engine.lora_weights import read_lora, refused
+from text2img.engine.lora_weights import read_lora, unusable_lora
 from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from text2img.prompts import Request
 
 
 if TYPE_CHECKING:
-    Key = tuple[int, str]
+    LayerKey = tuple[int, str]
     LayerPath = tuple[Any, str, Any]
-    """A module's parent, its name there, and peft's layer for it."""
+    """A module's parent, its name in the parent, and peft's layer for it."""
     Active = tuple[tuple[str, float], ...]
-    """Adapters by peft's names for them, each with its weight."""
+    """peft's names of the active adapters, each with its weight."""
 
 _RANKS: Final = (8, 32, 128)
-"""Ranks that slots have: each step compiles anew, and what is not needed of a rank costs time."""
+"""The ranks of buffers. Each step up compiles again, and rank that is not used costs time."""
 
 
 class LoraCapacity(NamedTuple):
-    """What slots hold: LoRAs of ``rank`` in all, at each of ``layers`` layers. False where there are none,
-    and the denoiser is the one that was loaded.
+    """The size of the buffers: LoRAs of ``rank`` in total, at each of ``layers`` layers.
+
+    It is false without buffers, when the denoiser runs as it was loaded.
     """
 
     rank: int = 0
@@ -55,7 +56,7 @@ class LoraCapacity(NamedTuple):
 
 
 class LoraPair(NamedTuple):
-    """A LoRA at one layer: its lower half (rank, inputs, …), its upper one (outputs, rank, …), its weight."""
+    """A LoRA at one layer: its lower half (rank, inputs, …), upper half (outputs, rank, …) and weight."""
 
     down: Any
     up: Any
@@ -63,67 +64,72 @@ class LoraPair(NamedTuple):
 
 
 class LoraBufferPool:
-    """The slots of one denoiser. They grow with what is asked of them and never shrink, as each other size
-    is another model to the compiler.
+    """The LoRA buffers of one denoiser.
+
+    They grow on demand and never shrink: every change of size compiles the denoiser again.
     """
 
     def __init__(self) -> None:
-        self._room = LoraCapacity()
-        self._reached: set[Key] = set()
-        self._slots: dict[Key, LoraBuffer] = {}
-        self._held: tuple[LoraCapacity, Active] | None = None
+        self._capacity = LoraCapacity()
+        self._layer_keys: set[LayerKey] = set()
+        self._buffers: dict[LayerKey, LoraBuffer] = {}
+        self._filled: tuple[LoraCapacity, Active] | None = None
 
-    def room(self, places: Mapping[Key, LayerPath], active: Active) -> LoraCapacity | None:
-        """The room in which these LoRAs run, grown where they need more; None where no slot can hold them.
+    def capacity(self, layers: Mapping[LayerKey, LayerPath], active: Active) -> LoraCapacity | None:
+        """Return the capacity that these LoRAs run with, grown if needed; None if no buffer can hold them.
 
-        ``Room()`` for those that do not reach into the denoiser.
+        It is ``LoraCapacity()`` for LoRAs that do not change the denoiser.
         """
-        halves = {key: _halves(place, active) for key, place in places.items()}
-        ranks = {key: sum(half.down.shape[0] for half in halves[key]) for key in places if halves[key]}
+        pairs = {key: _pairs(layer, active) for key, layer in layers.items()}
+        ranks = {key: sum(pair.down.shape[0] for pair in pairs[key]) for key in layers if pairs[key]}
         if not ranks:
             return LoraCapacity()
-        rank = next((rank for rank in _RANKS if rank >= max(self._room.rank, *ranks.values())), None)
-        if rank is None or not all(_plain(places[key][2].get_base_layer()) for key in ranks):
+        rank = next((rank for rank in _RANKS if rank >= max(self._capacity.rank, *ranks.values())), None)
+        if rank is None or not all(_can_wrap(layers[key][2].get_base_layer()) for key in ranks):
             return None
-        self._reached |= ranks.keys()
-        self._room = LoraCapacity(rank, len(self._reached))
-        return self._room
+        self._layer_keys |= ranks.keys()
+        self._capacity = LoraCapacity(rank, len(self._layer_keys))
+        return self._capacity
 
     @contextlib.contextmanager
-    def standing(self, places: Mapping[Key, LayerPath], active: Active) -> Iterator[None]:
-        """Within it these LoRAs stand in slots; afterwards all is as before. There must be room for them."""
-        room = self.room(places, active)
-        if room is None:
-            raise ValueError("no slots can hold these LoRAs")
-        if room:
-            self._fill(places, active)
-        before = [(parent, name, getattr(parent, name)) for parent, name, _ in places.values()]
+    def installed(self, layers: Mapping[LayerKey, LayerPath], active: Active) -> Iterator[None]:
+        """Run the block with these LoRAs in buffers, then restore the modules.
+
+        Raises ValueError if no buffer can hold them.
+        """
+        capacity = self.capacity(layers, active)
+        if capacity is None:
+            raise ValueError("no buffers can hold these LoRAs")
+        if capacity:
+            self._fill(layers, active)
+        before = [(parent, name, getattr(parent, name)) for parent, name, _ in layers.values()]
         try:
-            for key, (parent, name, layer) in places.items():
-                slot = self._slots.get(key) if room else None
-                parent.register_module(name, layer.get_base_layer() if slot is None else slot)
+            for key, (parent, name, layer) in layers.items():
+                buffer = self._buffers.get(key) if capacity else None
+                parent.register_module(name, layer.get_base_layer() if buffer is None else buffer)
             yield
         finally:
             for parent, name, module in before:
                 parent.register_module(name, module)
 
-    def _fill(self, places: Mapping[Key, LayerPath], active: Active) -> None:
-        """Copy into the slots what these LoRAs hold, unless it is in them."""
-        if self._held == (self._room, active):
+    def _fill(self, layers: Mapping[LayerKey, LayerPath], active: Active) -> None:
+        """Copy the LoRAs' weights into the buffers, unless they are there already."""
+        if self._filled == (self._capacity, active):
             return
-        if self._held is None or self._held[0] != self._room:
-            self._held, self._slots = None, {}  # the smaller ones' memory first
-            self._slots = {
-                key: LoraBuffer(places[key][2].get_base_layer(), self._room.rank) for key in self._reached
+        if self._filled is None or self._filled[0] != self._capacity:
+            self._filled, self._buffers = None, {}  # free the smaller buffers before allocating larger ones
+            self._buffers = {
+                key: LoraBuffer(layers[key][2].get_base_layer(), self._capacity.rank)
+                for key in self._layer_keys
             }
-        self._held = None  # until all of it is there
-        for key, slot in self._slots.items():
-            slot.hold(_halves(places[key], active))
-        self._held = self._room, active
+        self._filled = None  # a failure halfway must not leave the buffers marked as filled
+        for key, buffer in self._buffers.items():
+            buffer.fill(_pairs(layers[key], active))
+        self._filled = self._capacity, active
 
 
 class LoraBuffer(torch.nn.Module):  # type: ignore[misc]
-    """A layer (linear, or a convolution over pictures) with a LoRA of ``rank`` beside it, zeros at first."""
+    """A layer (linear or 2D convolution) with a LoRA of ``rank`` added to it, initially zeros."""
 
     def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
@@ -136,36 +142,36 @@ class LoraBuffer(torch.nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> Any:
-        """The layer's own weight, as some blocks ask for its dtype."""
+        """The layer's own weight: some blocks read its dtype."""
         return self.layer.weight
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def hold(self, halves: Sequence[LoraPair]) -> None:
-        """Add from now on the sum of these products; their ranks sum up to no more than the slot's."""
+    def fill(self, pairs: Sequence[LoraPair]) -> None:
+        """Replace the LoRA with the sum of these products; their ranks must add up to at most ``rank``."""
         self.down.zero_()
         self.up.zero_()
         start = 0
-        for down, up, weight in halves:
+        for down, up, weight in pairs:
             end = start + down.shape[0]
             self.down[start:end] = down
             self.up[:, start:end] = up * weight
             start = end
 
     def forward(self, values: Any) -> Any:
-        """What the layer makes of the values, and what the LoRAs add to it."""
+        """Return the layer's output plus the LoRAs' product."""
         if self.up.ndim == 2:
-            added = torch.nn.functional.linear(values, self.down)
-            return self.layer(values) + torch.nn.functional.linear(added, self.up)
+            hidden = torch.nn.functional.linear(values, self.down)
+            return self.layer(values) + torch.nn.functional.linear(hidden, self.up)
         layer = self.layer
-        added = torch.nn.functional.conv2d(
+        hidden = torch.nn.functional.conv2d(
             values, self.down, None, layer.stride, layer.padding, layer.dilation
         )
-        return layer(values) + torch.nn.functional.conv2d(added, self.up)
+        return layer(values) + torch.nn.functional.conv2d(hidden, self.up)
 
 
-def _halves(place: LayerPath, active: Active) -> list[LoraPair]:
-    """What those that reach this place hold for it."""
-    _, _, layer = place
+def _pairs(path: LayerPath, active: Active) -> list[LoraPair]:
+    """Return the pairs of the active adapters that change this layer."""
+    _, _, layer = path
     return [
         LoraPair(layer.lora_A[name].weight, layer.lora_B[name].weight, weight)
         for name, weight in active
@@ -173,8 +179,8 @@ def _halves(place: LayerPath, active: Active) -> list[LoraPair]:
     ]
 
 
-def _plain(layer: Any) -> bool:
-    """Whether a slot can stand in the layer's place."""
+def _can_wrap(layer: Any) -> bool:
+    """Return True if a LoraBuffer can replace the layer."""
     if type(layer) is torch.nn.Conv2d:
         return bool(layer.groups == 1 and layer.padding_mode == "zeros")
     return type(layer) is torch.nn.Linear
@@ -185,107 +191,114 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROOM: Final = 2**30
-"""Bytes of adapters that stay loaded: some 160 of rank 16 for Stable Diffusion 1's UNet in fp16. Those that
-one picture asks for are loaded in any case."""
-MOST: Final = 32
-"""Adapters that stay loaded, however small they are."""
-REMEMBERED: Final = 1_000
-"""Files that are known to be of no use, so that they are not read again; the oldest is forgotten first."""
+MAX_BYTES: Final = 2**30
+"""Bytes of adapters that stay loaded: about 160 of rank 16 for Stable Diffusion 1's UNet in fp16. Those of
+the current request stay loaded even beyond it."""
+MAX_ADAPTERS: Final = 32
+"""The number of adapters that stay loaded, whatever their size."""
+MAX_UNUSABLE: Final = 1_000
+"""The number of unusable files that are remembered, so as not to read them again; the oldest is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """``name`` is peft's; ``bytes`` is what it takes; ``reads``: whether it changes how texts are read."""
+    """An adapter: peft's ``name``, its size in ``bytes``, and whether it ``changes_text`` encoding."""
 
     name: str
     bytes: int
-    reads: bool
+    changes_text: bool
 
 
 class Adapters:
-    """The LoRAs of one pipeline, used from the thread that owns the device."""
+    """The LoRA adapters of one pipeline, used only from the thread that owns the device."""
 
-    def __init__(self, pipe: Any, room: int = ROOM, most: int = MOST) -> None:
-
-        self._pipe, self._room, self._most = pipe, room, most
-        self._slots = LoraBufferPool()
+    def __init__(self, pipe: Any, max_bytes: int = MAX_BYTES, max_adapters: int = MAX_ADAPTERS) -> None:
+        self._pipe, self._max_bytes, self._max_adapters = pipe, max_bytes, max_adapters
+        self._buffers = LoraBufferPool()
         self._loaded: OrderedDict[Stamp, _Adapter] = OrderedDict()
         self._unusable: OrderedDict[Stamp, tuple[ErrorCode, str]] = OrderedDict()
-        self._layers: defaultdict[str, dict[Key, LayerPath]] = defaultdict(dict)
+        self._layers: defaultdict[str, dict[LayerKey, LayerPath]] = defaultdict(dict)
         self._active: tuple[tuple[_Adapter, float], ...] = ()
-        self._made = 0
-        # peft says of weights that it stands before that they are not trained; to the compiler they are then
-        # other weights. None is trained here, so that it is said of all of them before.
+        self._created = 0
+        # peft marks the weights below its layers as not trained, and that change would compile them again.
+        # None is trained here, so mark all of them now.
         for name in getattr(pipe, "_lora_loadable_modules", ()):
             if getattr(pipe, name, None) is not None:
                 getattr(pipe, name).requires_grad_(requires_grad=False)
 
     @property
     def text_lora_key(self) -> Hashable:
-        """What decides, beside a text, how it is read now: equal voices read equal texts alike."""
-        return tuple((adapter.name, weight) for adapter, weight in self._active if adapter.reads)
+        """The cache key of the active LoRAs that change text encoding: equal keys encode a text alike."""
+        return tuple((adapter.name, weight) for adapter, weight in self._active if adapter.changes_text)
 
-    def room(self) -> LoraCapacity | None:
-        """What decides, beside a batch's shape, which compiled code the active LoRAs run on; see Slots."""
-        return self._slots.room(*self._in_denoiser())
+    def capacity(self) -> LoraCapacity | None:
+        """Return the capacity that selects, with a batch's shape, the compiled code for the active LoRAs.
+
+        See LoraBufferPool.capacity.
+        """
+        return self._buffers.capacity(*self._denoiser_layers())
 
     def use_buffers(self) -> AbstractContextManager[None]:
-        """Within it the active LoRAs stand in the denoiser as its compiled code wants them; see Slots."""
-        return self._slots.standing(*self._in_denoiser())
+        """Return a context in which the active LoRAs are in the compiled denoiser's buffers.
 
-    def _in_denoiser(self) -> tuple[dict[Key, LayerPath], Active]:
-        parts = (places for part, places in self._layers.items() if not _reads(part))
-        places = {key: place for part in parts for key, place in part.items()}
-        return places, tuple((adapter.name, weight) for adapter, weight in self._active)
+        See LoraBufferPool.installed.
+        """
+        return self._buffers.installed(*self._denoiser_layers())
+
+    def _denoiser_layers(self) -> tuple[dict[LayerKey, LayerPath], Active]:
+        denoisers = (layers for name, layers in self._layers.items() if not _is_text_encoder(name))
+        layers = {key: path for denoiser in denoisers for key, path in denoiser.items()}
+        return layers, tuple((adapter.name, weight) for adapter, weight in self._active)
 
     @property
     def names(self) -> list[str]:
-        """The adapters that are loaded, the least recently used first."""
+        """The names of the loaded adapters, the least recently used first."""
         return [adapter.name for adapter in self._loaded.values()]
 
     def use(self, request: Request) -> None:
-        """From now on draw with the request's LoRAs, at their weights, and with no others.
+        """Activate the request's LoRAs at their weights, and no others.
 
-        Its ``lora_files`` are where they are on this machine. Raises PromptFailed (``lora_failed``) for one
-        that cannot be used: then none is active.
+        ``lora_files`` are their files on this machine. Raises PromptFailed (``lora_failed``) for a LoRA that
+        cannot be used; then none is active.
         """
         loras = request.parameters.loras
-        stamps = [_stamp(file) for file in request.lora_files]
+        stamps = [_stamp_of(file) for file in request.lora_files]
         if len(stamps) != len(loras):
-            raise refused("it was not fetched")
-        wanted: tuple[tuple[_Adapter, float], ...] = ()
+            raise unusable_lora("it was not fetched")
+        weighted: tuple[tuple[_Adapter, float], ...] = ()
         try:
-            adapters = [self._numbered(number, stamps) for number in range(len(stamps))]
+            adapters = [self._adapter_at(index, stamps) for index in range(len(stamps))]
             weights: dict[_Adapter, float] = defaultdict(float)  # two paths may lead to one file
             for adapter, lora in zip(adapters, loras, strict=True):
                 weights[adapter] += lora.weight
-            wanted = tuple(weights.items())
+            weighted = tuple(weights.items())
         finally:
-            self._activate(wanted)
-        self._forget(stamps)
+            self._set_active(weighted)
+        self._unload_unused(stamps)
 
-    def _activate(self, wanted: tuple[tuple[_Adapter, float], ...]) -> None:
-        if wanted == self._active:
+    def _set_active(self, weighted: tuple[tuple[_Adapter, float], ...]) -> None:
+        if weighted == self._active:
             return
-        if wanted:
-            self._put(layers=True)
-            self._pipe.set_adapters([adapter.name for adapter, _ in wanted], [weight for _, weight in wanted])
+        if weighted:
+            self._attach_layers()
+            self._pipe.set_adapters(
+                [adapter.name for adapter, _ in weighted], [weight for _, weight in weighted]
+            )
         else:
-            self._put(layers=False)
-        self._active = wanted
+            self._detach_layers()
+        self._active = weighted
 
-    def _numbered(self, number: int, stamps: Sequence[Stamp]) -> _Adapter:
-        """The adapter of one of the files; where it fails and there are several, it is said which."""
+    def _adapter_at(self, index: int, stamps: Sequence[Stamp]) -> _Adapter:
+        """Return the adapter of the file at ``index``; with several files, errors name the LoRA's number."""
         try:
-            return self._get(stamps[number])
+            return self._get(stamps[index])
         except PromptFailed as exc:
             if len(stamps) == 1:
                 raise
-            raise PromptFailed(exc.code, f"lora {number + 1}: {exc}") from exc
+            raise PromptFailed(exc.code, f"lora {index + 1}: {exc}") from exc
 
     def _get(self, stamp: Stamp) -> _Adapter:
-        """The adapter of that file, loaded where it is not yet."""
+        """Return the adapter of that file, and load it if necessary."""
         if stamp in self._unusable:
             raise PromptFailed(*self._unusable[stamp])
         if stamp not in self._loaded:
@@ -293,10 +306,10 @@ class Adapters:
                 self._loaded[stamp] = self._load(stamp[0])
             except Exception as exc:
                 if classify_error(exc) is FailureKind.OTHER:
-                    failure = _explained(exc)
-                    # Not the exception: by its traceback it would keep the weights that were read.
+                    failure = _as_prompt_failure(exc)
+                    # Do not keep the exception: its traceback would keep the weights in memory.
                     self._unusable[stamp] = failure.code, str(failure)
-                    if len(self._unusable) > REMEMBERED:
+                    if len(self._unusable) > MAX_UNUSABLE:
                         self._unusable.popitem(last=False)
                     raise failure from exc
                 raise
@@ -305,85 +318,97 @@ class Adapters:
 
     def _load(self, file: str) -> _Adapter:
         if not hasattr(self._pipe, "lora_state_dict"):
-            raise refused("a model of this kind takes none")
-        parts = read_lora(file, self._pipe)
-        self._made += 1
-        name = f"adapter_{self._made:06d}"
-        named = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-        self._put(layers=True)
-        self._active = ()  # loading makes the new one active beside the others
+            raise unusable_lora("models of this kind do not support LoRAs")
+        weights = read_lora(file, self._pipe)
+        self._created += 1
+        name = f"adapter_{self._created:06d}"
+        named = {
+            f"{component}.{key}": value
+            for component, tensors in weights.items()
+            for key, value in tensors.items()
+        }
+        self._attach_layers()
+        self._active = ()  # loading activates the new adapter as well as the others
         try:
             self._pipe.load_lora_weights(named, adapter_name=name)
-            self._keep_layers(parts)
-            self._check(name, parts)
+            self._record_layers(weights)
+            self._check_loaded(name, weights)
         except BaseException:
-            self._keep_layers(parts)
+            self._record_layers(weights)
             self._pipe.delete_adapters(name)
-            self._put(layers=False)
+            self._detach_layers()
             raise
         size = sum(value.nbytes for value in named.values())
         logger.info("loaded a LoRA of %d weights, %.1f MB", len(named), size / 1e6)
-        return _Adapter(name, size, any(map(_reads, parts)))
+        return _Adapter(name, size, any(map(_is_text_encoder, weights)))
 
-    def _check(self, name: str, parts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise unless the adapter in the model is, weight by weight, what was read, and nothing else."""
-        for part, values in parts.items():
-            component, found = getattr(self._pipe, part), 0
-            for layer in (layer for layer in component.modules() if name in getattr(layer, "lora_A", ())):
-                found += 2
+    def _check_loaded(self, name: str, weights: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise PromptFailed unless the adapter in the model equals the file's weights, one by one."""
+        for component, tensors in weights.items():
+            model, count = getattr(self._pipe, component), 0
+            for layer in (layer for layer in model.modules() if name in getattr(layer, "lora_A", ())):
+                count += 2
                 if layer.scaling[name] != 1:
-                    raise refused("its scale was not taken as it is")
-            for key, value in values.items():
+                    raise unusable_lora("the model changed its scale when loading it")
+            for key, value in tensors.items():
                 path, half = key.removesuffix(".weight").rsplit(".", 1)
-                weight = getattr(component.get_submodule(path), half)[name].weight
+                weight = getattr(model.get_submodule(path), half)[name].weight
                 if weight.dtype != value.dtype or not weight.equal(value.to(weight.device)):
-                    raise refused(f"{part}.{key[:120]} was not taken as it is")
-            if found != len(values):
-                raise refused(f"{found} weights came of the {len(values)} in its file")
+                    raise unusable_lora(f"the model changed {component}.{key[:120]} when loading it")
+            if count != len(tensors):
+                raise unusable_lora(f"the model loaded {count} of its {len(tensors)} weights")
 
-    def _keep_layers(self, parts: Mapping[str, Any]) -> None:
-        """Remember where peft has put its layers."""
+    def _record_layers(self, components: Iterable[str]) -> None:
+        """Record the layers that peft has inserted into the components."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        for part in parts:
-            for parent in list(getattr(self._pipe, part).modules()):
+        for component in components:
+            for parent in list(getattr(self._pipe, component).modules()):
                 for name, child in parent.named_children():
                     if isinstance(child, BaseTunerLayer):
-                        self._layers[part][id(parent), name] = parent, name, child
+                        self._layers[component][id(parent), name] = parent, name, child
 
-    def _put(self, *, layers: bool) -> None:
-        """Put peft's layers into the model, or the modules in whose places they stand."""
-        for parent, name, layer in chain.from_iterable(part.values() for part in self._layers.values()):
-            parent.register_module(name, layer if layers else layer.get_base_layer())
+    def _attach_layers(self) -> None:
+        """Insert peft's layers into the model, in place of the modules they wrap."""
+        for parent, name, layer in self._peft_layers():
+            parent.register_module(name, layer)
 
-    def _forget(self, keep: Sequence[Stamp]) -> None:
-        """Unload the least recently used of those that are too many, but none of those to keep."""
-        held = sum(adapter.bytes for adapter in self._loaded.values())
+    def _detach_layers(self) -> None:
+        """Restore the modules that peft's layers wrap."""
+        for parent, name, layer in self._peft_layers():
+            parent.register_module(name, layer.get_base_layer())
+
+    def _peft_layers(self) -> Iterator[LayerPath]:
+        return chain.from_iterable(layers.values() for layers in self._layers.values())
+
+    def _unload_unused(self, keep: Sequence[Stamp]) -> None:
+        """Unload the least recently used adapters beyond the limits, but none of those in ``keep``."""
+        total = sum(adapter.bytes for adapter in self._loaded.values())
         for stamp in [stamp for stamp in self._loaded if stamp not in keep]:
-            if held <= self._room and len(self._loaded) <= self._most:
+            if total <= self._max_bytes and len(self._loaded) <= self._max_adapters:
                 return
             adapter = self._loaded.pop(stamp)
-            held -= adapter.bytes
-            self._put(layers=True)
+            total -= adapter.bytes
+            self._attach_layers()
             self._pipe.delete_adapters(adapter.name)
-            self._put(layers=bool(self._active))
+            if not self._active:
+                self._detach_layers()
 
 
-def _stamp(file: str) -> Stamp:
-    """The file, and what changes with its content."""
+def _stamp_of(file: str) -> Stamp:
+    """Return the file's path, size and modification time, which identify its content."""
     try:
         stat = Path(file).stat()
     except OSError as exc:
-        # Most likely it had to leave the cache: the next attempt fetches it anew.
+        # Most likely the cache has evicted it; the next attempt fetches it again.
         message = f"the LoRA's file cannot be read ({exc.strerror})"
         raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
     return file, stat.st_size, stat.st_mtime_ns
 
 
-def _reads(part: str) -> bool:
-    """Whether the pipeline's component of that name reads texts."""
-    return part.startswith("text_encoder")
+def _is_text_encoder(component: str) -> bool:
+    return component.startswith("text_encoder")
 
 
-def _explained(exc: Exception) -> PromptFailed:
-    return exc if isinstance(exc, PromptFailed) else refused(one_line(exc)[:200])
+def _as_prompt_failure(exc: Exception) -> PromptFailed:
+    return exc if isinstance(exc, PromptFailed) else unusable_lora(one_line(exc)[:200])

@@ -1,7 +1,7 @@
-"""A model's folder: its index, its components and their configurations. No torch, and no weights.
+"""A model folder in diffusers' layout: index, components, weight files, families and schedulers.
 
-The layout is diffusers': ``model_index.json`` names the pipeline's class and, for each component, the
-library and class that reads the folder of the component's name.
+``model_index.json`` names the pipeline class and, for each component, the library and class that load the
+folder of the component's name. This module imports no torch and reads no weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHECKER: Final = ("safety_checker", "feature_extractor")
 
 
 class Kind(Enum):
-    """What a component is, and so which file of its folder holds its configuration."""
+    """A component's kind; its value is the name of the configuration file in the component's folder."""
 
     MODEL = "config.json"
     SCHEDULER = "scheduler_config.json"
@@ -45,18 +45,18 @@ class Component:
 
     @property
     def kind(self) -> Kind:
-        """What it is, by its class's name."""
+        """The component's kind, by its class name."""
         return kind_of(self.class_name)
 
     @property
     def stem(self) -> str:
-        """What the names of its weight files begin with."""
+        """The prefix of its weight files' names."""
         return stem_of(self.library)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A readable model folder. ``revision`` is the commit it came from where it is the hub's."""
+    """A readable model folder; ``revision`` is the commit of a model from the hub, else None."""
 
     path: Path
     revision: str | None
@@ -65,12 +65,12 @@ class ModelFolder:
 
     @property
     def family(self) -> Family:
-        """What is known of the pipeline's class."""
+        """The family of the pipeline class; OTHER for a class that is not in FAMILIES."""
         return FAMILIES.get(self.pipeline, OTHER)
 
 
 def kind_of(class_name: str) -> Kind:
-    """What a component of that class is."""
+    """Return the kind of a component of that class."""
     if class_name.endswith("Scheduler"):
         return Kind.SCHEDULER
     if "Tokenizer" in class_name:
@@ -81,14 +81,14 @@ def kind_of(class_name: str) -> Kind:
 
 
 def stem_of(library: str) -> str:
-    """What the names of weight files begin with that are written by a component's library."""
+    """Return the prefix of the weight files' names that a component's library writes."""
     return "diffusion_pytorch_model" if library == "diffusers" else "model"
 
 
 def read_folder(path: Path, revision: str | None, *, safety_checker: bool) -> ModelFolder:
-    """Read the index and every component's configuration; without its checker if that is not wanted.
+    """Read the index and every component's configuration, the safety checker's only if it is requested.
 
-    Raises ModelFailed for anything that is missing, cannot be read, or would run code of the model's own.
+    Raises ModelFailed for anything that is missing, cannot be read, or would run the model's own code.
     """
     index = read_json(path / "model_index.json")
     pipeline = index.get("_class_name")
@@ -97,33 +97,36 @@ def read_folder(path: Path, revision: str | None, *, safety_checker: bool) -> Mo
             f"{path / 'model_index.json'} names no pipeline class of diffusers; code that comes with a model"
             " is never run"
         )
-    left_out = () if safety_checker else CHECKER
+    excluded = () if safety_checker else CHECKER
     listed = components_in(index).items()
-    components = {name: _component(path, name, pair) for name, pair in listed if name not in left_out}
+    components = {name: _component(path, name, pair) for name, pair in listed if name not in excluded}
     folder = ModelFolder(path=path, revision=revision, pipeline=pipeline, components=components)
-    needed = folder.family.needs + ((folder.family.denoiser,) if folder.family.denoiser else ())
-    for name in needed:
+    required = folder.family.needs + ((folder.family.denoiser,) if folder.family.denoiser else ())
+    for name in required:
         if name not in components:
             raise ModelFailed(f"{path / 'model_index.json'} lists no {name}, which {pipeline} needs")
     return folder
 
 
 def components_in(index: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The components an index lists as (library, class); those it leaves empty are left out."""
+    """Return the components of an index as (library, class), without those it leaves empty."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     return {name: (pair[0], pair[1]) for name, pair in pairs.items() if pair != [None, None]}
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that must be there and hold an object, else ModelFailed."""
+    """Return the object in a JSON file.
+
+    Raises ModelFailed for a file that is missing or unreadable, or that holds another value than an object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelFailed(f"{file} is missing: is this a model in diffusers' format, and whole?") from None
+        raise ModelFailed(f"{file} is missing: is this a complete model in diffusers' format?") from None
     except (OSError, ValueError) as exc:
         raise ModelFailed(f"{file} cannot be read as JSON; fetch the model again") from exc
     if not isinstance(content, dict):
-        raise ModelFailed(f"{file} holds no JSON object; fetch the model again")
+        raise ModelFailed(f"{file} does not contain a JSON object; fetch the model again")
     return content
 
 
@@ -143,97 +146,100 @@ def _component(path: Path, name: str, pair: tuple[Any, Any]) -> Component:
 
 
 def _config(folder: Path, kind: Kind) -> dict[str, Any]:
-    """The component's configuration. A tokenizer can do without one: its vocabulary is what counts."""
+    """Return the component's configuration; a tokenizer needs none, only its vocabulary."""
     file = folder / kind.value
     return {} if kind is Kind.TOKENIZER and not file.exists() else read_json(file)
 
 
 def _is_trusted(library: str) -> bool:
-    """diffusers, transformers, or a package of diffusers' own pipelines (the safety checker's is one)."""
+    """Return True for diffusers, transformers, and the packages of diffusers' own pipelines.
+
+    The safety checker comes from such a package.
+    """
     if library in {"diffusers", "transformers"}:
         return True
-    spec = importlib.util.find_spec("diffusers")  # finds it without importing it
+    spec = importlib.util.find_spec("diffusers")  # locates the package without importing it
     roots = spec.submodule_search_locations if spec and library.isidentifier() else None
     return any((Path(root) / "pipelines" / library / "__init__.py").is_file() for root in roots or ())
 
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_HEADER: Final = 100_000_000  # bytes; the format's own limit
+_MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}")
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
-def choose_variant(names: Iterable[str], stem: str, wanted: str | None, where: str) -> str | None:
-    """The set of weight files to load among a folder's file ``names``: a variant's name, or None for plain.
+def choose_variant(names: Iterable[str], stem: str, variant: str | None, where: str) -> str | None:
+    """Return the weight files to load among a folder's file ``names``: a variant's name, or None for plain.
 
-    ``stem`` is what such files' names begin with. A variant that is not there gives way to the plain files,
-    and plain files that are not there to the only variant, with a word in the log; neither changes what is
-    drawn but for rounding. Raises ModelFailed where nothing fits. ``where`` names the folder in messages.
+    ``stem`` is the prefix of the weight files' names; ``where`` names the folder in messages. If the variant
+    is missing, the plain files are used; if the plain files are missing, the only variant. Either fallback is
+    logged and changes the images by rounding only. Raises ModelFailed if no set of files fits.
     """
     names = list(names)
-    there = _variants(names, stem)
-    if wanted in there:
-        return wanted
-    if wanted is not None and None in there:
-        logger.warning("%s has no variant %s; its plain weights are used", where, wanted)
+    available = _variants(names, stem)
+    if variant in available:
+        return variant
+    if variant is not None and None in available:
+        logger.warning("%s has no variant %s; using its plain weights", where, variant)
         return None
-    if wanted is None and len(there) == 1:
-        (only,) = there
-        logger.info("%s has no plain weights; its variant %s is used", where, only)
+    if variant is None and len(available) == 1:
+        (only,) = available
+        logger.info("%s has no plain weights; using its variant %s", where, only)
         return only
-    raise ModelFailed(_nothing_fits(names, there, wanted, where))
+    raise ModelFailed(_no_weights_message(names, available, variant, where))
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
-    """The files of one set: one file, or the shards its index names.
+    """Return the weight files of a variant: one file, or the shards that its index names.
 
-    Raises ModelFailed where the index cannot be read or names a shard that is not there.
+    Raises ModelFailed if the index cannot be read or names a shard that is missing.
     """
-    dot = f".{variant}" if variant else ""
-    single = folder / f"{stem}{dot}.safetensors"
-    index = folder / f"{stem}.safetensors.index{dot}.json"
+    infix = f".{variant}" if variant else ""
+    single = folder / f"{stem}{infix}.safetensors"
+    index = folder / f"{stem}.safetensors.index{infix}.json"
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise ModelFailed(f"{folder} holds neither {single.name} nor {index.name}; fetch the model again")
+        raise ModelFailed(f"{folder} has neither {single.name} nor {index.name}; fetch the model again")
     shards = sorted(set(_weight_map(index).values()))
     for name in shards:
         if not (folder / name).is_file():
-            raise ModelFailed(f"{index} names {name}, which is not there; fetch the model again")
+            raise ModelFailed(f"{index} names {name}, which is missing; fetch the model again")
     return [folder / name for name in shards]
 
 
 def check_whole(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a safetensors file's tensors, by name.
+    """Return the shapes of a safetensors file's tensors, by name.
 
-    Raises ModelFailed where the file is shorter or longer than its header says, or has no such header.
+    Raises ModelFailed if the file has no valid header, or is shorter or longer than its header declares.
     """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-                raise ModelFailed(_broken(file, f"of its {size} bytes none are a whole header"))
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ModelFailed(_broken(file, f"its {size} bytes hold no complete header"))
             header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         ends = [tensor["data_offsets"][1] for tensor in header.values()]
         shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as exc:
         raise ModelFailed(_broken(file, "its header cannot be read")) from exc
-    promised = 8 + length + max(ends, default=0)
-    if size != promised:
-        raise ModelFailed(_broken(file, f"it has {size} bytes and its header promises {promised}"))
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise ModelFailed(_broken(file, f"it has {size} bytes, but its header declares {expected}"))
     if not shapes:
-        raise ModelFailed(_broken(file, "it holds no weights"))
+        raise ModelFailed(_broken(file, "it contains no weights"))
     return shapes
 
 
 def _variants(names: Iterable[str], stem: str) -> set[str | None]:
-    """The variants that files named ``stem[.variant][-shard].safetensors`` belong to; None is plain."""
+    """Return the variants of the files named ``stem[.variant][-shard].safetensors``; None is plain."""
     pattern = re.compile(rf"{re.escape(stem)}(?:\.([A-Za-z0-9_-]+?))?\.safetensors")
-    found = (pattern.fullmatch(_SHARD.sub("", name)) for name in names)
-    return {match[1] for match in found if match}
+    matches = (pattern.fullmatch(_SHARD.sub("", name)) for name in names)
+    return {match[1] for match in matches if match}
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -243,25 +249,25 @@ def _weight_map(index: Path) -> dict[str, str]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
         raise ModelFailed(f"{index} cannot be read; fetch the model again") from exc
     if not names or any("/" in name or "\\" in name for name in names.values()):
-        raise ModelFailed(f"{index} names no weight files of its own folder; fetch the model again")
+        raise ModelFailed(f"{index} does not name weight files in its own folder; fetch the model again")
     return names
 
 
-def _nothing_fits(names: list[str], there: set[str | None], wanted: str | None, where: str) -> str:
-    variants = ", ".join(sorted(name for name in there if name))
+def _no_weights_message(names: list[str], available: set[str | None], variant: str | None, where: str) -> str:
+    variants = ", ".join(sorted(name for name in available if name))
     if variants:
-        missing = f"no variant {wanted} and no plain weights" if wanted else "no plain weights"
-        return f"{where} has {missing}, only the variants {variants}: ask for one of them"
+        missing = f"no variant {variant} and no plain weights" if variant else "no plain weights"
+        return f"{where} has {missing}, only the variants {variants}; select one of them"
     if any(name.endswith(_PICKLES) for name in names):
         return (
-            f"{where} has pickled weights only (such as .bin), and reading those can run code: use a model"
-            " that comes as .safetensors"
+            f"{where} has pickled weights only (such as .bin), and loading those can run code; use a model"
+            " with .safetensors files"
         )
     return f"{where} has no weights (.safetensors); fetch the model again"
 
 
-def _broken(file: Path, why: str) -> str:
-    return f"{file} is truncated or no safetensors file ({why}); fetch the model again"
+def _broken(file: Path, reason: str) -> str:
+    return f"{file} is truncated or not a safetensors file ({reason}); fetch the model again"
 
 
 SHORT_NAMES: Final = {
@@ -276,8 +282,8 @@ SHORT_NAMES: Final = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "FlowMatchHeunDiscreteScheduler": "heun",
 }
-"""Scheduler classes that a request can name; each name has one class among the diffusion models' and may
-have one among the flow-matching models'."""
+"""Scheduler classes and the names that requests use for them. Each name has one class for diffusion models
+and may have one for flow-matching models."""
 
 DIFFUSION: Final = frozenset(name for name in SHORT_NAMES if not name.startswith("FlowMatch")) | {
     "DDPMScheduler",
@@ -299,12 +305,12 @@ FLOW: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What holds for all models of one pipeline class.
+    """The properties shared by all models of one pipeline class.
 
-    ``denoiser`` is its noise predictor's component; ``needs`` what must be listed beside it; ``flow``
-    whether it was trained by flow matching, so that only such schedulers fit; ``packed`` whether latents
-    come as (n, h/2·w/2, 4c); ``patch`` how many latent pixels a side one token covers; ``names`` the
-    schedulers that can be asked for.
+    ``denoiser`` is the component that predicts the noise; ``needs`` lists the other required components;
+    ``names`` are the schedulers that a request can choose. ``flow`` is True for a model trained by flow
+    matching, which needs a scheduler of that kind. ``packed`` is True if latents have the shape
+    (n, h/2·w/2, 4c). ``patch`` is the number of latent pixels per side that one token covers.
     """
 
     name: str
@@ -316,25 +322,27 @@ class Family:
     patch: int = 1
 
     def runs_with(self, scheduler: str, config: dict[str, object]) -> bool:
-        """Whether the scheduler class is of the kind the model was trained for.
+        """Return True if the scheduler class is of the kind that the model was trained for.
 
-        A multistep solver fits a flow-matching model when it is told to solve flows.
+        A multistep solver fits a flow-matching model if its configuration sets ``use_flow_sigmas``.
         """
         if self.flow:
             return scheduler in FLOW or (scheduler in DIFFUSION and bool(config.get("use_flow_sigmas")))
         return scheduler in DIFFUSION and not config.get("use_flow_sigmas")
 
 
-_ALL: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
-_SD: Final = ("vae", "scheduler", "text_encoder", "tokenizer")
+_DIFFUSION_SCHEDULERS: Final = ("dpm++", "euler", "euler-a", "ddim", "unipc", "pndm", "heun", "lcm")
+_SD_COMPONENTS: Final = ("vae", "scheduler", "text_encoder", "tokenizer")
 
 FAMILIES: Final = {
-    "StableDiffusionPipeline": Family("sd", "unet", _SD, _ALL),
-    "StableDiffusionXLPipeline": Family("sdxl", "unet", (*_SD, "text_encoder_2", "tokenizer_2"), _ALL),
+    "StableDiffusionPipeline": Family("sd", "unet", _SD_COMPONENTS, _DIFFUSION_SCHEDULERS),
+    "StableDiffusionXLPipeline": Family(
+        "sdxl", "unet", (*_SD_COMPONENTS, "text_encoder_2", "tokenizer_2"), _DIFFUSION_SCHEDULERS
+    ),
     "StableDiffusion3Pipeline": Family(
         "sd3",
         "transformer",
-        (*_SD, "text_encoder_2", "tokenizer_2"),
+        (*_SD_COMPONENTS, "text_encoder_2", "tokenizer_2"),
         ("euler", "heun"),
         flow=True,
         patch=2,
@@ -343,7 +351,7 @@ FAMILIES: Final = {
     "FluxPipeline": Family(
         "flux",
         "transformer",
-        (*_SD, "text_encoder_2", "tokenizer_2"),
+        (*_SD_COMPONENTS, "text_encoder_2", "tokenizer_2"),
         ("euler",),
         flow=True,
         packed=True,
@@ -359,31 +367,31 @@ _SD_VALUES: Final = {
     "steps_offset": 1,
     "skip_prk_steps": True,
 }
-"""What Stable Diffusion was published with, for schedulers whose own defaults are others and where the
-model's configuration is silent: DDIM's default would clip latents to [-1, 1]."""
+"""The values that Stable Diffusion was published with. They replace schedulers' defaults where the model's
+configuration sets no value: DDIM's default would clip latents to [-1, 1]."""
 
 
 class Schedulers:
-    """A model's schedulers. ``own`` is the one it came with; it and its configuration are never changed."""
+    """A model's schedulers; ``own`` is the one it was published with, and is never changed."""
 
     def __init__(self, own: Any, *, flow: bool) -> None:
         self._own = own
         self._flow = flow
-        self._made: dict[str, Any] = {}
+        self._created: dict[str, Any] = {}
 
     def get(self, name: str | None) -> Any:
-        """The scheduler of that name, or with None the model's own; the same object each time.
+        """Return the scheduler of that name, or the model's own for None; the same object each time.
 
-        A scheduler forgets its last run when a pipeline sets its timesteps, so that it can be used again.
+        Sharing one object is safe: a scheduler resets its state when a pipeline sets its timesteps.
         """
         if name is None or SHORT_NAMES.get(type(self._own).__name__) == name:
             return self._own
-        if name not in self._made:
+        if name not in self._created:
             import diffusers
 
             scheduler = getattr(diffusers, _class_name(name, flow=self._flow))
-            self._made[name] = scheduler.from_config(self._config(self._own.config))
-        return self._made[name]
+            self._created[name] = scheduler.from_config(self._config(self._own.config))
+        return self._created[name]
 
     def _config(self, own: Mapping[str, Any]) -> dict[str, Any]:
         return dict(own) if self._flow else {**_SD_VALUES, **own}
