@@ -45,7 +45,7 @@ def engine(fal, clock=None, **options):
         "model": MODEL,
         "key": KEY,
         "url": fal.url,
-        "patience": 2.0,
+        "retry_timeout": 2.0,
         "stall_timeout": 2.0,
         "timeout": 60.0,
     }

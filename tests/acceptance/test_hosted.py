@@ -87,8 +87,8 @@ def test_what_was_chosen_elsewhere_is_recorded(tmp_path, fal):
     finished = _run(tmp_path, fal)
     assert finished.returncode == 0, finished.stderr
     said = [json.loads(line)["message"] for line in product.errors(finished)]
-    assert "p is 320×192, not 256×256 as asked" in said
-    assert "p was drawn with seed 77, not 5 as asked" in said
+    assert "p is 320×192, not 256×256 as requested" in said
+    assert "p was generated with seed 77, not 5 as requested" in said
     used = _used(tmp_path)["p"]
     assert (used["width"], used["height"], used["seed"]) == (320, 192, 77)
 
@@ -109,7 +109,7 @@ def test_an_unknown_model_ends_the_run(tmp_path, fal):
     _enqueue(tmp_path, {"id": "p", "text": "a boat"})
     finished = _run(tmp_path, fal, "--generator", "fal:fal-ai/nothing")
     assert finished.returncode == 1
-    assert "fal knows no model fal-ai/nothing" in product.errors(finished)[-1]
+    assert "fal has no model fal-ai/nothing" in product.errors(finished)[-1]
     assert _untouched(_prompts(tmp_path)["p"])
 
 
@@ -189,8 +189,8 @@ def test_wrong_usage(tmp_path):
         (("--autoencoder", "someone/taesd"), "--autoencoder .* leave one of them out"),
         (("--feature-cache", "3"), "--feature-cache .* leave one of them out"),
         (("--scheduler", "euler"), "--scheduler .* leave one of them out"),
-        (("--generator-url", "http://example.com"), "--generator-url must read like"),
-        (("--fal-ai-api-key", "two words"), "the key holds what no header can carry"),
+        (("--generator-url", "http://example.com"), "--generator-url must be a URL like"),
+        (("--fal-ai-api-key", "two words"), "the key contains characters that an HTTP header cannot carry"),
     ]
     each = product.run_each([(*JOB, *arguments) for arguments, _ in wrong], tmp_path, FAL_KEY=KEY)
     for (_, words), finished in zip(wrong, each, strict=True):
@@ -244,6 +244,4 @@ def test_a_service_that_is_not_there(tmp_path, fal):
     """Doctor says so in one line, within its time."""
     away = {"FAL_AI_API_KEY": KEY, "GENERATOR_URL": f"http://127.0.0.1:{free_port()}"}
     checked = product.run("doctor", *JOB, folder=tmp_path, **away)
-    assert (
-        "generator FAILED  fal's prices cannot be asked for: 127.0.0.1 refuses connections" in checked.stdout
-    )
+    assert "generator FAILED  fal's prices cannot be queried: 127.0.0.1 refuses connections" in checked.stdout

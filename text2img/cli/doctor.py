@@ -57,7 +57,7 @@ class _Doctor:
     def generator(self) -> str:
         """Ask the hosted generator for its price, which needs the key and costs nothing."""
         hosted = build.hosted(self._settings, self._configuration)
-        price, self.model_info = hosted.look_up(), hosted.inspect()
+        price, self.model_info = hosted.check_access(), hosted.inspect()
         return price
 
     def callback(self) -> str:

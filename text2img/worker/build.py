@@ -287,7 +287,7 @@ def hosted(settings: Settings, configuration: ModelConfiguration | None) -> Host
             key=settings.fal_ai_api_key,
             url=settings.generator_url,
             safety_checker=configuration is None or configuration.safety_checker,
-            patience=settings.generator_patience,
+            retry_timeout=settings.generator_patience,
             stall_timeout=settings.stall_timeout,
         )
     )

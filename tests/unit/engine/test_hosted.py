@@ -119,23 +119,27 @@ POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "was flagged", "type": "
         ({"submit": [(422, {}, SCHEMA)]}, "invalid_parameters", "num_inference_steps must be at most 12"),
         ({"result": [(422, {}, SCHEMA)]}, "invalid_parameters", "num_inference_steps must be at most 12"),
         ({"result": [(422, {}, POLICY)]}, "safety", "prompt was flagged"),
-        ({"fields": {"has_nsfw_concepts": [True]}}, "safety", "flagged the picture"),
+        ({"fields": {"has_nsfw_concepts": [True]}}, "safety", "flagged the image"),
         ({"fields": {"has_nsfw_concepts": None}, "image": BLACK}, "safety", "all black"),
         ({"result": [(500, {}, {"detail": "CUDA ran dry"})]}, "generation_failed", "CUDA ran dry"),
         ({"result": [(200, {}, b"<html>")]}, "generation_failed", "no JSON object"),
         ({"submit": [(200, {}, {"request_id": "../../x"})]}, "generation_failed", "no request_id"),
-        ({"fields": {"images": []}}, "generation_failed", "no picture"),
-        ({"fields": {"images": [{"url": 7}]}}, "generation_failed", "no picture"),
-        ({"fields": {"images": [{"url": "data:image/png;base64,!!"}]}}, "generation_failed", "no base64"),
-        ({"image": b"GIF89a"}, "generation_failed", "should be a picture is none"),
-        ({"image": painted(1, (128, 64))[:-40]}, "generation_failed", "should be a picture is none"),
+        ({"fields": {"images": []}}, "generation_failed", "no image"),
+        ({"fields": {"images": [{"url": 7}]}}, "generation_failed", "no image"),
+        (
+            {"fields": {"images": [{"url": "data:image/png;base64,!!"}]}},
+            "generation_failed",
+            "not valid base64",
+        ),
+        ({"image": b"GIF89a"}, "generation_failed", "a file that is not an image"),
+        ({"image": painted(1, (128, 64))[:-40]}, "generation_failed", "a file that is not an image"),
         ({"image": painted(1, (9000, 8000))}, "generation_failed", "too large"),
         ({"states": ["CANCELLED"]}, "generation_failed", "the request is CANCELLED"),
         ({"states": ["\ud800\x00x\n"]}, "generation_failed", "the request is x"),
         ({"submit": [(422, {}, {"detail": "\ud800a\x00b\u2028c"})]}, "invalid_parameters", "a b c"),
         ({"submit": [(422, {}, {"detail": {"not": "a list"}})]}, "invalid_parameters", "(422)"),
         ({"submit": [(200, {}, b"[" * 100_000)]}, "generation_failed", "no JSON object"),
-        ({"lost": True}, "generation_failed", "does not know the request"),
+        ({"lost": True}, "generation_failed", "no longer has the request"),
     ],
 )
 def test_what_fails_one_prompt(fal, plan, code, words):
@@ -206,7 +210,7 @@ def test_what_passes_is_waited_out(fal):
     answers = [(429, {"retry-after": "1"}, {}), (503, {}, b"<html>nginx</html>")]
     fal.plan(TEXT, submit=answers, result=[(502, {}, b"<html>nginx</html>")])
     clock = Clock(pauses := [])
-    (image,) = generate(fal, clock=clock, patience=20)
+    (image,) = generate(fal, clock=clock, retry_timeout=20)
     assert isinstance(image, GeneratedImage)
     assert pauses[0] == 1  # as the service asked
     assert 1.5 <= pauses[1] <= 2
@@ -214,12 +218,12 @@ def test_what_passes_is_waited_out(fal):
     assert len(fal.submitted) == 1
 
 
-def test_a_wait_beyond_the_patience_is_not_begun(fal):
-    """Who is put off for longer than the patience says so without waiting at all."""
+def test_no_wait_beyond_the_retry_timeout(fal):
+    """A Retry-After beyond the retry timeout fails the run without any wait."""
     fal.plan(TEXT, submit=[(429, {"retry-after": "600"}, {})])
     clock = Clock(pauses := [])
     with pytest.raises(DeviceFailed, match="429"):
-        generate(fal, clock=clock, patience=20)
+        generate(fal, clock=clock, retry_timeout=20)
     assert (pauses, fal.asked["submit"]) == ([], 1)
 
 
@@ -227,13 +231,13 @@ def test_an_address_that_is_signed_is_in_no_trace():
     """What a picture's address carries may open it to others: no message and no stack trace shows it."""
     address = "http://127.0.0.1:9/files/x?signature=hush"
     with pytest.raises(RequestFailed) as failure:
-        HttpClient(1).ask("GET", address)
+        HttpClient(1).request("GET", address)
     assert "127.0.0.1" in str(failure.value)
     assert "hush" not in "".join(traceback.format_exception(failure.value))
 
 
 def test_a_service_that_is_away_fails_the_run_and_no_prompt(fal):
-    """When nothing works for as long as the patience lasts, no prompt's try is used up."""
+    """When nothing works until the retry timeout, no prompt's try is used up."""
     fal.down = True
     with pytest.raises(DeviceFailed, match="fal answers 503"):
         generate(fal, request(name="1"), request(name="2"))
@@ -242,7 +246,7 @@ def test_a_service_that_is_away_fails_the_run_and_no_prompt(fal):
 def test_a_service_that_is_not_there(fal):
     """A refused connection reads as one line, without an address that could hold a secret."""
     with pytest.raises(DeviceFailed, match=r"127\.0\.0\.1 refuses connections"):
-        generate(fal, url="http://127.0.0.1:9", patience=0.5)
+        generate(fal, url="http://127.0.0.1:9", retry_timeout=0.5)
 
 
 def test_pictures_that_were_made_are_kept_when_the_service_goes_away(fal):
@@ -266,8 +270,8 @@ def test_a_request_that_cannot_be_fetched_alone_does_not_end_every_run(fal):
     [
         ((401, {}, {"detail": f"no access with Key {KEY}"}), "refuses the key (401: no access with Key ***)"),
         ((403, {}, {"detail": "User is locked. See https://fal.ai/dashboard?t=1"}), "locked. See …"),
-        ((402, {}, {}), "wants to be paid"),
-        ((404, {}, {"detail": "Application not found"}), "knows no model fal-ai/flux/dev"),
+        ((402, {}, {}), "requires payment"),
+        ((404, {}, {"detail": "Application not found"}), "has no model fal-ai/flux/dev"),
         ((307, {"location": "https://example.com"}, {}), "redirects"),
     ],
 )
@@ -284,9 +288,9 @@ def test_what_ends_the_run(fal, answer, words):
 def test_what_hangs_is_given_up(fal, where):
     """A service that takes a question and never answers, or lets a file trickle, is given up."""
     fal.plan(TEXT, hangs=where)
-    # The patience allows four tries: on a busy machine another answer may well take half a second once.
+    # The retry timeout allows four attempts: on a busy machine another answer may take half a second once.
     with pytest.raises(DeviceFailed) if where == "submit" else nothing():
-        assert failed(fal, timeout=0.5, patience=8).code is ErrorCode.GENERATION_FAILED
+        assert failed(fal, timeout=0.5, retry_timeout=8).code is ErrorCode.GENERATION_FAILED
     assert not fal.end.is_set()  # it hangs still
 
 
@@ -295,7 +299,7 @@ def test_a_request_that_stays_as_it_is_is_taken_back(fal):
     fal.plan("stuck", states=["IN_QUEUE"])
     made, stuck = generate(fal, request(name="1"), request("stuck", name="2"), stall_timeout=1)
     assert isinstance(made, GeneratedImage)
-    assert str(stuck) == "fal has kept the request IN_QUEUE for 1 s"
+    assert str(stuck) == "the request has been IN_QUEUE at fal for 1 s"
     assert fal.cancelled == ["stuck"]
 
 
@@ -318,7 +322,7 @@ def test_a_stop_takes_the_requests_back(fal):
         if len(fal.requests) == 3 and fal.asked["result"]:
             raise Stopped(signal.SIGTERM)
 
-    drawing = waiting_engine(fal, patience=3600, stall_timeout=3600)
+    drawing = waiting_engine(fal, retry_timeout=3600, stall_timeout=3600)
     with pytest.raises(Stopped):
         drawing.generate([request(text, name=text) for text in texts], on_step)
     until(lambda: sorted(fal.cancelled) == sorted(texts))
@@ -333,7 +337,7 @@ def test_a_stop_does_not_wait_for_what_hangs(fal):
             raise Stopped(signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        engine(fal, timeout=3600, patience=3600).generate([request()], on_step)
+        engine(fal, timeout=3600, retry_timeout=3600).generate([request()], on_step)
     assert not fal.end.is_set()  # it hangs still
 
 
@@ -353,7 +357,7 @@ def test_the_card_needs_no_network():
     ("model", "requested", "words"),
     [
         ("fal-ai/flux/schnell", {"num_inference_steps": 13}, "at most 12"),
-        (MODEL, {"scheduler": "euler"}, "it supports only its own"),
+        (MODEL, {"scheduler": "euler"}, "it takes only its own"),
         (MODEL, {"lora": {"path": "someone/lora"}}, "takes no LoRAs"),
     ],
 )
@@ -389,13 +393,13 @@ def test_the_key_is_not_in_the_options_repr():
 
 def test_doctor_asks_for_the_price(fal):
     """The key and the model are tried without a picture being made, and the price is told."""
-    said = engine(fal).look_up()
+    said = engine(fal).check_access()
     assert said == "fal-ai/flux/dev: the key is accepted; 0.025 USD per megapixels"
     assert fal.submitted == []
     with pytest.raises(ModelFailed, match="refuses the key"):
-        engine(fal, key="another").look_up()
-    with pytest.raises(ModelFailed, match="knows no model"):
-        engine(fal, model="fal-ai/nothing").look_up()
+        engine(fal, key="another").check_access()
+    with pytest.raises(ModelFailed, match="has no model"):
+        engine(fal, model="fal-ai/nothing").check_access()
 
 
 def test_torch_is_not_imported(fal):

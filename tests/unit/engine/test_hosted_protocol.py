@@ -88,7 +88,7 @@ def test_the_official_client_takes_this_server_for_fal(secure, certificate):
 def test_a_picture_over_tls(secure, certificate, monkeypatch):
     """With a certificate that is trusted the picture comes; without, not even the key goes out."""
     with pytest.raises(DeviceFailed, match=r"127\.0\.0\.1 cannot be reached \(SSLError\)"):
-        generate(secure, request(), patience=0.5)
+        generate(secure, request(), retry_timeout=0.5)
     assert secure.asked == {}
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     assert isinstance(generate(secure)[0], GeneratedImage)

@@ -1,7 +1,8 @@
-"""Pictures by a model that somebody else hosts: no device and no weights here, only HTTP.
+"""Image generation by a model that fal hosts: over HTTP, without a local device, weights or torch.
 
-``engine`` keeps the Engine Protocol, ``errand`` takes one request through the service's queue, ``answers``
-says what its answers mean, ``wire`` speaks HTTP, ``files`` reads the pictures. Imports no torch at all.
+This module holds the options, the limits of known models, and the interpretation of fal's answers.
+``engine`` implements the Engine Protocol, ``queue_request`` takes one request through fal's queue, and
+``http`` exchanges requests and decodes image files.
 """
 
 from __future__ import annotations
@@ -23,65 +24,67 @@ if TYPE_CHECKING:
 QUEUE: Final = "https://queue.fal.run"
 PLATFORM: Final = "https://api.fal.ai"
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_APART: Final = frozenset({"workflows", "comfy"})
-"""What may stand before a model's owner: there the requests' addresses are one name longer."""
+_NAMESPACES: Final = frozenset({"workflows", "comfy"})
+"""Names that may precede a model's owner; the URLs of such requests are one path segment longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedOptions:
-    """Which of fal's models draws, and how it is asked.
+    """The options of a hosted model: which of fal's models, and how to call it.
 
-    ``url`` is that of another service that speaks like it. ``patience``: seconds for which one question is
-    asked again while there is no answer. ``stall_timeout``: seconds that a request may stay as it is.
-    ``timeout``: seconds for one exchange, from the name lookup to the last byte.
+    ``url`` is the base URL of another service with fal's protocol. Times are in seconds: an HTTP request is
+    retried for ``retry_timeout``; ``stall_timeout`` is the maximum time without progress of a queued request;
+    ``timeout`` bounds one HTTP exchange, from the name lookup to the last byte.
     """
 
     model: str
     key: str = field(repr=False)
     url: str | None = None
     safety_checker: bool = True
-    patience: float = 60
+    retry_timeout: float = 60
     stall_timeout: float = 300
     timeout: float = 30
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\x21-\x7e]+", self.key):
-            raise ConfigurationError("the key holds what no header can carry; check --fal-ai-api-key")
+            raise ConfigurationError(
+                "the key contains characters that an HTTP header cannot carry; check --fal-ai-api-key"
+            )
         if self.url is not None:
             _check_url(self.url)
 
     @property
     def queue(self) -> str:
-        """Where requests are submitted, without a slash at its end."""
+        """The URL below which requests are submitted, without a trailing slash."""
         return (self.url or QUEUE).rstrip("/")
 
     @property
     def platform(self) -> str:
-        """Where prices are told, without a slash at its end."""
+        """The URL below which prices are queried, without a trailing slash."""
         return (self.url or PLATFORM).rstrip("/")
 
     @property
     def app(self) -> str:
-        """The model's name without what comes after owner and name: by this its requests are found again."""
+        """The model's owner and name, without further segments, as the URLs of its requests contain it."""
         parts = self.model.split("/")
-        return "/".join(parts[: 3 if parts[0] in _APART else 2])
+        return "/".join(parts[: 3 if parts[0] in _NAMESPACES else 2])
 
 
 def _check_url(url: str) -> None:
-    """The key goes there: in the clear only to this machine."""
+    """Raise ConfigurationError unless the URL is https://: the key is sent there. http:// needs loopback."""
     parts = urlsplit(url)
-    plain = parts.scheme == "http" and parts.hostname in LOOPBACK
-    whole = re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url)
-    if not whole or not parts.hostname or not (plain or parts.scheme == "https"):
+    is_local = parts.scheme == "http" and parts.hostname in LOOPBACK
+    is_valid = re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url)
+    if not is_valid or not parts.hostname or not (is_local or parts.scheme == "https"):
         raise ConfigurationError(
-            "--generator-url must read like https://queue.example.com, without a user or a query (http://"
+            "--generator-url must be a URL like https://queue.example.com, without a user or a query (http://"
             " only for this machine itself)"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``wishes``: what a model uses by itself. ``longest``: the most steps."""
+    """A model's own parameters (``requested``) and its maximum number of steps."""
 
     requested: RequestedParameters
     max_steps: int = 1000
@@ -98,67 +101,71 @@ _KNOWN: Final = {
 
 
 def limits(model: str) -> Limits:
-    """Those of a model by its name."""
+    """Return the limits of a model by its name; the defaults for an unknown model."""
     return _KNOWN.get(model, Limits(RequestedParameters()))
 
 
-_PASSING: Final = frozenset({408, 425, 429})
-_LONGEST_SAID: Final = 300
+_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
+_MAX_REASON_LENGTH: Final = 300
 
 
-def passes(answer: Answer, *, final: bool = False) -> bool:
-    """Whether it may be another answer if asked again.
+def is_transient(answer: Answer, *, final: bool = False) -> bool:
+    """Return True if a retry may get another answer.
 
-    ``final``: the question is for a request's outcome. Then a failure in the model's own form (an object with
-    ``detail``) is that outcome: fal has tried again by itself before.
+    ``final`` is True when a request's outcome was queried. A 5xx answer in the model's own form (an object
+    with ``detail``) is then that outcome and permanent: fal has retried by itself before.
     """
     if answer.status < 500:
-        return answer.status in _PASSING
+        return answer.status in _TRANSIENT_STATUSES
     return not (final and _detail(answer) is not None)
 
 
-def content(answer: Answer) -> dict[str, Any]:
-    """The object in a 2xx answer; PromptFailed (``generation_failed``) where there is none."""
-    found = _object(answer)
-    if found is None:
-        raise malformed("no JSON object")
-    return found
+def json_content(answer: Answer) -> dict[str, Any]:
+    """Return the object in a 2xx answer; raise PromptFailed (``generation_failed``) if there is none."""
+    document = _object(answer)
+    if document is None:
+        raise malformed_answer("no JSON object")
+    return document
 
 
-def malformed(what: str) -> PromptFailed:
-    """What becomes of a prompt whose answer holds ``what`` in place of what it should."""
-    return PromptFailed(ErrorCode.GENERATION_FAILED, f"fal's answer is malformed: {what}")
+def malformed_answer(found: str) -> PromptFailed:
+    """Return the failure of a prompt whose answer contains ``found`` instead of what it should."""
+    return PromptFailed(ErrorCode.GENERATION_FAILED, f"fal's answer is malformed: {found}")
 
 
-def refusal(answer: Answer, model: str, key: str) -> ModelFailed | PromptFailed:
-    """What an answer means that is neither a success nor passes."""
-    said = _said(answer, key)
+def rejection(answer: Answer, model: str, key: str) -> ModelFailed | PromptFailed:
+    """Return the failure for an answer that is neither 2xx nor transient."""
+    reason = _reason(answer, key)
     if answer.status in {401, 403}:
-        return ModelFailed(f"fal refuses the key ({answer.status}{said}); check --fal-ai-api-key (FAL_KEY)")
+        return ModelFailed(f"fal refuses the key ({answer.status}{reason}); check --fal-ai-api-key (FAL_KEY)")
     if answer.status == 402:
-        return ModelFailed(f"fal wants to be paid (402{said}); see to the account's balance")
+        return ModelFailed(f"fal requires payment (402{reason}); check the account's balance")
     if answer.status == 404:
-        return ModelFailed(f"fal knows no model {model} (404{said}); check --generator")
+        return ModelFailed(f"fal has no model {model} (404{reason}); check --generator")
     if 300 <= answer.status < 400:
-        return ModelFailed(f"fal redirects ({answer.status}), which is not followed; check --generator-url")
+        return ModelFailed(
+            f"fal redirects ({answer.status}), and redirects are not followed; check --generator-url"
+        )
     if answer.status in {400, 413, 422}:
-        policy = "content_policy_violation" in _types(answer)
-        code = ErrorCode.SAFETY if policy else ErrorCode.INVALID_PARAMETERS
-        return PromptFailed(code, f"fal refuses the request ({answer.status}{said})")
-    return PromptFailed(ErrorCode.GENERATION_FAILED, f"fal answered {answer.status}{said}")
+        violates_policy = "content_policy_violation" in _error_types(answer)
+        code = ErrorCode.SAFETY if violates_policy else ErrorCode.INVALID_PARAMETERS
+        return PromptFailed(code, f"fal refuses the request ({answer.status}{reason})")
+    return PromptFailed(ErrorCode.GENERATION_FAILED, f"fal answered {answer.status}{reason}")
 
 
-def price(answer: Answer) -> str:
-    """What a picture costs, as the platform's answer says it."""
+def describe_price(answer: Answer) -> str:
+    """Return the price of an image from the platform's answer, as text."""
     prices = (_object(answer) or {}).get("prices")
     first = prices[0] if isinstance(prices, list) and prices else None
     if not isinstance(first, dict) or not isinstance(first.get("unit_price"), int | float):
-        return "its price is not told"
-    return plain(f"{first['unit_price']} {first.get('currency', '')} per {first.get('unit', 'unit')}", 80)
+        return "its price is unknown"
+    return printable_line(
+        f"{first['unit_price']} {first.get('currency', '')} per {first.get('unit', 'unit')}", 80
+    )
 
 
-def billed(answer: Answer) -> float | None:
-    """Units of the model's price that were billed, where the answer tells it."""
+def billed_units(answer: Answer) -> float | None:
+    """Return how many units of the model's price were billed; None if the answer does not contain it."""
     try:
         units = float(answer.headers.get("x-fal-billable-units", ""))
     except ValueError:
@@ -166,42 +173,45 @@ def billed(answer: Answer) -> float | None:
     return units if math.isfinite(units) and units >= 0 else None
 
 
-def plain(text: str, max_steps: int) -> str:
-    """The text on one line, of characters that every log and database takes, and not endless."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:max_steps]
+def printable_line(text: str, max_length: int) -> str:
+    """Return the text on one line, of printable characters only, cut to ``max_length``."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:max_length]
 
 
 def _object(answer: Answer) -> dict[str, Any] | None:
     try:
-        found = json.loads(answer.body)
+        document = json.loads(answer.body)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _detail(answer: Answer) -> object:
     return (_object(answer) or {}).get("detail")
 
 
-def _types(answer: Answer) -> set[object]:
-    """The kinds of error that a model's answer lists."""
+def _error_types(answer: Answer) -> set[object]:
+    """Return the types of the errors that a model's answer lists."""
     detail = _detail(answer)
     entries = [entry for entry in detail if isinstance(entry, dict)] if isinstance(detail, list) else []
-    return {kind for entry in entries if isinstance(kind := entry.get("type"), str)}
+    return {error_type for entry in entries if isinstance(error_type := entry.get("type"), str)}
 
 
-def _said(answer: Answer, key: str) -> str:
-    """The service's own words after a colon, on one line, without addresses and the key: they are kept."""
+def _reason(answer: Answer, key: str) -> str:
+    """Return a colon and the service's own message, on one line, or "" if it sent none.
+
+    URLs and the key are removed, because the message is stored.
+    """
     detail = _detail(answer)
     if isinstance(detail, list):
-        detail = "; ".join(_entry(entry) for entry in detail[:3] if isinstance(entry, dict))
+        detail = "; ".join(_format_entry(entry) for entry in detail[:3] if isinstance(entry, dict))
     if not isinstance(detail, str):
         return ""
-    words = plain(re.sub(r"\S+://\S+", "…", detail.replace(key, "***")), _LONGEST_SAID)
-    return f": {words}" if words else ""
+    message = printable_line(re.sub(r"\S+://\S+", "…", detail.replace(key, "***")), _MAX_REASON_LENGTH)
+    return f": {message}" if message else ""
 
 
-def _entry(entry: dict[str, Any]) -> str:
-    where = entry.get("loc")
-    name = ".".join(str(part) for part in where[1:]) if isinstance(where, list) else ""
+def _format_entry(entry: dict[str, Any]) -> str:
+    location = entry.get("loc")
+    name = ".".join(str(part) for part in location[1:]) if isinstance(location, list) else ""
     return f"{name} {entry.get('msg', '')}".strip()

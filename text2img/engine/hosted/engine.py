@@ -1,4 +1,4 @@
-"""The engine that has pictures drawn by a model at fal: all of a batch at once, each by its own errand."""
+"""The engine for a model hosted by fal: it sends all requests of a batch at once, each in its own thread."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BEAT: Final = 0.2  # seconds between two beats at the most
-_LEAVING: Final = 2.5  # seconds for requests to be cancelled; a run that is stopped has eight for all its end
+_POLL_INTERVAL: Final = 0.2  # maximum seconds between two calls of on_step
+_CANCEL_TIMEOUT: Final = 2.5  # seconds for cancelling requests; a run has eight for its whole shutdown
 
 
 class HostedEngine:
-    """Implements ``text2img.engine.Engine``; its promises stand there.
+    """An implementation of ``text2img.engine.Engine``; see there for the contract.
 
-    A request that may go better another time fails with ``generation_failed``; the run ends only where that
-    would go on for all of them. What is drawn elsewhere may have another size, or another seed, than it was
-    asked for: then the picture says so. ``clock`` and ``wait`` are those of an errand.
+    A request that may succeed later fails with ``generation_failed``; the run fails only for errors that
+    would affect every request. The service may choose another size or seed than requested; the returned image
+    then states it. ``clock`` and ``wait`` are passed to QueueRequest.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class HostedEngine:
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """Seconds spent so far, by stage: all of them are spent waiting for pictures."""
+        """Seconds spent so far, by stage; waiting for images is the only one."""
         return {"denoise": self._seconds}
 
     def inspect(self) -> ModelInfo:
-        """What is known of the model. Asks nobody: whether it is there, its first picture shows."""
+        """Return the model's properties, without any request; a missing model fails at the first image."""
         return ModelInfo(
             name=f"fal:{self._options.model}",
             revision=None,
@@ -71,135 +71,152 @@ class HostedEngine:
         )
 
     def load(self) -> None:
-        """Nothing: the weights are elsewhere."""
+        """Do nothing: the weights are at the service."""
 
     def prepare(self, request: Request) -> Request:
-        """The request as it is, or PromptFailed; see Engine."""
+        """Return the request unchanged; raise PromptFailed for what a hosted model cannot do. See Engine."""
         check_fits(self.inspect(), request.parameters)
         if request.parameters.loras:
             raise PromptFailed(ErrorCode.LORA_FAILED, "a hosted model takes no LoRAs; leave lora out")
         return request
 
     def warm_up(self, batch: Sequence[Request], remaining: int) -> None:
-        """Nothing: what makes the model faster is its host's business."""
+        """Do nothing: the service optimizes its model itself."""
 
     def generate(
         self, batch: Sequence[Request], on_step: Callable[[int, int], None]
     ) -> list[GeneratedImage | PromptFailed]:
-        """A picture or the reason for none, for each request; see Engine.
+        """Return an image or a failure for each request; see Engine.
 
-        ``on_step`` tells the share of the batch that is done, as steps, and is called between as well. What
-        it raises ends all requests: those that wait at the service are cancelled, as far as 2.5 s suffice.
+        ``on_step`` receives the completed share of the batch, as steps, and is also called in between. An
+        exception from it ends all requests: those at the service are cancelled, for at most 2.5 s.
         """
         if not batch:
             return []
-        begun, gone, steps = time.monotonic(), threading.Event(), batch[0].parameters.num_inference_steps
-        errands = [
-            QueueRequest(self._options, request, gone, clock=self._clock, wait=self._wait)
+        started, cancelled = time.monotonic(), threading.Event()
+        steps = batch[0].parameters.num_inference_steps
+        requests = [
+            QueueRequest(self._options, request, cancelled, clock=self._clock, wait=self._wait)
             for request in batch
         ]
         try:
-            ends = _together(
-                [errand.run for errand in errands],
+            results = _run_all(
+                [request.run for request in requests],
                 lambda done: on_step(done * steps // len(batch), steps),
-                gone,
+                cancelled,
             )
         finally:
-            self._seconds += time.monotonic() - begun
-        made = _settle(ends)
-        for request, end in zip(batch, made, strict=True):
-            _tell(request, end)
-        return made
+            self._seconds += time.monotonic() - started
+        images = _resolve_failures(results)
+        for request, image in zip(batch, images, strict=True):
+            _warn_if_different(request, image)
+        return images
 
     def peak_memory(self) -> int:
-        """The most bytes that this process held so far."""
+        """Return the maximum number of bytes that this process has held so far."""
         return peak_memory()
 
     def close(self) -> None:
-        """Nothing is held here; see Engine."""
+        """Do nothing: this engine holds no resources. See Engine."""
 
-    def look_up(self) -> str:
-        """What the service says of the key and the model's price, for ``doctor``; makes no picture.
+    def check_access(self) -> str:
+        """Check the key, and return the model's price as text, for ``doctor``; makes no image.
 
-        Raises ModelFailed for a key that is refused, a model that is not known, a service that is away.
+        Raises ModelFailed if the key is refused, the model unknown or the service unavailable.
         """
         options = self._options
         url = f"{options.platform}/v1/models/pricing?endpoint_id={options.model}"
         try:
-            answer = HttpClient(10).ask("GET", url, key=options.key)
+            answer = HttpClient(10).request("GET", url, key=options.key)
         except (RequestFailed, TooLarge) as exc:
-            raise ModelFailed(f"fal's prices cannot be asked for: {exc}") from exc
-        return f"{options.model}: {self._looked_up(answer)}"
+            raise ModelFailed(f"fal's prices cannot be queried: {exc}") from exc
+        return f"{options.model}: {self._describe_access(answer)}"
 
-    def _looked_up(self, answer: Answer) -> str:
+    def _describe_access(self, answer: Answer) -> str:
         if 200 <= answer.status < 300:
-            return f"the key is accepted; {hosted.price(answer)}"
-        verdict = hosted.refusal(answer, self._options.model, self._options.key)
-        if isinstance(verdict, ModelFailed):
-            raise verdict
-        return f"there is a key; whether it is accepted, fal did not say ({answer.status})"
+            return f"the key is accepted; {hosted.describe_price(answer)}"
+        failure = hosted.rejection(answer, self._options.model, self._options.key)
+        if isinstance(failure, ModelFailed):
+            raise failure
+        return f"a key is set, but fal did not confirm it ({answer.status})"
 
 
-def _together(
-    errands: Sequence[Callable[[], GeneratedImage]], beat: Callable[[int], None], gone: threading.Event
+def _run_all(
+    requests: Sequence[Callable[[], GeneratedImage]],
+    on_progress: Callable[[int], None],
+    cancelled: threading.Event,
 ) -> list[GeneratedImage | Exception]:
-    """What becomes of each errand, each in a thread of its own; ``beat(done)`` is called in this one.
+    """Run each request in its own thread, and return an image or an exception for each.
 
-    The threads are daemons: what hangs in one must not keep a process that is asked to end.
+    ``on_progress(done)`` is called in the caller's thread. The threads are daemons: a thread that hangs must
+    not keep the process from exiting.
     """
-    ends: dict[int, GeneratedImage | Exception] = {}
-    done: queue.SimpleQueue[tuple[int, GeneratedImage | Exception]] = queue.SimpleQueue()
+    results: dict[int, GeneratedImage | Exception] = {}
+    finished: queue.SimpleQueue[tuple[int, GeneratedImage | Exception]] = queue.SimpleQueue()
 
-    def go(number: int) -> None:
+    def run(index: int) -> None:
         try:
-            done.put((number, errands[number]()))
-        except Exception as exc:  # noqa: BLE001 - whoever waits decides what it means
-            done.put((number, exc))
+            finished.put((index, requests[index]()))
+        except Exception as exc:  # noqa: BLE001 - the caller's thread handles it
+            finished.put((index, exc))
 
-    threads = [threading.Thread(target=go, args=[n], name="errand", daemon=True) for n in range(len(errands))]
+    threads = [
+        threading.Thread(target=run, args=[index], name="fal-request", daemon=True)
+        for index in range(len(requests))
+    ]
     for thread in threads:
         thread.start()
     try:
-        while len(ends) < len(errands):
+        while len(results) < len(requests):
             with suppress(queue.Empty):
-                number, end = done.get(timeout=_BEAT)
-                ends[number] = end
-            beat(len(ends))
+                index, result = finished.get(timeout=_POLL_INTERVAL)
+                results[index] = result
+            on_progress(len(results))
     except BaseException:
-        gone.set()
-        latest = time.monotonic() + _LEAVING
+        cancelled.set()
+        deadline = time.monotonic() + _CANCEL_TIMEOUT
         for thread in threads:
-            thread.join(max(0.0, latest - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
         raise
-    return [ends[number] for number in range(len(errands))]
+    return [results[index] for index in range(len(requests))]
 
 
-def _settle(ends: Sequence[GeneratedImage | Exception]) -> list[GeneratedImage | PromptFailed]:
-    """The results. What would fail the run fails its prompt where another's picture is there to be kept.
+def _resolve_failures(results: Sequence[GeneratedImage | Exception]) -> list[GeneratedImage | PromptFailed]:
+    """Return the results; raise an error that fails the run, unless an image of the batch must be kept.
 
-    The next batch has none, should it go on; so that no more than one try of these prompts is lost. Neither
-    does a single request that the service took, and then would not speak of, fail the run: none would follow.
+    If any image succeeded, keep it and fail only the other prompts; if the outage continues, the next batch
+    fails the run. A prompt therefore loses at most one attempt. A single request that the service accepted
+    and then did not complete fails alone too: it would otherwise end every run.
     """
-    made = any(isinstance(end, GeneratedImage) for end in ends)
-    settled: list[GeneratedImage | PromptFailed] = []
-    for end in ends:
-        alone = isinstance(end, ServiceUnavailable) and end.submitted and len(ends) == 1
-        if isinstance(end, GeneratedImage | PromptFailed):
-            settled.append(end)
-        elif isinstance(end, RunFailed) and (made or alone):
-            settled.append(PromptFailed(ErrorCode.GENERATION_FAILED, str(end)))
+    any_image = any(isinstance(result, GeneratedImage) for result in results)
+    resolved: list[GeneratedImage | PromptFailed] = []
+    for result in results:
+        alone = isinstance(result, ServiceUnavailable) and result.submitted and len(results) == 1
+        if isinstance(result, GeneratedImage | PromptFailed):
+            resolved.append(result)
+        elif isinstance(result, RunFailed) and (any_image or alone):
+            resolved.append(PromptFailed(ErrorCode.GENERATION_FAILED, str(result)))
         else:
-            raise end
-    return settled
+            raise result
+    return resolved
 
 
-def _tell(request: Request, end: GeneratedImage | PromptFailed) -> None:
-    """Warn of a picture that is not quite what was asked for."""
-    if not isinstance(end, GeneratedImage):
+def _warn_if_different(request: Request, image: GeneratedImage | PromptFailed) -> None:
+    """Warn if an image has another size or seed than requested."""
+    if not isinstance(image, GeneratedImage):
         return
-    wanted, name = request.parameters, request.prompt.id
-    height, width = end.pixels.shape[:2]
-    if (width, height) != (wanted.width, wanted.height):
-        log.warning("%s is %d×%d, not %d×%d as asked", name, width, height, wanted.width, wanted.height)
-    if end.seed is not None:
-        log.warning("%s was drawn with seed %d, not %d as asked", name, end.seed, wanted.seed)
+    parameters, prompt_id = request.parameters, request.prompt.id
+    height, width = image.pixels.shape[:2]
+    if (width, height) != (parameters.width, parameters.height):
+        log.warning(
+            "%s is %d×%d, not %d×%d as requested",
+            prompt_id,
+            width,
+            height,
+            parameters.width,
+            parameters.height,
+        )
+    if image.seed is not None:
+        log.warning(
+            "%s was generated with seed %d, not %d as requested", prompt_id, image.seed, parameters.seed
+        )

@@ -1,7 +1,7 @@
-"""One request's way through fal's queue: submitted, waited for, fetched; cancelled where it is given up.
+"""One request in fal's queue: submit it, wait for it, fetch its image; cancel it on failure.
 
 The protocol is the one that fal documents for https://queue.fal.run: POST MODEL, then GET
-APP/requests/ID/status and APP/requests/ID; PUT APP/requests/ID/cancel. Knows no other request.
+APP/requests/ID/status and APP/requests/ID; PUT APP/requests/ID/cancel.
 """
 
 from __future__ import annotations
@@ -26,59 +26,59 @@ if TYPE_CHECKING:
     from text2img.engine.hosted.http import Answer
     from text2img.prompts import Request
 
-    Step = Literal["submit", "status", "result", "picture"]
+    Step = Literal["submit", "status", "result", "image"]
 
 log = logging.getLogger(__name__)
 
 HOSTED_SCHEDULER: Final = "hosted"
-"""The scheduler's name in what is recorded: the service does not tell it."""
-_LOOKS: Final = (0.25, 2.0)  # seconds between looks at a request: at first, and at the most
-_LONGEST_WAIT: Final = 20.0  # seconds between two tries of our own accord
-_LONGEST_ASKED: Final = 3600.0
-_CANCELLING: Final = 2.0  # seconds
+"""The scheduler's name in results: the service does not report it."""
+_POLL_INTERVALS: Final = (0.25, 2.0)  # seconds between status queries: the first and the maximum
+_MAX_BACKOFF: Final = 20.0  # seconds between two attempts when the service asks for no delay
+_MAX_RETRY_AFTER: Final = 3600.0  # seconds
+_CANCEL_TIMEOUT: Final = 2.0  # seconds
 _ID = re.compile(r"[\w-]{1,100}", re.ASCII)
 
 
 class ServiceUnavailable(DeviceFailed):
-    """The service could not be asked for as long as the patience lasts; ``submitted``: it had the request."""
+    """The service stayed unavailable for the retry timeout; ``submitted``: it had accepted the request."""
 
     def __init__(self, message: str, *, submitted: bool) -> None:
         super().__init__(message)
         self.submitted = submitted
 
 
-class RequestCancelled(Exception):  # noqa: N818 - it says what happened
-    """The run does not want the picture any more."""
+class RequestCancelled(Exception):  # noqa: N818 - named after the event
+    """The run no longer needs the image."""
 
 
 class QueueRequest:
-    """Fetches one picture, in one thread. ``gone``, once set, ends it at its next wait.
+    """One image request, for one thread. Setting ``cancelled`` ends it at its next wait.
 
-    ``wait(gone, seconds)`` says whether ``gone`` was set within so many seconds of ``clock``.
+    ``wait(cancelled, seconds)`` returns True if ``cancelled`` is set within that many seconds of ``clock``.
     """
 
     def __init__(
         self,
         options: HostedOptions,
         request: Request,
-        gone: threading.Event,
+        cancelled: threading.Event,
         *,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self._options, self._request, self._gone = options, request, gone
+        self._options, self._request, self._cancelled = options, request, cancelled
         self._clock, self._wait = clock, wait
-        self._wire = HttpClient(options.timeout)
-        self._place: str | None = None
+        self._client = HttpClient(options.timeout)
+        self._request_url: str | None = None
 
     def run(self) -> GeneratedImage:
-        """The picture. Raises PromptFailed, ModelFailed, Away, and Abandoned where ``gone`` was set.
+        """Return the image; on failure, cancel the request at the service if that is still possible.
 
-        A request that comes to no end here is cancelled at the service, where that still takes it back.
+        Raises PromptFailed, ModelFailed, ServiceUnavailable, and RequestCancelled if ``cancelled`` is set.
         """
         try:
             self._submit()
-            self._wait_for_it()
+            self._wait_until_completed()
             return self._fetch()
         except (RequestCancelled, PromptFailed, DeviceFailed):
             self._cancel()
@@ -86,57 +86,57 @@ class QueueRequest:
 
     def _submit(self) -> None:
         options = self._options
-        answer = self._ask("submit", f"{options.queue}/{options.model}", self._arguments())
-        name = hosted.content(answer).get("request_id")
-        if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise hosted.malformed("no request_id")
-        # Not the addresses that the answer names: the key goes only where the operator sends it.
-        self._place = f"{options.queue}/{options.app}/requests/{name}"
+        answer = self._request_with_retries("submit", f"{options.queue}/{options.model}", self._model_input())
+        request_id = hosted.json_content(answer).get("request_id")
+        if not isinstance(request_id, str) or not _ID.fullmatch(request_id):
+            raise hosted.malformed_answer("no request_id")
+        # Do not use the URLs in the answer: the key must go only to the operator's service.
+        self._request_url = f"{options.queue}/{options.app}/requests/{request_id}"
 
-    def _arguments(self) -> dict[str, object]:
-        """The model's input, by the names that fal's own models of text to image share."""
-        wanted = self._request.parameters
-        arguments: dict[str, object] = {
+    def _model_input(self) -> dict[str, object]:
+        """Return the model's input, by the field names that fal's own text-to-image models share."""
+        parameters = self._request.parameters
+        model_input: dict[str, object] = {
             "prompt": self._request.text,
-            "seed": wanted.seed,
-            "num_inference_steps": wanted.num_inference_steps,
-            "guidance_scale": wanted.guidance_scale,
-            "image_size": {"width": wanted.width, "height": wanted.height},
+            "seed": parameters.seed,
+            "num_inference_steps": parameters.num_inference_steps,
+            "guidance_scale": parameters.guidance_scale,
+            "image_size": {"width": parameters.width, "height": parameters.height},
             "num_images": 1,
             "output_format": "png",
             "enable_safety_checker": self._options.safety_checker,
         }
-        if wanted.negative_prompt:
-            arguments["negative_prompt"] = wanted.negative_prompt
-        return arguments
+        if parameters.negative_prompt:
+            model_input["negative_prompt"] = parameters.negative_prompt
+        return model_input
 
-    def _wait_for_it(self) -> None:
-        """Until the request is completed; PromptFailed where it stays as it is for too long, or is gone."""
-        pause, seen, since = _LOOKS[0], "", self._clock()
+    def _wait_until_completed(self) -> None:
+        """Poll until the request is completed; raise PromptFailed if it stalls or is gone."""
+        interval, last_progress, since = _POLL_INTERVALS[0], "", self._clock()
         while True:
-            status = hosted.content(self._ask("status", f"{self._place}/status"))
-            state = hosted.plain(str(status.get("status")), 40)
+            status = hosted.json_content(self._request_with_retries("status", f"{self._request_url}/status"))
+            state = hosted.printable_line(str(status.get("status")), 40)
             if state == "COMPLETED":
                 return
             if state not in {"IN_QUEUE", "IN_PROGRESS"}:
-                raise _failed(f"fal says that the request is {state}")
-            news = f"{state} {status.get('queue_position')}"
-            if news != seen:
-                seen, since = news, self._clock()
+                raise _failed(f"fal reports that the request is {state}")
+            progress = f"{state} {status.get('queue_position')}"
+            if progress != last_progress:
+                last_progress, since = progress, self._clock()
             elif self._clock() - since > self._options.stall_timeout:
-                raise _failed(f"fal has kept the request {state} for {self._options.stall_timeout:g} s")
-            self._pause(pause)
-            pause = min(pause * 1.5, _LOOKS[1])
+                raise _failed(f"the request has been {state} at fal for {self._options.stall_timeout:g} s")
+            self._pause(interval)
+            interval = min(interval * 1.5, _POLL_INTERVALS[1])
 
     def _fetch(self) -> GeneratedImage:
-        answer = self._ask("result", str(self._place))
-        result = hosted.content(answer)
+        answer = self._request_with_retries("result", str(self._request_url))
+        result = hosted.json_content(answer)
         self._check_safety(result)
-        pixels = http.decode(self._bytes(_address(result)))
+        pixels = http.decode(self._image_bytes(_image_url(result)))
         if "has_nsfw_concepts" not in result and self._options.safety_checker and not pixels.any():
-            raise PromptFailed(ErrorCode.SAFETY, "the picture is all black, as a safety checker leaves it")
-        units = hosted.billed(answer)
-        provider_metadata = {"request_id": str(self._place).rpartition("/")[2]}
+            raise PromptFailed(ErrorCode.SAFETY, "the image is all black, as a safety checker leaves it")
+        units = hosted.billed_units(answer)
+        provider_metadata = {"request_id": str(self._request_url).rpartition("/")[2]}
         return GeneratedImage(
             pixels=pixels,
             scheduler=HOSTED_SCHEDULER,
@@ -149,82 +149,83 @@ class QueueRequest:
     def _check_safety(self, result: dict[str, Any]) -> None:
         flags = result.get("has_nsfw_concepts")
         if flags is True or (isinstance(flags, list) and any(flag is True for flag in flags)):
-            raise PromptFailed(ErrorCode.SAFETY, "fal's safety checker flagged the picture")
+            raise PromptFailed(ErrorCode.SAFETY, "fal's safety checker flagged the image")
 
-    def _bytes(self, address: str) -> bytes:
-        data = http.inside(address)
+    def _image_bytes(self, url: str) -> bytes:
+        data = http.decode_data_url(url)
         if data is not None:
             return data
-        http.check_address(address, self._options.url)
-        return self._ask("picture", address).body
+        http.check_address(url, self._options.url)
+        return self._request_with_retries("image", url).body
 
     def _other_seed(self, result: dict[str, Any]) -> int | None:
-        """The seed that was used, where it is another than the one asked for."""
+        """Return the seed that was used if it differs from the requested one, else None."""
         seed = result.get("seed")
-        known = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
-        return seed if known and seed != self._request.parameters.seed else None
+        is_valid = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63
+        return seed if is_valid and seed != self._request.parameters.seed else None
 
-    def _ask(self, step: Step, url: str, document: object = None) -> Answer:
-        """The 2xx answer, once there is one: what may pass is waited out, as long as the patience lasts."""
-        latest = self._clock() + self._options.patience
-        key = None if step == "picture" else self._options.key
-        for tries in itertools.count(1):
+    def _request_with_retries(self, step: Step, url: str, document: object = None) -> Answer:
+        """Return the 2xx answer, retrying transient failures until the retry timeout."""
+        deadline = self._clock() + self._options.retry_timeout
+        key = None if step == "image" else self._options.key
+        for attempt in itertools.count(1):
             self._pause(0)
             try:
-                answer = self._wire.ask(
+                answer = self._client.request(
                     "POST" if step == "submit" else "GET", url, key=key, document=document
                 )
-                if not hosted.passes(answer, final=step == "result"):
+                if not hosted.is_transient(answer, final=step == "result"):
                     break
                 reason = f"fal answers {answer.status}"
-                put_off = parse_retry_after(answer.headers.get("retry-after"), _LONGEST_ASKED)
+                retry_after = parse_retry_after(answer.headers.get("retry-after"), _MAX_RETRY_AFTER)
             except TooLarge:
-                raise hosted.malformed("it is too large") from None
+                raise hosted.malformed_answer("it is too large") from None
             except RequestFailed as exc:
-                reason, put_off = str(exc), 0.0
-            self._wait_again(max(exponential_backoff(tries, _LONGEST_WAIT), put_off), latest, reason)
-        return self._settled(step, answer)
+                reason, retry_after = str(exc), 0.0
+            delay = max(exponential_backoff(attempt, _MAX_BACKOFF), retry_after)
+            self._wait_before_retry(delay, deadline, reason)
+        return self._check_status(step, answer)
 
-    def _wait_again(self, wait: float, latest: float, reason: str) -> None:
-        """Wait before the next try, unless that would come too late."""
-        if self._clock() + wait > latest:
-            patience = f"--generator-patience ({self._options.patience:g} s)"
-            message = f"{reason}, and {patience} allows no further try; run it again later"
-            raise ServiceUnavailable(message, submitted=self._place is not None)
-        log.debug("asking fal again in %.1f s: %s", wait, reason)
-        self._pause(wait)
+    def _wait_before_retry(self, delay: float, deadline: float, reason: str) -> None:
+        """Wait before the next attempt; raise ServiceUnavailable if it would be after the deadline."""
+        if self._clock() + delay > deadline:
+            limit = f"--generator-patience ({self._options.retry_timeout:g} s)"
+            message = f"{reason}, and {limit} allows no further attempt; run it again later"
+            raise ServiceUnavailable(message, submitted=self._request_url is not None)
+        log.debug("retrying the request to fal in %.1f s: %s", delay, reason)
+        self._pause(delay)
 
-    def _settled(self, step: Step, answer: Answer) -> Answer:
+    def _check_status(self, step: Step, answer: Answer) -> Answer:
         if 200 <= answer.status < 300:
             return answer
-        if step == "picture":
-            raise _failed(f"the picture could not be fetched ({answer.status})")
+        if step == "image":
+            raise _failed(f"the image could not be fetched ({answer.status})")
         if step == "status" and answer.status == 404:
-            raise _failed("fal does not know the request any more")
-        raise hosted.refusal(answer, self._options.model, self._options.key)
+            raise _failed("fal no longer has the request")
+        raise hosted.rejection(answer, self._options.model, self._options.key)
 
     def _pause(self, seconds: float) -> None:
-        if self._wait(self._gone, seconds):
+        if self._wait(self._cancelled, seconds):
             raise RequestCancelled
 
     def _cancel(self) -> None:
-        """Take the request back, if the service still can; whatever comes of it, this is the end."""
-        if self._place is None:
+        """Cancel the request at the service, if it was submitted; a failure to cancel is only logged."""
+        if self._request_url is None:
             return
         try:
-            HttpClient(_CANCELLING).ask("PUT", f"{self._place}/cancel", key=self._options.key)
+            HttpClient(_CANCEL_TIMEOUT).request("PUT", f"{self._request_url}/cancel", key=self._options.key)
         except (RequestFailed, TooLarge) as exc:
             log.debug("a request could not be cancelled: %s", exc)
 
 
-def _address(result: dict[str, Any]) -> str:
-    """Where the picture is: the first of ``images``, or ``image`` with models that make but one."""
+def _image_url(result: dict[str, Any]) -> str:
+    """Return the URL of the first of ``images``, or of ``image`` from models that make only one."""
     images = result.get("images")
     first = images[0] if isinstance(images, list) and images else result.get("image")
-    address = first.get("url") if isinstance(first, dict) else None
-    if not isinstance(address, str):
-        raise hosted.malformed("no picture")
-    return address
+    url = first.get("url") if isinstance(first, dict) else None
+    if not isinstance(url, str):
+        raise hosted.malformed_answer("no image")
+    return url
 
 
 def _failed(message: str) -> PromptFailed:
