@@ -84,7 +84,7 @@ def test_good_and_bad_loras_in_one_run(tmp_path, styles, httpserver):
         "missing": (styles / "none.safetensors", "there is no such file"),
         "gone": (f"{url}none", "its server answers 500"),
         "page": (f"{url}page", "a web page"),
-        "corrupt": (styles / "corrupt.safetensors", "it is torn"),
+        "corrupt": (styles / "corrupt.safetensors", "it is corrupt"),
         "nan": (styles / "nan.safetensors", "not finite"),
         "partly": (styles / "partly.safetensors", "weights belong to a module of this model"),
         "family": (styles / "family.safetensors", "the LoRA cannot be used"),
@@ -151,7 +151,7 @@ def test_a_source_that_is_none_is_found_before_anything_else(tmp_path):
     """A wrong --lora-source is one line and status 2."""
     finished = product.run(*JOB, "--lora-source", "http://host/x", folder=tmp_path)
     assert finished.returncode == 2
-    assert "--lora-source (LORA_SOURCE): http:// is not read" in finished.stderr
+    assert "--lora-source (LORA_SOURCE): http:// is supported only" in finished.stderr
 
 
 def test_doctor_knows_of_loras(tmp_path, styles):

@@ -91,7 +91,7 @@ class _Doctor:
 
     def loras(self) -> str:
         """Write to the folder that keeps them."""
-        build.loras(self._settings).try_cache()
+        build.loras(self._settings).check_cache()
         return f"from {self._settings.lora_source}"
 
     def webhooks(self) -> str:

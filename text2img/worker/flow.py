@@ -180,7 +180,7 @@ class Worker:
 
         Waits until no more than ``allow_pending`` requests are left waiting for their LoRAs.
         """
-        fetched = fetching.take(leave=allow_pending)
+        fetched = fetching.take(max_pending=allow_pending)
         failed = [(each.prompt, exc) for each, exc in fetched if exc]
         outcomes.put([failure(prompt, exc, self._deps.max_attempts) for prompt, exc in failed])
         return [image for each, exc in fetched if exc is None for image in each.each()]

@@ -29,10 +29,10 @@ def weights(size=16, fill=b"\x00"):
     return struct.pack("<Q", len(header)) + header + fill * size
 
 
-def library(folder, sources, *, size=10**9, patience=5, wait=None):
+def library(folder, sources, *, size=10**9, retry_timeout=5, wait=None):
     wait = wait or Clock().sleep
     return LoraCache(
-        SourceAllowlist.parse(sources), Cache(folder / "cache", size, wait), wait, patience=patience
+        SourceAllowlist.parse(sources), Cache(folder / "cache", size, wait), wait, retry_timeout=retry_timeout
     )
 
 
@@ -91,7 +91,7 @@ def test_what_was_told_must_be_so(web, tmp_path):
     shelf, path = library(tmp_path, web.url), web.url + "style.safetensors"
     for _ in range(2):
         assert "bytes instead of 5" in refusal(shelf, path, size=5)
-        assert "its SHA-256 is not the one that was told" in refusal(shelf, path, sha256="0" * 64)
+        assert "its SHA-256 is not the requested one" in refusal(shelf, path, sha256="0" * 64)
         shelf.file(lora(path))
 
 
@@ -102,11 +102,11 @@ def test_what_was_told_must_be_so(web, tmp_path):
         (Response(b"", 403), "its server answers 403"),
         (
             Response(b"", 302, {"Location": "http://169.254.169.254/"}),
-            "sends elsewhere, which is not followed",
+            "redirects, and redirects are not followed",
         ),
         (Response(b"<html>sorry</html>", 200), "a web page"),
         (Response(b"\x80\x02pickle pickle", 200), "a pickle"),
-        (Response(weights()[:-3], 200), "it is torn"),
+        (Response(weights()[:-3], 200), "it is corrupt"),
         (Response(weights(2000), 200), "more than 1,000 bytes"),
         (Response(b"", 200), "too short"),
     ],
@@ -126,10 +126,10 @@ def test_what_may_go_better_is_tried_again(httpserver, tmp_path):
         httpserver.expect_ordered_request("/a").respond_with_data("busy", status)
     httpserver.expect_ordered_request("/a").respond_with_data(weights())
     clock = Clock()
-    shelf = library(tmp_path, httpserver.url_for("/"), patience=20, wait=clock.sleep)
+    shelf = library(tmp_path, httpserver.url_for("/"), retry_timeout=20, wait=clock.sleep)
     assert shelf.file(lora(httpserver.url_for("/a")))
     assert [pause for pause in clock.pauses if pause] == [0.5, 1.0]
-    nobody = library(tmp_path, "http://127.0.0.1:1/", patience=0)
+    nobody = library(tmp_path, "http://127.0.0.1:1/", retry_timeout=0)
     said = refusal(nobody, "http://127.0.0.1:1/a", ErrorCode.GENERATION_FAILED)
     assert said.startswith("the LoRA cannot be fetched for the moment: its server cannot be reached")
 
@@ -144,7 +144,7 @@ def test_a_stop_ends_a_fetch(httpserver, tmp_path):
 
     httpserver.expect_request("/a").respond_with_handler(busy)
     with pytest.raises(Stopped):
-        library(tmp_path, httpserver.url_for("/"), wait=stop.wait, patience=60).file(
+        library(tmp_path, httpserver.url_for("/"), wait=stop.wait, retry_timeout=60).file(
             lora(httpserver.url_for("/a"))
         )
 
@@ -172,7 +172,7 @@ def _check_bucket(url, tmp_path, put):
     assert library(tmp_path, f"{url}/loras/").file(lora(path)) == file
     put("loras/style.safetensors", weights(fill=b"\x01"))
     assert library(tmp_path, f"{url}/loras/").file(lora(path)) != file
-    assert "that it is not there" in refusal(library(tmp_path, url), f"{url}/none.safetensors")
+    assert "it is not in its bucket" in refusal(library(tmp_path, url), f"{url}/none.safetensors")
     assert "more than 100,000 bytes" in refusal(library(tmp_path / "b", url, size=10**5), _big(url, put))
 
 
@@ -304,7 +304,7 @@ def test_what_is_no_safetensors_is_found_by_its_header(tmp_path, content):
     """Lengths beyond the file, other JSON, tensors that overlap, leave a gap or lie outside."""
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"it is|it holds|its header"):
+    with pytest.raises(ValueError, match=r"it is|it contains|its header"):
         check_header(file)
     file.write_bytes(weights())
     check_header(file)

@@ -20,7 +20,7 @@ from text2img.engine.loras.cache import Cache
 from text2img.prompts.parameters import Lora
 for path in sys.argv[2:]:
     cache = Cache(Path(sys.argv[1]), 10**6, time.sleep)
-    library = LoraCache(SourceAllowlist.parse('hub:artist/'), cache, patience=0)
+    library = LoraCache(SourceAllowlist.parse('hub:artist/'), cache, retry_timeout=0)
     try:
         data = Path(library.file(Lora(path, 1.0))).read_bytes()
         print(hashlib.sha256(data).hexdigest()[:8], 'torch' in sys.modules)

@@ -1,6 +1,6 @@
-"""LoRAs by their paths: allowed, fetched, checked and kept, up to a file on this machine.
+"""LoRAs by path: check that the source is allowed, fetch, validate and cache the file.
 
-Knows nothing of models: whether a file fits one, the engine says. No torch.
+This package imports no torch and knows nothing of models: the engine checks whether a file fits one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ if TYPE_CHECKING:
     from text2img.prompts.parameters import Lora
 
 
-__all__ = ["Library", "Sources"]
+__all__ = ["SUFFIX", "LoraCache", "LoraLocation", "SourceAllowlist", "check_header"]
 
-PATIENCE: Final = 30.0
-"""Seconds that one LoRA is asked for again while its place cannot be reached; then its prompts wait for their
-next attempt."""
-_FRESH: Final = 300.0
-"""Seconds for which a LoRA that was looked at is not looked at again."""
-_REMEMBERED: Final = 1_000
-"""So many LoRAs are known to have been looked at; the oldest is forgotten first."""
-_PIECE: Final = 2**20
+RETRY_TIMEOUT: Final = 30.0
+"""Seconds for which one LoRA is retried while its source is unavailable; then its prompts wait for their next
+attempt."""
+_RECHECK_INTERVAL: Final = 300.0
+"""Seconds for which a LoRA's source is not queried again."""
+_MAX_CHECKED: Final = 1_000
+"""Maximum number of LoRAs whose last check is remembered; the oldest is dropped first."""
 
 
 class LoraCache:
-    """Gets LoRAs; safe to use from several threads.
+    """Provides the files of LoRAs; thread-safe.
 
-    ``cache`` may be None where nothing but local files can be asked for. ``wait(seconds)`` sleeps, and raises
-    when the run is to end.
+    ``cache`` may be None if only local files are allowed. ``wait(seconds)`` sleeps, and raises when the run
+    is stopped.
     """
 
     def __init__(
@@ -55,115 +54,124 @@ class LoraCache:
         wait: Callable[[float], None] = time.sleep,
         *,
         s3_endpoint: str | None = None,
-        patience: float = PATIENCE,
+        retry_timeout: float = RETRY_TIMEOUT,
     ) -> None:
         self._sources, self._cache, self.wait = sources or SourceAllowlist(), cache, wait
-        self._endpoint, self._patience = s3_endpoint, patience
-        self._seen: dict[Lora, tuple[float, str]] = {}
+        self._endpoint, self._retry_timeout = s3_endpoint, retry_timeout
+        self._checked: dict[Lora, tuple[float, str]] = {}
         self._lock = threading.Lock()
 
     def check(self, lora: Lora) -> None:
-        """Raise PromptFailed (``lora_failed``) where it may not be had from there; touches no network."""
+        """Raise PromptFailed (``lora_failed``) if the LoRA's source is not allowed; makes no request."""
         self._sources.check(lora.path)
 
-    def try_cache(self) -> None:
-        """Raise ConfigurationError where fetched LoRAs could not be kept."""
+    def check_cache(self) -> None:
+        """Raise ConfigurationError if the cache folder is not writable."""
         if self._cache is not None:
             self._cache.check()
 
     def file(self, lora: Lora) -> str:
-        """The LoRA's file on this machine: safetensors by its header, of the size and hash that were told.
+        """Return the LoRA's file on this machine: valid safetensors, with the declared size and hash.
 
-        Raises PromptFailed: ``lora_failed`` where it will not go better, ``generation_failed`` where its
-        place cannot be reached for the moment. Raises what ``wait`` does when the run is to end.
+        Raises PromptFailed: ``lora_failed`` for a permanent error, ``generation_failed`` while the source is
+        unavailable. Raises what ``wait`` raises when the run is stopped.
         """
         with self._lock:
-            seen, file = self._seen.get(lora, (0.0, ""))
-        if file and time.monotonic() < seen + _FRESH and Path(file).is_file():
+            checked_at, file = self._checked.get(lora, (0.0, ""))
+        if file and time.monotonic() < checked_at + _RECHECK_INTERVAL and Path(file).is_file():
             return file
-        place = self._sources.check(lora.path)
-        file = str(_local(place, lora) if place.kind == "file" else self._fetched(place, lora))
+        location = self._sources.check(lora.path)
+        file = str(_local_file(location, lora) if location.kind == "file" else self._fetch(location, lora))
         with self._lock:
-            self._seen.pop(lora, None)
-            self._seen[lora] = time.monotonic(), file
-            if len(self._seen) > _REMEMBERED:
-                del self._seen[next(iter(self._seen))]
+            self._checked.pop(lora, None)
+            self._checked[lora] = time.monotonic(), file
+            if len(self._checked) > _MAX_CHECKED:
+                del self._checked[next(iter(self._checked))]
         return file
 
-    def _fetched(self, place: LoraLocation, lora: Lora) -> Path:
-        """The file in the cache, fetched where it is not there or no longer what its place has."""
+    def _fetch(self, location: LoraLocation, lora: Lora) -> Path:
+        """Return the cached file, fetched if it is missing or the source has another version."""
         if self._cache is None:
-            raise RuntimeError("a library without a cache has sources that want one")
-        key = f"{place.kind}://{place.root}/{place.path}{place.query}"
+            raise RuntimeError("these LoRA sources need a cache")
+        key = f"{location.kind}://{location.root}/{location.path}{location.query}"
         with self._cache.locked(key):
-            note = self._cache.find(key)
-            if note is None or lora.sha256 != note.sha256:  # what has the right hash needs no other look
-                note = self._patiently(partial(self._fresh, key, place, note, lora))
+            entry = self._cache.find(key)
+            if entry is None or lora.sha256 != entry.sha256:  # a file with the right hash needs no query
+                entry = self._with_retries(partial(self._revalidate, key, location, entry, lora))
         try:
-            _check_told(lora, note.size, note.sha256)
+            _check_expected(lora, entry.size, entry.sha256)
         except ValueError as exc:
-            raise _refused(exc) from None
-        return self._cache.path(note)
+            raise _unusable(exc) from None
+        return self._cache.path(entry)
 
-    def _fresh(self, key: str, place: LoraLocation, note: CacheEntry | None, lora: Lora) -> CacheEntry:
-        """What the place has now: what was noted, or what is fetched."""
-        assert self._cache is not None  # noqa: S101 - for the type checker; _fetched looked
-        known = note.version if note else None
+    def _revalidate(
+        self, key: str, location: LoraLocation, entry: CacheEntry | None, lora: Lora
+    ) -> CacheEntry:
+        """Return the entry of the source's current version: the cached one if unchanged, else a new one."""
+        assert self._cache is not None  # noqa: S101 - for the type checker; _fetch has checked it
+        known_version = entry.version if entry else None
 
-        def check(file: Path, sink: DownloadWriter) -> None:
-            _check_told(lora, sink.size, sink.sha256)
+        def check(file: Path, writer: DownloadWriter) -> None:
+            _check_expected(lora, writer.size, writer.sha256)
             check_header(file)
 
         try:
-            new = self._cache.add(key, lambda sink: self._ask(place, known, sink), check)
+            new = self._cache.add(
+                key, lambda writer: self._fetch_from_source(location, known_version, writer), check
+            )
         except ValueError as exc:
-            raise _refused(exc) from None
+            raise _unusable(exc) from None
         except OSError as exc:
             raise TransientError(f"the LoRA cache cannot be written to ({exc.strerror})") from exc
-        return new or note or _never()
+        current = new or entry
+        if current is None:
+            raise RuntimeError("the source reported an unknown version as unchanged")
+        return current
 
-    def _ask(self, place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
+    def _fetch_from_source(
+        self, location: LoraLocation, known_version: str | None, writer: DownloadWriter
+    ) -> str | None:
         from text2img.engine.loras.sources import fetch_from_bucket, fetch_from_hub, fetch_from_web
 
-        if place.kind in {"gs", "s3"}:
-            return fetch_from_bucket(place, known, sink, self._endpoint)
-        fetch = fetch_from_hub if place.kind == "hub" else fetch_from_web
-        return fetch(place, known, sink)
+        if location.kind in {"gs", "s3"}:
+            return fetch_from_bucket(location, known_version, writer, self._endpoint)
+        fetch = fetch_from_hub if location.kind == "hub" else fetch_from_web
+        return fetch(location, known_version, writer)
 
-    def _patiently(self, attempt: Callable[[], CacheEntry]) -> CacheEntry:
-        """Try again, with growing waits, while it may go better and there is patience."""
-        until, pause = time.monotonic() + self._patience, 0.5
+    def _with_retries(self, attempt: Callable[[], CacheEntry]) -> CacheEntry:
+        """Retry transient errors with backoff until the retry timeout; raise PromptFailed after it."""
+        deadline, pause = time.monotonic() + self._retry_timeout, 0.5
         while True:
             try:
                 return attempt()
-            except StorageFailed as exc:  # Faltered among them
-                if not isinstance(exc, TransientError) or time.monotonic() + pause > until:
+            except StorageFailed as exc:  # includes TransientError
+                if not isinstance(exc, TransientError) or time.monotonic() + pause > deadline:
                     message = f"the LoRA cannot be fetched for the moment: {exc}"
                     raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
             self.wait(pause)
             pause = min(2 * pause, 8.0)
 
 
-def _local(place: LoraLocation, lora: Lora) -> Path:
-    """The file where it is, checked as one that was fetched."""
-    file = Path(*place.parts)
+def _local_file(location: LoraLocation, lora: Lora) -> Path:
+    """Return the local file in place, validated like a fetched one."""
+    file = Path(*location.parts)
     try:
         check_header(file)
-        _check_told(lora, file.stat().st_size, _sha256(file) if lora.sha256 else "")
+        _check_expected(lora, file.stat().st_size, _sha256(file) if lora.sha256 else "")
     except FileNotFoundError:
-        raise _refused("there is no such file") from None
+        raise _unusable("there is no such file") from None
     except OSError as exc:
-        raise _refused(f"its file cannot be read ({exc.strerror})") from exc
+        raise _unusable(f"its file cannot be read ({exc.strerror})") from exc
     except ValueError as exc:
-        raise _refused(exc) from None
+        raise _unusable(exc) from None
     return file
 
 
-def _check_told(lora: Lora, size: int, sha256: str) -> None:
+def _check_expected(lora: Lora, size: int, sha256: str) -> None:
     if lora.size is not None and lora.size != size:
         raise ValueError(f"it has {size:,} bytes instead of {lora.size:,}")
     if lora.sha256 is not None and lora.sha256 != sha256:
-        raise ValueError("its SHA-256 is not the one that was told")
+        raise ValueError("its SHA-256 is not the requested one")
 
 
 def _sha256(file: Path) -> str:
@@ -171,80 +179,83 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _refused(why: object) -> PromptFailed:
-    return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {why}")
+def _unusable(reason: object) -> PromptFailed:
+    return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {reason}")
 
 
-def _never() -> CacheEntry:
-    raise RuntimeError("what was never known cannot be unchanged")
-
-
-_LONGEST: Final = 100_000_000
-"""Bytes of a header; the library's own bound."""
+_MAX_HEADER_BYTES: Final = 100_000_000
+"""The safetensors library's own limit."""
 
 
 def check_header(file: Path) -> None:
-    """Raise ValueError with a reason where the file is no whole safetensors file."""
+    """Raise ValueError with a reason if the file is not a complete safetensors file."""
     with file.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
         start = opened.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_LONGEST, size - 8):
-            raise ValueError(f"it is no safetensors file, but {_looks_like(start)}")
-        header = _json(opened.read(length))
-    spans = sorted(_span(name, told) for name, told in header.items() if name != "__metadata__")
-    ends = [(0, 0), *spans, (size - 8 - length, size - 8 - length)]
-    if any(first[1] != second[0] for first, second in pairwise(ends)):
-        raise ValueError("it is torn: its tensors do not fill the file")
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"it is not a safetensors file, but {_describe_content(start)}")
+        header = _parse_header(opened.read(length))
+    spans = sorted(_span(name, tensor) for name, tensor in header.items() if name != "__metadata__")
+    bounds = [(0, 0), *spans, (size - 8 - length, size - 8 - length)]
+    if any(first[1] != second[0] for first, second in pairwise(bounds)):
+        raise ValueError("it is corrupt: its tensors do not fill the file")
 
 
-def _json(header: bytes) -> dict[str, object]:
+def _parse_header(data: bytes) -> dict[str, object]:
     try:
-        told = json.loads(header)
+        header = json.loads(data)
     except (ValueError, RecursionError):
-        raise ValueError("it is no safetensors file: its header is not JSON") from None
-    if not isinstance(told, dict) or len(told.keys() - {"__metadata__"}) == 0:
-        raise ValueError("it holds no tensors")
-    return told
+        raise ValueError("it is not a safetensors file: its header is not JSON") from None
+    if not isinstance(header, dict) or len(header.keys() - {"__metadata__"}) == 0:
+        raise ValueError("it contains no tensors")
+    return header
 
 
-def _span(name: str, told: object) -> tuple[int, int]:
-    """Where a tensor begins and ends, behind the header."""
-    offsets = told.get("data_offsets") if isinstance(told, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(each) is int for each in offsets):
-        raise ValueError(f"its header does not say where {name[:60]!r} is")
+def _span(name: str, tensor: object) -> tuple[int, int]:
+    """Return a tensor's start and end offsets, counted from the end of the header."""
+    offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(offset) is int for offset in offsets)
+    ):
+        raise ValueError(f"its header has no valid offsets for {name[:60]!r}")
     if not 0 <= offsets[0] <= offsets[1]:
-        raise ValueError(f"its header misplaces {name[:60]!r}")
+        raise ValueError(f"its header has impossible offsets for {name[:60]!r}")
     return offsets[0], offsets[1]
 
 
-def _looks_like(start: bytes) -> str:
+def _describe_content(start: bytes) -> str:
     if start[:1] == b"<":
         return "a web page"
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "a pickle, which could run code and is never opened"
-    return "something else, or too short"
+        return "a pickle, which could run code and is never loaded"
+    return "another format, or too short"
 
 
-ENDING: Final = ".safetensors"
+SUFFIX: Final = ".safetensors"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _HUB_FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._+()-]{0,199}")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\]")
-_ODD: Final = re.compile(r"[\x00-\x20\x7f\\]|[^\x00-\x7f]")
-"""What no URL holds as it stands: controls, blanks, backslashes (slashes to some), other scripts."""
+_FORBIDDEN_IN_URL: Final = re.compile(r"[\x00-\x20\x7f\\]|[^\x00-\x7f]")
+"""Characters that a valid URL must escape: control characters, blanks, backslashes (which some clients treat
+as slashes) and non-ASCII characters."""
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 _PORTS: Final = {"https": 443, "http": 80}
 
 
-class _UnreadableError(ValueError):
-    """A path that means nothing, or could mean two things; says why."""
+class _InvalidPathError(ValueError):
+    """A path that is invalid or ambiguous; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraLocation:
-    """Where a LoRA is, or a prefix of such. ``kind``: file, hub, gs, s3, https or http; ``root``: the bucket,
-    or ``host:port``; ``parts``: what stands between slashes; ``query`` of a URL, with its question mark.
+    """The location of a LoRA, or a prefix of locations.
+
+    ``kind`` is file, hub, gs, s3, https or http; ``root`` is the bucket or ``host:port``; ``parts`` are the
+    path's segments; ``query`` is a URL's query, with its question mark.
     """
 
     kind: str
@@ -252,141 +263,145 @@ class LoraLocation:
     parts: tuple[str, ...]
     query: str = ""
 
-    def holds(self, other: LoraLocation) -> bool:
-        """Whether the other is this one or lies below it."""
-        below = other.parts[: len(self.parts)] == self.parts
-        return (self.kind, self.root) == (other.kind, other.root) and below
+    def contains(self, other: LoraLocation) -> bool:
+        """Return True if the other location is this one or below it."""
+        shares_path = other.parts[: len(self.parts)] == self.parts
+        return (self.kind, self.root) == (other.kind, other.root) and shares_path
 
     @property
     def path(self) -> str:
-        """The parts, with slashes between."""
+        """The path: the segments joined by slashes."""
         return "/".join(self.parts)
 
 
 class SourceAllowlist:
-    """The prefixes that the operator allows; none, and no LoRA is fetched."""
+    """The location prefixes that the operator allows; with none, no LoRA is allowed."""
 
     def __init__(self, allowed: tuple[LoraLocation, ...] = ()) -> None:
         self._allowed = allowed
 
     @classmethod
     def parse(cls, text: str | None) -> SourceAllowlist:
-        """Of prefixes with commas between: folders, ``hub:``, ``hub:owner/``, ``gs://…``, ``s3://…``,
-        ``https://…``, and ``http://`` on loopback. Raises ConfigurationError for what is none of them.
+        """Parse comma-separated prefixes.
+
+        A prefix is a folder, ``hub:``, ``hub:owner/``, ``gs://…``, ``s3://…``, ``https://…``, or ``http://``
+        on loopback. Raises ConfigurationError for anything else.
         """
         prefixes = [part.strip() for part in (text or "").split(",") if part.strip()]
         try:
-            return cls(tuple(_prefix(each) for each in prefixes))
-        except _UnreadableError as exc:
+            return cls(tuple(_parse_prefix(prefix) for prefix in prefixes))
+        except _InvalidPathError as exc:
             raise ConfigurationError(f"--lora-source (LORA_SOURCE): {exc}") from None
 
     def __bool__(self) -> bool:
         return bool(self._allowed)
 
     def check(self, path: str) -> LoraLocation:
-        """Where the path leads. Raises PromptFailed (``lora_failed``) where that is not allowed."""
+        """Return the path's location; raise PromptFailed (``lora_failed``) unless it is allowed."""
         try:
-            place = _place(path)
-        except _UnreadableError as exc:
+            location = _parse_path(path)
+        except _InvalidPathError as exc:
             raise PromptFailed(ErrorCode.LORA_FAILED, f"the path of the LoRA cannot be used: {exc}") from None
-        if place.kind == "file":
-            place = _resolved(place)
-        if not any(allowed.holds(place) for allowed in self._allowed):
+        if location.kind == "file":
+            location = _resolved(location)
+        if not any(allowed.contains(location) for allowed in self._allowed):
             raise PromptFailed(
                 ErrorCode.LORA_FAILED,
                 "this LoRA is not from a source that the operator of this job allows; sources are allowed by"
                 " --lora-source (LORA_SOURCE)",
             )
-        return place
+        return location
 
 
-def _prefix(text: str) -> LoraLocation:
-    """What the operator writes: as documents do, but for folders of any spelling, and ``hub:``."""
+def _parse_prefix(text: str) -> LoraLocation:
+    """Parse a prefix from the operator: like a document's path, but with ``hub:`` and any form of folder."""
     if text.startswith("hub:"):
         parts = tuple(text.removeprefix("hub:").strip("/").split("/"))
         parts = () if parts == ("",) else parts
         if len(parts) > 2 or not all(_HUB_NAME.fullmatch(part) for part in parts):
-            raise _UnreadableError(f"{text} should be hub:, hub:OWNER/ or hub:OWNER/NAME")
+            raise _InvalidPathError(f"{text} should be hub:, hub:OWNER/ or hub:OWNER/NAME")
         return LoraLocation("hub", "", parts)
     if "://" in text:
-        return _url(text, prefix=True)
+        return _parse_url(text, prefix=True)
     if not text.startswith(("/", ".", "~")):
-        raise _UnreadableError(f"{text} should be a folder (/… or ./…), hub:…, gs://…, s3://… or https://…")
+        raise _InvalidPathError(f"{text} should be a folder (/… or ./…), hub:…, gs://…, s3://… or https://…")
     return LoraLocation("file", "", Path(text).expanduser().resolve().parts)
 
 
-def _place(path: str) -> LoraLocation:
+def _parse_path(path: str) -> LoraLocation:
     if "://" in path:
-        return _url(path, prefix=False)
+        return _parse_url(path, prefix=False)
     if path.startswith("/"):
-        if not path.endswith(ENDING):
-            raise _UnreadableError(f"a file's name must end in {ENDING}")
+        if not path.endswith(SUFFIX):
+            raise _InvalidPathError(f"a file's name must end in {SUFFIX}")
         return LoraLocation("file", "", Path(path).parts)
     owner_name, files = path.split("/")[:2], path.split("/")[2:]
     named = len(owner_name) == 2 and all(_HUB_NAME.fullmatch(part) for part in owner_name)
     if not named or not all(_HUB_FILE.fullmatch(part) for part in files):
-        raise _UnreadableError("write /FOLDER/FILE, OWNER/NAME of the hub, gs://…, s3://… or https://…")
-    if files and not files[-1].endswith(ENDING):
-        raise _UnreadableError(f"a file's name must end in {ENDING}")
+        raise _InvalidPathError("write /FOLDER/FILE, OWNER/NAME of the hub, gs://…, s3://… or https://…")
+    if files and not files[-1].endswith(SUFFIX):
+        raise _InvalidPathError(f"a file's name must end in {SUFFIX}")
     return LoraLocation("hub", "", (*owner_name, *files))
 
 
-def _url(text: str, *, prefix: bool) -> LoraLocation:
-    if _ODD.search(text):
-        raise _UnreadableError("a URL must not hold blanks, backslashes, or characters that are not ASCII")
+def _parse_url(text: str, *, prefix: bool) -> LoraLocation:
+    if _FORBIDDEN_IN_URL.search(text):
+        raise _InvalidPathError("a URL must not contain blanks, backslashes or non-ASCII characters")
     scheme, _, rest = text.partition("://")
     kind = scheme.lower()
     if kind in {"gs", "s3"}:
         bucket, _, key = rest.partition("/")
         if not _BUCKET.fullmatch(bucket) or re.search(r"[?#]", key):
-            raise _UnreadableError(f"write {kind}://BUCKET/KEY")
-        return LoraLocation(kind, bucket, _parts(key, prefix=prefix))
+            raise _InvalidPathError(f"write {kind}://BUCKET/KEY")
+        return LoraLocation(kind, bucket, _split_path(key, prefix=prefix))
     if kind not in _PORTS:
-        raise _UnreadableError(f"{kind[:20]}:// is not read; use gs://, s3:// or https://")
-    return _web(text, kind, prefix=prefix)
+        raise _InvalidPathError(f"{kind[:20]}:// is not supported; use gs://, s3:// or https://")
+    return _parse_web_url(text, kind, prefix=prefix)
 
 
-def _web(text: str, kind: str, *, prefix: bool) -> LoraLocation:
+def _parse_web_url(text: str, kind: str, *, prefix: bool) -> LoraLocation:
     try:
         split = urlsplit(text)
         host, port = split.netloc.lower(), split.port or _PORTS[kind]
     except ValueError:
-        raise _UnreadableError("it is no URL") from None
+        raise _InvalidPathError("it is not a valid URL") from None
     if "@" in host:
-        raise _UnreadableError("a URL must not hold a user or a password")
+        raise _InvalidPathError("a URL must not contain a user or a password")
     name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
     if not _HOST.fullmatch(name) or ".." in name or split.fragment:
-        raise _UnreadableError(f"write {kind}://HOST/PATH")
+        raise _InvalidPathError(f"write {kind}://HOST/PATH")
     if kind == "http" and name not in _LOOPBACK:
-        raise _UnreadableError("http:// is not read but on this machine itself; use https://")
+        raise _InvalidPathError("http:// is supported only on this machine itself; use https://")
     query = f"?{split.query}" if split.query else ""
     if prefix and query:
-        raise _UnreadableError("a source is a prefix, without a question mark")
-    return LoraLocation(kind, f"{name}:{port}", _parts(split.path.removeprefix("/"), prefix=prefix), query)
+        raise _InvalidPathError("a source is a prefix and must not contain a question mark")
+    return LoraLocation(
+        kind, f"{name}:{port}", _split_path(split.path.removeprefix("/"), prefix=prefix), query
+    )
 
 
-def _parts(path: str, *, prefix: bool) -> tuple[str, ...]:
-    """What stands between the slashes, as it is written; nothing that a server could take for another."""
+def _split_path(path: str, *, prefix: bool) -> tuple[str, ...]:
+    """Return the path's segments unchanged; reject those that a server could interpret as another path."""
     parts = tuple(path.split("/"))
-    if prefix and parts[-1] == "":  # the slash that ends a prefix, or no path at all
+    if prefix and parts[-1] == "":  # a trailing slash, or no path at all
         parts = parts[:-1]
     for part in parts:
-        plain = _unquoted(part)
+        plain = _fully_unquoted(part)
         if plain.strip() in {"", ".", ".."} or re.search(r"[/\\\x00-\x1f\x7f]", plain):
-            raise _UnreadableError("its path has an empty part, dots alone, or a hidden slash")
+            raise _InvalidPathError("its path has a segment that is empty, only dots, or hides a slash")
     return parts
 
 
-def _unquoted(part: str) -> str:
-    """The part with its percent signs read, however often they were written over one another."""
+def _fully_unquoted(part: str) -> str:
+    """Return the segment percent-decoded until it no longer changes: it may be encoded repeatedly."""
     while (plain := unquote(part)) != part:
         part = plain
     return part
 
 
-def _resolved(place: LoraLocation) -> LoraLocation:
-    """Where the file is once all symbolic links are followed."""
+def _resolved(location: LoraLocation) -> LoraLocation:
+    """Return the file's location with all symbolic links resolved."""
     try:
-        return LoraLocation("file", "", Path(*place.parts).resolve().parts)
+        return LoraLocation("file", "", Path(*location.parts).resolve().parts)
     except (OSError, RuntimeError, ValueError):
-        raise PromptFailed(ErrorCode.LORA_FAILED, "the path of the LoRA cannot be followed") from None
+        raise PromptFailed(ErrorCode.LORA_FAILED, "the path of the LoRA cannot be resolved") from None

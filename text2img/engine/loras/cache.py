@@ -1,8 +1,8 @@
-"""LoRAs that were fetched, in a folder that several runs may share; the least recently used go first.
+"""A folder of fetched LoRAs that several runs may share; the least recently used are evicted first.
 
-For each place there is a note (which file, of which version, when last used) and a lock, so that one process
-fetches while others wait. Files are named by their content, appear whole or not at all, and never change. A
-file that a run is using is locked by it, and no run removes it. Knows no network.
+Each location has an entry (file, version, time of the last use) and a lock, so that one process fetches while
+others wait. Files are named by their hash, are written atomically and never change. A run locks the files it
+uses, and no run removes a locked file.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from text2img.concurrency.file_locks import ALONE, SHARED, lock, locked, try_lock
-from text2img.engine.loras import ENDING
+from text2img.engine.loras import SUFFIX
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_HELD: Final = 256
-"""Files that a run keeps locked at the most: each is an open file."""
-_TORN: Final = 86_400.0  # seconds after which a download that was never finished is removed
+_MAX_LOCKED_FILES: Final = 256
+"""Maximum number of files that a run keeps locked: each is an open file descriptor."""
+_PARTIAL_FILE_AGE: Final = 86_400.0  # seconds after which an unfinished download is removed
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """What is known of a place: its file's name in the folder, size and SHA-256, and its version there."""
+    """A location's cached file: its name in the folder, size, SHA-256, and version at the location."""
 
     file: str
     size: int
@@ -43,48 +43,52 @@ class CacheEntry:
 
 
 class DownloadWriter:
-    """Takes a download in. ``go_on(0)`` is asked before each piece, and raises when the run is to end."""
+    """The file that a download is written to.
 
-    def __init__(self, file: BinaryIO, most: int, check_cancelled: Callable[[float], None]) -> None:
-        self._file, self._most, self._go_on = file, most, check_cancelled
-        self._sum = hashlib.sha256()
+    ``check_cancelled(0)`` is called before each chunk, and raises when the run is stopped.
+    """
+
+    def __init__(self, file: BinaryIO, max_bytes: int, check_cancelled: Callable[[float], None]) -> None:
+        self._file, self._max_bytes, self._check_cancelled = file, max_bytes, check_cancelled
+        self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Take the next piece. Raises PromptFailed (``lora_failed``) where it becomes too much."""
-        self._go_on(0)
+        """Write the next chunk; raise PromptFailed (``lora_failed``) if the file becomes too large."""
+        self._check_cancelled(0)
         self.size += len(data)
-        self.expect(self.size)
+        self.check_size(self.size)
         self._file.write(data)
-        self._sum.update(data)
+        self._hash.update(data)
 
-    def expect(self, size: int | None) -> None:
-        """Raise PromptFailed where so many bytes are too many."""
-        if size is not None and size > self._most:
+    def check_size(self, size: int | None) -> None:
+        """Raise PromptFailed (``lora_failed``) if that many bytes are too many; None is an unknown size."""
+        if size is not None and size > self._max_bytes:
             raise PromptFailed(
                 ErrorCode.LORA_FAILED,
-                f"the LoRA has more than {self._most:,} bytes, which is more than may be fetched",
+                f"the LoRA has more than {self._max_bytes:,} bytes, the maximum for a download",
             )
 
     @property
     def sha256(self) -> str:
-        """Of what was taken in."""
-        return self._sum.hexdigest()
+        """The SHA-256 of the bytes written so far."""
+        return self._hash.hexdigest()
 
 
 class Cache:
-    """The folder, of ``size`` bytes at the most; safe from several threads. ``wait(seconds)`` sleeps, and
-    raises when the run is to end.
+    """The cache folder, of at most ``size`` bytes; thread-safe.
+
+    ``wait(seconds)`` sleeps, and raises when the run is stopped.
     """
 
     def __init__(self, folder: Path, size: int, wait: Callable[[float], None]) -> None:
         self._folder, self._size, self._wait = folder, size, wait
-        self._held: OrderedDict[str, int] = OrderedDict()  # open descriptors, by file
-        weakref.finalize(self, _close, self._held)
-        self._holding = threading.Lock()
+        self._locked_files: OrderedDict[str, int] = OrderedDict()  # open descriptors, by file
+        weakref.finalize(self, _close, self._locked_files)
+        self._mutex = threading.Lock()
 
     def check(self) -> None:
-        """Make the folder and see that it can be written to; raises ConfigurationError."""
+        """Create the folder; raise ConfigurationError if it is not writable."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=self._folder):
@@ -96,26 +100,28 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Nobody else, in this process or another, fetches for that key within."""
+        """Hold the key's lock: no other thread or process fetches for it within the block."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self._folder / f"{_digest(key)}.lock", self._wait):
             yield
 
     def find(self, key: str) -> CacheEntry | None:
-        """What is there for that key, whole; None where nothing is. It counts as used, and stays."""
-        note = self._note(key)
+        """Return the key's entry if its file is complete, else None; mark it as used and lock its file."""
+        entry_file = self._entry_file(key)
         try:
-            told = CacheEntry(**json.loads(note.read_text()))
-            kept = self._hold(told.file) and (self._folder / told.file).stat().st_size == told.size
+            entry = CacheEntry(**json.loads(entry_file.read_text()))
+            is_complete = (
+                self._lock_file(entry.file) and (self._folder / entry.file).stat().st_size == entry.size
+            )
         except (OSError, ValueError, TypeError):
             return None
-        if kept:
-            os.utime(note)
-        return told if kept else None
+        if is_complete:
+            os.utime(entry_file)
+        return entry if is_complete else None
 
-    def path(self, note: CacheEntry) -> Path:
-        """Where its file is."""
-        return self._folder / note.file
+    def path(self, entry: CacheEntry) -> Path:
+        """Return the path of the entry's file."""
+        return self._folder / entry.file
 
     def add(
         self,
@@ -123,47 +129,48 @@ class Cache:
         fetch: Callable[[DownloadWriter], str | None],
         check: Callable[[Path, DownloadWriter], None],
     ) -> CacheEntry | None:
-        """Take in what ``fetch`` writes, if ``check`` finds no fault with it, and make room for it.
+        """Add the file that ``fetch`` writes, if ``check`` accepts it, and evict others if necessary.
 
-        ``fetch`` returns the version of what it wrote, None where it wrote nothing: so does this then.
+        ``fetch`` returns the version of what it wrote. If it returns None, it wrote nothing, and this returns
+        None too.
         """
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix="part-")
         part = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                sink = DownloadWriter(file, self._size, self._wait)
-                version = fetch(sink)
+                writer = DownloadWriter(file, self._size, self._wait)
+                version = fetch(writer)
                 file.flush()
                 os.fsync(file.fileno())
             if version is None:
                 return None
-            check(part, sink)
-            told = CacheEntry(f"{sink.sha256}{ENDING}", sink.size, sink.sha256, version)
-            if not (self._hold(told.file) and _size(self._folder / told.file) == told.size):
-                part.replace(self._folder / told.file)
-                self._hold(told.file, anew=True)
+            check(part, writer)
+            entry = CacheEntry(f"{writer.sha256}{SUFFIX}", writer.size, writer.sha256, version)
+            if not (self._lock_file(entry.file) and _size(self._folder / entry.file) == entry.size):
+                part.replace(self._folder / entry.file)
+                self._lock_file(entry.file, replaced=True)
         finally:
             part.unlink(missing_ok=True)
-        self._write(self._note(key), told)
-        self.make_room()
-        return told
+        self._write(self._entry_file(key), entry)
+        self.evict()
+        return entry
 
-    def make_room(self) -> None:
-        """Remove the least recently used files that nobody uses until the rest fits."""
-        notes = sorted(self._folder.glob("*.json"), key=_used)
+    def evict(self) -> None:
+        """Remove the least recently used files that no run uses, until the rest fits."""
+        entry_files = sorted(self._folder.glob("*.json"), key=_last_used)
         named: dict[str, Path] = {}
-        for note in notes:  # the latest use of a file that several places have counts
+        for entry_file in entry_files:  # for a file of several locations the latest use counts
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                named[str(json.loads(note.read_text())["file"])] = note
-        for part in self._folder.glob("part-*"):  # of runs that were killed
-            if _used(part) < time.time() - _TORN:
+                named[str(json.loads(entry_file.read_text())["file"])] = entry_file
+        for part in self._folder.glob("part-*"):  # left by runs that were killed
+            if _last_used(part) < time.time() - _PARTIAL_FILE_AGE:
                 part.unlink(missing_ok=True)
-        sizes = {file.name: _size(file) for file in self._folder.glob(f"*{ENDING}")}
+        sizes = {file.name: _size(file) for file in self._folder.glob(f"*{SUFFIX}")}
         total = sum(sizes.values())
-        for name in sorted(sizes, key=lambda name: _used(named[name]) if name in named else 0.0):
+        for name in sorted(sizes, key=lambda name: _last_used(named[name]) if name in named else 0.0):
             if total <= self._size:
                 return
-            if name not in self._held and self._remove(name):
+            if name not in self._locked_files and self._remove(name):
                 total -= sizes[name]
                 if name in named:
                     named[name].unlink(missing_ok=True)
@@ -176,41 +183,42 @@ class Cache:
                 return True
         return False
 
-    def _hold(self, name: str, *, anew: bool = False) -> bool:
-        """Keep the file from being removed, by any run; False where it is not there. ``anew``: another file
-        has taken its place.
+    def _lock_file(self, name: str, *, replaced: bool = False) -> bool:
+        """Lock the file, so that no run removes it; return False if it is missing.
+
+        ``replaced`` is True if a new file has replaced the one that was locked before.
         """
         file = self._folder / name
-        with self._holding:
-            if anew and name in self._held:
-                os.close(self._held.pop(name))
-            if name not in self._held:
+        with self._mutex:
+            if replaced and name in self._locked_files:
+                os.close(self._locked_files.pop(name))
+            if name not in self._locked_files:
                 try:
                     descriptor = os.open(file, os.O_RDONLY)
                 except FileNotFoundError:
                     return False
-                lock(descriptor, SHARED)  # who removes it holds its lock for a moment alone
-                self._held[name] = descriptor
+                lock(descriptor, SHARED)  # waits while another process removes the file
+                self._locked_files[name] = descriptor
             if not file.exists():
-                os.close(self._held.pop(name))
+                os.close(self._locked_files.pop(name))
                 return False
-            self._held.move_to_end(name)
-            while len(self._held) > _HELD:
-                os.close(self._held.popitem(last=False)[1])
+            self._locked_files.move_to_end(name)
+            while len(self._locked_files) > _MAX_LOCKED_FILES:
+                os.close(self._locked_files.popitem(last=False)[1])
             return True
 
-    def _note(self, key: str) -> Path:
+    def _entry_file(self, key: str) -> Path:
         return self._folder / f"{_digest(key)}.json"
 
-    def _write(self, file: Path, note: CacheEntry) -> None:
-        """The note, whole or not at all."""
+    def _write(self, file: Path, entry: CacheEntry) -> None:
+        """Write the entry atomically."""
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(asdict(note)))
+        part.write_text(json.dumps(asdict(entry)))
         part.replace(file)
 
 
-def _close(held: dict[str, int]) -> None:
-    for descriptor in held.values():
+def _close(locked_files: dict[str, int]) -> None:
+    for descriptor in locked_files.values():
         os.close(descriptor)
 
 
@@ -218,7 +226,7 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:40]
 
 
-def _used(file: Path) -> float:
+def _last_used(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except OSError:

@@ -1,7 +1,7 @@
-"""Requests on their way to a batch: those whose LoRAs are here pass, the others wait until they are.
+"""Fetch the LoRAs of requests in background threads, before the requests join a batch.
 
-A few threads fetch ahead of the device, so that it need not wait for a LoRA while there is anything else to
-draw. Those that wait for the same come together. Knows no batch and no place.
+The device then waits for a LoRA only if there is nothing else to generate. Requests with the same LoRAs
+become ready together.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     Ready = tuple[Request, PromptFailed | None]
 
 _THREADS: Final = 8
-_LOOK: Final = 0.5  # seconds between looks whether the run is to end
+_POLL_INTERVAL: Final = 0.5  # seconds between checks whether the run is stopped
 
 
 class LoraPrefetcher:
-    """Gives back each request that it was given, ready or with the reason why it never will be.
+    """A queue of requests that returns each of them with its LoRAs' files, or with its failure.
 
-    Leaving the ``with`` block waits for nothing: what is being fetched is left behind.
+    Leaving the ``with`` block does not wait: unfinished downloads are abandoned.
     """
 
-    def __init__(self, library: LoraCache) -> None:
-        self._library = library
-        self._asked: queue.SimpleQueue[Loras | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[list[Ready] | BaseException] = queue.SimpleQueue()
-        self._alike: dict[Loras, list[Request]] = {}  # those that wait for the same
+    def __init__(self, cache: LoraCache) -> None:
+        self._cache = cache
+        self._queued: queue.SimpleQueue[Loras | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[list[Ready] | BaseException] = queue.SimpleQueue()
+        self._waiters: dict[Loras, list[Request]] = {}  # requests by the LoRAs they wait for
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self.waiting = 0
@@ -47,35 +47,35 @@ class LoraPrefetcher:
 
     def __exit__(self, *exc: object) -> None:
         for _ in self._threads:
-            self._asked.put(None)
+            self._queued.put(None)
 
     def put(self, requests: Iterable[Request]) -> None:
-        """Hand requests over."""
+        """Add requests."""
         for request in requests:
             self.waiting += 1
             loras = request.parameters.loras
             if not loras:
-                self._done.put([(request, None)])
+                self._results.put([(request, None)])
                 continue
             self._start()
             with self._lock:
-                alike = self._alike.setdefault(loras, [])
-                alike.append(request)
-                if len(alike) == 1:
-                    self._asked.put(loras)
+                waiters = self._waiters.setdefault(loras, [])
+                waiters.append(request)
+                if len(waiters) == 1:
+                    self._queued.put(loras)
 
-    def take(self, *, leave: int) -> list[Ready]:
-        """Those that are ready; waits until no more than ``leave`` are still to come.
+    def take(self, *, max_pending: int) -> list[Ready]:
+        """Return the ready requests; wait until at most ``max_pending`` are still pending.
 
-        Raises what ended a fetch but was no prompt's failure, and what the library's ``wait`` does.
+        Raises an error of a fetch that is not a prompt's failure, and what the cache's ``wait`` raises.
         """
         taken: list[Ready] = []
         while self.waiting:
             try:
-                done = self._done.get(timeout=_LOOK if self.waiting > leave else 0)
+                done = self._results.get(timeout=_POLL_INTERVAL if self.waiting > max_pending else 0)
             except queue.Empty:
-                self._library.wait(0)
-                if self.waiting > leave:
+                self._cache.wait(0)
+                if self.waiting > max_pending:
                     continue
                 break
             if isinstance(done, BaseException):
@@ -85,7 +85,7 @@ class LoraPrefetcher:
         return taken
 
     def _start(self) -> None:
-        """Threads, once somebody asks for a LoRA."""
+        """Start the threads at the first request with a LoRA."""
         if not self._threads:
             self._threads = [
                 threading.Thread(target=self._work, name=f"lora-{number}", daemon=True)
@@ -95,18 +95,18 @@ class LoraPrefetcher:
                 thread.start()
 
     def _work(self) -> None:
-        while loras := self._asked.get():
+        while loras := self._queued.get():
             failed: PromptFailed | None = None
             files: tuple[str, ...] = ()
             try:
                 for lora in loras:
-                    files = (*files, self._library.file(lora))
+                    files = (*files, self._cache.file(lora))
             except PromptFailed as exc:
-                which = f"lora {len(files) + 1}: " if len(loras) > 1 else ""
-                failed = PromptFailed(exc.code, f"{which}{exc}")
-            except BaseException as exc:  # noqa: BLE001 - it is raised again where the requests are taken
-                self._done.put(exc)
+                prefix = f"lora {len(files) + 1}: " if len(loras) > 1 else ""
+                failed = PromptFailed(exc.code, f"{prefix}{exc}")
+            except BaseException as exc:  # noqa: BLE001 - raised again in take()
+                self._results.put(exc)
                 continue
             with self._lock:
-                alike = self._alike.pop(loras)
-            self._done.put([(replace(request, lora_files=files), failed) for request in alike])
+                waiters = self._waiters.pop(loras)
+            self._results.put([(replace(request, lora_files=files), failed) for request in waiters])

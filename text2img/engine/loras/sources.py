@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from text2img import __version__
-from text2img.engine.loras import ENDING
+from text2img.engine.loras import SUFFIX
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.storage import StorageOptions, open_bucket
 from text2img.storage.bucket import PermanentError, TransientError
@@ -21,79 +21,82 @@ if TYPE_CHECKING:
 
 
 _TIMEOUT: Final = (10, 30)
-"""Seconds to connect, and to be silent."""
-_PIECE: Final = 2**20
+"""Seconds for connecting, and between two received bytes."""
+_STREAM_CHUNK_BYTES: Final = 2**20
 
 
-def fetch_from_web(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
-    """Write it into the sink and return its version; None where the known version is still it.
+def fetch_from_web(location: LoraLocation, known_version: str | None, writer: DownloadWriter) -> str | None:
+    """Download a LoRA and return its version (the ETag); return None if ``known_version`` is current.
 
-    Raises PromptFailed (``lora_failed``) for an answer that stays, Faltered for what may go better.
+    Raises PromptFailed (``lora_failed``) for a permanent error, TransientError for one worth a retry.
     """
     import requests
 
     headers = {"Accept-Encoding": "identity", "User-Agent": f"text2img/{__version__}"}
-    if known:
-        headers["If-None-Match"] = known
-    url = f"{place.kind}://{place.root}/{place.path}{place.query}"
+    if known_version:
+        headers["If-None-Match"] = known_version
+    url = f"{location.kind}://{location.root}/{location.path}{location.query}"
     try:
-        # A no-op for auth: else requests would look for the host's password in the user's .netrc.
+        # A no-op for auth: without it requests would read the host's password from the user's .netrc.
         with requests.get(
             url,
             headers=headers,
             timeout=_TIMEOUT,
             stream=True,
             allow_redirects=False,
-            auth=lambda asked: asked,
-        ) as answer:
-            if answer.status_code == 304 and known:
+            auth=lambda request: request,
+        ) as response:
+            if response.status_code == 304 and known_version:
                 return None
-            _check(answer)
-            length = answer.headers.get("Content-Length", "")
-            sink.expect(int(length) if length.isdigit() else None)
-            for piece in answer.iter_content(_PIECE):
-                sink.write(piece)
-            return answer.headers.get("ETag") or ""
+            _check_status(response)
+            length = response.headers.get("Content-Length", "")
+            writer.check_size(int(length) if length.isdigit() else None)
+            for chunk in response.iter_content(_STREAM_CHUNK_BYTES):
+                writer.write(chunk)
+            return response.headers.get("ETag") or ""
     except requests.exceptions.SSLError as exc:
-        raise _refused_by_web("its server's certificate cannot be trusted") from exc
+        raise _fetch_failed("its server's certificate is not trusted") from exc
     except requests.RequestException as exc:
         raise TransientError(f"its server cannot be reached ({type(exc).__name__})") from exc
 
 
-def _check(answer: requests.Response) -> None:
-    status = answer.status_code
+def _check_status(response: requests.Response) -> None:
+    status = response.status_code
     if status in {408, 425, 429} or status >= 500:
         raise TransientError(f"its server keeps answering {status}")
     if 300 <= status < 400:
-        raise _refused_by_web("its server sends elsewhere, which is not followed; name the place itself")
+        raise _fetch_failed("its server redirects, and redirects are not followed; use the final URL")
     if status != 200:
-        raise _refused_by_web(f"its server answers {status}")
+        raise _fetch_failed(f"its server answers {status}")
 
 
-def _refused_by_web(why: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: {why}")
+def _fetch_failed(reason: str) -> PromptFailed:
+    return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: {reason}")
 
 
-_HUB_PATIENCE: Final = 10.0
+_HUB_TIMEOUT: Final = 10.0
 """Seconds for the hub to answer one request."""
-_USUAL: Final = "pytorch_lora_weights.safetensors"
+_DEFAULT_FILE: Final = "pytorch_lora_weights.safetensors"
 
 
-def fetch_from_hub(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
-    """As ``web.fetch``; the version is the commit and the file. Offline, what is known is still it."""
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(_HUB_PATIENCE)))
+def fetch_from_hub(location: LoraLocation, known_version: str | None, writer: DownloadWriter) -> str | None:
+    """Download a LoRA like ``fetch_from_web``; the version is the commit and the file's name.
+
+    Offline, a known version counts as current.
+    """
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(_HUB_TIMEOUT)))
     from huggingface_hub import errors, is_offline_mode
 
     if is_offline_mode():
-        if known:
+        if known_version:
             return None
-        raise _refused_by_hub("HF_HUB_OFFLINE is set and this machine has no copy of it")
+        raise _fetch_failed("HF_HUB_OFFLINE is set and this machine has no copy of it")
     try:
-        return _fetch(place, known, sink)
+        return _fetch_from_repository(location, known_version, writer)
     except errors.LocalEntryNotFoundError as exc:
         raise TransientError("the hub cannot be reached") from exc
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as exc:
-        raise _refused_by_hub("it is not on the hub, or is private or gated") from exc
+        raise _fetch_failed("it is not on the hub, or is private or gated") from exc
     except (errors.HfHubHTTPError, OSError) as exc:
         raise TransientError(f"the hub cannot be reached ({type(exc).__name__})") from exc
     except PromptFailed:
@@ -104,76 +107,74 @@ def fetch_from_hub(place: LoraLocation, known: str | None, sink: DownloadWriter)
         raise
 
 
-def _fetch(place: LoraLocation, known: str | None, sink: DownloadWriter) -> str | None:
+def _fetch_from_repository(
+    location: LoraLocation, known_version: str | None, writer: DownloadWriter
+) -> str | None:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    repository = "/".join(place.parts[:2])
-    info = HfApi().model_info(repository, timeout=_HUB_PATIENCE, files_metadata=True)
+    repository = "/".join(location.parts[:2])
+    info = HfApi().model_info(repository, timeout=_HUB_TIMEOUT, files_metadata=True)
     sizes = {str(file.rfilename): file.size for file in info.siblings or ()}
-    name = "/".join(place.parts[2:]) or _only(list(sizes))
+    name = "/".join(location.parts[2:]) or _lora_file(list(sizes))
     if name not in sizes:
-        raise _refused_by_hub(f"{repository} has no {name[:100]}")
+        raise _fetch_failed(f"{repository} has no {name[:100]}")
     version = f"{info.sha} {name}"
-    if version == known:
+    if version == known_version:
         return None
-    sink.expect(sizes[name])
+    writer.check_size(sizes[name])
     with tempfile.TemporaryDirectory(prefix="text2img-") as folder:
         file = hf_hub_download(
-            repository, name, revision=info.sha, local_dir=folder, etag_timeout=_HUB_PATIENCE
+            repository, name, revision=info.sha, local_dir=folder, etag_timeout=_HUB_TIMEOUT
         )
         with Path(file).open("rb") as opened:
-            while piece := opened.read(_PIECE):
-                sink.write(piece)
+            while chunk := opened.read(_STREAM_CHUNK_BYTES):
+                writer.write(chunk)
     return version
 
 
-def _only(files: list[str]) -> str:
-    """The repository's LoRA: the file of the usual name, or the only one of its kind."""
-    found = [file for file in files if file.endswith(ENDING) and "/" not in file]
-    if _USUAL in found:
-        return _USUAL
-    if len(found) != 1:
-        raise _refused_by_hub(
-            f"its repository has {len(found)} {ENDING} files; name one: OWNER/NAME/FILE{ENDING}"
+def _lora_file(files: list[str]) -> str:
+    """Return the repository's LoRA: the file with the default name, or the only safetensors file."""
+    candidates = [file for file in files if file.endswith(SUFFIX) and "/" not in file]
+    if _DEFAULT_FILE in candidates:
+        return _DEFAULT_FILE
+    if len(candidates) != 1:
+        raise _fetch_failed(
+            f"its repository has {len(candidates)} {SUFFIX} files; name one: OWNER/NAME/FILE{SUFFIX}"
         )
-    return found[0]
+    return candidates[0]
 
 
-def _refused_by_hub(why: str) -> PromptFailed:
-    return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: {why}")
-
-
-_PART: Final = 8 * 2**20
-_PATIENCE: Final = 2.0
-"""Seconds for one request's own tries; whoever fetches tries again."""
+_CHUNK_BYTES: Final = 8 * 2**20
+_BUCKET_RETRY_TIMEOUT: Final = 2.0
+"""Seconds for which one request is retried; LoraCache retries the whole download."""
 
 
 def fetch_from_bucket(
-    place: LoraLocation, known: str | None, sink: DownloadWriter, s3_endpoint: str | None
+    location: LoraLocation, known_version: str | None, writer: DownloadWriter, s3_endpoint: str | None
 ) -> str | None:
-    """As ``web.fetch``; the version is the object's generation or ETag."""
+    """Download a LoRA like ``fetch_from_web``; the version is the object's generation or ETag."""
     try:
-        bucket = open_bucket(place.kind, place.root, StorageOptions(s3_endpoint=s3_endpoint), _PATIENCE)
-        found = bucket.look(place.path)
-        if known and known == found.version:
+        bucket = open_bucket(
+            location.kind, location.root, StorageOptions(s3_endpoint=s3_endpoint), _BUCKET_RETRY_TIMEOUT
+        )
+        stored = bucket.look(location.path)
+        if known_version and known_version == stored.version:
             return None
-        sink.expect(found.size)
-        for start in range(0, found.size or 0, _PART):
-            end = min(start + _PART, found.size or 0)
-            sink.write(bucket.read(place.path, found.version, start, end))
+        writer.check_size(stored.size)
+        for start in range(0, stored.size or 0, _CHUNK_BYTES):
+            end = min(start + _CHUNK_BYTES, stored.size or 0)
+            writer.write(bucket.read(location.path, stored.version, start, end))
     except PermanentError as exc:
-        raise PromptFailed(
-            ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: its bucket answers {_meaning(exc)}"
-        ) from exc
-    return found.version or ""
+        raise _fetch_failed(_describe_error(exc)) from exc
+    return stored.version or ""
 
 
-def _meaning(exc: PermanentError) -> str:
-    words = {
-        404: "that it is not there",
-        403: "that this account may not read it",
-        412: "that it has changed",
+def _describe_error(exc: PermanentError) -> str:
+    reasons = {
+        404: "it is not in its bucket",
+        403: "this account may not read it",
+        412: "it has changed during the download",
     }
-    return words.get(exc.status, str(exc))
+    return reasons.get(exc.status, f"its bucket answers {exc}")
