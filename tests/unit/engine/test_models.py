@@ -90,7 +90,7 @@ def test_a_changed_bucket_makes_a_new_copy(there, model, tmp_path):
     new, _ = find(tmp_path, there.url)
     assert (new / "unet" / "config.json").read_bytes() == config.replace(b"\n", b" ")
     assert copies(tmp_path) == sorted([old.name, new.name]), "somebody uses the old one"
-    for descriptor in using._held[0]._held:
+    for descriptor in using._snapshots[0]._descriptors:
         os.close(descriptor)  # as the end of its process does
     there.put("unet/config.json", config.replace(b"\n", b"\t"))
     newest, _ = find(tmp_path, there.url)
@@ -106,7 +106,7 @@ def test_a_bucket_that_cannot_be_reached(there, tmp_path, monkeypatch, caplog):
     dead = f"http://127.0.0.1:{free_port()}"
     variable = next(name for name in there.variables if name.endswith(("HOST", "URL")))
     monkeypatch.setenv(variable, dead)
-    with pytest.raises(ModelFailed, match=r"cannot be looked at, and this machine has no copy"):
+    with pytest.raises(ModelFailed, match=r"cannot be read, and this machine has no copy"):
         find(tmp_path, there.url, clock)
     assert 10 < sum(clock.pauses) <= 25
     monkeypatch.setenv(variable, there.tap.url)
@@ -114,13 +114,13 @@ def test_a_bucket_that_cannot_be_reached(there, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(variable, dead)
     with caplog.at_level(logging.WARNING):
         assert find(tmp_path, there.url) == fetched
-    assert "the latest copy of it is used" in caplog.text
+    assert "using the latest copy on this machine" in caplog.text
 
 
 def test_what_comes_spoiled_is_not_kept(there, tmp_path):
     """One bit turned on the way: the file is named, no copy is there, and the next try has it right."""
     there.tap.spoiled = True
-    with pytest.raises(ModelFailed, match=rf"{WEIGHTS} came with another checksum"):
+    with pytest.raises(ModelFailed, match=rf"{WEIGHTS} arrived with another checksum"):
         find(tmp_path, there.url)
     assert copies(tmp_path) == []
     there.tap.spoiled = False
@@ -143,7 +143,7 @@ def test_hostile_names(s3_depot, tmp_path, name):
     """A name that is no file's of the folder refuses the model, and nothing is written anywhere."""
     s3_depot.put(name, b"{}")
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(ModelFailed, match="is no name that a file in a model's folder could have"):
+    with pytest.raises(ModelFailed, match="is not a valid file name in a model's folder"):
         find(tmp_path, s3_depot.url)
     assert set(tmp_path.rglob("*")) == before
 
@@ -188,7 +188,7 @@ def test_a_bucket_that_fails_while_it_is_read(there, tmp_path):
     assert sum(clock.pauses) > 10
     there.tap.about = "model_index.json"
     there.tap.status = 412
-    with pytest.raises(ModelFailed, match="changed meanwhile"):
+    with pytest.raises(ModelFailed, match="it changed during the download"):
         find(tmp_path, there.url)
     there.tap.status = 403
     with pytest.raises(ConfigurationError, match="may not list and read"):
