@@ -1,6 +1,6 @@
 """LoRAs by path: check that the source is allowed, fetch, validate and cache the file.
 
-This package imports no torch and knows nothing of models: the engine checks whether a file fits one.
+This package imports no torch and is independent of models: the engine checks whether a file fits one.
 """
 
 from __future__ import annotations
