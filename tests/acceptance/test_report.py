@@ -169,7 +169,7 @@ def test_a_prompts_tries_are_shown_with_their_scores(page):
 def test_pictures_that_cannot_be_read_say_why(page):
     """One that is gone, one whose address is no place, one that is broken: a reason in its place."""
     assert "No such file" in _open(page, "a picture that is gone")
-    assert "says no place that can be read" in _open(page, "a picture that is none")
+    assert "is not in a folder or bucket" in _open(page, "a picture that is none")
     assert "broken" in _open(page, "a torn picture")
     assert "some pictures could not be read" in page.run(
         "return document.getElementById('count').textContent"

@@ -103,11 +103,11 @@ def test_object_that_keeps_changing_is_given_up(server):
 # Faults that pass, and such that do not
 
 
-def check_pauses(pauses, patience):
-    """Each wait is twice the one before, up to 16 s, less up to a half by chance, until the patience ends."""
+def check_pauses(pauses, retry_timeout):
+    """Each wait is twice the one before, up to 16 s, less up to a half by chance, until the timeout ends."""
     waits = [min(0.5 * 2**number, 16) for number in range(len(pauses) + 1)]
     assert all(wait / 2 <= pause <= wait for wait, pause in zip(waits, pauses, strict=False))
-    assert sum(pauses) <= patience < sum(pauses) + waits[-1]
+    assert sum(pauses) <= retry_timeout < sum(pauses) + waits[-1]
 
 
 @pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, 504])
@@ -141,21 +141,21 @@ def test_upload_changed_on_the_way_is_sent_again(server):
     assert server.asked == [CREATE] * 2
 
 
-@pytest.mark.parametrize("patience", [1.5, 60])
-def test_faults_that_stay_fail_the_run(server, patience):
-    """After the patience it is the storage that fails, with the server's words, and no try is hidden."""
+@pytest.mark.parametrize("retry_timeout", [1.5, 60])
+def test_faults_that_stay_fail_the_run(server, retry_timeout):
+    """After the retry timeout it is the storage that fails, with the server's words, and no try is hidden."""
     server.answers(*[server.refusal(503, "on fire")] * 20)
     with pytest.raises(StorageFailed, match=r"503( Refused)?: on fire"):
-        server.put(patience=patience)
-    check_pauses(server.clock.pauses, patience)
+        server.put(retry_timeout=retry_timeout)
+    check_pauses(server.clock.pauses, retry_timeout)
     assert server.asked == [CREATE] * (len(server.clock.pauses) + 1)
 
 
-def test_nobody_there_fails_within_the_patience(server, monkeypatch):
-    """Where nobody listens put says so after its patience, and check after 8 seconds."""
+def test_no_server_fails_within_the_timeout(server, monkeypatch):
+    """Where nobody listens put says so after its retry timeout, and check after 8 seconds."""
     at(server, f"http://127.0.0.1:{free_port()}", monkeypatch)
     with pytest.raises(StorageFailed, match="cannot be reached"):
-        server.put(patience=1)
+        server.put(retry_timeout=1)
     check_pauses(server.clock.pauses, 1)
     server.clock.pauses.clear()
     with pytest.raises(StorageFailed, match="cannot be reached"):
@@ -164,11 +164,11 @@ def test_nobody_there_fails_within_the_patience(server, monkeypatch):
 
 
 def test_silent_server_fails_after_its_timeouts(server, monkeypatch):
-    """A server that accepts and never answers costs one timeout a try, and is tried for the patience."""
+    """A server that accepts and never answers costs one timeout a try, and is tried for the retry timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at(server, f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         with pytest.raises(StorageFailed, match="cannot be reached"):
-            server.put(patience=0.5, timeout=0.05)
+            server.put(retry_timeout=0.5, timeout=0.05)
     assert len(server.clock.pauses) == 1
 
 
@@ -263,7 +263,9 @@ def test_range_is_read_of_one_version(server):
     assert not server.clock.pauses
 
 
-@pytest.mark.parametrize(("status", "words"), [(404, "it is not there"), (403, "this account may not read")])
+@pytest.mark.parametrize(
+    ("status", "words"), [(404, "it does not exist"), (403, "this account may not read")]
+)
 def test_object_that_cannot_be_read(server, status, words):
     """Gone or forbidden is told so, at once; an object without a first byte is an empty one."""
     server.answers(server.refusal(status), server.refusal(416))

@@ -44,12 +44,12 @@ class _Scripted:
         """Give these from now on, a triple of status, body and headers for each request."""
         self._answers = list(answers)
 
-    def storage(self, patience=3.0, timeout=60.0, prefix="p", **options):
+    def storage(self, retry_timeout=3.0, timeout=60.0, prefix="p", **options):
         """Return the product's storage at a prefix of the bucket ``bkt``."""
         return self.adapter(
             f"{self.scheme}://bkt/{prefix}",
             StorageOptions(**options),
-            patience=patience,
+            retry_timeout=retry_timeout,
             timeout=timeout,
             clock=self.clock,
         )

@@ -18,7 +18,7 @@ from text2img.reports.comparison.similarity import check, measure_pairs
 from text2img.reports.comparison.table import document, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
-from text2img.storage import Reader, StorageOptions
+from text2img.storage import ImageReader, StorageOptions
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ def _reader(settings: Settings) -> Callable[[str], bytes]:
     """Reads a picture from the output that is named, if one is, else from where its URL says."""
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
-    readers = [*([Reader(build.storage(settings), options)] if named else []), Reader(None, options)]
+    readers = [
+        *([ImageReader(build.storage(settings), options)] if named else []),
+        ImageReader(None, options),
+    ]
 
     def read(url: str) -> bytes:
         for reader in readers[:-1]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import ReportData, write_report
-from text2img.storage import Reader, StorageOptions
+from text2img.storage import ImageReader, StorageOptions
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def _what(dataset_id: str | None, run_id: str | None) -> str:
     return ", ".join(f"{kind} {name}" for kind, name in narrowed.items() if name) or "All prompts"
 
 
-def _reader(settings: Settings) -> Reader:
+def _reader(settings: Settings) -> ImageReader:
     """Reads from the output alone where one is named, else from where the pictures' URLs say."""
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
-    return Reader(build.storage(settings) if named else None, options)
+    return ImageReader(build.storage(settings) if named else None, options)
 
 
 def _line(name: str, written: ReportStats) -> str:

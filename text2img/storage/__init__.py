@@ -1,4 +1,7 @@
-"""Where pictures go. One Protocol; the URL's scheme picks the adapter. Knows bytes and names, no images."""
+"""Image storage: the ImageStorage protocol, its adapters by URL scheme, and a reader of stored images.
+
+Storage handles names and bytes; it knows nothing of images.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ if TYPE_CHECKING:
     from text2img.storage.bucket import Clock, ReadableBucket
 
 
-LARGEST: Final = 64 * 2**20
-"""Bytes of an object that is read back, at the most: a PNG of 4,096×4,096 pixels of noise has fewer."""
+MAX_OBJECT_BYTES: Final = 64 * 2**20
+"""The largest object that is read back. A PNG of 4,096×4,096 pixels of noise is smaller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOptions:
     """How objects are kept in a bucket.
 
-    ``acl``: who may read them, as S3's canned ACLs say it (``public-read``); the bucket's own rules without.
-    ``public_urls``: ``put`` returns ``https://`` URLs. ``s3_endpoint``: the URL of a service that is not
-    Amazon's; by default whatever AWS's own variables and files name.
+    ``acl``: who may read them, as an S3 canned ACL (``public-read``); without one the bucket's own rules
+    apply. ``public_urls``: ``put`` returns ``https://`` URLs. ``s3_endpoint``: the URL of a service that is
+    not Amazon's; the default comes from AWS's own variables and files.
     """
 
     acl: str | None = None
@@ -37,82 +40,88 @@ class StorageOptions:
 
 
 class ImageStorage(Protocol):
-    """A place that keeps objects by name. Safe to use from several threads.
+    """A store of objects by name. Safe to use from several threads.
 
-    Names come from ObjectName.of plus an ending: at most 255 bytes of ``A–Z a–z 0–9 . _ - ~ /``, no part
-    between slashes empty or starting with a dot.
+    Names come from ObjectName.of plus an ending. They have at most 255 bytes of ``A–Z a–z 0–9 . _ - ~ /``;
+    no part between slashes is empty or starts with a dot.
     """
 
     def check(self) -> None:
-        """Raise StorageFailed, within 20 seconds, where it is plain that nothing could be stored.
+        """Raise StorageFailed, within 20 seconds, if it is certain that nothing can be stored.
 
-        Changes nothing. An account that may write but not look passes.
+        Changes nothing. An account that may write but not read passes.
         """
         ...
 
     def check_writable(self) -> None:
-        """Store a small object of its own and remove it; raises StorageFailed where either fails."""
+        """Store a small test object and remove it; raise StorageFailed if either fails."""
         ...
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
         """Store the object and return its URL.
 
-        That is ``gs://bucket/prefix/name`` or ``s3://…``, the public ``https://`` one where such are asked
-        for, or the file's absolute path.
+        The URL is ``gs://bucket/prefix/name`` or ``s3://…``, the public ``https://`` URL if those are
+        enabled, or the file's absolute path.
 
-        Created only if absent, and whole or not at all. An object of the same content is left alone; a
-        different one is replaced only if ``may_replace()`` then says that the claim still holds, and (where
-        the service can) only if it is still the one that was looked at. May be repeated.
+        The object is created only if absent, and appears whole or not at all. An object with the same
+        content is left alone. A different one is replaced only if ``may_replace()`` then confirms that the
+        claim still holds. Where the service supports it, the replacement also requires that the object has
+        not changed since it was compared. Calling it again is safe.
 
-        Raises ClaimLost where ``may_replace()`` says no, PromptFailed (``storage_rejected``) where this one
-        object is refused, StorageFailed where every object would be or nobody answers.
+        Raises ClaimLost if ``may_replace()`` returns False, PromptFailed (``storage_rejected``) if the
+        storage refuses this one object, and StorageFailed if it refuses every object or does not answer.
         """
         ...
 
     def read(self, url: str) -> bytes:
-        """The content of the object that ``put`` said that URL of, in any of the forms that it can say.
+        """Return the content of the object whose URL ``put`` returned, in any of the URL's forms.
 
-        Changes nothing. Raises Unreadable for a URL outside this place, for an object that is not there, is
-        larger than LARGEST, or that this account may not read; StorageFailed where nobody answers.
+        Changes nothing. Raises ObjectUnreadable for a URL outside this storage, and for an object that does
+        not exist, is larger than MAX_OBJECT_BYTES, or may not be read by this account. Raises StorageFailed
+        if the storage does not answer.
         """
         ...
 
 
 def check_name(name: str) -> str:
-    """The name itself; ValueError, which is a bug of ours, for one that ObjectName could not have made."""
+    """Return the name, or raise ValueError (a bug) for one that ObjectName cannot produce."""
     if "\0" in name or any(not part or part.startswith(".") for part in name.split("/")):
-        raise ValueError(f"{name!r} is no object name")
+        raise ValueError(f"{name!r} is not a valid object name")
     return name
 
 
-def name_in(places: Mapping[str, Callable[[str], str]], url: str) -> str:
-    """The name of the object that a URL means. ``places`` are what the URLs of one storage begin with, each
-    with how what follows is read. Raises Unreadable for a URL that begins with none, or names no object.
+def object_name(decoders: Mapping[str, Callable[[str], str]], url: str) -> str:
+    """Return the name of the object that a URL refers to.
+
+    ``decoders`` maps the prefixes of one storage's URLs to the function that decodes the rest. Raises
+    ObjectUnreadable for a URL that has none of these prefixes, or names no object.
     """
-    for place, reading in places.items():
-        if url.startswith(place):
+    for prefix, decode in decoders.items():
+        if url.startswith(prefix):
             try:
-                name = check_name(reading(url.removeprefix(place)))
-                name.encode()  # half of a surrogate pair is in no name
+                name = check_name(decode(url.removeprefix(prefix)))
+                name.encode()  # no name contains half of a surrogate pair
             except ValueError:
                 break
             return name
-    raise ObjectUnreadable(f"{url[:200]!r} is not in {next(iter(places))}; name where it is by --output")
+    raise ObjectUnreadable(f"{url[:200]!r} is not in {next(iter(decoders))}; set --output to its location")
 
 
 def identity(name: str) -> str:
-    """A name that stands in its URL as it is."""
+    """Return a name that its URL contains unchanged."""
     return name
 
 
 def percent_decode(name: str) -> str:
-    """A name that stands percent-encoded in its URL, as it does in ``https://`` ones."""
+    """Decode a name that its URL contains percent-encoded, as ``https://`` URLs do."""
     return unquote(name)
 
 
 def locate(url: str, option: str) -> tuple[str, str, str] | None:
-    """The kind (gs or s3), the bucket, and the prefix (empty, or ending in a slash) of such a URL; None for
-    any other. Raises ConfigurationError, which names the ``option``, where the rest cannot be read.
+    """Return the kind (gs or s3), the bucket and the prefix of a bucket URL, or None for any other URL.
+
+    The prefix is empty or ends in a slash. Raises ConfigurationError, which names the ``option``, if the
+    rest of the URL is invalid.
     """
     from text2img.storage.bucket import parse
 
@@ -129,25 +138,26 @@ def locate(url: str, option: str) -> tuple[str, str, str] | None:
 
 
 def open_bucket(
-    kind: str, name: str, options: StorageOptions, patience: float, *, clock: Clock = time
+    kind: str, name: str, options: StorageOptions, retry_timeout: float, *, clock: Clock = time
 ) -> ReadableBucket:
-    """A bucket to read from, of ``kind`` gs or s3; one request is tried for ``patience`` seconds by
-    that ``clock``.
+    """Open a bucket for reading; ``kind`` is gs or s3.
+
+    Each request is retried for ``retry_timeout`` seconds of ``clock``.
     """
     if kind == "gs":
         from text2img.storage import gcs_bucket
 
-        return gcs_bucket.Bucket(name, None, patience, 30, clock=clock)
+        return gcs_bucket.Bucket(name, None, retry_timeout, 30, clock=clock)
     from text2img.storage import s3_bucket
 
-    return s3_bucket.Bucket(name, options, patience, 30, clock=clock)
+    return s3_bucket.Bucket(name, options, retry_timeout, 30, clock=clock)
 
 
 def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorage:
-    """The adapter for an output URL: ``gs://bucket/prefix``, ``s3://bucket/prefix`` or a folder.
+    """Return the adapter for an output URL: ``gs://bucket/prefix``, ``s3://bucket/prefix`` or a folder.
 
-    Touches no network and no file. Raises ConfigurationError for a URL that cannot be read, and for options
-    that mean nothing there.
+    Touches neither the network nor any file. Raises ConfigurationError for an invalid URL, and for options
+    that do not apply to it.
     """
     options = options or StorageOptions()
     scheme, separator, _ = url.partition("://")
@@ -171,67 +181,66 @@ def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorag
 
 
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp")
-"""What pictures' files are called; no other file is looked into."""
-_MOST: Final = 16
-"""Buckets that are kept open: more than anybody has, and fewer than a hostile document could name."""
+"""Endings of image files; files with other endings are not read."""
+_MAX_OPEN: Final = 16
+"""Storages kept open: more than any setup uses, and fewer than a hostile document could name."""
 
 
-class Reader:
-    """Reads pictures from ``place`` alone, or without it from the folder or bucket that each URL names.
+class ImageReader:
+    """A reader of stored images, from ``storage`` alone or else from the folder or bucket in each URL.
 
-    ``options`` are how a bucket is spoken to; ``patience`` is in seconds, for one picture. Safe to use from
-    several threads. Where nobody answered it does not ask again: what was said then is said of all the
-    pictures of that place.
+    ``options`` apply to buckets; ``timeout`` is in seconds, for one image. A location that did not answer is
+    not contacted again: its error is raised for all of its images. Safe to use from several threads.
     """
 
-    def __init__(self, place: ImageStorage | None, options: StorageOptions, patience: float = 20) -> None:
-        self._place = place
+    def __init__(self, storage: ImageStorage | None, options: StorageOptions, timeout: float = 20) -> None:
+        self._storage = storage
         self._options = options
-        self._patience = patience
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._opened: dict[str, ImageStorage] = {}
-        self._silent: Mapping[str, str] = {}
+        self._unreachable: Mapping[str, str] = {}
 
     def read(self, url: str) -> bytes:
-        """A picture's file; raises Unreadable, with the reason, where it cannot be had."""
-        kind = "" if self._place else _place_of(url)
-        if kind in self._silent:
-            raise ObjectUnreadable(self._silent[kind])
-        storage = self._place or self._at(kind)
+        """Return the image's file; raise ObjectUnreadable, with the reason, if that fails."""
+        location = "" if self._storage else _location(url)
+        if location in self._unreachable:
+            raise ObjectUnreadable(self._unreachable[location])
+        storage = self._storage or self._storage_at(location)
         try:
             return run_with_timeout(
-                self._patience, lambda: storage.read(gcs_url(url) or url if kind else url)
+                self._timeout, lambda: storage.read(gcs_url(url) or url if location else url)
             )
         except (StorageFailed, TimeoutError) as exc:
             reason = (
-                str(exc) if isinstance(exc, StorageFailed) else f"no answer within {self._patience:g} seconds"
+                str(exc) if isinstance(exc, StorageFailed) else f"no answer within {self._timeout:g} seconds"
             )
-            self._silent = {**self._silent, kind: reason}
+            self._unreachable = {**self._unreachable, location: reason}
             raise ObjectUnreadable(reason) from exc
 
-    def _at(self, place: str) -> ImageStorage:
+    def _storage_at(self, location: str) -> ImageStorage:
         with self._lock:
-            if place not in self._opened:
-                if len(self._opened) >= _MOST:
+            if location not in self._opened:
+                if len(self._opened) >= _MAX_OPEN:
                     self._opened.pop(next(iter(self._opened)))
-                self._opened[place] = _opened(place, self._options)
-            return self._opened[place]
+                self._opened[location] = _open(location, self._options)
+            return self._opened[location]
 
 
-def _place_of(url: str) -> str:
-    """The folder, or the bucket as ``scheme://name``, that a URL is in."""
+def _location(url: str) -> str:
+    """Return the folder, or the bucket as ``scheme://name``, that contains a URL's object."""
     if url.startswith("/"):
         if not url.lower().endswith(ENDINGS):
-            raise ObjectUnreadable(f"{url[:200]!r} is not called as a picture is")
+            raise ObjectUnreadable(f"{url[:200]!r} does not end like an image file ({', '.join(ENDINGS)})")
         return url.rpartition("/")[0] or "/"
     scheme, _, rest = (gcs_url(url) or url).partition("://")
     if scheme not in {"gs", "s3"}:
-        raise ObjectUnreadable(f"{url[:200]!r} says no place that can be read; name where it is by --output")
+        raise ObjectUnreadable(f"{url[:200]!r} is not in a folder or bucket; set --output to its location")
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
-def _opened(place: str, options: StorageOptions) -> ImageStorage:
+def _open(location: str, options: StorageOptions) -> ImageStorage:
     try:
-        return open_storage(place, options)
+        return open_storage(location, options)
     except ConfigurationError as exc:
-        raise ObjectUnreadable(f"{place[:200]!r} is no place that can be read: {exc}") from exc
+        raise ObjectUnreadable(f"{location[:200]!r} cannot be opened: {exc}") from exc

@@ -1,7 +1,4 @@
-"""What buckets have in common, whoever runs them: URLs, creating without overwriting, trying again.
-
-Knows no service and no vendor's library; each adapter brings its own.
-"""
+"""What all bucket adapters share: protocols, URL parsing, create-only uploads, whole reads and retries."""
 
 from __future__ import annotations
 
@@ -19,27 +16,27 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.storage import LARGEST
+from text2img.storage import MAX_OBJECT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Result = TypeVar("_Result")
 _PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
-_LONGEST_PREFIX = 760  # bytes; an object's whole name may have 1,024, a picture's own at most 255
-_ROUNDS = 5  # how often an object may change under our hands before we give it up
-_LONGEST_PAUSE = 16.0  # seconds
+_MAX_PREFIX_BYTES = 760  # an object's whole name may have 1,024 bytes, the part after the prefix 255
+_MAX_UPLOADS = 5  # upload attempts for an object that other writers keep changing
+_MAX_BACKOFF = 16.0  # seconds
 
-_REASONS: Final = {404: "it is not there", 403: "this account may not read it"}
+_REASONS: Final = {404: "it does not exist", 403: "this account may not read it"}
 
 ABSENT: Final = ""
-"""As the version to write over: no object may be there."""
+"""The version to replace when no object may exist yet."""
 
 
 class PermanentError(Exception):
-    """The service said no, and would say it again: HTTP ``status`` (3xx, 4xx), ``reason`` in its words.
+    """A rejection that a retry would not change: HTTP ``status`` (3xx, 4xx) and the service's ``reason``.
 
-    ``code`` is the service's own name for it, empty where it has none.
+    ``code`` is the service's error code, empty if it has none.
     """
 
     def __init__(self, status: int, reason: str, code: str = "") -> None:
@@ -50,60 +47,61 @@ class PermanentError(Exception):
 
 
 class TransientError(StorageFailed):
-    """What may go better in a moment: the network, or a service that is busy."""
+    """A failure that a retry may fix: the network, or a service that is busy."""
 
 
 class Clock(Protocol):
-    """What counts seconds and lets them pass; the module ``time`` is one."""
+    """A source of time that can also sleep; the module ``time`` is one."""
 
     def monotonic(self) -> float:
-        """Return the seconds since some moment."""
+        """Return the seconds since some fixed moment."""
         ...
 
     def sleep(self, seconds: float, /) -> None:
-        """Return when they have passed."""
+        """Return after that many seconds."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """A Clock of two functions."""
+class FunctionClock:
+    """A Clock made of two functions."""
 
     sleep: Callable[[float], None]
     monotonic: Callable[[], float]
 
 
 class ObjectInfo(Protocol):
-    """An object as it is stored."""
+    """A stored object that an upload is compared with."""
 
     @property
     def version(self) -> str | None:
-        """What changes with the object (a generation, an ETag); None where we may not look."""
+        """The generation or ETag, which changes with the object; None if this account may not read it."""
         ...
 
     def holds(self, data: bytes) -> bool:
-        """Whether the object's content is that; False where it cannot be known."""
+        """Return True if the object's content is ``data``, and False if it differs or is unknown."""
         ...
 
 
 class ObjectLookup(Protocol):
-    """An object that may be read. ``version`` changes with it; ``size`` is in bytes."""
+    """The metadata of an object that may be read."""
 
     @property
     def version(self) -> str | None:
-        """A generation, an ETag."""
+        """The generation or ETag, which changes with the object."""
         ...
 
     @property
     def size(self) -> int | None:
-        """In bytes."""
+        """The size in bytes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ListEntry:
-    """An object as a listing tells of it: its whole name, bytes, version (a generation, an ETag), and a sum
-    of its content, the same for the same content.
+    """An object in a listing: whole name, size in bytes, version (generation or ETag) and checksum.
+
+    Objects with the same content have the same checksum.
     """
 
     path: str
@@ -112,111 +110,120 @@ class ListEntry:
     checksum: str
 
 
-class Sum(Protocol):
-    """A checksum that is being made, as hashlib's are."""
+class Checksum(Protocol):
+    """A checksum in progress, with the interface of hashlib's."""
 
     def update(self, data: bytes, /) -> object:
-        """Take the next piece."""
+        """Add the next piece of data."""
         ...
 
     def digest(self) -> bytes:
-        """Of all pieces so far."""
+        """Return the checksum of all pieces so far."""
         ...
 
 
 class ReadableBucket(Protocol):
-    """A bucket to read from. Raises Refused for an answer that stays, StorageFailed for all else."""
+    """A bucket to read from.
 
-    def objects(self, prefix: str, most: int) -> list[ListEntry]:
-        """The objects whose names begin so, ``most`` of them at the most."""
+    Its methods raise PermanentError for a rejection that a retry would not change, and StorageFailed for
+    every other failure.
+    """
+
+    def objects(self, prefix: str, max_count: int) -> list[ListEntry]:
+        """List the objects whose names start with ``prefix``, at most ``max_count``."""
         ...
 
-    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
-        """How the object's content is summed, and what that must come to; None where the service tells of no
-        sum that can be made here.
+    def checksum(self, listed: ListEntry) -> tuple[Checksum, bytes] | None:
+        """Return an empty checksum to feed with the object's content, and the digest it must have.
+
+        None if the service reports no checksum that can be computed here.
         """
         ...
 
-    def look(self, path: str) -> ObjectLookup:
-        """The object as it is stored."""
+    def lookup(self, path: str) -> ObjectLookup:
+        """Return the object's metadata."""
         ...
 
     def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
-        """Its bytes from ``start`` to before ``end``, while it is of that version (Refused, 412, else)."""
+        """Return the bytes from ``start`` to before ``end``.
+
+        Raises PermanentError (412) if the object no longer has that version.
+        """
         ...
 
 
 def create_or_replace(
-    where: str,
+    url: str,
     data: bytes,
     upload: Callable[[str | None], bool],
-    look: Callable[[], ObjectInfo | None],
+    lookup: Callable[[], ObjectInfo | None],
     may_replace: Callable[[], bool],
 ) -> None:
-    """Store an object by the rules of ImageStorage.put; ``where`` is its URL, for errors.
+    """Store an object by the rules of ImageStorage.put; ``url`` is for error messages.
 
-    ``upload(version)`` stores it over that version (ABSENT: where there is none, None: over any) and says
-    False where another one is there; ``look()`` says what is there. An account that may not look cannot
-    compare: with the claim still held it replaces the object whatever it is.
+    ``upload(version)`` replaces that version (ABSENT: only creates; None: replaces any) and returns False if
+    the stored object has another version. ``lookup()`` returns the stored object, or None. An account that
+    may not read the object cannot compare it; while the claim holds, it replaces any object.
     """
     version: str | None = ABSENT
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_UPLOADS):
         if upload(version):
             return
-        stored = look()
+        stored = lookup()
         if stored is not None and stored.holds(data):
             return
         version = ABSENT if stored is None else stored.version
         if stored is not None and not may_replace():
-            raise ClaimLost(f"{where} is there already and the claim is lost")
-    raise rejected(where, "it keeps changing; do other jobs write there?")
+            raise ClaimLost(f"{url} exists already and the claim is lost")
+    raise rejected(url, "it keeps changing; check whether other jobs write there")
 
 
-def read_whole(bucket: ReadableBucket, path: str, where: str) -> bytes:
-    """All of an object by one request, under the rules of ImageStorage.read; ``where`` is its URL."""
+def read_whole(bucket: ReadableBucket, path: str, url: str) -> bytes:
+    """Read an object in one request by the rules of ImageStorage.read; ``url`` is for error messages."""
     try:
-        data = bucket.read(path, None, 0, LARGEST + 1)
+        data = bucket.read(path, None, 0, MAX_OBJECT_BYTES + 1)
     except PermanentError as exc:
-        if exc.status == 416:  # it has no first byte
+        if exc.status == 416:  # an empty object has no first byte
             return b""
-        raise ObjectUnreadable(f"{where} cannot be read: {_REASONS.get(exc.status, str(exc))}") from exc
-    if len(data) > LARGEST:
-        raise ObjectUnreadable(f"{where} is larger than {LARGEST >> 20} MiB")
+        raise ObjectUnreadable(f"{url} cannot be read: {_REASONS.get(exc.status, str(exc))}") from exc
+    if len(data) > MAX_OBJECT_BYTES:
+        raise ObjectUnreadable(f"{url} is larger than {MAX_OBJECT_BYTES >> 20} MiB")
     return data
 
 
-def rejected(where: str, reason: str) -> PromptFailed:
-    """The failure of the one prompt whose object was refused."""
-    return PromptFailed(ErrorCode.STORAGE_REJECTED, f"{where} could not be stored: {reason}")
+def rejected(url: str, reason: str) -> PromptFailed:
+    """Return the failure of the one prompt whose object the storage rejected."""
+    return PromptFailed(ErrorCode.STORAGE_REJECTED, f"{url} could not be stored: {reason}")
 
 
 def retry(
     attempt: Callable[[float], _Result],
-    patience: float,
+    retry_timeout: float,
     timeout: float,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> _Result:
-    """Try until it succeeds or raises anything but Faltered, for ``patience`` seconds; waits grow to 16 s.
+    """Call ``attempt`` until it succeeds, for ``retry_timeout`` seconds; only TransientError is retried.
 
-    ``attempt`` is told how many seconds it may take: ``timeout``, or less where less patience is left, but
-    not less than a second for that. ``sleep`` may raise, and so end it; ``clock`` counts the seconds.
+    The waits between attempts grow to 16 s. ``attempt`` receives the seconds that it may take: ``timeout``,
+    or what is left of ``retry_timeout`` if that is less, but at least one second. ``clock`` counts the
+    seconds. ``sleep`` may raise to stop the retries.
     """
-    until = clock() + patience
+    deadline = clock() + retry_timeout
     wait = 0.5
     while True:
         try:
-            return attempt(min(timeout, max(1.0, until - clock())))
+            return attempt(min(timeout, max(1.0, deadline - clock())))
         except TransientError:
             pause = wait * secrets.SystemRandom().uniform(0.5, 1)
-            if clock() + pause > until:
+            if clock() + pause > deadline:
                 raise
         sleep(pause)
-        wait = min(2 * wait, _LONGEST_PAUSE)
+        wait = min(2 * wait, _MAX_BACKOFF)
 
 
 def one_line(text: object) -> str:
-    """A service's words on one line, at most 200 characters of them."""
+    """Return a service's message on one line, cut to 200 characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= 200 else f"{line[:199]}…"
 
@@ -224,23 +231,25 @@ def one_line(text: object) -> str:
 def parse(
     url: str, scheme: str, is_bucket: Callable[[str], bool], option: str = "--output"
 ) -> tuple[str, str]:
-    """The bucket and the prefix (empty, or ending in a slash) of ``scheme://bucket/prefix``.
+    """Return the bucket and the prefix (empty, or ending in a slash) of ``scheme://bucket/prefix``.
 
-    Raises ConfigurationError, which names the ``option``, where it is none.
+    Raises ConfigurationError, which names the ``option``, for any other URL.
     """
     given, _, rest = url.strip().partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     if given.lower() != scheme or not is_bucket(bucket):
-        raise ConfigurationError(f"{bucket!r} is no bucket's name; write {option} {scheme}://BUCKET/PREFIX")
+        raise ConfigurationError(
+            f"{bucket!r} is not a valid bucket name; write {option} {scheme}://BUCKET/PREFIX"
+        )
     if not prefix:
         return bucket, ""
     if not all(_is_part(part) for part in prefix.split("/")):
         raise ConfigurationError(
-            f"the prefix in {option} holds an empty or odd part; write {scheme}://BUCKET/PREFIX"
+            f"the prefix in {option} has an empty or invalid part; write {scheme}://BUCKET/PREFIX"
         )
-    if len(prefix.encode()) >= _LONGEST_PREFIX:
-        raise ConfigurationError(f"the prefix in {option} is longer than {_LONGEST_PREFIX} bytes")
+    if len(prefix.encode()) >= _MAX_PREFIX_BYTES:
+        raise ConfigurationError(f"the prefix in {option} is longer than {_MAX_PREFIX_BYTES} bytes")
     return bucket, f"{prefix}/"
 
 

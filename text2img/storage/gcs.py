@@ -1,7 +1,6 @@
-"""Pictures in a Google Cloud Storage bucket: who may create, compare and replace what.
+"""Image storage in a Google Cloud Storage bucket: ImageStorage's rules, and what the responses mean for them.
 
-Knows the rules of ImageStorage and what Cloud Storage's answers mean for them. Google's library is known
-to ``gcs_bucket`` alone and is imported when the bucket is first needed.
+Only ``gcs_bucket`` uses Google's library. It is imported when the bucket is first needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
-from text2img.storage import StorageOptions, check_name, identity, name_in, percent_decode
+from text2img.storage import StorageOptions, check_name, identity, object_name, percent_decode
 from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
 
 if TYPE_CHECKING:
@@ -24,16 +23,16 @@ if TYPE_CHECKING:
     from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.gcs_bucket import Bucket
 
-# Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 where dots part it.
+# Cloud Storage's rules for bucket names: 3–63 characters, or up to 222 if dots divide it.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
 class GcsStorage:
     """An ImageStorage over ``gs://bucket/prefix`` (the prefix may be empty).
 
-    ``patience``: seconds for which one call tries again after faults that may pass (408, 429, 5xx,
-    connections), all its waits together. ``timeout``: seconds one request may be silent. ``clock``
-    counts the seconds, and sleeps between the tries.
+    ``retry_timeout``: the seconds for which one call retries transient errors (408, 429, 5xx, connections),
+    including all waits. ``timeout``: the seconds one request may go without a response. ``clock`` counts the
+    seconds, and sleeps between the attempts.
     """
 
     def __init__(
@@ -41,128 +40,132 @@ class GcsStorage:
         url: str,
         options: StorageOptions | None = None,
         *,
-        patience: float = 60,
+        retry_timeout: float = 60,
         timeout: float = 30,
         clock: Clock = time,
     ) -> None:
         self._bucket_name, self._prefix = parse(url, "gs", is_bucket)
         self._options = options or StorageOptions()
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._timeout = timeout
         self._clock = clock
         self._opening = threading.Lock()
         self._opened: Bucket | None = None
 
     def check(self) -> None:
-        """As ImageStorage.check: asks for the bucket's metadata."""
+        """Check that the bucket exists by requesting its metadata; see ImageStorage.check."""
         try:
-            run_with_timeout(19, lambda: self._bucket().look_at_bucket(patience=8))
+            run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
         except TimeoutError as exc:
-            raise StorageFailed(f"{self._url()} got no answer; check the network and --output") from exc
+            raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
-            if exc.status != 403:  # an account that may only write is not allowed to ask
-                raise self._failed(exc) from exc
+            if exc.status != 403:  # an account that may only write may not read the metadata
+                raise self._storage_error(exc) from exc
 
     def check_writable(self) -> None:
-        """As ImageStorage.try_write; needs storage.objects.create and storage.objects.delete."""
+        """Store and delete a test object; see ImageStorage.check_writable.
+
+        Needs storage.objects.create and storage.objects.delete.
+        """
         name = f"doctor-{secrets.token_hex(8)}.txt"
         try:
             self.put(name, b"text2img doctor", "text/plain", lambda: True)
             self._bucket().delete(self._prefix + name)
         except PermanentError as exc:
-            needed = "grant storage.objects.delete"
-            raise StorageFailed(f"{self._url()}{name} was stored but not deleted ({exc}); {needed}") from exc
+            raise StorageFailed(
+                f"{self._url()}{name} was stored but not deleted ({exc}); grant storage.objects.delete"
+            ) from exc
         except PromptFailed as exc:
             raise StorageFailed(str(exc)) from exc
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
-        """As ImageStorage.put; creating and replacing are generation-matched.
+        """Store the object, created and replaced by generation match; see ImageStorage.put.
 
-        An account that may not look at an object that is there (no storage.objects.get) cannot compare:
-        with the claim still held it replaces the object whatever it is, and where it may not do that
-        either, the object is rejected rather than taken for the right picture unseen.
+        An account that may not read an existing object (no storage.objects.get) cannot compare it. While the
+        claim holds, it replaces any object. If it may not replace it either, the object is rejected, since
+        the existing one may be another image.
         """
         path = self._prefix + check_name(name)
         create_or_replace(
             self._url() + name,
             data,
             lambda version: self._upload(path, data, content_type, version),
-            lambda: self._look(path),
+            lambda: self._lookup(path),
             may_replace,
         )
         return public_gcs_url(self._bucket_name, path) if self._options.public_urls else self._url() + name
 
     def read(self, url: str) -> bytes:
-        """As ImageStorage.read; needs storage.objects.get."""
+        """Return the object's content; needs storage.objects.get. See ImageStorage.read."""
         public = public_gcs_url(self._bucket_name, self._prefix)
-        name = name_in({self._url(): identity, public: percent_decode}, url)
+        name = object_name({self._url(): identity, public: percent_decode}, url)
         return read_whole(self._bucket(), self._prefix + name, self._url() + name)
 
     def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
-        """Store the object over that generation (None: over any); False where another one is there."""
+        """Replace that generation (None: any); return False if the object has another generation."""
         try:
             self._bucket().upload(path, data, content_type, version)
         except PermanentError as exc:
             if self._forbids_acl(exc):
-                raise self._failed(exc) from exc
-            # Without storage.objects.delete an object that is there may be reported as 403 before 412.
-            there = exc.status == 403 and "storage.objects.delete" in exc.reason
-            if exc.status == 412 or (there and version == ABSENT):
+                raise self._storage_error(exc) from exc
+            # Without storage.objects.delete the service may answer 403, not 412, for an existing object.
+            exists = exc.status == 403 and "storage.objects.delete" in exc.reason
+            if exc.status == 412 or (exists and version == ABSENT):
                 return False
             raise self._upload_error(exc, path, creating=version == ABSENT) from exc
         return True
 
-    def _look(self, path: str) -> ObjectInfo | None:
-        """What is stored there; None where nothing is. Unknown in all respects where we may not look."""
-        from text2img.storage.gcs_bucket import UNSEEN
+    def _lookup(self, path: str) -> ObjectInfo | None:
+        """Return the stored object, None if there is none, or UNKNOWN if this account may not read it."""
+        from text2img.storage.gcs_bucket import UNKNOWN
 
         try:
-            return self._bucket().look(path)
+            return self._bucket().lookup(path)
         except PermanentError as exc:
             if exc.status == 404:
                 return None
             if exc.status == 403:
-                return UNSEEN
-            raise self._failed(exc) from exc
+                return UNKNOWN
+            raise self._storage_error(exc) from exc
 
     def _upload_error(
         self, exc: PermanentError, path: str, *, creating: bool
     ) -> StorageFailed | PromptFailed:
-        """What a refused upload means: the end of the run, or of this one prompt."""
+        """Return the error of a failed upload: StorageFailed ends the run, PromptFailed this prompt."""
         if exc.status == 403 and not creating:
             return rejected(
                 f"gs://{self._bucket_name}/{path}",
-                "an object is there already and this account may not compare or replace it; grant "
+                "an object exists already and this account may not compare or replace it; grant "
                 "storage.objects.get and storage.objects.delete, or delete the object",
             )
-        requester_pays = "requester pays" in exc.reason.lower()  # a 400 that every object would get
+        requester_pays = "requester pays" in exc.reason.lower()  # a 400 for every object
         if exc.status in {400, 413, 414, 422} and not requester_pays:
             return rejected(f"gs://{self._bucket_name}/{path}", str(exc))
-        return self._failed(exc)
+        return self._storage_error(exc)
 
     def _forbids_acl(self, exc: PermanentError) -> bool:
-        """Whether the bucket takes no ACLs, or none that opens its objects to all: a 400, and even a 412."""
-        words = ("uniform bucket-level access", "public access prevention")
-        return self._options.acl is not None and any(each in exc.reason.lower() for each in words)
+        """Return True if the bucket allows no ACLs, or no public ones; its status is 400 or even 412."""
+        causes = ("uniform bucket-level access", "public access prevention")
+        return self._options.acl is not None and any(cause in exc.reason.lower() for cause in causes)
 
-    def _failed(self, exc: PermanentError) -> StorageFailed:
+    def _storage_error(self, exc: PermanentError) -> StorageFailed:
         if self._forbids_acl(exc):
             return StorageFailed(
-                f"the bucket {self._bucket_name} does not allow --acl {self._options.acl}; leave it out, and "
-                f"let the bucket's IAM policy say who may read: {exc.reason}"
+                f"the bucket {self._bucket_name} does not allow --acl {self._options.acl}; omit it and "
+                f"grant read access in the bucket's IAM policy: {exc.reason}"
             )
         if exc.status == 404:
             return StorageFailed(
                 f"the bucket {self._bucket_name} does not exist; create it or check --output"
             )
         if exc.status == 401:
-            return StorageFailed(f"Google does not accept the credentials for {self._url()}: {exc.reason}")
+            return StorageFailed(f"Google rejects the credentials for {self._url()}: {exc.reason}")
         if exc.status == 403:
             return StorageFailed(
                 f"this account may not write to {self._url()}; grant it storage.objects.create (and "
                 f"storage.objects.get and storage.objects.delete, to replace): {exc.reason}"
             )
-        return StorageFailed(f"Cloud Storage refuses {self._url()}: {exc}")
+        return StorageFailed(f"Cloud Storage rejects {self._url()}: {exc}")
 
     def _url(self) -> str:
         return f"gs://{self._bucket_name}/{self._prefix}"
@@ -173,12 +176,16 @@ class GcsStorage:
         with self._opening:
             if self._opened is None:
                 self._opened = Bucket(
-                    self._bucket_name, self._options.acl, self._patience, self._timeout, clock=self._clock
+                    self._bucket_name,
+                    self._options.acl,
+                    self._retry_timeout,
+                    self._timeout,
+                    clock=self._clock,
                 )
             return self._opened
 
 
 def is_bucket(name: str) -> bool:
-    """By Cloud Storage's rules for bucket names."""
+    """Check a name by Cloud Storage's rules for bucket names."""
     parts = name.split(".")
     return bool(_BUCKET.fullmatch(name)) and all(0 < len(part) <= 63 for part in parts)

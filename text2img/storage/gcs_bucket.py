@@ -1,7 +1,6 @@
-"""One bucket, by Google's client: credentials, connections, tries, and its errors in our words.
+"""One bucket through Google's client: credentials, connections, retries, and its errors as ours.
 
-Knows neither pictures nor claims. Imported when a bucket is first needed, since Google's library takes a
-second to load.
+Imported when a bucket is first needed, since Google's library takes a second to load.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, Transient
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from text2img.storage.bucket import Clock, Sum
+    from text2img.storage.bucket import Checksum, Clock
 
 
 _Result = TypeVar("_Result")
-_CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
-_FAULTS = (
+_MAX_CONNECTIONS = 128  # kept open: more than any sensible --upload-workers
+_NETWORK_ERRORS = (  # all transient
     requests.ConnectionError,
     requests.Timeout,
     requests.exceptions.ChunkedEncodingError,
@@ -51,11 +50,12 @@ _FAULTS = (
     DataCorruption,
     TransportError,
 )
+_CLIENT_ERRORS = (GoogleAPICallError, GoogleAuthError, requests.RequestException, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as it is stored; its version is its generation. Sums are base64."""
+    """A stored object; its version is its generation. Checksums are in base64."""
 
     version: str | None
     size: int | None = None
@@ -63,7 +63,7 @@ class ObjectInfo:
     crc32c: str | None = None
 
     def holds(self, data: bytes) -> bool:
-        """Whether the object's content is that."""
+        """Return True if the object's content is ``data``."""
         if self.size != len(data):
             return False
         if self.md5 is not None:
@@ -72,53 +72,57 @@ class ObjectInfo:
         return self.crc32c == _base64(google_crc32c.value(data).to_bytes(4, "big"))
 
 
-UNSEEN = ObjectInfo(version=None)
+UNKNOWN = ObjectInfo(version=None)
 
 
 class Bucket:
-    """A bucket by name. Every method raises Refused for a 4xx that stays, StorageFailed for all else.
+    """A bucket by name.
 
-    ``patience`` and ``timeout`` in seconds and ``clock`` as GcsStorage's. With STORAGE_EMULATOR_HOST set it
-    talks to that server, without credentials.
+    Every method raises PermanentError for a 4xx that a retry would not change, and StorageFailed for every
+    other failure. ``retry_timeout``, ``timeout`` (both in seconds) and ``clock`` are GcsStorage's. If
+    STORAGE_EMULATOR_HOST is set, requests go to that server, without credentials.
     """
 
     def __init__(
-        self, name: str, acl: str | None, patience: float, timeout: float, *, clock: Clock = time
+        self, name: str, acl: str | None, retry_timeout: float, timeout: float, *, clock: Clock = time
     ) -> None:
         self._acl = acl
-        self._patience = patience
-        self._persistently = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
+        self._retry_timeout = retry_timeout
+        self._retry = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
         self._timeout = timeout
         self._bucket = _client().bucket(name)
 
-    def look_at_bucket(self, patience: float) -> None:
-        """Ask for the bucket's metadata, for that many seconds at the most."""
-        self._persist(lambda limit: self._bucket.reload(timeout=limit, retry=None), patience)
+    def check_bucket(self, retry_timeout: float) -> None:
+        """Request the bucket's metadata, for at most ``retry_timeout`` seconds."""
+        self._with_retries(lambda limit: self._bucket.reload(timeout=limit, retry=None), retry_timeout)
         if self._acl and self._bucket.iam_configuration.uniform_bucket_level_access_enabled:
             raise PermanentError(400, "it has uniform bucket-level access")
 
-    def objects(self, prefix: str, most: int) -> list[ListEntry]:
-        """The objects whose names begin so, ``most`` of them at the most; needs storage.objects.list."""
+    def objects(self, prefix: str, max_count: int) -> list[ListEntry]:
+        """List at most ``max_count`` objects whose names start with ``prefix``.
+
+        Needs storage.objects.list.
+        """
 
         def attempt(limit: float) -> list[ListEntry]:
-            blobs = self._bucket.list_blobs(prefix=prefix, max_results=most, timeout=limit, retry=None)
+            blobs = self._bucket.list_blobs(prefix=prefix, max_results=max_count, timeout=limit, retry=None)
             return [ListEntry(b.name, int(b.size or 0), str(b.generation), str(b.crc32c)) for b in blobs]
 
-        return self._persist(attempt, self._patience)
+        return self._with_retries(attempt, self._retry_timeout)
 
-    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
-        """The CRC32C, which every object has (composed ones have no MD5)."""
-        checksum: Sum = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+    def checksum(self, listed: ListEntry) -> tuple[Checksum, bytes] | None:
+        """Return the CRC32C, which every object has (composed ones have no MD5)."""
+        checksum: Checksum = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
         return checksum, base64.b64decode(listed.checksum)
 
-    def look(self, path: str) -> ObjectInfo:
-        """The object as it is stored."""
+    def lookup(self, path: str) -> ObjectInfo:
+        """Return the object's metadata."""
         blob = self._bucket.blob(path)
-        self._persist(lambda limit: blob.reload(timeout=limit, retry=None), self._patience)
+        self._with_retries(lambda limit: blob.reload(timeout=limit, retry=None), self._retry_timeout)
         return ObjectInfo(str(blob.generation), blob.size, blob.md5_hash, blob.crc32c)
 
     def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
-        """The object's bytes from ``start`` to before ``end``, of that generation."""
+        """Return that generation's bytes from ``start`` to before ``end``."""
         blob, generation = self._bucket.blob(path), int(version) if version else None
 
         def attempt(limit: float) -> bytes:
@@ -133,13 +137,13 @@ class Bucket:
                 )
             )
 
-        return self._persist(attempt, self._patience)
+        return self._with_retries(attempt, self._retry_timeout)
 
     def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
-        """Store the object over that generation (ABSENT: where there is none, None: anyhow).
+        """Replace that generation with the object (ABSENT: only create; None: replace any).
 
-        Carries a checksum that the server compares. May be repeated: what came through although its answer
-        was lost is found as 412 the next time.
+        The request carries a checksum that the server verifies. Repeating it is safe: if an upload succeeded
+        but its response was lost, the next one gets a 412.
         """
         blob = self._bucket.blob(path)
         generation = 0 if version == ABSENT else version and int(version)
@@ -155,38 +159,44 @@ class Bucket:
                 retry=None,
             )
 
-        self._persist(attempt, self._patience)
+        self._with_retries(attempt, self._retry_timeout)
 
     def delete(self, path: str) -> None:
-        """Remove the object; one that is gone already is no error."""
+        """Delete the object, if it exists."""
         blob = self._bucket.blob(path)
         try:
-            self._persist(lambda limit: blob.delete(timeout=limit, retry=None), self._patience)
+            self._with_retries(lambda limit: blob.delete(timeout=limit, retry=None), self._retry_timeout)
         except PermanentError as exc:
             if exc.status != 404:
                 raise
 
-    def _persist(self, attempt: Callable[[float], _Result], patience: float) -> _Result:
-        return self._persistently(lambda limit: _translated(attempt, limit), patience, self._timeout)
+    def _with_retries(self, attempt: Callable[[float], _Result], retry_timeout: float) -> _Result:
+        return self._retry(lambda limit: _translate_errors(attempt, limit), retry_timeout, self._timeout)
 
 
-def _translated(attempt: Callable[[float], _Result], limit: float) -> _Result:
-    """What the attempt returns; Google's errors in our words."""
+def _translate_errors(attempt: Callable[[float], _Result], limit: float) -> _Result:
+    """Return the attempt's result; raise Google's errors as ours."""
     try:
         return attempt(limit)
-    except (*_FAULTS, GoogleAPICallError, GoogleAuthError, requests.RequestException, ValueError) as exc:
-        raise _explained(exc) from exc
+    except (
+        *_NETWORK_ERRORS,
+        GoogleAPICallError,
+        GoogleAuthError,
+        requests.RequestException,
+        ValueError,
+    ) as exc:
+        raise _to_storage_error(exc) from exc
 
 
 def _client() -> Any:
     credentials = find_credentials()
     session = google.auth.transport.requests.AuthorizedSession(credentials)
-    # As many kept connections as uploads at once: urllib3 keeps 10 and warns of each it throws away.
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_CONNECTIONS)
+    # A connection for each concurrent upload: urllib3 keeps 10 and warns about each one it discards.
+    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_MAX_CONNECTIONS)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
-    # Else the library asks for the bucket's metadata aside, for traces that nobody collects, and again with
-    # every upload while that fails.
+    # Otherwise the library also requests the bucket's metadata, for traces that are not collected, and
+    # repeats that with every upload while it fails.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     agent = ClientInfo(user_agent=f"text2img/{__version__}")
     try:
@@ -195,38 +205,38 @@ def _client() -> Any:
         raise StorageFailed(f"Cloud Storage cannot be used: {_one_line(exc)}") from exc
 
 
-def _may_pass(exc: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
+def _is_transient(exc: Exception) -> bool:
+    """Return True if the same request may succeed a little later."""
     if isinstance(exc, GoogleAPICallError):
         status = int(exc.code or 0)
-        # A sum that does not match is a 400: the bytes were changed on the way, which may go better again.
-        changed = status == 400 and "match calculated" in _reason(exc)
-        return status in {408, 429} or status >= 500 or changed
-    return isinstance(exc, _FAULTS) or bool(getattr(exc, "retryable", False))
+        # A checksum mismatch is a 400: the bytes changed in transit, and a retry may succeed.
+        corrupted = status == 400 and "match calculated" in _reason(exc)
+        return status in {408, 429} or status >= 500 or corrupted
+    return isinstance(exc, _NETWORK_ERRORS) or bool(getattr(exc, "retryable", False))
 
 
-def _explained(exc: Exception) -> PermanentError | StorageFailed:
-    kind = TransientError if _may_pass(exc) else StorageFailed
+def _to_storage_error(exc: Exception) -> PermanentError | StorageFailed:
+    kind = TransientError if _is_transient(exc) else StorageFailed
     if isinstance(exc, GoogleAPICallError):
         if 400 <= int(exc.code or 0) < 500 and kind is StorageFailed:
             return PermanentError(int(exc.code), _reason(exc))
         answer = f"{int(exc.code or 0)}: {_reason(exc)}"
         return kind(f"Cloud Storage keeps answering {answer}; run it again later")
     if isinstance(exc, GoogleAuthError) and not isinstance(exc, TransportError):
-        return kind(f"Google does not accept the credentials ({_one_line(exc)}); {HOW_TO_LOG_IN}")
+        return kind(f"Google rejects the credentials ({_one_line(exc)}); {LOGIN_HINT}")
     return kind(f"Cloud Storage cannot be reached ({type(exc).__name__}); check the network")
 
 
 def _reason(exc: GoogleAPICallError) -> str:
-    """The server's own words, without the request's URL that the library puts before them."""
+    """Return the server's message, without the request's URL that the library puts before it."""
     try:
         return _one_line(exc.response.json()["error"]["message"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return type(exc).__name__
 
 
-def _one_line(exc: object) -> str:
-    return one_line(exc.args[0] if isinstance(exc, Exception) and exc.args else exc)
+def _one_line(message: object) -> str:
+    return one_line(message.args[0] if isinstance(message, Exception) and message.args else message)
 
 
 def _base64(data: bytes) -> str:
@@ -234,48 +244,49 @@ def _base64(data: bytes) -> str:
 
 
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
-HOW_TO_LOG_IN = (
-    "run `gcloud auth application-default login`, or mount a key and name it by "
-    "GOOGLE_APPLICATION_CREDENTIALS"
+LOGIN_HINT = (
+    "run `gcloud auth application-default login`, or mount a key and set GOOGLE_APPLICATION_CREDENTIALS"
+    " to its path"
 )
 
 
 def find_credentials() -> Any:
-    """What Google's libraries find, within 10 seconds; StorageFailed says what is missing."""
+    """Return the credentials that Google's libraries find within 10 seconds.
+
+    Raises StorageFailed, which names what is missing.
+    """
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return AnonymousCredentials()
     key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if key:
         _check_key(key)
     try:
-        # Away from Google's machines the lookup ends at a metadata server that may never answer.
+        # Outside Google Cloud the lookup ends at a metadata server that may never answer.
         return run_with_timeout(10, lambda: google.auth.default(scopes=_SCOPES)[0])
     except DefaultCredentialsError as exc:
         if key:
-            raise StorageFailed(f"the key {key} cannot be used: {_said(exc)}") from exc
-        raise StorageFailed(f"there are no Google credentials; {HOW_TO_LOG_IN}") from exc
+            raise StorageFailed(f"the key {key} cannot be used: {_one_line(exc)}") from exc
+        raise StorageFailed(f"there are no Google credentials; {LOGIN_HINT}") from exc
     except (GoogleAuthError, TimeoutError, ValueError) as exc:
-        raise StorageFailed(f"Google credentials cannot be had ({_said(exc)}); {HOW_TO_LOG_IN}") from exc
+        raise StorageFailed(f"cannot get Google credentials ({_one_line(exc)}); {LOGIN_HINT}") from exc
 
 
 def _check_key(path: str) -> None:
-    """Raise StorageFailed, naming the cause, where that file is no key that can be read."""
+    """Raise StorageFailed, naming the cause, if that file is not a readable key."""
     named = f"GOOGLE_APPLICATION_CREDENTIALS names {path}, which"
     try:
         key = json.loads(Path(path).read_bytes())
     except FileNotFoundError as exc:
         raise StorageFailed(f"{named} does not exist; mount the key there or unset the variable") from exc
-    except IsADirectoryError as exc:  # what Docker makes of a mount whose source is missing
-        raise StorageFailed(f"{named} is a folder; was the key there when it was mounted?") from exc
+    except IsADirectoryError as exc:  # Docker creates a folder for a mount whose source is missing
+        raise StorageFailed(f"{named} is a folder; check that the key existed when it was mounted") from exc
     except OSError as exc:
         raise StorageFailed(
             f"{named} user {os.geteuid()} cannot read ({exc.strerror}); make it readable, or run as its owner"
         ) from exc
     except ValueError as exc:
-        raise StorageFailed(f"{named} is not JSON; mount the key file as Google made it") from exc
+        raise StorageFailed(f"{named} is not JSON; mount the key file as Google issued it") from exc
     if not isinstance(key, dict) or "type" not in key:
-        raise StorageFailed(f"{named} is JSON but no key (it has no type); mount the key as Google made it")
-
-
-def _said(exc: Exception) -> str:
-    return one_line(exc.args[0] if exc.args else exc)
+        raise StorageFailed(
+            f"{named} is JSON but not a key (it has no type); mount the key as Google issued it"
+        )

@@ -1,6 +1,6 @@
-"""Pictures in a folder, each written whole or not at all. Knows files and bytes, no images.
+"""Image storage in a folder; each file appears whole or not at all.
 
-Paths are texts here: pathlib would intern two names for each picture, and Python's table of them would grow.
+Paths are strings here: pathlib would intern two names for each image, and Python's intern table would grow.
 """
 
 from __future__ import annotations
@@ -22,106 +22,108 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.storage import LARGEST, check_name, identity, name_in
+from text2img.storage import MAX_OBJECT_BYTES, check_name, identity, object_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_TEMPORARY = ".text2img-"  # the dot keeps it out of listings and galleries; no picture's name starts with one
-_ABANDONED = 3600  # seconds after which a temporary file's writer is surely dead
-_THIS_FILE = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.EFBIG})
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+_TEMPORARY_PREFIX = ".text2img-"  # the dot hides it from listings and galleries; no image's name has one
+_ABANDONED_AGE = 3600  # seconds after which a temporary file's writer is certainly dead
+_FILE_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.EFBIG})
+_LINK_UNSUPPORTED = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
 class LocalStorage:
-    """An ImageStorage that keeps its objects as files of one folder, which is made when the first one comes.
+    """An ImageStorage that keeps its objects as files in one folder, created with the first file.
 
-    ``folder`` may start with ``~``. A file appears under its name only when its bytes are on the disk
-    (written aside, synced, then linked), so neither a crash nor a full disk leaves half a picture.
+    ``folder`` may start with ``~``. A file gets its name only when its bytes are on disk: it is written under
+    a temporary name, synced, then linked. Neither a crash nor a full disk leaves half an image.
     """
 
     def __init__(self, folder: str) -> None:
         if not folder.strip() or "\0" in folder:
-            raise ConfigurationError("the output folder's name is empty or holds a NUL; check --output")
-        # Not Path.resolve: a folder behind a symbolic link keeps the name that its owner gave it.
+            raise ConfigurationError("the output folder's name is empty or contains a NUL; check --output")
+        # Not Path.resolve: a folder behind a symbolic link keeps the name that the user gave.
         self._folder = os.path.abspath(os.path.expanduser(folder))
-        self._sweep = threading.Lock()
-        self._swept = False
+        self._cleanup_lock = threading.Lock()
+        self._cleaned_up = False
 
     def check(self) -> None:
-        """As ImageStorage.check: the folder can be written to, or could be made."""
-        place = self._folder
-        while not os.path.lexists(place):
-            place = os.path.dirname(place)
-        if not os.path.isdir(place):
-            raise StorageFailed(f"{place} is no folder; choose another --output")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise StorageFailed(f"the folder {place} cannot be written to; check its permissions")
+        """Check that the folder is writable or can be created; see ImageStorage.check."""
+        existing = self._folder
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        if not os.path.isdir(existing):
+            raise StorageFailed(f"{existing} is not a folder; choose another --output")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise StorageFailed(f"the folder {existing} is not writable; check its permissions")
 
     def check_writable(self) -> None:
-        """As ImageStorage.try_write. The folder stays, should it have been made for this."""
+        """Store and delete a test file; see ImageStorage.check_writable. A folder created for it stays."""
         name = f"doctor-{secrets.token_hex(8)}.txt"
         path = self.put(name, b"text2img doctor", "text/plain", lambda: True)
         try:
             os.unlink(path)
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self._storage_error(exc) from exc
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:  # noqa: ARG002 - a file has no content type
-        """As ImageStorage.put. Atomic by link(2), which never replaces; a different file that is looked at
-        and replaced by somebody else in the same instant is the one gap a folder leaves.
+        """Store the file, atomically by link(2), which never replaces; see ImageStorage.put.
+
+        One race remains in a folder: another process may replace a different file between its comparison and
+        its replacement here.
         """
         target = os.path.join(self._folder, check_name(name))
         self._prepare(os.path.dirname(target))
         try:
-            if not self._same(target, data):
+            if not self._has_content(target, data):
                 with self._temporary(data) as temporary:
                     self._publish(temporary, target, data, may_replace)
         except OSError as exc:
-            if exc.errno in _THIS_FILE:
+            if exc.errno in _FILE_ERRORS:
                 raise self._rejected(name, exc.strerror) from exc
-            raise self._failed(exc) from exc
+            raise self._storage_error(exc) from exc
         return target
 
     def read(self, url: str) -> bytes:
-        """As ImageStorage.read. Neither a symbolic link nor anything else that is no file is read."""
-        target = os.path.join(self._folder, name_in({os.path.join(self._folder, ""): identity}, url))
+        """Return the file's content; only regular files are read, no links. See ImageStorage.read."""
+        target = os.path.join(self._folder, object_name({os.path.join(self._folder, ""): identity}, url))
         try:
-            with open(target, "rb", opener=_no_link) as file:
+            with open(target, "rb", opener=_open_no_follow) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise ObjectUnreadable(f"{target} is no file")
-                data = file.read(LARGEST + 1)
+                    raise ObjectUnreadable(f"{target} is not a file")
+                data = file.read(MAX_OBJECT_BYTES + 1)
         except OSError as exc:
             reason = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
             raise ObjectUnreadable(f"{target} cannot be read: {reason}") from exc
-        if len(data) > LARGEST:
-            raise ObjectUnreadable(f"{target} is larger than {LARGEST >> 20} MiB")
+        if len(data) > MAX_OBJECT_BYTES:
+            raise ObjectUnreadable(f"{target} is larger than {MAX_OBJECT_BYTES >> 20} MiB")
         return data
 
     def _prepare(self, folder: str) -> None:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as exc:
-            raise self._failed(exc) from exc
-        with self._sweep:
-            if not self._swept:
-                self._swept = True
+            raise self._storage_error(exc) from exc
+        with self._cleanup_lock:
+            if not self._cleaned_up:
+                self._cleaned_up = True
                 self._remove_abandoned()
 
     def _remove_abandoned(self) -> None:
-        """Remove what killed writers left behind. Best effort: what stays does no harm."""
+        """Remove the temporary files of killed writers. Best effort: a file that stays does no harm."""
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.startswith(_TEMPORARY):
+                if entry.name.startswith(_TEMPORARY_PREFIX):
                     with contextlib.suppress(OSError):
-                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED:
+                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED_AGE:
                             os.unlink(entry)
 
     @contextlib.contextmanager
     def _temporary(self, data: bytes) -> Iterator[str]:
-        """The path of a synced file of its own with that content, gone afterwards."""
-        path = os.path.join(self._folder, _TEMPORARY + secrets.token_hex(12))
-        # 0o666 less the umask: pictures are for whoever may read the folder (mkstemp's are for one user).
+        """Yield the path of a new, synced file with that content, and remove it afterwards."""
+        path = os.path.join(self._folder, _TEMPORARY_PREFIX + secrets.token_hex(12))
+        # 0o666 less the umask: every user of the folder may read images (mkstemp's files are for one user).
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -134,33 +136,33 @@ class LocalStorage:
                 os.unlink(path)
 
     def _publish(self, temporary: str, target: str, data: bytes, may_replace: Callable[[], bool]) -> None:
-        """Give the temporary file its name: create-only first, over another content only if allowed."""
+        """Give the temporary file its name; replace a file of different content only if allowed."""
         try:
             os.link(temporary, target)
         except FileExistsError:
-            if self._same(target, data):
+            if self._has_content(target, data):
                 return
             self._replace(temporary, target, may_replace)
         except OSError as exc:
-            if exc.errno not in _NO_HARD_LINKS:
+            if exc.errno not in _LINK_UNSUPPORTED:
                 raise
-            # Some file systems (exFAT, network shares) know no links: whoever holds the claim may rename.
+            # Some file systems (exFAT, network shares) have no hard links: the claim's holder may rename.
             self._replace(temporary, target, may_replace)
-        self._sync(os.path.dirname(target))
+        self._sync_folder(os.path.dirname(target))
 
     def _replace(self, temporary: str, target: str, may_replace: Callable[[], bool]) -> None:
         if not may_replace():
-            raise ClaimLost(f"{os.path.basename(target)} is there already and the claim is lost")
+            raise ClaimLost(f"{os.path.basename(target)} exists already and the claim is lost")
         os.replace(temporary, target)
 
-    def _same(self, target: str, data: bytes) -> bool:
-        """Whether the file is there with that content; PromptFailed where something else has its name."""
+    def _has_content(self, target: str, data: bytes) -> bool:
+        """Return True if the file exists with that content; raise PromptFailed if it is not a file."""
         try:
             found = os.stat(target)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(found.st_mode):
-            raise self._rejected(os.path.basename(target), "something that is no file has this name")
+            raise self._rejected(os.path.basename(target), "this name exists but is not a file")
         if found.st_size != len(data):
             return False
         try:
@@ -170,8 +172,8 @@ class LocalStorage:
             return False
 
     @staticmethod
-    def _sync(folder: str) -> None:
-        """Let the new name outlive a power cut. Some file systems cannot sync a folder; they need not."""
+    def _sync_folder(folder: str) -> None:
+        """Make the new name survive a power cut. Some file systems cannot sync a folder, nor need to."""
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -179,7 +181,7 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
 
-    def _failed(self, exc: OSError) -> StorageFailed:
+    def _storage_error(self, exc: OSError) -> StorageFailed:
         reason = exc.strerror or type(exc).__name__
         return StorageFailed(f"cannot write to the folder {self._folder}: {reason}; check --output")
 
@@ -188,6 +190,6 @@ class LocalStorage:
         return PromptFailed(ErrorCode.STORAGE_REJECTED, message)
 
 
-def _no_link(path: str, flags: int) -> int:
-    """Open a file but no link; a pipe that nobody writes to would hold up whoever asks without O_NONBLOCK."""
+def _open_no_follow(path: str, flags: int) -> int:
+    """Open a file but not a link. O_NONBLOCK: opening a pipe without a writer would block."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,7 +1,6 @@
-"""Pictures in a bucket of Amazon S3 or of a service that speaks like it: who may create and replace what.
+"""Image storage in a bucket of Amazon S3 or a compatible service: ImageStorage's rules in S3's terms.
 
-Knows the rules of ImageStorage and what S3's answers mean for them. boto3 is known to ``s3_bucket`` alone
-and is imported when the bucket is first needed.
+Only ``s3_bucket`` uses boto3. It is imported when the bucket is first needed.
 """
 
 from __future__ import annotations
@@ -15,9 +14,15 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
-from text2img.storage import StorageOptions, check_name, identity, name_in, percent_decode
+from text2img.storage import StorageOptions, check_name, identity, object_name, percent_decode
 from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
-from text2img.storage.s3_errors import CREDENTIALS, EVERY_OBJECT, LOG_IN, NO_ACLS, REGION
+from text2img.storage.s3_errors import (
+    ACLS_UNSUPPORTED,
+    BUCKET_ERRORS,
+    CREDENTIAL_ERRORS,
+    LOGIN_HINT,
+    REGION_ERRORS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,16 +33,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_NUMBERS = re.compile(r"\d+\.\d+\.\d+\.\d+")  # an IP address, which no bucket may look like
+_IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")  # not allowed as a bucket's name
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
 class S3Storage:
     """An ImageStorage over ``s3://bucket/prefix`` (the prefix may be empty).
 
-    ``patience``: seconds for which one call tries again after faults that may pass (408, 429, 5xx,
-    connections), all its waits together. ``timeout``: seconds one request may be silent. ``clock``
-    counts the seconds, and sleeps between the tries.
+    ``retry_timeout``: the seconds for which one call retries transient errors (408, 429, 5xx, connections),
+    including all waits. ``timeout``: the seconds one request may go without a response. ``clock`` counts the
+    seconds, and sleeps between the attempts.
     """
 
     def __init__(
@@ -45,7 +50,7 @@ class S3Storage:
         url: str,
         options: StorageOptions | None = None,
         *,
-        patience: float = 60,
+        retry_timeout: float = 60,
         timeout: float = 30,
         clock: Clock = time,
     ) -> None:
@@ -54,9 +59,9 @@ class S3Storage:
         endpoint = self._options.s3_endpoint
         if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
             raise ConfigurationError(
-                "--s3-endpoint must read like https://s3.example.com, without a user or a query"
+                "--s3-endpoint must be a URL like https://s3.example.com, without a user or a query"
             )
-        self._patience = patience
+        self._retry_timeout = retry_timeout
         self._timeout = timeout
         self._clock = clock
         self._lock = threading.Lock()
@@ -64,25 +69,26 @@ class S3Storage:
         self._conditional = True
 
     def check(self) -> None:
-        """As ImageStorage.check: asks whether the bucket is there."""
+        """Check that the bucket exists; see ImageStorage.check."""
         try:
-            run_with_timeout(19, lambda: self._bucket().look_at_bucket(patience=8))
+            run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
         except TimeoutError as exc:
-            raise StorageFailed(f"{self._url()} got no answer; check the network and --output") from exc
+            raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
-            # An account that may only write is not allowed to ask.
-            if exc.status != 403 or exc.code in CREDENTIALS:
-                raise self._failed(exc) from exc
+            # An account that may only write gets a 403.
+            if exc.status != 403 or exc.code in CREDENTIAL_ERRORS:
+                raise self._storage_error(exc) from exc
 
     def check_writable(self) -> None:
-        """As ImageStorage.try_write; needs s3:PutObject and s3:DeleteObject.
+        """Store and delete a test object; see ImageStorage.check_writable.
 
-        Also tries to write over its object, which a service that keeps conditions must not allow.
+        Needs s3:PutObject and s3:DeleteObject. Also tries to overwrite the object, which a service that
+        honours conditional writes must reject.
         """
         name = f"doctor-{secrets.token_hex(8)}.txt"
         try:
             self.put(name, b"text2img doctor", "text/plain", lambda: True)
-            kept = self._keeps(name)
+            safe = self._refuses_overwrite(name)
             self._bucket().delete(self._prefix + name)
         except PermanentError as exc:
             raise StorageFailed(
@@ -90,37 +96,38 @@ class S3Storage:
             ) from exc
         except PromptFailed as exc:
             raise StorageFailed(str(exc)) from exc
-        if not kept:
+        if not safe:
             raise StorageFailed(
-                f"{self._url()} ignores If-None-Match, so that a late worker could overwrite another's "
-                "picture; use a service that keeps it"
+                f"{self._url()} ignores If-None-Match, so a late worker could overwrite another's "
+                "image; use a service that honours it"
             )
 
     def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
-        """As ImageStorage.put; created with ``If-None-Match: *``, replaced with ``If-Match`` and the ETag.
+        """Store the object; see ImageStorage.put.
 
-        An account that may not look at an object that is there cannot compare: with the claim still held it
-        replaces the object whatever it is, and where it may not do that either, the object is rejected. The
-        same goes for every object where the service has no conditional writes at all.
+        It is created with ``If-None-Match: *`` and replaced with ``If-Match`` and the ETag. An account that
+        may not read an existing object cannot compare it. While the claim holds, it replaces any object; if
+        it may not replace it either, the object is rejected. Without conditional writes in the service, every
+        object is stored under these rules.
         """
         path = self._prefix + check_name(name)
         create_or_replace(
             self._url() + name,
             data,
             lambda version: self._upload(path, data, content_type, version),
-            lambda: self._look(path),
+            lambda: self._lookup(path),
             may_replace,
         )
         return self._bucket().public_url(path) if self._options.public_urls else self._url() + name
 
     def read(self, url: str) -> bytes:
-        """As ImageStorage.read; needs s3:GetObject."""
+        """Return the object's content; needs s3:GetObject. See ImageStorage.read."""
         public = self._bucket().public_url(self._prefix)
-        name = name_in({self._url(): identity, public: percent_decode}, url)
+        name = object_name({self._url(): identity, public: percent_decode}, url)
         return read_whole(self._bucket(), self._prefix + name, self._url() + name)
 
     def _upload(self, path: str, data: bytes, content_type: str, version: str | None) -> bool:
-        """Store the object over that ETag (None: over any); False where another one is there."""
+        """Replace the object of that ETag (None: any); return False if it has another ETag."""
         if not self._conditional:
             if version == ABSENT:
                 return False
@@ -129,7 +136,7 @@ class S3Storage:
             self._bucket().upload(path, data, content_type, version)
         except PermanentError as exc:
             if version is not None and exc.status == 501:
-                self._do_without_conditions()
+                self._disable_conditional_writes()
                 return False
             vanished = exc.status == 404 and exc.code != "NoSuchBucket" and bool(version)
             if version is not None and (exc.status == 412 or vanished):
@@ -137,34 +144,34 @@ class S3Storage:
             raise self._upload_error(exc, path, creating=version == ABSENT) from exc
         return True
 
-    def _look(self, path: str) -> ObjectInfo | None:
-        """What is stored there; None where nothing is. Unknown in all respects where we may not look.
+    def _lookup(self, path: str) -> ObjectInfo | None:
+        """Return the stored object, None if there is none, or UNKNOWN if this account may not read it.
 
-        Where the service has no conditions nothing can be created safely, so that nothing is known to be
-        absent either: then only who holds the claim may write.
+        Without conditional writes no object can be created safely, so an absent one is UNKNOWN too. Then only
+        the claim's holder may write.
         """
-        from text2img.storage.s3_bucket import UNSEEN
+        from text2img.storage.s3_bucket import UNKNOWN
 
         try:
-            return self._bucket().look(path)
+            return self._bucket().lookup(path)
         except PermanentError as exc:
             if exc.status == 404:
-                return None if self._conditional else UNSEEN
+                return None if self._conditional else UNKNOWN
             if exc.status == 403:
-                return UNSEEN
-            raise self._failed(exc) from exc
+                return UNKNOWN
+            raise self._storage_error(exc) from exc
 
-    def _do_without_conditions(self) -> None:
+    def _disable_conditional_writes(self) -> None:
         with self._lock:
             if self._conditional:
                 log.warning(
-                    "%s has no conditional writes (501); pictures are written while their claim holds",
+                    "%s has no conditional writes (501); images are written while their claim holds",
                     self._url(),
                 )
             self._conditional = False
 
-    def _keeps(self, name: str) -> bool:
-        """Whether the service keeps the object that is there from a writer without a claim."""
+    def _refuses_overwrite(self, name: str) -> bool:
+        """Return True if the service protects an existing object from a writer without a claim."""
         try:
             self.put(name, b"text2img doctor, too late", "text/plain", lambda: False)
         except ClaimLost:
@@ -174,45 +181,43 @@ class S3Storage:
     def _upload_error(
         self, exc: PermanentError, path: str, *, creating: bool
     ) -> StorageFailed | PromptFailed:
-        """What a refused upload means: the end of the run, or of this one prompt."""
-        where = f"s3://{self._bucket_name}/{path}"
-        if exc.status == 403 and exc.code not in CREDENTIALS and not creating:
+        """Return the error of a failed upload: StorageFailed ends the run, PromptFailed this prompt."""
+        url = f"s3://{self._bucket_name}/{path}"
+        if exc.status == 403 and exc.code not in CREDENTIAL_ERRORS and not creating:
             return rejected(
-                where,
-                "an object is there already and this account may not compare or replace it; grant "
+                url,
+                "an object exists already and this account may not compare or replace it; grant "
                 "s3:GetObject, or delete the object",
             )
-        every = exc.code in EVERY_OBJECT or exc.code.startswith("KMS.")
-        if exc.status in {400, 413, 414, 422} and not every:
-            return rejected(where, str(exc))
-        return self._failed(exc)
+        every_object = exc.code in BUCKET_ERRORS or exc.code.startswith("KMS.")
+        if exc.status in {400, 413, 414, 422} and not every_object:
+            return rejected(url, str(exc))
+        return self._storage_error(exc)
 
-    def _failed(self, exc: PermanentError) -> StorageFailed:
+    def _storage_error(self, exc: PermanentError) -> StorageFailed:
         url = self._url()
         if exc.status == 404:
             return StorageFailed(
                 f"the bucket {self._bucket_name} does not exist; create it or check --output"
             )
-        if exc.status == 401 or exc.code in CREDENTIALS:
-            return StorageFailed(f"the credentials for {url} are not accepted ({exc.reason}); {LOG_IN}")
-        if exc.status in {301, 307} or exc.code in REGION:
+        if exc.status == 401 or exc.code in CREDENTIAL_ERRORS:
+            return StorageFailed(f"the credentials for {url} are rejected ({exc.reason}); {LOGIN_HINT}")
+        if exc.status in {301, 307} or exc.code in REGION_ERRORS:
+            return StorageFailed(f"{url} is in another region; set AWS_DEFAULT_REGION to it: {exc.reason}")
+        if exc.code == ACLS_UNSUPPORTED:
             return StorageFailed(
-                f"{url} is in another region; name the right one by AWS_DEFAULT_REGION: {exc.reason}"
-            )
-        if exc.code == NO_ACLS:
-            return StorageFailed(
-                f"the bucket {self._bucket_name} allows no ACLs; leave --acl out, and let the bucket's "
-                "policy say who may read"
+                f"the bucket {self._bucket_name} allows no ACLs; omit --acl and grant read access in the "
+                "bucket's policy"
             )
         if exc.status == 403:
-            return StorageFailed(f"this account may not write to {url}; {self._grants()}: {exc.reason}")
-        return StorageFailed(f"the storage refuses {url}: {exc}")
+            return StorageFailed(f"this account may not write to {url}; {self._grant_hint()}: {exc.reason}")
+        return StorageFailed(f"the storage rejects {url}: {exc}")
 
-    def _grants(self) -> str:
-        """What to do where writing is forbidden."""
+    def _grant_hint(self) -> str:
+        """Return the hint for a forbidden write."""
         if not self._options.acl:
             return "grant it s3:PutObject (and s3:GetObject, to compare and replace)"
-        return "grant it s3:PutObject and s3:PutObjectAcl, and see whether Block Public Access forbids --acl"
+        return "grant it s3:PutObject and s3:PutObjectAcl; check whether Block Public Access forbids --acl"
 
     def _url(self) -> str:
         return f"s3://{self._bucket_name}/{self._prefix}"
@@ -223,11 +228,11 @@ class S3Storage:
         with self._lock:
             if self._opened is None:
                 self._opened = Bucket(
-                    self._bucket_name, self._options, self._patience, self._timeout, clock=self._clock
+                    self._bucket_name, self._options, self._retry_timeout, self._timeout, clock=self._clock
                 )
             return self._opened
 
 
 def is_bucket(name: str) -> bool:
-    """By S3's rules for the names of general purpose buckets."""
-    return bool(_BUCKET.fullmatch(name)) and ".." not in name and not _NUMBERS.fullmatch(name)
+    """Check a name by S3's rules for the names of general purpose buckets."""
+    return bool(_BUCKET.fullmatch(name)) and ".." not in name and not _IP_ADDRESS.fullmatch(name)

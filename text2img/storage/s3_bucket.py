@@ -1,7 +1,6 @@
-"""One bucket, by boto3: credentials, connections, tries, and its errors in our words.
+"""One bucket through boto3: credentials, connections, retries, checksums, and its errors as ours.
 
-Knows neither pictures nor claims. Imported when a bucket is first needed, since boto3 takes its time to
-load. docs/s3.md says why it is boto3.
+Imported when a bucket is first needed, since boto3 loads slowly. docs/s3.md explains the choice of boto3.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ from text2img import __version__
 from text2img.errors import StorageFailed
 from text2img.prompts.ids import quoted
 from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
-from text2img.storage.s3_errors import LOG_IN, NO_ACLS, PASSING
+from text2img.storage.s3_errors import ACLS_UNSUPPORTED, LOGIN_HINT, TRANSIENT_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from text2img.storage import StorageOptions
-    from text2img.storage.bucket import Clock, Sum
+    from text2img.storage.bucket import Checksum, Clock
 
 
 _Result = TypeVar("_Result")
-_CONNECTIONS = 128  # kept open at the most: more than any sensible --upload-workers
-_FAULTS = (
+_MAX_CONNECTIONS = 128  # kept open: more than any sensible --upload-workers
+_NETWORK_ERRORS = (
     *(boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, ResponseParserError),
     *(ConnectionError, TimeoutError),
 )
-_LOGIN_FAULTS = (
+_CREDENTIAL_ERRORS = (
     *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError),
     *(boto.ProfileNotFound, boto.SSOError, boto.TokenRetrievalError, boto.MetadataRetrievalError),
 )
@@ -56,17 +55,20 @@ _OPERATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as it is stored; its version is its ETag. ``read`` gets its bytes, None where it may not."""
+    """A stored object; its version is its ETag.
+
+    ``read`` returns its bytes, or None if it changed or this account may not read it.
+    """
 
     version: str | None
     size: int | None
     read: Callable[[], bytes | None]
 
     def holds(self, data: bytes) -> bool:
-        """Whether the object's content is that.
+        """Return True if the object's content is ``data``.
 
-        The ETag of an object that was stored whole is its MD5; encrypted by KMS or in parts it is not, and
-        then the bytes themselves are compared.
+        The ETag of an object stored in one part is its MD5. If it was stored in several parts or encrypted by
+        KMS, it is not, and the bytes themselves are compared.
         """
         if self.size != len(data):
             return False
@@ -74,102 +76,108 @@ class ObjectInfo:
         return (self.version or "").strip('"') == md5 or self.read() == data
 
 
-UNSEEN = ObjectInfo(version=None, size=None, read=lambda: None)
+UNKNOWN = ObjectInfo(version=None, size=None, read=lambda: None)
 
 
 class Bucket:
-    """A bucket by name. Every method raises Refused for an answer that stays, StorageFailed for all else.
+    """A bucket by name.
 
-    ``patience`` and ``timeout`` in seconds and ``clock`` as S3Storage's. Where it is, in which region, and
-    who we are is found by boto3's own rules (environment, ``~/.aws``, the machine's role), unless an endpoint
-    is given.
+    Every method raises PermanentError for a rejection that a retry would not change, and StorageFailed for
+    every other failure. ``retry_timeout``, ``timeout`` (both in seconds) and ``clock`` are S3Storage's.
+    boto3's own rules (environment, ``~/.aws``, the machine's role) determine the credentials, the region and,
+    unless the options name one, the endpoint.
     """
 
     def __init__(
-        self, name: str, options: StorageOptions, patience: float, timeout: float, *, clock: Clock = time
+        self, name: str, options: StorageOptions, retry_timeout: float, timeout: float, *, clock: Clock = time
     ) -> None:
         self._name = name
         self._acl = options.acl
-        self._patience = patience
-        self._persistently = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
+        self._retry_timeout = retry_timeout
+        self._retry = partial(retry, sleep=clock.sleep, clock=clock.monotonic)
         self._client = _client(options.s3_endpoint, timeout)
 
-    def look_at_bucket(self, patience: float) -> None:
-        """Ask whether it is there, for that many seconds at the most."""
+    def check_bucket(self, retry_timeout: float) -> None:
+        """Check that the bucket exists, for at most ``retry_timeout`` seconds."""
         try:
-            self._ask(partial(self._client.head_bucket, Bucket=self._name), patience)
+            self._with_retries(partial(self._client.head_bucket, Bucket=self._name), retry_timeout)
         except PermanentError as exc:
             if exc.status not in {400, 403}:
                 raise
-            # HEAD has no words: whether it is the credentials or the account's rights, a listing tells.
-            self._ask(partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), patience)
-        if self._acl and self._takes_no_acls(patience):
-            raise PermanentError(400, "its object ownership is BucketOwnerEnforced", NO_ACLS)
+            # The response to HEAD has no body; a listing shows whether the credentials or the rights fail.
+            self._with_retries(
+                partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), retry_timeout
+            )
+        if self._acl and self._disallows_acls(retry_timeout):
+            raise PermanentError(400, "its object ownership is BucketOwnerEnforced", ACLS_UNSUPPORTED)
 
-    def objects(self, prefix: str, most: int) -> list[ListEntry]:
-        """The objects whose names begin so, ``most`` of them at the most; needs s3:ListBucket."""
+    def objects(self, prefix: str, max_count: int) -> list[ListEntry]:
+        """List at most ``max_count`` objects whose names start with ``prefix``; needs s3:ListBucket."""
 
         def attempt() -> list[ListEntry]:
             pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._name, Prefix=prefix, PaginationConfig={"MaxItems": most}
+                Bucket=self._name, Prefix=prefix, PaginationConfig={"MaxItems": max_count}
             )
-            found = (each for page in pages for each in page.get("Contents", ()))
-            return [ListEntry(each["Key"], each["Size"], each["ETag"], each["ETag"]) for each in found]
+            found = (item for page in pages for item in page.get("Contents", ()))
+            return [ListEntry(item["Key"], item["Size"], item["ETag"], item["ETag"]) for item in found]
 
-        return self._ask(attempt)
+        return self._with_retries(attempt)
 
-    def sum(self, listed: ListEntry) -> tuple[Sum, bytes] | None:
-        """A sum of the whole object where S3 has one, else the ETag where it is made of MD5s."""
+    def checksum(self, listed: ListEntry) -> tuple[Checksum, bytes] | None:
+        """Return S3's checksum of the whole object or else, if it consists of MD5s, the ETag."""
         head = partial(self._client.head_object, Bucket=self._name, Key=listed.path)
-        found = whole(self._ask(partial(head, ChecksumMode="ENABLED")), listed.version)
+        found = full_checksum(self._with_retries(partial(head, ChecksumMode="ENABLED")), listed.version)
         if found or "-" not in listed.version:
             return found
-        return of_parts(self._ask(partial(head, PartNumber=1)), listed.version, listed.size)
+        return multipart_checksum(
+            self._with_retries(partial(head, PartNumber=1)), listed.version, listed.size
+        )
 
-    def look(self, path: str) -> ObjectInfo:
-        """The object as it is stored."""
-        found = self._ask(partial(self._client.head_object, Bucket=self._name, Key=path))
-        etag = found.get("ETag")
-        return ObjectInfo(etag, found.get("ContentLength"), partial(self._read, path, etag))
+    def lookup(self, path: str) -> ObjectInfo:
+        """Return the object's metadata."""
+        head = self._with_retries(partial(self._client.head_object, Bucket=self._name, Key=path))
+        etag = head.get("ETag")
+        return ObjectInfo(etag, head.get("ContentLength"), partial(self._read, path, etag))
 
     def read(self, path: str, version: str | None, start: int, end: int) -> bytes:
-        """The object's bytes from ``start`` to before ``end``, while it has that ETag."""
-        wanted = {"Bucket": self._name, "Key": path, "Range": f"bytes={start}-{end - 1}"}
-        wanted |= {"IfMatch": version} if version else {}
+        """Return the bytes from ``start`` to before ``end``, while the object has that ETag."""
+        request = {"Bucket": self._name, "Key": path, "Range": f"bytes={start}-{end - 1}"}
+        request |= {"IfMatch": version} if version else {}
 
         def attempt() -> bytes:
-            body = self._client.get_object(**wanted)["Body"]
-            with body:  # not `as`, which gives urllib3's answer, and with it urllib3's errors
+            body = self._client.get_object(**request)["Body"]
+            with body:  # not `as`: that gives urllib3's response, which raises urllib3's errors
                 return bytes(body.read())
 
-        return self._ask(attempt)
+        return self._with_retries(attempt)
 
     def upload(self, path: str, data: bytes, content_type: str, version: str | None) -> None:
-        """Store the object over that ETag (ABSENT: where there is none, None: anyhow).
+        """Replace the object of that ETag (ABSENT: only create; None: replace any).
 
-        Carries an MD5 that the server compares: every service knows it, unlike boto3's newer checksums. May
-        be repeated: what came through although its answer was lost is found as 412 the next time.
+        The request carries an MD5 that the server verifies: every service supports it, unlike boto3's newer
+        checksums. Repeating it is safe: if an upload succeeded but its response was lost, the next one gets a
+        412.
         """
         md5 = hashlib.md5(data, usedforsecurity=False).digest()
-        wanted = {"Bucket": self._name, "Key": path, "Body": data, "ContentType": content_type}
-        wanted["ContentMD5"] = base64.b64encode(md5).decode("ascii")
+        request = {"Bucket": self._name, "Key": path, "Body": data, "ContentType": content_type}
+        request["ContentMD5"] = base64.b64encode(md5).decode("ascii")
         if self._acl:
-            wanted["ACL"] = self._acl
+            request["ACL"] = self._acl
         if version == ABSENT:
-            wanted["IfNoneMatch"] = "*"
+            request["IfNoneMatch"] = "*"
         elif version is not None:
-            wanted["IfMatch"] = version
-        self._ask(partial(self._client.put_object, **wanted))
+            request["IfMatch"] = version
+        self._with_retries(partial(self._client.put_object, **request))
 
     def delete(self, path: str) -> None:
-        """Remove the object; one that is gone already is no error."""
-        self._ask(partial(self._client.delete_object, Bucket=self._name, Key=path))
+        """Delete the object, if it exists."""
+        self._with_retries(partial(self._client.delete_object, Bucket=self._name, Key=path))
 
     def public_url(self, path: str) -> str:
-        """Where anybody finds the object, provided that they may read it.
+        """Return the object's public URL, which works if the object may be read by everyone.
 
-        On Amazon's S3 the bucket's own host, in whatever region it is. A host that would have a dot too many
-        for its certificate, and any other service: as boto3 addresses the bucket.
+        On Amazon's S3 the host is the bucket's own, in every region. For a bucket whose name has a dot, which
+        the certificate does not cover, and for other services, it is the host that boto3 uses.
         """
         endpoint = urlsplit(self._client.meta.endpoint_url)
         host = endpoint.netloc.rpartition("@")[2]
@@ -180,20 +188,20 @@ class Bucket:
             return f"{endpoint.scheme}://{self._name}.{host}{base}{quoted(path)}"
         return f"{endpoint.scheme}://{host}{base}{self._name}/{quoted(path)}"
 
-    def _takes_no_acls(self, patience: float) -> bool:
-        """Whether it is known to refuse ACLs, as Amazon's buckets do unless they are made otherwise."""
+    def _disallows_acls(self, retry_timeout: float) -> bool:
+        """Return True if the bucket is known to disallow ACLs, the default of Amazon's buckets."""
         try:
-            found = self._ask(
-                partial(self._client.get_bucket_ownership_controls, Bucket=self._name), patience
+            found = self._with_retries(
+                partial(self._client.get_bucket_ownership_controls, Bucket=self._name), retry_timeout
             )
-        except PermanentError:  # many accounts may not ask, and many services do not know
+        except PermanentError:  # many accounts may not request this, and many services do not support it
             return False
         rules = found.get("OwnershipControls", {}).get("Rules", [])
         enforced = any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules)
-        return enforced and self._acl != "bucket-owner-full-control"  # which says what is so anyway
+        return enforced and self._acl != "bucket-owner-full-control"  # which such buckets allow
 
     def _read(self, path: str, etag: str | None) -> bytes | None:
-        """The object's bytes while it has that ETag; None where it has changed or may not be read."""
+        """Return the bytes of the object of that ETag; None if it has changed or may not be read."""
         unchanged = {"IfMatch": etag} if etag else {}
 
         def attempt() -> bytes:
@@ -202,66 +210,66 @@ class Bucket:
                 return bytes(body.read())
 
         try:
-            return self._ask(attempt)
+            return self._with_retries(attempt)
         except PermanentError:
             return None
 
-    def _ask(self, attempt: Callable[[], _Result], patience: float | None = None) -> _Result:
-        """Try for that long (by default the bucket's patience). boto3 keeps the time of a single try."""
-        patience = self._patience if patience is None else patience
-        return self._persistently(lambda _: _translated(attempt), patience, 0)
+    def _with_retries(self, attempt: Callable[[], _Result], retry_timeout: float | None = None) -> _Result:
+        """Retry for that long, by default the bucket's retry timeout; boto3 times a single attempt."""
+        retry_timeout = self._retry_timeout if retry_timeout is None else retry_timeout
+        return self._retry(lambda _: _translate_errors(attempt), retry_timeout, 0)
 
 
 def _client(endpoint: str | None, timeout: float) -> Any:
     config = Config(
         connect_timeout=min(timeout, 10),
         read_timeout=timeout,
-        retries={"total_max_attempts": 1},  # tries are counted here, by the clock
-        max_pool_connections=_CONNECTIONS,
-        request_checksum_calculation="when_required",  # several services know no trailing checksums
+        retries={"total_max_attempts": 1},  # the retries are ours, by the clock
+        max_pool_connections=_MAX_CONNECTIONS,
+        request_checksum_calculation="when_required",  # several services do not support trailing checksums
         response_checksum_validation="when_required",
         user_agent_extra=f"text2img/{__version__}",
     )
-    return _translated(lambda: _session().client("s3", endpoint_url=endpoint, config=config))
+    return _translate_errors(lambda: _session().client("s3", endpoint_url=endpoint, config=config))
 
 
 def _session() -> Any:
-    own = botocore.session.Session()
-    session = boto3.session.Session(botocore_session=own)
-    own.register_component("data_loader", _loader(own.get_config_variable("data_path")))
+    core = botocore.session.Session()
+    session = boto3.session.Session(botocore_session=core)
+    core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
     return session
 
 
 @cache
 def _loader(data_path: str | None) -> Any:
-    """AWS's descriptions of its services, read once: that is most of what a client costs."""
+    """Return the loader of AWS's service descriptions; reading them is most of a client's cost."""
     return create_loader(data_path)
 
 
-def _translated(attempt: Callable[[], _Result]) -> _Result:
-    """What the attempt returns; boto3's errors in our words."""
+def _translate_errors(attempt: Callable[[], _Result]) -> _Result:
+    """Return the attempt's result; raise boto3's errors as ours."""
     try:
         return attempt()
     except boto.ClientError as exc:
-        raise _answered(exc) from exc
-    except _FAULTS as exc:
+        raise _to_storage_error(exc) from exc
+    except _NETWORK_ERRORS as exc:
         raise TransientError(f"S3 cannot be reached ({type(exc).__name__}); check the network") from exc
-    except _LOGIN_FAULTS as exc:
-        raise StorageFailed(f"there are no AWS credentials ({one_line(exc)}); {LOG_IN}") from exc
+    except _CREDENTIAL_ERRORS as exc:
+        raise StorageFailed(f"there are no AWS credentials ({one_line(exc)}); {LOGIN_HINT}") from exc
     except (boto.BotoCoreError, ValueError) as exc:
         raise StorageFailed(f"S3 cannot be used: {one_line(exc)}") from exc
 
 
-def _answered(exc: boto.ClientError) -> PermanentError | StorageFailed:
-    """An answer that stays, or one that may pass."""
-    error, about = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
-    status, code = int(about.get("HTTPStatusCode") or 0), str(error.get("Code") or "")
+def _to_storage_error(exc: boto.ClientError) -> PermanentError | StorageFailed:
+    """Return a PermanentError, or a TransientError for a response that a retry may change."""
+    error, metadata = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
+    status, code = int(metadata.get("HTTPStatusCode") or 0), str(error.get("Code") or "")
     reason = one_line(error.get("Message") or code)
-    if exc.operation_name not in _OPERATIONS:  # it was asked for credentials, not S3 for anything
-        return StorageFailed(f"AWS gives no credentials ({exc.operation_name}: {reason}); {LOG_IN}")
-    if code in PASSING or status in {408, 429} or (status >= 500 and status != 501):
+    if exc.operation_name not in _OPERATIONS:  # a request for credentials failed, not one to S3
+        return StorageFailed(f"AWS gives no credentials ({exc.operation_name}: {reason}); {LOGIN_HINT}")
+    if code in TRANSIENT_ERRORS or status in {408, 429} or (status >= 500 and status != 501):
         return TransientError(f"S3 keeps answering {status} {code}: {reason}; run it again later")
-    region = error.get("Region") or about.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    region = error.get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
     return PermanentError(status, f"{reason} (it is in {region})" if region else reason, code)
 
 
@@ -269,7 +277,7 @@ _ETAG: Final = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')
 
 
 class _Crc32:
-    """zlib's CRC-32 in the form of hashlib's sums."""
+    """zlib's CRC-32 with the interface of hashlib's checksums."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -281,11 +289,11 @@ class _Crc32:
         return self._value.to_bytes(4, "big")
 
 
-class _OfParts:
-    """The MD5 of the MD5s of parts of ``size`` bytes each, the last one excepted."""
+class _MultipartMd5:
+    """The MD5 of the parts' MD5s; each part but the last has ``size`` bytes."""
 
     def __init__(self, size: int) -> None:
-        self._size, self._left, self._part, self._done = size, size, _md5(), b""
+        self._size, self._left, self._part, self._digests = size, size, _md5(), b""
 
     def update(self, data: bytes, /) -> None:
         while data:
@@ -293,45 +301,49 @@ class _OfParts:
             self._part.update(piece)
             self._left -= len(piece)
             if not self._left:
-                self._close()
+                self._end_part()
 
     def digest(self) -> bytes:
         if self._left < self._size:
-            self._close()
-        return hashlib.md5(self._done, usedforsecurity=False).digest()
+            self._end_part()
+        return hashlib.md5(self._digests, usedforsecurity=False).digest()
 
-    def _close(self) -> None:
-        self._done += self._part.digest()
+    def _end_part(self) -> None:
+        self._digests += self._part.digest()
         self._left, self._part = self._size, _md5()
 
 
-def whole(head: Mapping[str, Any], etag: str) -> tuple[Sum, bytes] | None:
-    """The sum of the object of that ETag and answer to HEAD, and what it comes to; None where it has none.
+def full_checksum(head: Mapping[str, Any], etag: str) -> tuple[Checksum, bytes] | None:
+    """Return an empty checksum and the digest of the object with that HEAD response and ETag, or None.
 
-    Of an object in parts only what is said to be of the whole: services differ in what else they tell.
+    For an object in parts, only a checksum marked as one of the full object counts: services differ in what
+    the others cover.
     """
     in_parts = "-" in etag
     if head.get("ChecksumType", "COMPOSITE" if in_parts else "FULL_OBJECT") == "FULL_OBJECT":
-        for name, kind in (("SHA256", hashlib.sha256), ("SHA1", _sha1), ("CRC32", _Crc32)):
-            if told := head.get(f"Checksum{name}"):
-                return kind(), base64.b64decode(told)
+        for name, algorithm in (("SHA256", hashlib.sha256), ("SHA1", _sha1), ("CRC32", _Crc32)):
+            if digest := head.get(f"Checksum{name}"):
+                return algorithm(), base64.b64decode(digest)
     md5 = None if in_parts else _md5_in(head, etag)
     return (_md5(), bytes.fromhex(md5[1])) if md5 else None
 
 
-def of_parts(head: Mapping[str, Any], etag: str, size: int) -> tuple[Sum, bytes] | None:
-    """The same of an object in parts, of so many bytes; the answer is about its first part."""
+def multipart_checksum(head: Mapping[str, Any], etag: str, size: int) -> tuple[Checksum, bytes] | None:
+    """Return the checksum and digest of an object of ``size`` bytes, stored in parts, or None.
+
+    ``head`` is the response for its first part.
+    """
     first, count = int(head.get("ContentLength") or 0), int(head.get("PartsCount") or 0)
     md5 = _md5_in(head, etag)
     if not (md5 and md5[2] and count == int(md5[2]) and (count - 1) * first < size <= count * first):
         return None
-    return _OfParts(first), bytes.fromhex(md5[1])
+    return _MultipartMd5(first), bytes.fromhex(md5[1])
 
 
 def _md5_in(head: Mapping[str, Any], etag: str) -> re.Match[str] | None:
-    """The MD5 in the ETag, and the number of parts, where it is made of MD5s."""
-    sealed = "kms" in str(head.get("ServerSideEncryption") or "") or head.get("SSECustomerAlgorithm")
-    return None if sealed else _ETAG.fullmatch(etag)
+    """Match the MD5 in the ETag and the number of parts; None if the ETag does not consist of MD5s."""
+    encrypted = "kms" in str(head.get("ServerSideEncryption") or "") or head.get("SSECustomerAlgorithm")
+    return None if encrypted else _ETAG.fullmatch(etag)
 
 
 def _md5() -> Any:

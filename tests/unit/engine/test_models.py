@@ -18,7 +18,7 @@ from tests.servers.s3 import client
 from text2img.engine import EngineOptions
 from text2img.engine.models import ModelCache
 from text2img.errors import ConfigurationError, ModelFailed, Stopped
-from text2img.storage.s3_bucket import of_parts, whole
+from text2img.storage.s3_bucket import full_checksum, multipart_checksum
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -167,8 +167,8 @@ def test_what_is_not_there_is_a_configuration_error(there, tmp_path):
     for url, said in (
         (f"{there.url}x", "there is nothing at"),
         (f"{kind}://no-such-bucket-here/x", "there is no bucket for"),
-        (f"{kind}://A_b/x", "is no bucket's name; write --model-id"),
-        (f"{kind}://bucket/a//b", "holds an empty or odd part"),
+        (f"{kind}://A_b/x", "is not a valid bucket name; write --model-id"),
+        (f"{kind}://bucket/a//b", "has an empty or invalid part"),
     ):
         with pytest.raises(ConfigurationError, match=said):
             find(tmp_path, url)
@@ -236,12 +236,12 @@ def test_which_sums_of_s3_are_used():
     sha256 = base64.b64encode(hashlib.sha256(data).digest()).decode()
     crc32 = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
     for head, etag in (({"ChecksumSHA256": sha256}, "x"), ({"ChecksumCRC32": crc32}, "x"), ({}, f'"{md5}"')):
-        made, told = whole(head, etag)
+        made, told = full_checksum(head, etag)
         for start in range(0, len(data), 7):
             made.update(data[start : start + 7])
         assert made.digest() == told
     for sealed in ({"ServerSideEncryption": "aws:kms"}, {"SSECustomerAlgorithm": "AES256"}):
-        assert whole(sealed, f'"{md5}"') is None
-    assert whole({"ChecksumCRC32": crc32}, f'"{md5}-2"') is None
-    assert whole({"ChecksumCRC32": crc32, "ChecksumType": "FULL_OBJECT"}, f'"{md5}-2"') is not None
-    assert of_parts({"ContentLength": 5, "PartsCount": 2}, f'"{md5}-2"', 11) is None
+        assert full_checksum(sealed, f'"{md5}"') is None
+    assert full_checksum({"ChecksumCRC32": crc32}, f'"{md5}-2"') is None
+    assert full_checksum({"ChecksumCRC32": crc32, "ChecksumType": "FULL_OBJECT"}, f'"{md5}-2"') is not None
+    assert multipart_checksum({"ContentLength": 5, "PartsCount": 2}, f'"{md5}-2"', 11) is None

@@ -35,8 +35,8 @@ def test_no_credentials_say_how_to_log_in(away):
         ("folder", "is a folder"),
         (b"not json", "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[]", "no key"),
-        (b"{}", "no key"),
+        (b"[]", "not a key"),
+        (b"{}", "not a key"),
         (b'{"type": "service_account"}', "cannot be used"),
     ],
 )

@@ -45,7 +45,7 @@ def test_acl_goes_with_the_upload(server, acl, sent):
 def test_bucket_without_acls_is_named(server, answer):
     """A bucket that forbids the ACL fails the run, and its 412 is not taken for an object that is there."""
     server.answers(server.refusal(*answer))
-    with pytest.raises(StorageFailed, match=r"does not allow --acl public-read; leave it out.*IAM policy"):
+    with pytest.raises(StorageFailed, match=r"does not allow --acl public-read; omit it.*IAM policy"):
         server.put(acl="public-read")
     assert len(server.asked) == 1
 

@@ -20,7 +20,7 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.storage import LARGEST, open_storage
+from text2img.storage import MAX_OBJECT_BYTES, open_storage
 from text2img.storage.local import LocalStorage
 
 
@@ -133,7 +133,7 @@ def test_something_else_of_that_name(tmp_path):
     os.mkfifo(tmp_path / "8.png")
     (tmp_path / "9.png").symlink_to(tmp_path / "nowhere")
     for name in ("7.png", "8.png"):
-        with pytest.raises(PromptFailed, match="no file"):
+        with pytest.raises(PromptFailed, match="not a file"):
             put(tmp_path, name, may_replace=lambda: True)
     put(tmp_path, "9.png", may_replace=lambda: True)
     assert (tmp_path / "9.png").read_bytes() == b"picture"
@@ -146,7 +146,7 @@ def test_folder_that_is_a_file(tmp_path):
     dead = tmp_path / "dead"
     dead.symlink_to(tmp_path / "nowhere")
     for folder in (file, file / "below" / "it", dead):
-        with pytest.raises(StorageFailed, match="no folder"):
+        with pytest.raises(StorageFailed, match="not a folder"):
             LocalStorage(str(folder)).check()
         with pytest.raises(StorageFailed, match="cannot write"):
             put(folder)
@@ -166,7 +166,7 @@ def test_folder_without_permission(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     else:
         tmp_path.chmod(0o500)
-    with pytest.raises(StorageFailed, match="cannot be written to"):
+    with pytest.raises(StorageFailed, match="is not writable"):
         LocalStorage(str(tmp_path / "out")).check()
 
 
@@ -198,8 +198,8 @@ def test_only_files_of_a_sensible_size_are_read(tmp_path):
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").mkdir()
     with (folder / "vast.png").open("wb") as vast:
-        vast.truncate(LARGEST + 1)
-    reasons = {"link": "symbolic link", "pipe": "no file", "folder": "directory", "vast": "larger than"}
+        vast.truncate(MAX_OBJECT_BYTES + 1)
+    reasons = {"link": "symbolic link", "pipe": "not a file", "folder": "directory", "vast": "larger than"}
     for name, reason in reasons.items():
         with pytest.raises(ObjectUnreadable, match=reason):
             LocalStorage(str(folder)).read(url.replace("7.png", f"{name}.png"))

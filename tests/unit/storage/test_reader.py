@@ -9,7 +9,7 @@ import pytest
 from tests.servers import free_port
 from tests.servers.scripted import ScriptedGcs, ScriptedS3
 from text2img.errors import ObjectUnreadable, StorageFailed
-from text2img.storage import Reader, StorageOptions, open_storage
+from text2img.storage import ImageReader, StorageOptions, open_storage
 
 
 class Deaf:
@@ -23,7 +23,7 @@ class Deaf:
         raise StorageFailed("nobody answers")
 
 
-class NullProgress(Deaf):
+class Hanging(Deaf):
     """A storage that gives no answer before it is released."""
 
     def __init__(self):
@@ -46,13 +46,13 @@ def folder(tmp_path):
 
 def test_files_are_read_where_their_paths_say(folder):
     """Of any folder where no output is named, of that one alone where it is."""
-    anywhere = Reader(None, StorageOptions())
-    run_with_timeout = Reader(open_storage(str(folder / "pictures")), StorageOptions())
+    anywhere = ImageReader(None, StorageOptions())
+    in_folder = ImageReader(open_storage(str(folder / "pictures")), StorageOptions())
     for name in ("pictures", "others"):
         assert anywhere.read(f"{folder}/{name}/7.png") == name.encode()
-    assert run_with_timeout.read(f"{folder}/pictures/7.png") == b"pictures"
-    with pytest.raises(ObjectUnreadable, match="name where it is by --output"):
-        run_with_timeout.read(f"{folder}/others/7.png")
+    assert in_folder.read(f"{folder}/pictures/7.png") == b"pictures"
+    with pytest.raises(ObjectUnreadable, match="set --output to its location"):
+        in_folder.read(f"{folder}/others/7.png")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_files_are_read_where_their_paths_say(folder):
 def test_nothing_else_is_touched(url):
     """What is no picture's path and no bucket's URL is refused before any file or network is touched."""
     with pytest.raises(ObjectUnreadable):
-        Reader(None, StorageOptions()).read(url)
+        ImageReader(None, StorageOptions()).read(url)
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,27 @@ def test_buckets_are_read_where_the_urls_say(httpserver, monkeypatch, scripted, 
     for name, value in server.variables.items():
         monkeypatch.setenv(name, value)
     server.answers(server.content(b"picture"), server.gone())
-    reader = Reader(None, StorageOptions())
+    reader = ImageReader(None, StorageOptions())
     assert reader.read(url) == b"picture"
     assert server.requests[0].environ["RAW_URI"].partition("?")[0].endswith(path)
-    with pytest.raises(ObjectUnreadable, match="not there"):
+    with pytest.raises(ObjectUnreadable, match="does not exist"):
         reader.read(url.replace("7.png", "8.png"))
 
 
 def test_a_place_that_does_not_answer_is_asked_once():
     """Every further picture of it has the same reason at once."""
     deaf = Deaf()
-    reader = Reader(deaf, StorageOptions())
+    reader = ImageReader(deaf, StorageOptions())
     for _ in range(3):
         with pytest.raises(ObjectUnreadable, match="nobody answers"):
             reader.read("gs://b/7.png")
     assert deaf.asked == 1
 
 
-def test_a_silent_place_takes_its_patience_once():
+def test_a_silent_place_takes_its_timeout_once():
     """Where no answer comes the first picture waits as long as it may; for the second that is known."""
-    silent = NullProgress()
-    reader = Reader(silent, StorageOptions(), patience=0.05)
+    silent = Hanging()
+    reader = ImageReader(silent, StorageOptions(), timeout=0.05)
     for _ in range(2):
         with pytest.raises(ObjectUnreadable, match=r"no answer within 0\.05 seconds"):
             reader.read("gs://b/7.png")
@@ -108,12 +108,12 @@ def test_a_silent_place_takes_its_patience_once():
     assert silent.asked == 1
 
 
-def test_a_server_that_is_not_there_takes_its_patience(monkeypatch):
-    """A bucket's own tries are longer than the reader's patience, which ends them."""
+def test_a_server_that_is_not_there_takes_its_timeout(monkeypatch):
+    """A bucket's own retries are longer than the reader's timeout, which ends them."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    reader = Reader(None, StorageOptions(), patience=0.05)
+    reader = ImageReader(None, StorageOptions(), timeout=0.05)
     for _ in range(2):
         with pytest.raises(ObjectUnreadable, match=r"no answer within 0\.05 seconds"):
             reader.read("s3://pictures/7.png")

@@ -76,7 +76,7 @@ def test_faults_that_stay_are_named_by_their_code(server):
     """The service's own name for what it keeps answering is in the sentence."""
     server.answers(server.refusal(503, "on fire", "SlowDown"))
     with pytest.raises(StorageFailed, match="503 SlowDown: on fire"):
-        server.put(patience=0)
+        server.put(retry_timeout=0)
 
 
 @pytest.mark.parametrize("answer", [ScriptedS3.refusal(400, code="KeyTooLongError"), (413, b"", {})])
@@ -92,11 +92,11 @@ def test_refused_object_is_the_prompts_failure(server, answer):
     ("status", "code", "words"),
     [
         (403, "AccessDenied", "grant it s3:PutObject .*odd"),
-        (403, "InvalidAccessKeyId", "credentials .* not accepted"),
-        (403, "SignatureDoesNotMatch", "credentials .* not accepted"),
+        (403, "InvalidAccessKeyId", "credentials .* rejected"),
+        (403, "SignatureDoesNotMatch", "credentials .* rejected"),
         (400, "ExpiredToken", "credentials .*odd.*AWS_PROFILE"),
         (404, "NoSuchBucket", "the bucket bkt does not exist"),
-        (400, "InvalidRequest", "refuses s3://bkt/p/: 400 odd"),
+        (400, "InvalidRequest", "rejects s3://bkt/p/: 400 odd"),
         (400, "KMS.DisabledException", "400 odd"),
         (409, "InvalidBucketState", "409 odd"),
         (405, "MethodNotAllowed", "405 odd"),
@@ -165,7 +165,7 @@ def test_service_that_can_do_nothing_of_it_fails_the_run(server):
         ([ScriptedS3.refusal(400), ScriptedS3.refusal(400, code="ExpiredToken")], "credentials"),
         (
             [ScriptedS3.refusal(301, **{"x-amz-bucket-region": "eu-west-1"})] * 4,
-            "AWS_DEFAULT_REGION: .*eu-west-1",
+            "AWS_DEFAULT_REGION to it: .*eu-west-1",
         ),
         ([ScriptedS3.refusal(501)], "501"),
     ],

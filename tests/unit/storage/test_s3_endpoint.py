@@ -120,7 +120,7 @@ def test_bucket_without_acls_is_named(server):
     server.answers(
         server.refusal(400, "The bucket does not allow ACLs", code="AccessControlListNotSupported")
     )
-    with pytest.raises(StorageFailed, match=r"bkt allows no ACLs; leave --acl out.*policy"):
+    with pytest.raises(StorageFailed, match=r"bkt allows no ACLs; omit --acl.*policy"):
         server.put(acl="public-read")
 
 

@@ -159,7 +159,7 @@ def fetch_from_bucket(
         bucket = open_bucket(
             location.kind, location.root, StorageOptions(s3_endpoint=s3_endpoint), _BUCKET_RETRY_TIMEOUT
         )
-        stored = bucket.look(location.path)
+        stored = bucket.lookup(location.path)
         if known_version and known_version == stored.version:
             return None
         writer.check_size(stored.size)

@@ -25,7 +25,7 @@ from text2img.concurrency.file_locks import ALONE, SHARED, locked, try_lock
 from text2img.engine import hub
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, locate, open_bucket
-from text2img.storage.bucket import PermanentError, TransientError, Waiting, retry
+from text2img.storage.bucket import FunctionClock, PermanentError, TransientError, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -58,7 +58,9 @@ class Download:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bucket, self._files = bucket, files
-        self._retry = partial(retry, patience=retry_timeout, timeout=0, sleep=check_cancelled, clock=clock)
+        self._retry = partial(
+            retry, retry_timeout=retry_timeout, timeout=0, sleep=check_cancelled, clock=clock
+        )
         self._check_cancelled = check_cancelled
 
     def into(self, folder: Path) -> None:
@@ -108,7 +110,7 @@ class Download:
             opened.write(data)
 
     def _check(self, file: Path, entry: ListEntry) -> None:
-        bucket_sum = self._retry(lambda _: self._bucket.sum(entry))
+        bucket_sum = self._retry(lambda _: self._bucket.checksum(entry))
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
             if bucket_sum is None:
@@ -299,7 +301,10 @@ class ModelCache:
         snapshots = Snapshots(self._folder / _digest(options), self._wait)
         self._snapshots.append(snapshots)
         try:
-            endpoint, clock = StorageOptions(s3_endpoint=self._endpoint), Waiting(self._wait, self._clock)
+            endpoint, clock = (
+                StorageOptions(s3_endpoint=self._endpoint),
+                FunctionClock(self._wait, self._clock),
+            )
             bucket = open_bucket(kind, name, endpoint, self._request_retry_timeout, clock=clock)
             with_retries = partial(
                 retry, patience=self._retry_timeout, timeout=0, sleep=self._wait, clock=self._clock
