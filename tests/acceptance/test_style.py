@@ -120,8 +120,8 @@ def test_a_run_that_could_sign_nothing_does_not_begin(tmp_path):
     finished = product.run(*JOB, *QUICK, "--artist-name", "北斎", folder=tmp_path)
     assert finished.returncode == 2, finished.stderr
     said = json.loads(product.errors(finished)[-1])["message"]
-    assert said.startswith("the run's own signature cannot be drawn: artist_name holds 北 (U+5317), ")
+    assert said.startswith("the run's own signature cannot be drawn: artist_name has 北 (U+5317), ")
     (row,) = _rows(tmp_path).values()
     assert (row["status"], row["claim_number"]) == ("pending", None)
     tried = product.run(*JOB, *QUICK, "--artist-name", "北斎", "--dry-run", folder=tmp_path)
-    assert "would fail: artist_name holds 北 (U+5317)" in tried.stdout
+    assert "would fail: artist_name has 北 (U+5317)" in tried.stdout

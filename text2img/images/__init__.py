@@ -1,5 +1,6 @@
-"""Pixels → a file: signed where an artist's name is asked for, in the format that is asked for, with the
-parameters it was made with. Knows no model and no storage.
+"""Image files: encode pixels as PNG, JPEG or WebP, signed on request, with the generation's parameters.
+
+This package knows no model and no storage.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PILImage
 
     from text2img.images.signature import Signer
     from text2img.prompts import Parameters, Request
 
 
 POSITION, OPACITY, FORMAT = "bottom-right", 128, "png"
-"""What a picture gets where nobody wishes otherwise."""
+"""The defaults of signature position, signature opacity and file format."""
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A picture's file; ``ending`` (with its dot) is how its name shall end."""
+    """An image file; ``ending`` (with its dot) belongs at the end of its name."""
 
     data: bytes
     content_type: str
@@ -38,10 +39,10 @@ class File:
 
 
 class Encoder:
-    """Pictures' files, the same bytes for the same arguments. Safe to use from several threads.
+    """An encoder of image files: the same arguments give the same bytes. Safe to use from several threads.
 
-    ``signature_font`` is a font's file; without one the bundled font signs. Raises ConfigurationError where
-    that file is no font.
+    ``signature_font`` is the path of a font file; the default is the bundled font. Raises ConfigurationError
+    if that file is not a font.
     """
 
     def __init__(self, signature_font: str | None = None) -> None:
@@ -55,25 +56,27 @@ class Encoder:
 
         return Signer(self._path)
 
-    def check(self, wanted: Parameters) -> None:
-        """Raise PromptFailed (``invalid_parameters``) for a name that cannot be drawn on such a picture."""
-        if wanted.artist_name is not None:
-            self._signer.check(wanted.artist_name, wanted.width, wanted.height)
+    def check(self, requested: Parameters) -> None:
+        """Raise PromptFailed (``invalid_parameters``) if the artist's name cannot be drawn on the image."""
+        if requested.artist_name is not None:
+            self._signer.check(requested.artist_name, requested.width, requested.height)
 
-    def encode(self, pixels: NDArray[np.uint8], wanted: Parameters, parameters: Mapping[str, object]) -> File:
-        """The file of ``pixels`` (uint8, (height, width, 3), RGB), with ``parameters`` in it.
+    def encode(
+        self, pixels: NDArray[np.uint8], requested: Parameters, parameters: Mapping[str, object]
+    ) -> File:
+        """Encode ``pixels`` (uint8, (height, width, 3), RGB) as a file that contains ``parameters``.
 
         Raises PromptFailed as ``check`` does.
         """
         from PIL import Image
 
         image = Image.fromarray(pixels)
-        if wanted.artist_name is not None:
-            opacity = OPACITY if wanted.signature_opacity is None else wanted.signature_opacity
-            position = wanted.signature_position or POSITION
-            image = self._signer.sign(image, wanted.artist_name, position, opacity)
-        kind = FORMATS[wanted.image_format or FORMAT]
-        return File(encode(image, parameters, kind, wanted.image_quality), kind.content_type, kind.ending)
+        if requested.artist_name is not None:
+            opacity = OPACITY if requested.signature_opacity is None else requested.signature_opacity
+            position = requested.signature_position or POSITION
+            image = self._signer.sign(image, requested.artist_name, position, opacity)
+        kind = FORMATS[requested.image_format or FORMAT]
+        return File(encode(image, parameters, kind, requested.image_quality), kind.content_type, kind.ending)
 
 
 def parameters(
@@ -84,19 +87,19 @@ def parameters(
     revision: str | None,
     approximations: Mapping[str, object],
 ) -> Mapping[str, object]:
-    """Everything it takes to make the same picture again."""
-    wanted = request.parameters
-    style = {name: getattr(wanted, name) for name in STYLE_CHECKS}
+    """Return everything needed to generate the same image again."""
+    requested = request.parameters
+    style = {name: getattr(requested, name) for name in STYLE_CHECKS}
     return {
         "prompt": request.text,
-        "negative_prompt": wanted.negative_prompt,
-        "seed": wanted.seed,
-        "num_inference_steps": wanted.num_inference_steps,
-        "guidance_scale": wanted.guidance_scale,
-        "width": wanted.width,
-        "height": wanted.height,
+        "negative_prompt": requested.negative_prompt,
+        "seed": requested.seed,
+        "num_inference_steps": requested.num_inference_steps,
+        "guidance_scale": requested.guidance_scale,
+        "width": requested.width,
+        "height": requested.height,
         "scheduler": scheduler,
-        **({"loras": [lora.document for lora in wanted.loras]} if wanted.loras else {}),
+        **({"loras": [lora.document for lora in requested.loras]} if requested.loras else {}),
         **{name: value for name, value in style.items() if value is not None},
         "model": model,
         "revision": revision,
@@ -106,34 +109,34 @@ def parameters(
 
 
 JPEG_QUALITY: Final = 95
-_RLE: Final = 3  # zlib's Z_RLE: at level 1 three times as fast as the default level 6, and no larger
+_RLE: Final = 3  # zlib's Z_RLE: at level 1 three times as fast as the default at level 6, and no larger
 _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 _APP1, _EXIF = b"\xff\xe1", b"Exif\0\0"
-_SEGMENT: Final = 65_533 - len(_EXIF)
-"""Bytes of EXIF that one segment of a JPEG can hold."""
+_MAX_SEGMENT_BYTES: Final = 65_533 - len(_EXIF)
+"""The EXIF bytes that fit into one JPEG segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a kind of file is called and written: ``write`` takes an RGB picture, its JSON and the quality."""
+    """A file format; ``write`` encodes an RGB image with its JSON metadata and the quality."""
 
     ending: str
     content_type: str
-    write: Callable[[Picture, str, int | None], bytes]
+    write: Callable[[PILImage, str, int | None], bytes]
 
 
-def encode(image: Picture, parameters: Mapping[str, object], kind: Format, quality: int | None) -> bytes:
-    """The file of an RGB picture that carries ``parameters``.
+def encode(image: PILImage, parameters: Mapping[str, object], kind: Format, quality: int | None) -> bytes:
+    """Encode an RGB image as a file that contains ``parameters``.
 
-    ``quality`` in [1, 100] is the JPEG's (None: 95); a WebP is lossless where it is None; a PNG always is.
+    ``quality`` is in [1, 100]. If it is None, a JPEG gets 95 and a WebP is lossless; a PNG always is.
     """
     text = json.dumps(parameters, ensure_ascii=False)
-    # A folder's name may hold bytes that are no text; as JSON writes them, they are.
+    # A folder's name may contain bytes that are not text: write those as JSON escapes.
     return kind.write(image, text.encode("utf-8", "backslashreplace").decode(), quality)
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:
-    """What ``encode`` wrote into the file beside the pixels; ValueError where there is no such thing."""
+    """Return the parameters that ``encode`` wrote into the file; raise ValueError if it has none."""
     from PIL import Image, PngImagePlugin
 
     with Image.open(io.BytesIO(file)) as image:
@@ -142,42 +145,42 @@ def read_parameters(file: bytes) -> dict[str, Any]:
         else:
             comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
             text = comment.removeprefix(_UNICODE).decode("utf-16-be")
-    read: dict[str, Any] = json.loads(text)
-    return read
+    parameters: dict[str, Any] = json.loads(text)
+    return parameters
 
 
-def _png(image: Picture, text: str, quality: int | None) -> bytes:
+def _png(image: PILImage, text: str, quality: int | None) -> bytes:
     from PIL import PngImagePlugin
 
     del quality
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt("parameters", text)
-    return _saved(image, "PNG", compress_level=1, compress_type=_RLE, pnginfo=chunk)
+    return _save(image, "PNG", compress_level=1, compress_type=_RLE, pnginfo=chunk)
 
 
-def _jpeg(image: Picture, text: str, quality: int | None) -> bytes:
-    """Colours are kept at full resolution, for the edges of coloured shapes and of the signature."""
-    plain = _saved(image, "JPEG", quality=quality or JPEG_QUALITY, subsampling="4:4:4")
-    behind = 4 + int.from_bytes(plain[4:6])  # SOI, then APP0, which has to come first
-    return plain[:behind] + _segments(_exif(text)) + plain[behind:]
+def _jpeg(image: PILImage, text: str, quality: int | None) -> bytes:
+    """Encode a JPEG with colours at full resolution, for the edges of coloured shapes and the signature."""
+    plain = _save(image, "JPEG", quality=quality or JPEG_QUALITY, subsampling="4:4:4")
+    app1_start = 4 + int.from_bytes(plain[4:6])  # after SOI and APP0, which must come first
+    return plain[:app1_start] + _app1_segments(_exif(text)) + plain[app1_start:]
 
 
-def _webp(image: Picture, text: str, quality: int | None) -> bytes:
-    """Where it is lossless, ``quality`` and ``method`` are effort: quicker than usual, a little larger."""
+def _webp(image: PILImage, text: str, quality: int | None) -> bytes:
+    """Encode a WebP; a lossless one with less effort than the default: faster and slightly larger."""
     exif = _EXIF + _exif(text)
     if quality is None:
-        return _saved(image, "WEBP", lossless=True, quality=20, method=2, exif=exif)
-    return _saved(image, "WEBP", quality=quality, exif=exif)
+        return _save(image, "WEBP", lossless=True, quality=20, method=2, exif=exif)
+    return _save(image, "WEBP", quality=quality, exif=exif)
 
 
-def _saved(image: Picture, kind: str, **options: Any) -> bytes:
+def _save(image: PILImage, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def _exif(text: str) -> bytes:
-    """A TIFF structure, big-endian as its text is, with nothing but the comment."""
+    """Return a TIFF structure, big-endian like its text, with only the comment."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -185,11 +188,14 @@ def _exif(text: str) -> bytes:
     return exif.tobytes().removeprefix(_EXIF)
 
 
-def _segments(exif: bytes) -> bytes:
-    """APP1 segments. What one cannot hold (some 32,000 characters) goes on in the next, which Pillow puts
-    together; EXIF itself knows but one, so that other readers may find no comment with such a prompt.
+def _app1_segments(exif: bytes) -> bytes:
+    """Split EXIF data into APP1 segments.
+
+    One segment holds some 32,000 characters; the rest continues in the next, and Pillow joins them. EXIF
+    itself allows only one segment, so other readers may find no comment with such a prompt.
     """
-    parts = [_EXIF + exif[start : start + _SEGMENT] for start in range(0, len(exif), _SEGMENT)]
+    starts = range(0, len(exif), _MAX_SEGMENT_BYTES)
+    parts = [_EXIF + exif[start : start + _MAX_SEGMENT_BYTES] for start in starts]
     return b"".join(_APP1 + (len(part) + 2).to_bytes(2) + part for part in parts)
 
 

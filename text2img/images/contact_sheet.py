@@ -1,8 +1,4 @@
-"""A contact sheet: what became of each prompt, a row for each, its tries in the order in which they were
-made.
-
-Knows pictures as bytes that somebody hands over, and neither where they are kept nor who scored them.
-"""
+"""Contact sheets of a run (a row of images for each prompt), thumbnails, and the histogram of scores."""
 
 from __future__ import annotations
 
@@ -26,21 +22,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-ROWS: Final = 20
-"""Rows of pictures on a page; with COLUMNS the bound of what a page takes in memory, some 25 MB."""
+ROWS_PER_PAGE: Final = 20
+"""Image rows on a page. Together with COLUMNS it limits a page's memory, to some 25 MB."""
 COLUMNS: Final = 6
-"""Pictures in a row; a prompt with more tries goes on in the next."""
-PICTURE, TEXT, MARGIN, LETTERS, SMALL = 180, 260, 16, 14, 11  # pixels
-_CAPTION: Final = 3  # lines
+"""Images in a row; a prompt with more candidates continues in the next row."""
+IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE, CAPTION_FONT_SIZE = 180, 260, 16, 14, 11  # pixels
+_CAPTION_LINES: Final = 3
 _PAPER, _INK, _FAINT, _FRAME, _BEST = "#ffffff", "#1a202c", "#5a6577", "#a0aec0", "#1c6b41"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A picture that was made for a prompt. ``iteration`` counts from 1; ``score`` in [0, 1], None where it
-    has none; ``best``: it is the prompt's result.
+    """An image that was generated for a prompt.
 
-    ``picture`` gives its file's bytes when the page is drawn; what it raises is said in the picture's place.
+    ``iteration`` counts from 1; ``score`` is in [0, 1], or None; ``best`` marks the prompt's result.
+    ``image`` returns the file's bytes when the page is drawn; an error it raises is shown in the image's
+    place.
     """
 
     iteration: int
@@ -52,170 +49,177 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt's text and its tries, in order."""
+    """A prompt's text and its candidates, in order."""
 
     text: str
-    tries: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _RowSegment:
-    """As much of a row as stands side by side: its tries from the ``start``-th (from 0) on, of ``of``."""
+    """The part of a row that is drawn side by side: candidates from index ``start`` on, of ``total``."""
 
     text: str
-    tries: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     start: int
-    of: int
+    total: int
 
 
-def contact_sheets(rows: Iterable[Row], *, page: int = ROWS) -> Iterator[bytes]:
-    """Pages, each as the bytes of a PNG with at most ``page`` rows of pictures; none where there are no rows.
+def contact_sheets(rows: Iterable[Row], *, page: int = ROWS_PER_PAGE) -> Iterator[bytes]:
+    """Yield pages as PNG bytes, each with at most ``page`` rows of images; no pages if there are no rows.
 
-    Reads the rows, and their pictures, as it draws: memory holds one page, however many rows come. Every text
-    and every file is drawn somehow; raises nothing of its own but Stopped, where a picture's reading does.
+    Rows and their images are read while a page is drawn, so memory holds one page. A text or file that cannot
+    be drawn is replaced. Only Stopped is raised, if reading an image raises it.
     """
-    strips = (strip for row in rows for strip in _strips(row))
-    while strips_here := list(islice(strips, page)):
-        yield _page(strips_here)
+    segments = (segment for row in rows for segment in _segments(row))
+    while segments_of_page := list(islice(segments, page)):
+        yield _page(segments_of_page)
 
 
-def _strips(row: Row) -> Iterator[_RowSegment]:
-    for start in range(0, max(1, len(row.tries)), COLUMNS):
-        yield _RowSegment(row.text, row.tries[start : start + COLUMNS], start, len(row.tries))
+def _segments(row: Row) -> Iterator[_RowSegment]:
+    for start in range(0, max(1, len(row.candidates)), COLUMNS):
+        yield _RowSegment(row.text, row.candidates[start : start + COLUMNS], start, len(row.candidates))
 
 
-def _page(strips: Sequence[_RowSegment]) -> bytes:
-    usual, small = TextLayout(LETTERS), TextLayout(SMALL)
-    across = max(len(strip.tries) for strip in strips) or 1
-    down = PICTURE + _CAPTION * small.height + 2 * MARGIN
-    size = (TEXT + 2 * MARGIN + across * (PICTURE + MARGIN), len(strips) * down)
+def _page(segments: Sequence[_RowSegment]) -> bytes:
+    normal, small = TextLayout(FONT_SIZE), TextLayout(CAPTION_FONT_SIZE)
+    columns = max(len(segment.candidates) for segment in segments) or 1
+    row_height = IMAGE_SIDE + _CAPTION_LINES * small.height + 2 * MARGIN
+    size = (TEXT_WIDTH + 2 * MARGIN + columns * (IMAGE_SIDE + MARGIN), len(segments) * row_height)
     page = Image.new("RGB", size, _PAPER)
-    for number, strip in enumerate(strips):
-        top = number * down + MARGIN
+    for number, segment in enumerate(segments):
+        top = number * row_height + MARGIN
         if number:
             ImageDraw.Draw(page).line((0, top - MARGIN, page.width, top - MARGIN), _FRAME)
-        _write(page, strip, top, (usual, small))
-        for column, each in enumerate(strip.tries):
-            _show(page, each, (TEXT + 2 * MARGIN + column * (PICTURE + MARGIN), top), small)
+        _draw_text(page, segment, top, (normal, small))
+        for column, candidate in enumerate(segment.candidates):
+            left = TEXT_WIDTH + 2 * MARGIN + column * (IMAGE_SIDE + MARGIN)
+            _draw_candidate(page, candidate, (left, top), small)
     file = io.BytesIO()
     page.save(file, "PNG")
     return file.getvalue()
 
 
-def _write(page: Image.Image, strip: _RowSegment, top: int, letters: tuple[TextLayout, TextLayout]) -> None:
-    """The prompt's text, cut where the row ends, and which of its tries these are."""
-    usual, small = letters
-    lines = usual.lines(strip.text, TEXT, PICTURE // usual.height) or ["(no text)"]
+def _draw_text(
+    page: Image.Image, segment: _RowSegment, top: int, layouts: tuple[TextLayout, TextLayout]
+) -> None:
+    """Draw the prompt's text, cut to the row's height, and the range of its candidates."""
+    normal, small = layouts
+    lines = normal.lines(segment.text, TEXT_WIDTH, IMAGE_SIDE // normal.height) or ["(no text)"]
     for number, line in enumerate(lines):
-        usual.draw(page, (MARGIN, top + number * usual.height), line, _INK)
-    note = _note(strip)
-    small.draw(page, (MARGIN, top + PICTURE + small.height), note, _FAINT)
+        normal.draw(page, (MARGIN, top + number * normal.height), line, _INK)
+    note = _note(segment)
+    small.draw(page, (MARGIN, top + IMAGE_SIDE + small.height), note, _FAINT)
 
 
-def _note(strip: _RowSegment) -> str:
-    if strip.of == 0:
-        return "no picture"
-    if strip.of <= COLUMNS:
+def _note(segment: _RowSegment) -> str:
+    if segment.total == 0:
+        return "no image"
+    if segment.total <= COLUMNS:
         return ""
-    return f"tries {strip.start + 1}–{strip.start + len(strip.tries)} of {strip.of:,}"
+    return f"images {segment.start + 1}–{segment.start + len(segment.candidates)} of {segment.total:,}"
 
 
-def _show(page: Image.Image, one: Candidate, at: tuple[int, int], letters: TextLayout) -> None:
-    """A try: its picture in a frame, or an empty frame that says why, and what is known of it below."""
-    left, top = at
+def _draw_candidate(
+    page: Image.Image, candidate: Candidate, corner: tuple[int, int], layout: TextLayout
+) -> None:
+    """Draw a candidate: its framed image, or the error in an empty frame, and its caption below."""
+    left, top = corner
     try:
-        image = thumbnail(one.image(), PICTURE)
+        image = thumbnail(candidate.image(), IMAGE_SIDE)
     except Stopped:
         raise
-    except Exception as exc:  # noqa: BLE001 - whatever is wrong with one picture, the others are shown
-        _placeholder(page, exc, at, letters)
+    except Exception as exc:  # noqa: BLE001 - an error in one image must not hide the others
+        _draw_error(page, exc, corner, layout)
     else:
-        page.paste(image, (left + (PICTURE - image.width) // 2, top + (PICTURE - image.height) // 2))
-    frame = (left - 1, top - 1, left + PICTURE, top + PICTURE)
+        page.paste(image, (left + (IMAGE_SIDE - image.width) // 2, top + (IMAGE_SIDE - image.height) // 2))
+    frame = (left - 1, top - 1, left + IMAGE_SIDE, top + IMAGE_SIDE)
     ImageDraw.Draw(page).rectangle(frame, outline=_FRAME)
-    for number, line in enumerate(_caption(one)):
-        letters.draw(page, (left, top + PICTURE + 8 + number * letters.height), line, _INK)
-    if one.best:
-        _mark(page, at, letters)
+    for number, line in enumerate(_caption(candidate)):
+        layout.draw(page, (left, top + IMAGE_SIDE + 8 + number * layout.height), line, _INK)
+    if candidate.best:
+        _mark_best(page, corner, layout)
 
 
-def _caption(one: Candidate) -> tuple[str, str, str]:
-    scored = one.score is not None and math.isfinite(one.score)
-    score = f"score {one.score:.3f}" if scored else "no score"
-    return f"iteration {one.iteration}", f"seed {one.seed}", score
+def _caption(candidate: Candidate) -> tuple[str, str, str]:
+    scored = candidate.score is not None and math.isfinite(candidate.score)
+    score = f"score {candidate.score:.3f}" if scored else "no score"
+    return f"iteration {candidate.iteration}", f"seed {candidate.seed}", score
 
 
-def _mark(page: Image.Image, at: tuple[int, int], letters: TextLayout) -> None:
-    """The best one is told by a thick frame, and by a word with a star."""
-    left, top = at
-    drawing, word = ImageDraw.Draw(page), "★ best"
-    drawing.rectangle((left - 5, top - 5, left + PICTURE + 4, top + PICTURE + 4), outline=_BEST, width=5)
-    right, bottom = left + round(letters.width(word)) + 10, top + letters.height + 3
-    drawing.rectangle((left - 5, top - 5, right, bottom), _BEST)
-    letters.draw(page, (left + 2, top), word, _PAPER)
+def _mark_best(page: Image.Image, corner: tuple[int, int], layout: TextLayout) -> None:
+    """Mark the best candidate with a thick frame and a label with a star."""
+    left, top = corner
+    draw, label = ImageDraw.Draw(page), "★ best"
+    frame = (left - 5, top - 5, left + IMAGE_SIDE + 4, top + IMAGE_SIDE + 4)
+    draw.rectangle(frame, outline=_BEST, width=5)
+    right, bottom = left + round(layout.width(label)) + 10, top + layout.height + 3
+    draw.rectangle((left - 5, top - 5, right, bottom), _BEST)
+    layout.draw(page, (left + 2, top), label, _PAPER)
 
 
-def _placeholder(page: Image.Image, exc: Exception, at: tuple[int, int], letters: TextLayout) -> None:
-    lines = letters.lines(
-        f"cannot be shown: {str(exc) or type(exc).__name__}", PICTURE - 12, PICTURE // letters.height - 2
+def _draw_error(page: Image.Image, exc: Exception, corner: tuple[int, int], layout: TextLayout) -> None:
+    lines = layout.lines(
+        f"cannot be shown: {str(exc) or type(exc).__name__}", IMAGE_SIDE - 12, IMAGE_SIDE // layout.height - 2
     )
     for number, line in enumerate(lines, 1):
-        letters.draw(page, (at[0] + 6, at[1] + 6 + number * letters.height), line, _FAINT)
+        layout.draw(page, (corner[0] + 6, corner[1] + 6 + number * layout.height), line, _FAINT)
 
 
-LARGEST: Final = 64_000_000
-"""Pixels of a picture that is still opened: a small file may claim to have more than fit in memory."""
+MAX_PIXELS: Final = 64_000_000
+"""Larger images are not opened: a small file may declare more pixels than fit in memory."""
 _WHITE: Final = "#ffffff"
 
 
-def thumbnail(file: bytes, longest: int) -> Image.Image:
-    """The picture as RGB, its longer side ``longest`` pixels, its proportions kept; transparent is white.
+def thumbnail(file: bytes, max_side: int) -> Image.Image:
+    """Return the image as RGB, scaled so that its longer side has ``max_side`` pixels.
 
-    Raises OSError or ValueError for what is no picture that can be read, and for one beyond LARGEST.
+    Transparent pixels become white. Raises OSError or ValueError for a file that is not a readable image, and
+    for an image larger than MAX_PIXELS.
     """
-    with _opened(file) as image:
-        image.draft("RGB", (2 * longest, 2 * longest))  # a JPEG is read at a fraction of its size
-        scale = longest / max(image.size)
+    with _open(file) as image:
+        image.draft("RGB", (2 * max_side, 2 * max_side))  # decode a JPEG at a fraction of its size
+        scale = max_side / max(image.size)
         size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
         small = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    shown = Image.new("RGB", size, _WHITE)
-    shown.paste(small, mask=small)
-    return shown
+    flattened = Image.new("RGB", size, _WHITE)
+    flattened.paste(small, mask=small)
+    return flattened
 
 
 def pixels(file: bytes) -> NDArray[np.uint8]:
-    """The picture's pixels, uint8 (height, width, 3), RGB; raises as ``thumbnail`` does."""
-    with _opened(file) as image:
+    """Return the image's pixels, uint8 (height, width, 3), RGB; raises as ``thumbnail`` does."""
+    with _open(file) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _opened(file: bytes) -> Image.Image:
+def _open(file: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(file))
     except UnidentifiedImageError:
-        raise ValueError("it is no picture") from None
+        raise ValueError("it is not an image") from None
     except Image.DecompressionBombError:
-        raise ValueError("it claims more pixels than are ever opened") from None
-    if image.width * image.height > LARGEST:
+        raise ValueError("it declares too many pixels") from None
+    if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {image.width:,} × {image.height:,} pixels, which is too large")
     return image
 
 
 BINS: Final = 20
 _WIDTH, _HEIGHT = 900, 560
-_LEFT, _TOP, _RIGHT, _BOTTOM = 80, 110, 870, 490  # the axes, in pixels of the picture
-_TICKS: Final = 6  # at the most, beside the bars
+_LEFT, _TOP, _RIGHT, _BOTTOM = 80, 110, 870, 490  # the axes, in pixels of the page
+_MAX_TICKS: Final = 6  # on the vertical axis
 _GRID, _BAR = "#e2e8f0", "#7fa6cc"
-_TENS: Final[tuple[int, ...]] = tuple(10**power for power in range(13))
+_POWERS_OF_TEN: Final[tuple[int, ...]] = tuple(10**power for power in range(13))
 _SOLID, _DASHED, _DOTTED = (1, 0), (9, 5), (3, 4)  # pixels drawn, pixels left out
 
 
 def histogram(scores: Iterable[float | None], *, min_score: float | None = None, bins: int = BINS) -> bytes:
-    """A PNG, 900 × 560: ``bins`` bars of equal width over [0, 1], with mean and median, and how many have no
-    score: None, or a number that cannot be one.
+    """Draw the histogram of the scores, with mean and median, as a PNG of 900 × 560 pixels.
 
-    A bar holds its lower edge and not its upper one; the last holds 1. ``min_score`` is marked, and how many
-    reach it.
+    It has ``bins`` bars of equal width over [0, 1]. A bar includes its lower edge but not its upper one; the
+    last includes 1. ``min_score`` is marked, with the number of scores that reach it. Images without a valid
+    score (None, or a number outside [0, 1]) are counted in the heading.
     """
     values, unscored = array("d"), 0
     for score in scores:
@@ -224,74 +228,74 @@ def histogram(scores: Iterable[float | None], *, min_score: float | None = None,
         else:
             unscored += 1
     page = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
-    _head(page, values, unscored)
-    _bars(page, counts(values, bins))
-    _lines(page, list(_marks(values, min_score)))
+    _draw_title(page, values, unscored)
+    _draw_bars(page, counts(values, bins))
+    _draw_markers(page, list(_markers(values, min_score)))
     file = io.BytesIO()
     page.save(file, "PNG")
     return file.getvalue()
 
 
 def counts(scores: Iterable[float], bins: int) -> list[int]:
-    """How many of the scores, each in [0, 1], are in each of ``bins`` parts."""
-    found = [0] * bins
+    """Count the scores, each in [0, 1], in each of ``bins`` parts of equal width."""
+    totals = [0] * bins
     for score in scores:
-        found[min(bins - 1, int(score * bins))] += 1
-    return found
+        totals[min(bins - 1, int(score * bins))] += 1
+    return totals
 
 
-def _head(page: Image.Image, values: Sequence[float], unscored: int) -> None:
-    title = f"Scores of {len(values):,} pictures" if values else "No picture has a score"
+def _draw_title(page: Image.Image, values: Sequence[float], unscored: int) -> None:
+    title = f"Scores of {len(values):,} images" if values else "No image has a score"
     TextLayout(18).draw(page, (_LEFT, 18), title, _INK)
     if unscored:
         TextLayout(12).draw(page, (_LEFT, 46), f"{unscored:,} without a score", _FAINT)
 
 
-def _bars(page: Image.Image, heights: Sequence[int]) -> None:
-    """Bars and axes."""
-    draw, letters = ImageDraw.Draw(page), TextLayout(12)
+def _draw_bars(page: Image.Image, heights: Sequence[int]) -> None:
+    """Draw the bars and the axes."""
+    draw, layout = ImageDraw.Draw(page), TextLayout(12)
     step = _step(max(heights))
     ceiling = max(step, math.ceil(max(heights) / step) * step)
     for count in range(0, ceiling + 1, step):
         y = round(_BOTTOM - count / ceiling * (_BOTTOM - _TOP))
         draw.line((_LEFT, y, _RIGHT, y), _GRID)
         label = f"{count:,}"
-        letters.draw(page, (_LEFT - 10 - round(letters.width(label)), y - 8), label, _FAINT)
-    for place, count in enumerate(heights):
-        left, right = _x(place / len(heights)), _x((place + 1) / len(heights))
+        layout.draw(page, (_LEFT - 10 - round(layout.width(label)), y - 8), label, _FAINT)
+    for index, count in enumerate(heights):
+        left, right = _x(index / len(heights)), _x((index + 1) / len(heights))
         if count:
             top = min(_BOTTOM - 2, round(_BOTTOM - count / ceiling * (_BOTTOM - _TOP)))
             draw.rectangle((left + 1, top, right - 1, _BOTTOM), _BAR, outline=_INK)
     for tenth in range(11):
         label, x = f"{tenth / 10:.1f}", _x(tenth / 10)
         draw.line((x, _BOTTOM, x, _BOTTOM + 5), _INK)
-        letters.draw(page, (x - round(letters.width(label) / 2), _BOTTOM + 9), label, _FAINT)
+        layout.draw(page, (x - round(layout.width(label) / 2), _BOTTOM + 9), label, _FAINT)
     draw.line((_LEFT, _BOTTOM, _RIGHT, _BOTTOM), _INK)
-    letters.draw(page, (_x(0.5) - round(letters.width("score") / 2), _BOTTOM + 34), "score", _INK)
-    letters.draw(page, (10, _TOP - 26), "pictures", _INK)
+    layout.draw(page, (_x(0.5) - round(layout.width("score") / 2), _BOTTOM + 34), "score", _INK)
+    layout.draw(page, (10, _TOP - 26), "images", _INK)
 
 
-def _marks(
+def _markers(
     values: Sequence[float], min_score: float | None
 ) -> Iterator[tuple[float, str, str, tuple[int, int]]]:
-    """Where a line stands, what it says, its colour and its dashes."""
+    """Yield each marker's score, label, colour and dashes."""
     if values:
         yield fmean(values), f"mean {fmean(values):.3f}", _INK, _SOLID
         yield median(values), f"median {median(values):.3f}", "#6b3fa0", _DASHED
     if min_score is not None and math.isfinite(min_score):
         reached = sum(value >= min_score for value in values)
-        said = f"min score {min_score:.3f}, reached by {reached:,}"
-        yield min(1.0, max(0.0, min_score)), said, "#b83232", _DOTTED
+        label = f"min score {min_score:.3f}, reached by {reached:,}"
+        yield min(1.0, max(0.0, min_score)), label, "#b83232", _DOTTED
 
 
-def _lines(page: Image.Image, marks: Sequence[tuple[float, str, str, tuple[int, int]]]) -> None:
-    """The lines, and above the bars what each of them is."""
-    draw, letters, left = ImageDraw.Draw(page), TextLayout(12), _LEFT
-    for place, said, colour, dashes in marks:
-        _dash(draw, (_x(place), _TOP - 8), (0, 1), _BOTTOM - _TOP + 8, (colour, dashes))
+def _draw_markers(page: Image.Image, markers: Sequence[tuple[float, str, str, tuple[int, int]]]) -> None:
+    """Draw the markers' lines, and their legend above the bars."""
+    draw, layout, left = ImageDraw.Draw(page), TextLayout(12), _LEFT
+    for score, label, colour, dashes in markers:
+        _dash(draw, (_x(score), _TOP - 8), (0, 1), _BOTTOM - _TOP + 8, (colour, dashes))
         _dash(draw, (left, _TOP - 35), (1, 0), 34, (colour, dashes))
-        letters.draw(page, (left + 42, _TOP - 43), said, _INK)
-        left += 42 + round(letters.width(said)) + 28
+        layout.draw(page, (left + 42, _TOP - 43), label, _INK)
+        left += 42 + round(layout.width(label)) + 28
 
 
 def _dash(
@@ -301,17 +305,18 @@ def _dash(
     length: int,
     style: tuple[str, tuple[int, int]],
 ) -> None:
-    """A line of two pixels' width, ``length`` pixels to the right or down."""
-    colour, (drawn, left_out) = style
+    """Draw a dashed line, two pixels wide, for ``length`` pixels to the right or down."""
+    colour, (dash, gap) = style
     (x, y), (right, down) = start, direction
-    for begin in range(0, length, drawn + left_out):
-        end = min(length, begin + drawn)
+    for begin in range(0, length, dash + gap):
+        end = min(length, begin + dash)
         draw.line((x + right * begin, y + down * begin, x + right * end, y + down * end), colour, 2)
 
 
-def _step(most: int) -> int:
-    """1, 2 or 5 times a power of ten, such that few enough of it reach ``most``."""
-    return next(step for ten in _TENS for step in (ten, 2 * ten, 5 * ten) if step * _TICKS > most)
+def _step(max_count: int) -> int:
+    """Return the distance between ticks: 1, 2 or 5 times a power of ten, with at most _MAX_TICKS ticks."""
+    steps = (factor * power for power in _POWERS_OF_TEN for factor in (1, 2, 5))
+    return next(step for step in steps if step * _MAX_TICKS > max_count)
 
 
 def _x(score: float) -> int:

@@ -1,6 +1,4 @@
-"""Texts of any kind on a page: what cannot be drawn is replaced, lines are broken to measure, and what finds
-no room is cut, with an ellipsis that says so. Knows no page.
-"""
+"""Text layout for any text: line breaks by width, an ellipsis where it is cut, replaced characters."""
 
 from __future__ import annotations
 
@@ -11,73 +9,77 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, features
 
-from text2img.images.signature import BUNDLED, UNSEEN, Font
+from text2img.images.signature import BUNDLED, INVISIBLE_CHARS, Font
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-MISSING: Final = "\ufffd"
-"""Stands where a character does that the font lacks, or that is none."""
+REPLACEMENT: Final = "\ufffd"
+"""Replaces characters that the font lacks, and invalid ones."""
 ELLIPSIS: Final = "…"
-LONGEST: Final = 2000
-"""Characters of a text that are looked at: more than any page has room for."""
+MAX_TEXT_CHARS: Final = 2000
+"""Longer texts are cut to this length first; no page has room for more."""
 
 
 class TextLayout:
-    """Draws lines of text with the bundled font, its em ``size`` pixels. For one thread."""
+    """Layout and drawing of text lines in the bundled font, with an em of ``size`` pixels.
+
+    Not safe to use from several threads.
+    """
 
     def __init__(self, size: int) -> None:
         self._sized: FreeTypeFont = _font().sized(size)
         self.height: Final = round(1.35 * size)
-        """From one line to the next, in pixels."""
+        """The line height, in pixels."""
 
     def width(self, line: str) -> float:
-        """How many pixels a line takes."""
+        """Return a line's width, in pixels."""
         return self._sized.getlength(line)
 
-    def lines(self, text: str, width: int, most: int) -> list[str]:
-        """The text in at most ``most`` lines of at most ``width`` pixels, broken at spaces where there are
-        any; the last one ends in an ellipsis where that is not all of it.
+    def lines(self, text: str, width: int, max_lines: int) -> list[str]:
+        """Break the text into at most ``max_lines`` lines of at most ``width`` pixels, at spaces if possible.
+
+        The last line ends in an ellipsis if the text is longer.
         """
         rest, lines = drawable(text), list[str]()
-        while rest and len(lines) < most - 1:
+        while rest and len(lines) < max_lines - 1:
             line = self._first_line(rest, width)
             lines.append(line.rstrip())
             rest = rest[len(line) :].lstrip()
         return [*lines, self.cut(rest, width)] if rest else lines
 
     def cut(self, line: str, width: int) -> str:
-        """The line itself, or as much of it as ``width`` pixels hold, and an ellipsis."""
-        if self._fitting(line, width) == len(line):
+        """Return the line, or as much of it as fits into ``width`` pixels with an ellipsis."""
+        if self._count_fitting(line, width) == len(line):
             return line
         room = width - self.width(ELLIPSIS)
-        return line[: self._fitting(line, room)].rstrip() + ELLIPSIS
+        return line[: self._count_fitting(line, room)].rstrip() + ELLIPSIS
 
     def draw(self, page: Image.Image, at: tuple[int, int], line: str, colour: str) -> None:
-        """Draw a line, ``at`` its left top corner; marks piled higher than a line are cut off."""
+        """Draw a line with its top left corner ``at``; marks stacked higher than a line are cut off."""
         mask = Image.new("L", (round(self.width(line)) + self.height, self.height))
         ImageDraw.Draw(mask).text((0, 0), line, 255, self._sized)
         page.paste(Image.new("RGB", mask.size, colour), at, mask)
 
     def _first_line(self, text: str, width: int) -> str:
-        end = max(1, self._fitting(text, width))
+        end = max(1, self._count_fitting(text, width))
         space = text.rfind(" ", 1, end + 1)
         return text if end == len(text) else text[: space if space > 0 else end]
 
-    def _fitting(self, text: str, width: float) -> int:
-        """How many of its first characters are at most ``width`` pixels wide."""
+    def _count_fitting(self, text: str, width: float) -> int:
+        """Return how many of the first characters fit into ``width`` pixels."""
         lengths = range(1, min(len(text), max(0, int(width))) + 1)
         return bisect_right(lengths, width, key=lambda length: self.width(text[:length]))
 
 
 def drawable(text: str) -> str:
-    """One line that the bundled font can draw, whatever the text is.
+    """Return any text as one line that the bundled font can draw.
 
-    White space and control characters become a space, marks of formatting go (those that turn the direction
-    around would carry a line's words elsewhere), and what the font lacks is MISSING.
+    White space and control characters become a space. Format characters are removed: those that reverse the
+    direction would move a line's words. Characters that the font lacks become REPLACEMENT.
     """
-    kept = text if len(text) <= LONGEST else text[:LONGEST] + ELLIPSIS
-    composed = unicodedata.normalize("NFC", kept)
+    shortened = text if len(text) <= MAX_TEXT_CHARS else text[:MAX_TEXT_CHARS] + ELLIPSIS
+    composed = unicodedata.normalize("NFC", shortened)
     return " ".join("".join(map(_drawable, composed)).split())
 
 
@@ -85,9 +87,9 @@ def _drawable(char: str) -> str:
     category = unicodedata.category(char)
     if category in {"Cc", "Zs", "Zl", "Zp"}:
         return " "
-    if category == "Cf" and char not in UNSEEN:
+    if category == "Cf" and char not in INVISIBLE_CHARS:
         return ""
-    return char if _font().holds(char) else MISSING
+    return char if _font().holds(char) else REPLACEMENT
 
 
 @cache

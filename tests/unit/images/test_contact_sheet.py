@@ -12,7 +12,15 @@ from PIL import Image
 
 from tests.examples import examples
 from text2img.errors import Stopped, StorageFailed
-from text2img.images.contact_sheet import COLUMNS, MARGIN, PICTURE, TEXT, Candidate, Row, contact_sheets
+from text2img.images.contact_sheet import (
+    COLUMNS,
+    IMAGE_SIDE,
+    MARGIN,
+    TEXT_WIDTH,
+    Candidate,
+    Row,
+    contact_sheets,
+)
 from text2img.images.text_layout import ELLIPSIS, TextLayout
 
 GREEN = (0x1C, 0x6B, 0x41)
@@ -35,12 +43,12 @@ def _pages(*rows, page=20):
 def _cell(page, row, column, rows):
     """The pixels of a try's picture."""
     top = row * (page.shape[0] // rows) + MARGIN
-    left = TEXT + 2 * MARGIN + column * (PICTURE + MARGIN)
-    return page[top : top + PICTURE, left : left + PICTURE]
+    left = TEXT_WIDTH + 2 * MARGIN + column * (IMAGE_SIDE + MARGIN)
+    return page[top : top + IMAGE_SIDE, left : left + IMAGE_SIDE]
 
 
 def _middle(cell):
-    return tuple(int(level) for level in cell[PICTURE // 2, PICTURE // 2])
+    return tuple(int(level) for level in cell[IMAGE_SIDE // 2, IMAGE_SIDE // 2])
 
 
 def test_tries_stand_in_order_in_their_prompts_row():
@@ -57,8 +65,8 @@ def test_the_best_is_marked_by_a_frame_and_a_word():
     """The best one, and no other, has a thick frame and a label with light letters in its corner."""
     (page,) = _pages(Row("one", (_try(), _try(best=True))))
     green = (page == GREEN).all(axis=2)
-    middle = TEXT + 2 * MARGIN + PICTURE + MARGIN // 2
-    assert green[:, middle:].sum() > 4 * 5 * PICTURE
+    middle = TEXT_WIDTH + 2 * MARGIN + IMAGE_SIDE + MARGIN // 2
+    assert green[:, middle:].sum() > 4 * 5 * IMAGE_SIDE
     assert not green[:, :middle].any()
     label = _cell(page, 0, 1, 1)[:15, :40]
     assert (label > 240).all(axis=2).any()
@@ -70,8 +78,8 @@ def test_scores_seeds_and_their_absence_change_the_caption():
     one = [_try(score=0.5), _try(score=0.25), _try(score=None), _try(score=0.5, seed=2**63 - 1)]
     (page,) = _pages(Row("one", tuple(one)))
     captions = [
-        page[MARGIN + PICTURE + 1 :, left : left + PICTURE]
-        for left in (TEXT + 2 * MARGIN + column * (PICTURE + MARGIN) for column in range(4))
+        page[MARGIN + IMAGE_SIDE + 1 :, left : left + IMAGE_SIDE]
+        for left in (TEXT_WIDTH + 2 * MARGIN + column * (IMAGE_SIDE + MARGIN) for column in range(4))
     ]
     assert all(caption.min() < 128 for caption in captions)
     pairs = [(a, b) for a in range(4) for b in range(a)]
@@ -144,7 +152,7 @@ def test_rows_and_pictures_are_read_as_pages_are_asked_for():
 def test_no_text_breaks_a_sheet(text, tries):
     """Whatever characters a prompt holds, a page comes out, and nothing is drawn beyond the text's column."""
     (page,) = _pages(Row(text, (_try(),) * tries))
-    gap = page[MARGIN : MARGIN + PICTURE, TEXT + MARGIN + 3 : TEXT + 2 * MARGIN - 6]
+    gap = page[MARGIN : MARGIN + IMAGE_SIDE, TEXT_WIDTH + MARGIN + 3 : TEXT_WIDTH + 2 * MARGIN - 6]
     assert (gap == 255).all()
 
 

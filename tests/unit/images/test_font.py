@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from text2img.errors import ConfigurationError
-from text2img.images.signature import BUNDLED, Font, _mapped
+from text2img.images.signature import BUNDLED, Font, _mapped_chars
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,14 +69,14 @@ def _format_12() -> bytes:
 )
 def test_a_character_map_is_read_as_it_is_written(table: bytes, held: str) -> None:
     """Characters count that have a glyph other than the first, the one for what is missing."""
-    assert sorted(_mapped(b"....." + table, 5)) == [ord(char) for char in held]
+    assert sorted(_mapped_chars(b"....." + table, 5)) == [ord(char) for char in held]
 
 
 def test_a_font_that_hides_what_it_holds_is_refused(tmp_path: Path) -> None:
     """Without a character map by Unicode nobody can tell what would be boxes."""
     data = BUNDLED.read_bytes()
     (tmp_path / "odd.ttf").write_bytes(data.replace(b"cmap", b"cmaq", 1))
-    with pytest.raises(ConfigurationError, match=r"does not say which characters it holds|cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"does not list its characters|cannot be read"):
         Font(tmp_path / "odd.ttf", shaping=False)
 
 

@@ -190,7 +190,7 @@ def test_what_cannot_be_compared_says_why():
 
     good = _file(NOISE)
     assert "it is not there" in image_similarity((gone, lambda: good), None).note
-    assert "no picture" in _likeness(good, b"?").note
+    assert "not an image" in _likeness(good, b"?").note
     assert "truncated" in _likeness(good, good[:-400]).note
     found = _likeness(good, _file(NOISE[::-1]), fails)
     assert (found.clip, found.note) == (None, "CLIP failed on these pictures: no")
