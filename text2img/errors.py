@@ -1,21 +1,21 @@
-"""What can go wrong, and what the process says of it by its exit status.
+"""The exceptions that the project raises, with the process's exit status.
 
     Text2ImgError
     ├── ConfigurationError   2          wrong usage or configuration, found before anything was claimed
-    ├── RunFailed            1          something the whole run needs has failed; what was claimed is released
+    ├── RunFailed            1          something the whole run needs has failed; its claims are released
     │   ├── DatabaseFailed
-    │   │   └── DatabaseMissing         none was made yet, and this command makes none
+    │   │   └── DatabaseMissing         there is no database, and this command does not create one
     │   ├── StorageFailed
     │   ├── BrokerFailed
     │   ├── ModelFailed
     │   └── DeviceFailed
-    ├── Stopped              128 + n    signal n asked the run to end
-    ├── PromptFailed         –          one prompt's own failure: data, not the run's end
-    ├── EvaluationFailed     –          a picture that could not be judged: it is kept, without a score
-    ├── Unreadable           –          a stored picture that cannot be read back: whoever looks does without
-    └── ClaimLost            –          another worker holds the prompt now: drop the outcome
+    ├── Stopped              128 + n    signal n stopped the run
+    ├── PromptFailed         –          one prompt failed: data, the run continues
+    ├── EvaluationFailed     –          an image could not be evaluated: it is kept, without a score
+    ├── ObjectUnreadable     –          a stored image cannot be read: its reader continues without it
+    └── ClaimLost            –          another worker holds the prompt now: the outcome is discarded
 
-A message is one line that says what is wrong and what to do. This module does not know who raises what.
+A message is one line: the cause, and what to do.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """Why a prompt ended in ``error``. Only ``GENERATION_FAILED`` may go better another time."""
+    """The cause of a prompt's ``error``. Only after ``GENERATION_FAILED`` may a retry succeed."""
 
-    INVALID_PROMPT = "invalid_prompt"  # the text is missing, empty, or no text
+    INVALID_PROMPT = "invalid_prompt"  # the text is missing, empty, or not text
     INVALID_PARAMETERS = "invalid_parameters"  # a parameter has the wrong type, range or name
     GENERATION_FAILED = "generation_failed"  # the model raised while it worked on this prompt
-    NOT_FINITE = "not_finite"  # NaN or infinity in the picture, also when decoded in fp32
-    OUT_OF_MEMORY = "out_of_memory"  # does not fit the device even alone
-    SAFETY = "safety"  # the model's safety checker flagged the picture
+    NOT_FINITE = "not_finite"  # NaN or infinity in the image, even when decoded in fp32
+    OUT_OF_MEMORY = "out_of_memory"  # does not fit into the device's memory, even alone
+    SAFETY = "safety"  # the model's safety checker flagged the image
     STORAGE_REJECTED = "storage_rejected"  # the storage refused this one object
-    LORA_FAILED = "lora_failed"  # a LoRA could not be had or does not fit
-    ABANDONED = "abandoned"  # workers died each time they tried it
+    LORA_FAILED = "lora_failed"  # a LoRA could not be fetched or does not fit the model
+    ABANDONED = "abandoned"  # a worker died at every attempt
 
     @property
     def retryable(self) -> bool:
-        """Whether the same prompt may succeed when it is tried again unchanged."""
+        """True if the same prompt, unchanged, may succeed at another attempt."""
         return self is ErrorCode.GENERATION_FAILED
 
 
 class Text2ImgError(Exception):
-    """The root of all errors this project raises on purpose."""
+    """The base class of all errors that this project raises on purpose."""
 
     exit_status = 1
 
@@ -54,24 +54,24 @@ class ConfigurationError(Text2ImgError):
     exit_status = 2
 
 
-class RunFailed(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
-    """Something the whole run needs has failed; running it again later may succeed."""
+class RunFailed(Text2ImgError):  # noqa: N818 - named after the event, like its siblings
+    """Something the whole run needs has failed; another run later may succeed."""
 
 
 class DatabaseFailed(RunFailed):
-    """The database cannot be reached, refuses, or broke its promises."""
+    """The database cannot be reached, rejects a request, or violates its guarantees."""
 
 
 class DatabaseMissing(DatabaseFailed):
-    """There is no database yet, and whoever asked must not make one."""
+    """There is no database yet, and the command must not create one."""
 
 
 class StorageFailed(RunFailed):
-    """The storage cannot be reached or refuses every object."""
+    """The storage cannot be reached or rejects every object."""
 
 
 class BrokerFailed(RunFailed):
-    """The message broker cannot be reached, or refuses what it is asked."""
+    """The message broker cannot be reached, or rejects a request."""
 
 
 class ModelFailed(RunFailed):
@@ -79,11 +79,11 @@ class ModelFailed(RunFailed):
 
 
 class DeviceFailed(RunFailed):
-    """The device that was asked for is not there or has stopped working."""
+    """The requested device is missing or has stopped working."""
 
 
-class Stopped(Text2ImgError):  # noqa: N818 - no error: somebody asked for it
-    """A signal asked the run to end. ``number`` is the signal's number."""
+class Stopped(Text2ImgError):  # noqa: N818 - not an error: the user requested it
+    """A signal stopped the run. ``number`` is the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by signal {number}")
@@ -92,20 +92,20 @@ class Stopped(Text2ImgError):  # noqa: N818 - no error: somebody asked for it
 
 
 class PromptFailed(Text2ImgError):  # noqa: N818 - becomes data: the prompt's outcome
-    """One prompt failed by its own fault; ``code`` says how, the message is a sentence for its owner."""
+    """One prompt failed for a cause of its own; ``code`` classifies it, the message is for its owner."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class EvaluationFailed(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
-    """A picture could not be judged; it is stored all the same, without a score."""
+class EvaluationFailed(Text2ImgError):  # noqa: N818 - named after the event, like its siblings
+    """An image could not be evaluated; it is stored without a score."""
 
 
-class ObjectUnreadable(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
-    """One stored object cannot be read back: it is gone, elsewhere, too large, or not for this account."""
+class ObjectUnreadable(Text2ImgError):  # noqa: N818 - named after the event, like its siblings
+    """A stored object cannot be read: it is missing, outside the storage, too large, or forbidden."""
 
 
-class ClaimLost(Text2ImgError):  # noqa: N818 - it says what happened, as its kin do
-    """The claim ran out and another worker may hold the prompt: nothing more may be written about it."""
+class ClaimLost(Text2ImgError):  # noqa: N818 - named after the event, like its siblings
+    """The claim expired and another worker may hold the prompt: no outcome of it may be written."""

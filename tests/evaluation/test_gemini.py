@@ -118,7 +118,7 @@ def test_a_blocked_prompt_says_why(httpserver, evaluator):
 
 
 def test_a_service_that_hangs_is_left(httpserver, evaluator):
-    """An answer is waited for no longer than the evaluator's patience, which the sentence names."""
+    """An answer is waited for no longer than the evaluator's timeout, which the message names."""
     over = threading.Event()
 
     def hang(_request):
@@ -126,11 +126,11 @@ def test_a_service_that_hangs_is_left(httpserver, evaluator):
         return Response("late")
 
     httpserver.expect_request(ASKED).respond_with_handler(hang)
-    impatient = GeminiEvaluator(KEY, patience=0.1)
-    impatient.load()
+    hurried = GeminiEvaluator(KEY, timeout=0.1)
+    hurried.load()
     try:
         with pytest.raises(EvaluationFailed, match=r"no answer within 0\.1 s"):
-            impatient.evaluate(PIXELS, "a red circle")
+            hurried.evaluate(PIXELS, "a red circle")
     finally:
         over.set()
 

@@ -1,7 +1,7 @@
-"""What a picture really shows, told from its pixels alone: no model, nothing learned.
+"""The judge of the demo's images: it recognizes a scene from the pixels alone, without a model.
 
-The judge finds the two colours, takes the shape's mask, and compares it with silhouettes. It says None
-about whatever it cannot make out. It knows the demo's world and nothing of how a picture came about.
+It finds the two colours, takes the shape's mask, and compares it with silhouettes. An attribute that it
+cannot recognize is None.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from text2img.demo.scenes import COLOURS, SHAPES, SIZES, Scene, outline
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WIDTH = 128  # pixels; other pictures are brought to this width first
-BORDER = 4  # pixels along each edge which always belong to the background
-MIDDLE = 8  # the width of the square in the middle which always belongs to the shape
-FURTHEST = 110.0  # from a named colour, in RGB: beyond this a colour has no name
-LEAST_OVERLAP = 0.8  # intersection over union with the best silhouette: below this a shape has no name
-SIZE_SLACK = 0.15  # how far a shape may leave its size's range, as a part of the range's ends
-TURNS = {"circle": 0, "square": 4, "triangle": 3, "star": 5}  # a shape repeats itself so often in one turn
+WIDTH = 128  # pixels; other images are resized to this width first
+BORDER = 4  # pixels along each edge that always belong to the background
+CENTRE_WIDTH = 8  # pixels: the width of the central square, which always belongs to the shape
+MAX_COLOUR_DISTANCE = 110.0  # in RGB, from a named colour; a colour further away has no name
+MIN_OVERLAP = 0.8  # intersection over union with the best silhouette; a shape with less has no name
+SIZE_SLACK = 0.15  # tolerance of a size's range, as a fraction of its bounds
+SYMMETRY = {"circle": 0, "square": 4, "triangle": 3, "star": 5}  # the order of rotational symmetry
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the judge made out; None where it could not tell."""
+    """The recognized attributes; None for one that could not be recognized."""
 
     size: str | None
     colour: str | None
@@ -39,21 +39,21 @@ class Seen:
     background: str | None
 
     def shows(self, scene: Scene) -> bool:
-        """Whether the picture shows this scene, in every attribute."""
+        """Return True if every attribute matches this scene."""
         return not self.differences(scene)
 
     def differences(self, scene: Scene) -> tuple[str, ...]:
-        """The attributes in which the picture is not, or not plainly, this scene."""
+        """Return the attributes that differ from this scene, or were not recognized."""
         return tuple(
             field.name for field in fields(self) if getattr(self, field.name) != getattr(scene, field.name)
         )
 
 
 def judge(image: Image.Image) -> Seen:
-    """What the picture shows, at whatever size it comes."""
+    """Recognize what an image of any size shows."""
     pixels = np.asarray(image.convert("RGB").resize((WIDTH, WIDTH), Image.Resampling.BOX), dtype=np.float64)
-    inside, outside = _middle_colour(pixels), _border_colour(pixels)
-    colour, background = _name(inside), _name(outside)
+    inside, outside = _centre_colour(pixels), _border_colour(pixels)
+    colour, background = _colour_name(inside), _colour_name(outside)
     if colour is None or background is None or colour == background:
         return Seen(None, colour if colour != background else None, None, background)
     mask = _mask(pixels, inside, outside)
@@ -61,95 +61,98 @@ def judge(image: Image.Image) -> Seen:
     return Seen(_size(radius), colour, shape, background)
 
 
-def _middle_colour(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median colour of the middle: (3,)."""
-    low, high = (WIDTH - MIDDLE) // 2, (WIDTH + MIDDLE) // 2
+def _centre_colour(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median colour of the central square: (3,)."""
+    low, high = (WIDTH - CENTRE_WIDTH) // 2, (WIDTH + CENTRE_WIDTH) // 2
     return np.asarray(np.median(pixels[low:high, low:high].reshape(-1, 3), axis=0))
 
 
 def _border_colour(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median colour of the four edges: (3,)."""
+    """Return the median colour of the four edges: (3,)."""
     edge = np.ones((WIDTH, WIDTH), dtype=bool)
     edge[BORDER:-BORDER, BORDER:-BORDER] = False
     return np.asarray(np.median(pixels[edge], axis=0))
 
 
-def _name(colour: NDArray[np.float64]) -> str | None:
-    """The nearest named colour, unless even that is far."""
+def _colour_name(colour: NDArray[np.float64]) -> str | None:
+    """Return the name of the nearest named colour, or None if it is too far away."""
     distances = {name: math.dist(colour, named) for name, named in COLOURS.items()}
     nearest = min(distances, key=lambda name: distances[name])
-    return nearest if distances[nearest] <= FURTHEST else None
+    return nearest if distances[nearest] <= MAX_COLOUR_DISTANCE else None
 
 
 def _mask(
     pixels: NDArray[np.float64], inside: NDArray[np.float64], outside: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """The pixels that are nearer to the shape's colour than to the background's: (128, 128)."""
+    """Return the pixels that are nearer to the shape's colour than to the background's: (128, 128)."""
     nearer = ((pixels - inside) ** 2).sum(axis=2) < ((pixels - outside) ** 2).sum(axis=2)
     return np.asarray(nearer)
 
 
 def _shape(mask: NDArray[np.bool_]) -> tuple[str | None, float | None]:
-    """The shape whose silhouette, of the same area, place and tilt, overlaps the mask best; its radius."""
+    """Return the shape whose silhouette overlaps the mask best, and its radius, or None for both.
+
+    Each silhouette has the mask's area, position and tilt.
+    """
     rows, columns = np.nonzero(mask)
-    if not len(rows):  # a median of three channels may be a colour that no pixel has
+    if not len(rows):  # the median of three channels may be a colour that no pixel has
         return None, None
     centre = (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
     right, down = columns + np.float64(0.5 - centre[0]), rows + np.float64(0.5 - centre[1])
     weights, angles = np.hypot(right, down) ** 3, np.arctan2(down, right)
     best, shape, radius = 0.0, None, None
     for candidate in SHAPES:
-        reach = math.sqrt(len(rows) / _unit_area(candidate))
+        candidate_radius = math.sqrt(len(rows) / _unit_area(candidate))
         tilt = _tilt(candidate, weights, angles)
-        overlap = _overlap(mask, silhouette(candidate, reach, tilt, centre))
+        overlap = _overlap(mask, silhouette(candidate, candidate_radius, tilt, centre))
         if overlap > best:
-            best, shape, radius = overlap, candidate, reach
-    return (shape, radius) if best >= LEAST_OVERLAP else (None, None)
+            best, shape, radius = overlap, candidate, candidate_radius
+    return (shape, radius) if best >= MIN_OVERLAP else (None, None)
 
 
 def silhouette(shape: str, radius: float, tilt: float, centre: tuple[float, float]) -> NDArray[np.bool_]:
-    """The mask of a perfect shape; radius and centre in pixels: (128, 128)."""
-    fine = 2  # pixels for one, so that the corners fall where they should
-    picture = Image.new("1", (WIDTH * fine, WIDTH * fine))
-    ImageDraw.Draw(picture).polygon(
-        [(x * fine, y * fine) for x, y in outline(shape, radius, tilt, centre)], fill=1
+    """Return the mask of a perfect shape; radius and centre in pixels: (128, 128)."""
+    scale = 2  # oversampling, for precise corners
+    image = Image.new("1", (WIDTH * scale, WIDTH * scale))
+    ImageDraw.Draw(image).polygon(
+        [(x * scale, y * scale) for x, y in outline(shape, radius, tilt, centre)], fill=1
     )
-    parts = np.asarray(picture, dtype=np.uint8).reshape(WIDTH, fine, WIDTH, fine)
-    return np.asarray(2 * parts.sum(axis=(1, 3), dtype=np.uint8) >= fine**2)
+    parts = np.asarray(image, dtype=np.uint8).reshape(WIDTH, scale, WIDTH, scale)
+    return np.asarray(2 * parts.sum(axis=(1, 3), dtype=np.uint8) >= scale**2)
 
 
-def _overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks, 0…1."""
-    return float((one & other).sum() / (one | other).sum())
+def _overlap(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Return the intersection over union of two masks, 0…1."""
+    return float((first & second).sum() / (first | second).sum())
 
 
 @cache
 def _unit_area(shape: str) -> float:
-    """The area of the shape with a radius of 1."""
+    """Return the area of the shape with a radius of 1."""
     corners = outline(shape, 1.0, 0.0, (0.0, 0.0))
     pairs = zip(corners, corners[1:] + corners[:1], strict=True)
     return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in pairs)) / 2
 
 
 def _tilt(shape: str, weights: NDArray[np.float64], angles: NDArray[np.float64]) -> float:
-    """The tilt, in radians, at which the shape's corners lie where the mask reaches furthest.
+    """Return the tilt, in radians, that places the shape's corners where the mask reaches furthest.
 
-    The mask's pixels, each at its angle and weighted by its distance, sum up to a wave that repeats as often
-    in one turn as the shape does; its phase is the tilt, from which that of the upright shape is taken.
+    The mask's pixels, weighted by distance, form a function of the angle. The tilt is the phase of its
+    harmonic of the shape's symmetry order, relative to the upright shape's.
     """
-    turns = TURNS[shape]
-    if not turns:
+    symmetry = SYMMETRY[shape]
+    if not symmetry:
         return 0.0
-    phase = cmath.phase(complex(np.sum(weights * np.exp(1j * turns * angles))))
-    upright = turns * (math.pi / 4 if shape == "square" else -math.pi / 2)
-    return math.remainder(phase - upright, math.tau) / turns
+    phase = cmath.phase(complex(np.sum(weights * np.exp(1j * symmetry * angles))))
+    upright = symmetry * (math.pi / 4 if shape == "square" else -math.pi / 2)
+    return math.remainder(phase - upright, math.tau) / symmetry
 
 
 def _size(radius: float | None) -> str | None:
-    """The size whose range, with some slack, holds the radius (in pixels)."""
+    """Return the size whose range, with SIZE_SLACK, includes the radius (in pixels), or None."""
     if radius is None:
         return None
-    for size, (least, greatest) in SIZES.items():
-        if least * (1 - SIZE_SLACK) <= radius / WIDTH <= greatest * (1 + SIZE_SLACK):
+    for size, (smallest, largest) in SIZES.items():
+        if smallest * (1 - SIZE_SLACK) <= radius / WIDTH <= largest * (1 + SIZE_SLACK):
             return size
     return None

@@ -1,7 +1,7 @@
-"""The demo model's whole world: one coloured shape on a background of another colour.
+"""The demo model's scenes: one coloured shape on a background of another colour.
 
-Names every scene the model was taught, writes and reads its caption, and draws it. Knows nothing of
-models; Pillow is imported only where something is drawn.
+Lists every scene that the model was trained on, writes and parses captions, and draws scenes and contact
+sheets. Pillow is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
 
-# Near the eight corners of the RGB cube, for nothing lies further apart: guidance pushes a colour towards
-# its corner and so away from the others, where an orange would be pushed into red or yellow.
+# Near the eight corners of the RGB cube, the greatest distances possible: guidance pushes a colour towards
+# its corner and so away from the others, while an orange would be pushed into red or yellow.
 COLOURS: dict[str, RGB] = {
     "red": (225, 35, 40),
     "yellow": (250, 220, 40),
@@ -36,21 +36,21 @@ COLOURS: dict[str, RGB] = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 
-# A shape's radius as a fraction of the picture's width: the least and the greatest of each size.
+# A shape's radius as a fraction of the image's width: the minimum and the maximum of each size.
 SIZES: dict[str, tuple[float, float]] = {"small": (0.155, 0.185), "large": (0.30, 0.34)}
 
-MAX_OFFSET = 0.035  # of the width, either way: the picture's middle always lies within the shape
+MAX_OFFSET = 0.035  # of the width, in either direction: the image's centre always lies within the shape
 MAX_TILT = math.radians(10)
 OVERSAMPLING = 4
 
-# From the middle to a corner, in radii: chosen so that all shapes of one size look equally large.
+# From the centre to a corner, in radii: chosen so that all shapes of one size appear equally large.
 _CORNER_DISTANCE = {"square": 1.22, "triangle": 1.36, "star": 1.36}
-_STAR_WAIST = 0.5  # the inner corners' distance, as a part of the outer ones'
+_STAR_WAIST = 0.5  # the inner corners' distance, as a fraction of the outer ones'
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one caption says: size, colour and shape, and the background's colour."""
+    """A scene: a shape's size, colour and kind, and the background's colour."""
 
     size: str
     colour: str
@@ -59,29 +59,29 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The one sentence that the model was taught for this scene."""
+        """The caption that the model was trained on for this scene."""
         return f"a {self.size} {self.colour} {self.shape} on a {self.background} background"
 
     @classmethod
     def parse(cls, caption: str) -> Scene:
-        """The scene of a caption in the taught form; ValueError for any other text."""
+        """Return the scene of a training caption; raise ValueError for any other text."""
         match caption.lower().split():
             case ["a", size, colour, shape, "on", "a", background, "background"] if (
                 size in SIZES and colour in COLOURS and shape in SHAPES and background in COLOURS
             ):
                 return cls(size, colour, shape, background)
-        raise ValueError(f"Not a caption of the demo's world: {caption!r}")
+        raise ValueError(f"not a caption of a demo scene: {caption!r}")
 
 
 def all_scenes() -> Iterator[Scene]:
-    """Every scene of the demo's world, 448, always in the same order."""
+    """Yield the 448 scenes of the demo, always in the same order."""
     for size, colour, shape, background in product(SIZES, COLOURS, SHAPES, COLOURS):
         if colour != background:
             yield Scene(size, colour, shape, background)
 
 
 def outline(shape: str, radius: float, tilt: float, centre: Point) -> list[Point]:
-    """The corners of a shape; `tilt` in radians, clockwise; a circle has so many that none shows."""
+    """Return the corners of a shape; `tilt` in radians, clockwise. A circle has 90 corners."""
     corners, waist = {
         "circle": (90, 1.0),
         "square": (4, 1.0),
@@ -98,36 +98,36 @@ def outline(shape: str, radius: float, tilt: float, centre: Point) -> list[Point
     return points
 
 
-def draw(scene: Scene, chance: Random, width: int = 128) -> Image:
-    """A picture of the scene, `width` × `width`; chance gives the exact size, place and tilt."""
+def draw(scene: Scene, rng: Random, width: int = 128) -> Image:
+    """Draw the scene, `width` × `width` pixels; `rng` determines the exact size, position and tilt."""
     from PIL import Image, ImageDraw
 
     full = width * OVERSAMPLING
-    radius = full * chance.uniform(*SIZES[scene.size])
-    x, y = (full * (0.5 + chance.uniform(-MAX_OFFSET, MAX_OFFSET)) for _ in range(2))
-    tilt = chance.uniform(-MAX_TILT, MAX_TILT)
+    radius = full * rng.uniform(*SIZES[scene.size])
+    x, y = (full * (0.5 + rng.uniform(-MAX_OFFSET, MAX_OFFSET)) for _ in range(2))
+    tilt = rng.uniform(-MAX_TILT, MAX_TILT)
     image = Image.new("RGB", (full, full), COLOURS[scene.background])
     ImageDraw.Draw(image).polygon(outline(scene.shape, radius, tilt, (x, y)), fill=COLOURS[scene.colour])
     return image.reduce(OVERSAMPLING)
 
 
 COLUMNS = 4
-PICTURE, MARGIN, CAPTION = 192, 16, 44  # pixels
+IMAGE_SIDE, MARGIN, CAPTION_HEIGHT = 192, 16, 44  # pixels
 _PAPER, _INK = (250, 250, 248), (50, 50, 55)
 
 
-def contact_sheet(pictures: Sequence[tuple[str, Image]]) -> Image:
-    """One RGB picture of all of them, COLUMNS in a row, in the order in which they come."""
+def contact_sheet(images: Sequence[tuple[str, Image]]) -> Image:
+    """Return one RGB image of all captioned images, COLUMNS in a row, in order."""
     from PIL import Image, ImageDraw, ImageFont
 
-    rows = -(-len(pictures) // COLUMNS)
-    across, down = PICTURE + MARGIN, PICTURE + CAPTION + MARGIN
-    sheet = Image.new("RGB", (COLUMNS * across + MARGIN, rows * down + MARGIN), _PAPER)
-    drawing, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (caption, image) in enumerate(pictures):
+    rows = -(-len(images) // COLUMNS)
+    cell_width, cell_height = IMAGE_SIDE + MARGIN, IMAGE_SIDE + CAPTION_HEIGHT + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + MARGIN), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (caption, image) in enumerate(images):
         row, column = divmod(number, COLUMNS)
-        left, top = MARGIN + column * across, MARGIN + row * down
-        sheet.paste(image.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), (left, top))
+        left, top = MARGIN + column * cell_width, MARGIN + row * cell_height
+        sheet.paste(image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC), (left, top))
         text = "\n".join(textwrap.wrap(caption, 28)[:2])
-        drawing.multiline_text((left, top + PICTURE + 6), text, fill=_INK, font=font)
+        draw.multiline_text((left, top + IMAGE_SIDE + 6), text, fill=_INK, font=font)
     return sheet

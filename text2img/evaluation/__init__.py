@@ -1,10 +1,8 @@
-"""The evaluator: looks at a finished picture and says how well it shows what its prompt asks for.
+"""Evaluators: the protocol for scoring how well an image shows what its prompt asks for.
 
-One Protocol; its implementations know pictures and texts, and nothing of databases, storage or the flow.
-
-``clip`` asks a local CLIP model how near the picture lies to the text; ``gemini`` a vision model behind
-Google's API what is there, what is missing, and for a better prompt; ``demo`` tells the demo's shapes and
-colours by their pixels.
+``clip`` scores the similarity of image and text with a local CLIP model. ``gemini`` asks a vision model
+behind Google's API what the image shows, what is missing, and for a better prompt. ``demo`` recognizes the
+demo's shapes and colours from the pixels. Evaluators know nothing of databases, storage or the worker.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ __all__ = ["Evaluation", "Evaluator"]
 
 
 class Evaluator(Protocol):
-    """Judges pictures. Safe to use from several threads once it is loaded."""
+    """An evaluator of images. Safe to use from several threads once it is loaded."""
 
     @property
     def name(self) -> str:
-        """Who judges, with the model where there is one: ``gemini:gemini-2.5-flash``."""
+        """The evaluator's name, with its model if it has one: ``gemini:gemini-2.5-flash``."""
         ...
 
     def check(self) -> None:
-        """Find out all that can be known before there is work; raises ConfigurationError or ModelFailed."""
+        """Check everything that can be checked before a run; raise ConfigurationError or ModelFailed."""
         ...
 
     def load(self) -> None:
-        """Get ready to judge, which may take seconds; raises ModelFailed. A second call does nothing."""
+        """Load the evaluator, which may take seconds; raise ModelFailed. A second call does nothing."""
         ...
 
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
-        """How well a picture, uint8 (height, width, 3) RGB, shows the text.
+        """Score how well an image, uint8 (height, width, 3) RGB, shows the text.
 
-        Raises EvaluationFailed where this picture cannot be judged; the picture is none the worse for it.
+        Raises EvaluationFailed if this image cannot be evaluated; the image is kept.
         """
         ...

@@ -1,7 +1,7 @@
-"""Evaluates by CLIPScore: how near the picture's embedding lies to the text's, in a local CLIP model.
+"""The CLIPScore evaluator: the similarity of an image's and a text's embeddings in a local CLIP model.
 
-Imports torch and transformers only inside its methods. Knows nothing of how a picture came about; CLIP reads
-77 tokens of a text at the most, and so does this score.
+torch and transformers are imported only inside its methods. CLIP reads at most 77 tokens of a text, so the
+score covers no more than these.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL: Final = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 _WEIGHT: Final = 2.5
-"""Hessel et al., CLIPScore (EMNLP 2021), equation 1: brings what CLIP gives to good pairs near 1."""
+"""Hessel et al., CLIPScore (EMNLP 2021), equation 1: scales CLIP's similarity of good pairs to nearly 1."""
 
 
 class ClipEvaluator:
-    """Implements ``text2img.evaluation.Evaluator``; its promises stand there.
+    """An Evaluator that scores with a CLIP model.
 
-    ``model`` is a folder or a hub id. Runs on the CPU in fp32, beside the device that makes the pictures, so
-    that neither waits for the other.
+    ``model`` is a folder or a hub id. It runs on the CPU in fp32, so that it and the device that generates
+    the images do not wait for each other.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL) -> None:
@@ -36,20 +36,21 @@ class ClipEvaluator:
 
     @property
     def name(self) -> str:
-        """Who judges."""
+        """The evaluator's name; see Evaluator."""
         return f"clip:{self._model}"
 
     def check(self) -> None:
-        """What can be known without the weights: that the model's configuration is a CLIP's."""
+        """Check, without the weights, that the model's configuration is a CLIP's; see Evaluator."""
         from transformers import AutoConfig
 
         try:
             kind = AutoConfig.from_pretrained(self._model, trust_remote_code=False).model_type
         except (OSError, ValueError) as exc:
-            raise ModelFailed(f"the evaluator's model {self._model} cannot be had: {_line(exc)}") from exc
+            message = f"cannot read the configuration of the evaluator's model {self._model}"
+            raise ModelFailed(f"{message}: {_first_line(exc)}") from exc
         if kind != "clip":
             raise ModelFailed(
-                f"the evaluator's model {self._model} is of type {kind}; --evaluator wants a CLIP"
+                f"the evaluator's model {self._model} is of type {kind}; --evaluator needs a CLIP model"
             )
 
     def load(self) -> None:
@@ -59,7 +60,7 @@ class ClipEvaluator:
                 self._loaded = self._load()
 
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
-        """``2.5 · max(cos(picture, text), 0)``, at most 1; see Evaluator."""
+        """Return ``2.5 · max(cos(image, text), 0)``, at most 1, as the score; see Evaluator."""
         import torch
 
         if self._loaded is None:
@@ -73,16 +74,16 @@ class ClipEvaluator:
                 output = model(**inputs)
                 cosine = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
         except (RuntimeError, ValueError) as exc:
-            raise EvaluationFailed(f"CLIP failed on this picture: {_line(exc)}") from exc
+            raise EvaluationFailed(f"CLIP failed on this image: {_first_line(exc)}") from exc
         score = _WEIGHT * float(cosine[0])
         if math.isnan(score):
-            raise EvaluationFailed("CLIP's score of this picture is no number")
+            raise EvaluationFailed("CLIP's score of this image is NaN")
         return Evaluation(score=min(1.0, max(0.0, score)), evaluator=self.name)
 
-    def similarity(self, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-        """The cosine, in [-1, 1], of two pictures' embeddings; each uint8 (height, width, 3), RGB.
+    def similarity(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+        """Return the cosine, in [-1, 1], of two images' embeddings; each uint8 (height, width, 3), RGB.
 
-        Raises EvaluationFailed where the model fails on them.
+        Raises EvaluationFailed if the model fails on them.
         """
         import torch
 
@@ -91,19 +92,19 @@ class ClipEvaluator:
         model, processor = self._loaded
         try:
             with torch.inference_mode():
-                seen = [
+                embeddings = [
                     model.visual_projection(
                         model.vision_model(
                             **processor.image_processor(images=[pixels], return_tensors="pt")
                         ).pooler_output
                     )
-                    for pixels in (one, other)
+                    for pixels in (first, second)
                 ]
-                cosine = float(torch.nn.functional.cosine_similarity(*seen)[0])
+                cosine = float(torch.nn.functional.cosine_similarity(*embeddings)[0])
         except (RuntimeError, ValueError) as exc:
-            raise EvaluationFailed(f"CLIP failed on these pictures: {_line(exc)}") from exc
+            raise EvaluationFailed(f"CLIP failed on these images: {_first_line(exc)}") from exc
         if math.isnan(cosine):
-            raise EvaluationFailed("CLIP's similarity of these pictures is no number")
+            raise EvaluationFailed("CLIP's similarity of these images is NaN")
         return cosine
 
     def _load(self) -> tuple[Any, Any]:
@@ -114,9 +115,11 @@ class ClipEvaluator:
             model = CLIPModel.from_pretrained(self._model, dtype=torch.float32, use_safetensors=True).eval()
             processor = CLIPProcessor.from_pretrained(self._model)
         except (OSError, ValueError, RuntimeError) as exc:
-            raise ModelFailed(f"the evaluator's model {self._model} cannot be loaded: {_line(exc)}") from exc
+            raise ModelFailed(
+                f"the evaluator's model {self._model} cannot be loaded: {_first_line(exc)}"
+            ) from exc
         return model, processor
 
 
-def _line(exc: BaseException) -> str:
+def _first_line(exc: BaseException) -> str:
     return str(exc).strip().splitlines()[0][:200] if str(exc).strip() else type(exc).__name__

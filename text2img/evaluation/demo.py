@@ -1,8 +1,8 @@
-"""Evaluates the demo model's pictures: the judge looks at the pixels, so a score here is a fact.
+"""The evaluator of the demo model's images: the judge measures the pixels, so its scores are exact.
 
-Reads a prompt more freely than the demo model does (any order of words, ``big`` for ``large``), and suggests
-the sentence that the model was taught: also where that was drawn already and came out wrong, since it means
-another thing with another seed.
+It reads prompts more freely than the demo model does: any order of words, ``big`` for ``large``. It suggests
+the caption that the model was trained on, even if that was the prompt and the image came out wrong: with
+another seed the same caption gives another image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_OTHER_WORDS: Final = {
+_SYNONYMS: Final = {
     "big": "large",
     "huge": "large",
     "tiny": "small",
@@ -38,23 +38,23 @@ _ATTRIBUTES: Final = ("size", "colour", "shape", "background")
 
 
 class DemoEvaluator:
-    """Implements ``text2img.evaluation.Evaluator``; its promises stand there."""
+    """An Evaluator of the demo's scenes."""
 
     name = "demo"
 
     def check(self) -> None:
-        """Nothing can be wrong."""
+        """Do nothing: no configuration can be wrong."""
 
     def load(self) -> None:
-        """Nothing has to be loaded."""
+        """Do nothing: there is no model to load."""
 
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
-        """The share of the scene's four attributes that the picture shows; see Evaluator."""
+        """Score the share of the scene's four attributes that the image shows; see Evaluator."""
         from PIL import Image
 
         from text2img.demo.judge import judge
 
-        scene = read(text)
+        scene = parse_scene(text)
         wrong = judge(Image.fromarray(pixels)).differences(scene)
         phrases = {name: f"{name} {getattr(scene, name)}" for name in _ATTRIBUTES}
         return Evaluation(
@@ -66,13 +66,15 @@ class DemoEvaluator:
         )
 
 
-def read(text: str) -> Scene:
-    """The scene that a text means; a size that it does not name is large.
+def parse_scene(text: str) -> Scene:
+    """Return the scene that a text describes; the default size is large.
 
-    Raises EvaluationFailed for a text that names no shape, or not two colours.
+    Raises EvaluationFailed unless the text names one shape and two different colours.
     """
-    words = [_OTHER_WORDS.get(word, word) for word in re.findall(r"[a-z]+", text.lower())]
+    words = [_SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", text.lower())]
     sizes, colours, shapes = ([word for word in words if word in known] for known in (SIZES, COLOURS, SHAPES))
     if len(colours) != 2 or len(shapes) != 1 or colours[0] == colours[1]:
-        raise EvaluationFailed("the demo's evaluator reads a shape, its colour and its background's, no more")
+        raise EvaluationFailed(
+            "the demo's evaluator needs one shape, its colour, and another colour for the background"
+        )
     return Scene(sizes[0] if sizes else "large", colours[0], shapes[0], colours[1])
