@@ -164,7 +164,7 @@ def test_messages_become_pictures(tmp_path, broker):
         with Image.open(tmp_path / "pictures" / f"g-{n}.png") as image:
             assert judge(image).shows(Scene("large", COLOURS[n % 6], "circle", "black"))
     ((properties, body),) = rabbitmq.taken(f"{queue}.dead")
-    assert (body, properties.headers["x-text2img-error"][:22]) == (b"{", "the message is no JSON")
+    assert (body, properties.headers["x-text2img-error"][:23]) == (b"{", "the message is not JSON")
     assert rabbitmq.ready(queue) == 0
 
 
@@ -204,7 +204,7 @@ def test_a_batch_longer_than_the_heartbeat(tmp_path, broker):
             server.says("completed g-", times=2)
             rabbitmq.publish(queue, message(3))
             server.says("completed g-3")
-    assert "again in" not in server.said
+    assert "retrying in" not in server.said
     assert server.said.count('"consuming"') == 1
 
 

@@ -43,7 +43,7 @@ def test_a_broker_that_restarts_in_the_middle(tmp_path, broker):
     with serving(tmp_path, *arguments, "--batch-size", "2") as server:
         server.says("completed g-")
         rabbitmq.stop()
-        server.says("again in 0.5 s")
+        server.says("retrying in 0.5 s")
         server.says("completed g-", times=12)
         rabbitmq.start()
         rabbitmq.publish(queue, message(12))
@@ -61,7 +61,7 @@ def test_a_database_that_is_away(tmp_path, broker):
         with closing(sqlite3.connect(tmp_path / "prompts.db", timeout=30)) as other:
             other.execute("BEGIN IMMEDIATE")
             rabbitmq.publish(queue, *(message(n) for n in range(4)))
-            server.says("messages wait for it")
+            server.says("messages in ")
             assert other.execute("SELECT count(*) FROM datasets").fetchall() == [(0,)]
             other.rollback()
         server.says("completed g-", times=4)
@@ -82,7 +82,7 @@ def test_no_password_of_the_broker_is_said(tmp_path, rabbitmq, unanswered):
     said += "".join(process.communicate())
     assert process.returncode == 1
     said += (tmp_path / "said.log").read_text() + (folder / "said.log").read_text()
-    assert "the user name or password is refused" in said
+    assert "the user name or password is rejected" in said
     assert "Connection refused" in said
     for word in ("hush", "w%C3%B6rd", "wörd"):
         assert word not in said

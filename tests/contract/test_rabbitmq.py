@@ -110,7 +110,7 @@ def test_what_is_not_valid_becomes_a_dead_letter(desk):
         until(lambda: desk.server.ready(desk.dead) == 2)
     (first, body), (second, other) = desk.server.taken(desk.dead)
     assert (body, json.loads(other)) == (b"{", {"prompt": 7})
-    assert first.headers["x-text2img-error"].startswith("the message is no JSON")
+    assert first.headers["x-text2img-error"].startswith("the message is not JSON")
     assert second.headers["x-text2img-error"].split("; ")[0] == "generation_id is missing"
     assert "text must be text" in second.headers["x-text2img-error"]
     assert (first.headers["x-trace"], first.message_id, first.delivery_mode) == ("t", "m", 2)
@@ -176,7 +176,7 @@ def test_the_connection_outlives_a_database_slower_than_its_heartbeat(desk, capl
             end.set()
             desk.await_prompts(1)
             until(lambda: "became prompts" in caplog.text)
-        assert "again in" not in caplog.text
+        assert "retrying in" not in caplog.text
 
 
 def test_a_queue_of_any_kind_is_used_as_it_is(desk):
@@ -219,13 +219,16 @@ def test_a_broker_that_is_not_there():
     port = free_port()
     broker = Broker(f"amqp://night:hush@127.0.0.1:{port}", "q", "q.dead", 1)
     with pytest.raises(BrokerFailed) as failed:
-        Consumer(broker, MessageReader(), print, Stop()).start(patience=0.2)
+        Consumer(broker, MessageReader(), print, Stop()).start(timeout=0.2)
     assert str(failed.value) == (f"RabbitMQ at 127.0.0.1:{port}: Connection refused; check --rabbitmq-url")
 
 
 @pytest.mark.parametrize(
     ("user", "path", "words"),
-    [("night:hush", "", "the user name or password is refused"), ("guest:guest", "/nowhere", "virtual host")],
+    [
+        ("night:hush", "", "the user name or password is rejected"),
+        ("guest:guest", "/nowhere", "virtual host"),
+    ],
 )
 def test_a_broker_that_refuses(rabbitmq, user, path, words):
     """A wrong password or virtual host ends the start at once, with a line that says so."""
@@ -257,6 +260,6 @@ def test_a_url_that_cannot_be_read(url):
 def test_a_look_at_the_broker_changes_nothing(desk):
     """A look, such as doctor's, counts what waits, and makes no queue."""
     broker = Broker(desk.server.url, desk.queue, desk.dead, 1)
-    assert broker.look() == f"{desk.queue} is not there yet; {desk.dead} is not there yet"
+    assert broker.describe_queues() == f"{desk.queue} does not exist yet; {desk.dead} does not exist yet"
     desk.publish(message(1))
-    assert broker.look() == f"{desk.queue}: 1 waiting; {desk.dead} is not there yet"
+    assert broker.describe_queues() == f"{desk.queue}: 1 waiting; {desk.dead} does not exist yet"

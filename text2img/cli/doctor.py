@@ -104,7 +104,7 @@ class _Doctor:
     def rabbitmq(self) -> str:
         """Reach the broker, and look at the queues."""
         broker = build.broker(self._settings)
-        return "none is configured" if broker is None else broker.look()
+        return "none is configured" if broker is None else broker.describe_queues()
 
     def metrics(self) -> str:
         """Look whether a run would publish its figures; nothing is written or pushed."""

@@ -1,8 +1,9 @@
-"""Files of prompts → new prompts, all of them checked before the first is added. Knows no database.
+"""Intake of new prompts, from files and from RabbitMQ messages. It knows no database.
 
-``files`` reads a file twice, to check it and to hand out what was checked; ``formats`` turns its text into
-entries, each with its line, JSON's lists by ``windows`` and YAML's by ``yaml_items``; ``entries`` turns one
-into a new prompt, or says all that is wrong with it; ``schema`` writes down what an entry may hold.
+``files`` reads a file twice: to check all of it before the first prompt is added, and to return the checked
+prompts. ``formats`` parses a file into entries with their lines; ``yaml_stream`` does so for YAML.
+``entries`` turns an entry or a message into a new prompt, or lists its errors. ``schema`` is the JSON Schema
+of a file, and ``rabbitmq`` consumes messages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A list in a JSON text of any length → its entries, one by one, each with its line.
+"""Parsers of prompt files: JSON, JSON lines, YAML, CSV and text; each yields entries with their lines.
 
-``json`` reads each entry; only the text around the one that it is at is in memory. Whatever is broken
-is said as ``json.loads`` says it. Does not know what an entry may hold.
+JSON lists of any length are streamed: ``json`` parses each entry, and only the text around it is in memory.
+Syntax errors have the messages of ``json.loads``.
 """
 
 from __future__ import annotations
@@ -21,186 +21,187 @@ if TYPE_CHECKING:
 
 
 NOT_A_LIST: Final = "must hold a list of prompts"
-_CHUNK: Final = 2**16
-"""Characters that are read at once."""
-_BROKEN_OFF: Final = 16
-"""Characters before its end at which a text that is broken off may look wrong: more than a token has that
-is no string."""
-_BLANK: Final = re.compile(r"[ \t\r\n]*")  # what JSON takes for blank
+_CHUNK_CHARS: Final = 2**16
+"""The characters read at once."""
+_MAX_TOKEN_CHARS: Final = 16
+"""More characters than any token but a string has. An error closer to the window's end may be due to a token
+that is cut off there."""
+_WHITE_SPACE: Final = re.compile(r"[ \t\r\n]*")  # JSON's white space
 
 
 def json_entries(file: TextIO) -> Iterator[tuple[int, object]]:
-    """The entries of a list, or of the list under ``prompts``, with their lines.
+    """Yield the entries of a list, or of the list under ``prompts``, with their lines.
 
-    Of keys that stand there twice the last one counts, as for ``json.loads``: they are counted first. Other
-    values than that list are read whole. Raises ValueError.
+    If a key occurs twice the last one counts, as for ``json.loads``; a first pass counts them. Other values
+    than that list are read as a whole. Raises ValueError.
     """
-    window = JsonStream(file)
-    if window.next() == "[":
-        yield from window.items()
-        window.end()
+    stream = JsonStream(file)
+    if stream.peek() == "[":
+        yield from stream.items()
+        stream.expect_end()
         return
     lists = 0
-    if window.next() == "{":
-        lists = sum(1 for _ in _lists(window))
+    if stream.peek() == "{":
+        lists = sum(1 for _ in _prompt_lists(stream))
     else:
-        window.value()
-    window.end()
+        stream.value()
+    stream.expect_end()
     if not lists:
         raise ValueError(NOT_A_LIST)
     file.seek(0)
-    for number, found in enumerate(_lists(JsonStream(file)), 1):
+    for number, items in enumerate(_prompt_lists(JsonStream(file)), 1):
         if number == lists:
-            if found is None:
+            if items is None:
                 raise ValueError(NOT_A_LIST)
-            yield from found
+            yield from items
 
 
-def _lists(window: JsonStream) -> Iterator[Iterator[tuple[int, object]] | None]:
-    """The entries of each value that an object has under ``prompts``; None for one that is no list."""
-    for key in window.members():
-        if key == "prompts" and window.next() == "[":
-            items = window.items()
+def _prompt_lists(stream: JsonStream) -> Iterator[Iterator[tuple[int, object]] | None]:
+    """Yield the entries of each list that an object has under ``prompts``; None for other values."""
+    for key in stream.member_keys():
+        if key == "prompts" and stream.peek() == "[":
+            items = stream.items()
             yield items
-            for _ in items:  # what nobody asked for
+            for _ in items:  # skip what the caller did not read
                 pass
             continue
-        window.value()
+        stream.value()
         if key == "prompts":
             yield None
 
 
 class JsonStream:
-    """The part of a JSON text that is being read: it moves on, and counts lines as it does.
+    """A JSON text that is read through a moving window, and counts lines.
 
-    Raises ValueError for what is no JSON, with its place in the whole text.
+    Raises ValueError for invalid JSON, with the position in the whole text.
     """
 
     def __init__(self, file: TextIO) -> None:
         self.line = 1
         self._file = file
-        self._text, self._at, self._ended = "", 0, False
-        self._before = 0  # characters of the file before this window
-        self._line_start = 0  # the character of the file with which the line begins
+        self._window, self._position, self._ended = "", 0, False
+        self._offset = 0  # of the window in the file, in characters
+        self._line_start = 0  # of the current line in the file, in characters
         self._decode = json.JSONDecoder().raw_decode
 
-    def next(self) -> str:
-        """The next character that is not blank, which stays; empty at the end."""
+    def peek(self) -> str:
+        """Return the next character that is not white space, without consuming it; empty at the end."""
         while True:
-            blank = _BLANK.match(self._text, self._at)
-            self._pass(blank.end() if blank else self._at)
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._read_on():
+            white_space = _WHITE_SPACE.match(self._window, self._position)
+            self._advance(white_space.end() if white_space else self._position)
+            if self._position < len(self._window):
+                return self._window[self._position]
+            if not self._read_more():
                 return ""
 
     def value(self) -> object:
-        """The value that comes next."""
-        self.next()
+        """Read the next value."""
+        self.peek()
         while True:
             try:
-                value, end = self._decode(self._text, self._at)
+                value, end = self._decode(self._window, self._position)
             except json.JSONDecodeError as exc:
-                near = exc.msg.startswith("Unterminated string") or exc.pos + _BROKEN_OFF > len(self._text)
-                if self._ended or not near:
+                near_end = exc.pos + _MAX_TOKEN_CHARS > len(self._window)
+                cut_off = near_end or exc.msg.startswith("Unterminated string")
+                if self._ended or not cut_off:
                     self._fail(exc.msg, exc.pos)
             else:
-                if end + 2 < len(self._text) or self._ended:  # else a number may go on, as after 1 in 1e+9
-                    self._pass(end)
+                if end + 2 < len(self._window) or self._ended:  # else a number may continue, as 1 in 1e+9
+                    self._advance(end)
                     return value
-            self._read_on()
+            self._read_more()
 
     def items(self) -> Iterator[tuple[int, object]]:
-        """The values of the list that comes next, with their lines."""
-        self._take("[", "Expecting value")
-        if self.next() != "]":
+        """Yield the values of the next list, with their lines."""
+        self._expect("[", "Expecting value")
+        if self.peek() != "]":
             while True:
-                self.next()
+                self.peek()
                 yield self.line, self.value()
-                if self.next() == "]":
+                if self.peek() == "]":
                     break
-                self._take(",", "Expecting ',' delimiter")
-        self._take("]", "Expecting ',' delimiter")
+                self._expect(",", "Expecting ',' delimiter")
+        self._expect("]", "Expecting ',' delimiter")
 
-    def members(self) -> Iterator[str]:
-        """The keys of the object that comes next; the value of each must be read before the next one."""
-        self._take("{", "Expecting value")
-        if self.next() != "}":
+    def member_keys(self) -> Iterator[str]:
+        """Yield the keys of the next object; the caller must read each value before the next key."""
+        self._expect("{", "Expecting value")
+        if self.peek() != "}":
             while True:
-                if self.next() != '"':
-                    self._fail("Expecting property name enclosed in double quotes", self._at)
+                if self.peek() != '"':
+                    self._fail("Expecting property name enclosed in double quotes", self._position)
                 key = str(self.value())
-                self._take(":", "Expecting ':' delimiter")
+                self._expect(":", "Expecting ':' delimiter")
                 yield key
-                if self.next() == "}":
+                if self.peek() == "}":
                     break
-                self._take(",", "Expecting ',' delimiter")
-        self._take("}", "Expecting ',' delimiter")
+                self._expect(",", "Expecting ',' delimiter")
+        self._expect("}", "Expecting ',' delimiter")
 
-    def end(self) -> None:
-        """Nothing comes any more."""
-        if self.next():
-            self._fail("Extra data", self._at)
+    def expect_end(self) -> None:
+        """Raise ValueError unless the text ends here."""
+        if self.peek():
+            self._fail("Extra data", self._position)
 
-    def _take(self, char: str, otherwise: str) -> None:
-        if self.next() != char:
-            self._fail(otherwise, self._at)
-        self._pass(self._at + 1)
+    def _expect(self, char: str, message: str) -> None:
+        if self.peek() != char:
+            self._fail(message, self._position)
+        self._advance(self._position + 1)
 
-    def _pass(self, at: int) -> None:
-        """Go on to that place of the window."""
-        if lines := self._text.count("\n", self._at, at):
+    def _advance(self, position: int) -> None:
+        """Move to that position of the window."""
+        if lines := self._window.count("\n", self._position, position):
             self.line += lines
-            self._line_start = self._before + self._text.rindex("\n", self._at, at) + 1
-        self._at = at
+            self._line_start = self._offset + self._window.rindex("\n", self._position, position) + 1
+        self._position = position
 
-    def _read_on(self) -> bool:
-        """Leave behind what is read, and read as much again as is left; False at the end of the file."""
-        more = self._file.read(max(_CHUNK, len(self._text) - self._at))
-        self._before += self._at
-        self._text, self._at = self._text[self._at :] + more, 0
+    def _read_more(self) -> bool:
+        """Drop the consumed text and read at least as much as is left; return False at the file's end."""
+        more = self._file.read(max(_CHUNK_CHARS, len(self._window) - self._position))
+        self._offset += self._position
+        self._window, self._position = self._window[self._position :] + more, 0
         self._ended = not more
         return bool(more)
 
-    def _fail(self, message: str, at: int) -> NoReturn:
-        self._pass(at)
-        place = self._before + at
-        column = place - self._line_start + 1
-        raise ValueError(f"{message}: line {self.line} column {column} (char {place})")
+    def _fail(self, message: str, position: int) -> NoReturn:
+        self._advance(position)
+        char = self._offset + position
+        column = char - self._line_start + 1
+        raise ValueError(f"{message}: line {self.line} column {column} (char {char})")
 
 
 if TYPE_CHECKING:
     Entries = Iterator[tuple[int, object]]
 
-_WHOLE = (
+_INTEGER_FIELDS = (
     *("seed", "num_inference_steps", "width", "height", "num_images"),
     *("signature_opacity", "image_quality"),
 )
-_REAL = ("guidance_scale", "priority")
-_JSON = ("lora", "prompt_tags")
+_NUMBER_FIELDS = ("guidance_scale", "priority")
+_JSON_FIELDS = ("lora", "prompt_tags")
 
 
 def format_of(path: str) -> str:
-    """The format that a file's name tells of: its ending. Raises ConfigurationError for any other."""
+    """Return the format of a file by its name's ending; raise ConfigurationError for an unknown one."""
     suffix = Path(path).suffix.lower()
     if suffix not in _PARSERS:
         raise ConfigurationError(f"the file's name must end in one of {', '.join(_PARSERS)}")
     return suffix
 
 
-def guess(file: TextIO) -> str:
-    """The format that a text looks like."""
+def guess_format(file: TextIO) -> str:
+    """Guess a text's format from its first characters."""
     start = ""
     while len(start) < 2 and (more := file.read(1000)):
         start = (start + more).lstrip()
-    beginnings = {"[": ".json", "{": ".jsonl", "- ": ".yaml"}
-    return next((suffix for begins, suffix in beginnings.items() if start.startswith(begins)), ".txt")
+    prefixes = {"[": ".json", "{": ".jsonl", "- ": ".yaml"}
+    return next((suffix for prefix, suffix in prefixes.items() if start.startswith(prefix)), ".txt")
 
 
 def entries(kind: str, file: TextIO, name: str) -> Iterator[tuple[int, object]]:
-    """The entries with their lines; of a whole file, from its start.
+    """Yield the entries of a file, from its start, with their lines.
 
-    Raises ConfigurationError, with the ``name``, for a broken text.
+    Raises ConfigurationError, which contains the ``name``, for invalid syntax.
     """
     import yaml
 
@@ -225,34 +226,34 @@ def _json_lines(file: TextIO) -> Entries:
             try:
                 yield number, json.loads(line.removesuffix("\n"))
             except ValueError as exc:
-                raise ValueError(f"line {number} is no JSON: {exc}") from exc
+                raise ValueError(f"line {number} is not JSON: {exc}") from exc
 
 
 def _csv(file: TextIO) -> Entries:
-    """Rows by their header; an empty cell asks for nothing, a number is read as one where one belongs."""
+    """Yield rows as mappings by the header, without empty cells; the cells of number fields are numbers."""
     reader = csv.DictReader(file, strict=True)
     before = 1
     for row in reader:
         if None in row or None in row.values():
-            raise ValueError(f"line {reader.line_num} has another number of cells than the header")
+            raise ValueError(f"line {reader.line_num} has a different number of cells than the header")
         yield before + 1, {name: _cell(name, cell) for name, cell in row.items() if cell != ""}
         before = reader.line_num
 
 
 def _cell(name: str, cell: str) -> object:
-    """A cell's value: what no number, or no JSON, can be read from stays text, for the check to name it."""
+    """Return a cell's value; an invalid number or JSON stays text, for the validation to report."""
     try:
-        if name in _WHOLE:
+        if name in _INTEGER_FIELDS:
             return int(cell)
-        if name in _REAL:
+        if name in _NUMBER_FIELDS:
             return float(cell)
-        return json.loads(cell) if name in _JSON else cell
+        return json.loads(cell) if name in _JSON_FIELDS else cell
     except (ValueError, RecursionError):
         return math.nan if cell.lower() == "nan" else cell
 
 
-def _text(file: TextIO) -> Entries:
-    """A prompt a line; empty lines and lines that begin with ``#`` are passed over."""
+def _text_lines(file: TextIO) -> Entries:
+    """Yield one prompt a line; skip empty lines and lines that begin with ``#``."""
     for number, line in enumerate(file, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()
@@ -264,5 +265,5 @@ _PARSERS: dict[str, Callable[[TextIO], Entries]] = {
     ".yaml": _yaml,
     ".yml": _yaml,
     ".csv": _csv,
-    ".txt": _text,
+    ".txt": _text_lines,
 }

@@ -1,8 +1,8 @@
-"""Takes a queue's messages in.
+"""The RabbitMQ consumer: adds the prompts of a queue's messages, then acknowledges the messages.
 
-One thread holds the connection and does nothing that takes long, so that heartbeats are answered while the
-device works; another reads the messages and adds their prompts. What a lost connection leaves unacknowledged
-comes again, and is there already. Knows neither how messages are read nor where prompts go.
+One thread holds the connection and does no slow work, so that it answers heartbeats while the device is busy.
+Another parses the messages and adds their prompts. If the connection is lost, unacknowledged messages are
+delivered again, and their prompts exist already.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REASON = "x-text2img-error"
-"""The header of a dead letter that says what is wrong with it."""
-PATIENCE = 30.0
-"""Seconds in which a broker must answer when the server starts. Later it is waited for without end."""
-_LONGEST_REASON = 2_000  # characters
-_TOGETHER = 0.05  # seconds in which messages gather, to be added together
-_TURN = 1.0  # seconds that the connection is served before a look around
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
-_LEAVING = 2.0  # seconds that a thread may take to end
+REASON_HEADER = "x-text2img-error"
+"""The header of a dead letter with its errors."""
+START_TIMEOUT = 30.0
+"""The seconds in which a broker must answer when the server starts. Later the retries never end."""
+_MAX_REASON_CHARS = 2_000
+_BATCH_WINDOW = 0.05  # seconds in which messages are collected, to be added together
+_POLL_INTERVAL = 1.0  # seconds between checks whether the consumer is closing
+_MIN_BACKOFF, _MAX_BACKOFF = 0.5, 30.0  # seconds
+_JOIN_TIMEOUT = 2.0  # seconds that a thread may take to end
 
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """One that was delivered, by its channel's tag; ``reasons`` why it is a dead letter, if it is one."""
+    """A delivered message; ``tag`` identifies it on its channel, ``reasons`` make it a dead letter."""
 
     channel: BlockingChannel
     tag: int
@@ -61,11 +61,11 @@ class _Message:
 
 
 class Consumer:
-    """Takes messages in, from ``start`` to ``close``.
+    """A consumer of messages, from ``start`` to ``close``.
 
-    ``read``: a body's prompt, or None and what is wrong. ``add``: called with prompts, returns once they are
-    safe, may be called with the same again; while it raises DatabaseFailed it is called again, for ever.
-    ``wait(event, seconds)`` waits between two tries, for the event and no longer than that.
+    ``read`` returns a body's prompt, or None and the errors. ``add`` stores prompts and returns once they are
+    safe. It may be called with the same prompts again, and is retried without end while it raises
+    DatabaseFailed. ``wait(event, seconds)`` waits between retries, for the event or that long.
     """
 
     def __init__(
@@ -80,84 +80,86 @@ class Consumer:
         self._broker, self._read, self._add, self._stop = broker, read, add, stop
         self._wait = wait
         self._delivered: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
-        self._consuming, self._leaving = threading.Event(), threading.Event()
-        self._lost: AMQPError | OSError | None = None
+        self._consuming, self._closing = threading.Event(), threading.Event()
+        self._connection_error: AMQPError | OSError | None = None
         self._failure: BaseException | None = None
         self._threads = [
-            threading.Thread(target=partial(self._kept, work), name=name, daemon=True)
-            for name, work in (("rabbitmq", self._hold), ("intake", self._take_in))
+            threading.Thread(target=partial(self._run_thread, work), name=name, daemon=True)
+            for name, work in (("rabbitmq", self._hold_connection), ("intake", self._process_messages))
         ]
 
-    def start(self, patience: float = PATIENCE) -> None:
-        """See Intake.start; returns once messages may come, which may take ``patience`` seconds."""
+    def start(self, timeout: float = START_TIMEOUT) -> None:
+        """Start consuming within ``timeout`` seconds, or raise BrokerFailed; see Intake.start."""
         for thread in self._threads:
             thread.start()
         try:
-            self._await_broker(time.monotonic() + patience)
+            self._await_broker(time.monotonic() + timeout)
         except BaseException:
             self.close()
             raise
 
-    def _await_broker(self, until: float) -> None:
+    def _await_broker(self, deadline: float) -> None:
         while not self._consuming.wait(0.1):
             self._stop.check()
             self.check()
-            lost = self._lost
-            if lost is not None and (isinstance(lost, FATAL_ERRORS) or time.monotonic() > until):
-                raise BrokerFailed(f"{self._broker.place}: {explained(lost)}; check --rabbitmq-url") from lost
+            error = self._connection_error
+            if error is not None and (isinstance(error, FATAL_ERRORS) or time.monotonic() > deadline):
+                reason = f"{self._broker.address}: {describe_error(error)}"
+                raise BrokerFailed(f"{reason}; check --rabbitmq-url") from error
 
     def check(self) -> None:
-        """Raise what has ended a thread, if anything has: a fault of the program's own."""
+        """Raise the error that ended a thread, if any: a bug."""
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """See Intake.close."""
-        self._leaving.set()
+        """Stop consuming; see Intake.close."""
+        self._closing.set()
         self._delivered.put(None)
         for thread in self._threads:
-            thread.join(_LEAVING)
+            thread.join(_JOIN_TIMEOUT)
 
-    def _kept(self, work: Callable[[], None]) -> None:
+    def _run_thread(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as exc:  # noqa: BLE001 - raised again where the server looks around
+        except BaseException as exc:  # noqa: BLE001 - check() raises it in the server's thread
             self._failure = exc
 
     # The thread that holds the connection.
 
-    def _hold(self) -> None:
-        wait = _FIRST_WAIT
-        while not self._leaving.is_set():
-            began = time.monotonic()
+    def _hold_connection(self) -> None:
+        wait = _MIN_BACKOFF
+        while not self._closing.is_set():
+            started = time.monotonic()
             try:
                 self._consume()
             except (AMQPError, OSError) as exc:
-                self._lost = exc
-                # At the start whoever waits for it says so, in one line.
+                self._connection_error = exc
+                # At the start, start() reports the error in one line.
                 level = logging.WARNING if self._consuming.is_set() else logging.DEBUG
-                wait = _FIRST_WAIT if time.monotonic() - began > _LONGEST_WAIT else wait
-                log.log(level, "%s: %s; again in %g s", self._broker.place, explained(exc), wait)
-                self._wait(self._leaving, wait)
-                wait = min(wait * 2, _LONGEST_WAIT)
+                wait = _MIN_BACKOFF if time.monotonic() - started > _MAX_BACKOFF else wait
+                reason = describe_error(exc)
+                log.log(level, "%s: %s; retrying in %g s", self._broker.address, reason, wait)
+                self._wait(self._closing, wait)
+                wait = min(wait * 2, _MAX_BACKOFF)
 
     def _consume(self) -> None:
-        """One connection's life."""
+        """Connect and consume until the connection fails or the consumer closes."""
         connection = self._broker.connect()
         try:
             for name in (self._broker.queue, self._broker.dead_letter_queue):
                 self._broker.declare(connection, name)
             channel = connection.channel()
             channel.basic_qos(prefetch_count=self._broker.prefetch)
-            channel.add_on_cancel_callback(_cancelled)
+            channel.add_on_cancel_callback(_on_cancel)
             channel.basic_consume(self._broker.queue, self._deliver)
             log.info(
-                "consuming %s of %s", self._broker.queue, self._broker.place, extra={"event": "consuming"}
+                "consuming %s of %s", self._broker.queue, self._broker.address, extra={"event": "consuming"}
             )
             self._consuming.set()
-            while not self._leaving.is_set():
-                connection.process_data_events(_TURN)
-                if not channel.is_open:  # which nobody is told who does not ask
+            while not self._closing.is_set():
+                connection.process_data_events(_POLL_INTERVAL)
+                if not channel.is_open:  # pika does not report it otherwise
                     raise ChannelWrongStateError("the broker closed the channel")
         finally:
             if connection.is_open:
@@ -166,154 +168,155 @@ class Consumer:
     def _deliver(self, channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
         self._delivered.put(_Message(channel, method.delivery_tag, properties, body))
 
-    def _settle(self, messages: Sequence[_Message]) -> None:
-        """Their prompts are safe: those without one become dead letters, then all are acknowledged."""
+    def _acknowledge(self, messages: Sequence[_Message]) -> None:
+        """Publish the invalid messages as dead letters, then acknowledge all; their prompts are safe."""
         channel = messages[-1].channel
         if not channel.is_open:
-            return  # they come again, on another
-        if dead := [message for message in messages if message.reasons]:
-            letters = channel.connection.channel()
-            letters.confirm_delivery()
-            for message in dead:
-                self._dead_letter(letters, message)
-            letters.close()
+            return  # they are delivered again, on another channel
+        if invalid := [message for message in messages if message.reasons]:
+            dead_letters = channel.connection.channel()
+            dead_letters.confirm_delivery()
+            for message in invalid:
+                self._dead_letter(dead_letters, message)
+            dead_letters.close()
         channel.basic_ack(messages[-1].tag, multiple=True)
 
-    def _dead_letter(self, letters: BlockingChannel, message: _Message) -> None:
-        reason = "; ".join(message.reasons)[:_LONGEST_REASON]
+    def _dead_letter(self, dead_letters: BlockingChannel, message: _Message) -> None:
+        reason = "; ".join(message.reasons)[:_MAX_REASON_CHARS]
         properties = message.properties
-        properties.headers = {**(properties.headers or {}), REASON: reason}
+        properties.headers = {**(properties.headers or {}), REASON_HEADER: reason}
         properties.delivery_mode = pika.DeliveryMode.Persistent.value
         properties.expiration = None
-        properties.user_id = None  # the broker wants it to be the one who publishes
-        letters.basic_publish("", self._broker.dead_letter_queue, message.body, properties, mandatory=True)
+        properties.user_id = None  # the broker requires the publisher's own
+        name = self._broker.dead_letter_queue
+        dead_letters.basic_publish("", name, message.body, properties, mandatory=True)
         log.warning(
-            "a message is not valid and goes to %s: %s",
-            self._broker.dead_letter_queue,
+            "moved an invalid message to %s: %s",
+            name,
             reason,
             extra={"event": "dead_letter"},
         )
 
-    # The thread that reads them and adds their prompts.
+    # The thread that parses messages and adds their prompts.
 
-    def _take_in(self) -> None:
-        while messages := self._gathered():
+    def _process_messages(self) -> None:
+        while messages := self._next_batch():
             read = [(message, *self._read(message.body)) for message in messages]
             prompts = [prompt for _, prompt, _ in read if prompt is not None]
-            if not self._added(prompts):
+            if not self._add_with_retries(prompts):
                 return
-            settled = [
-                _Message(each.channel, each.tag, each.properties, each.body, reasons)
-                for each, _, reasons in read
+            processed = [
+                _Message(message.channel, message.tag, message.properties, message.body, reasons)
+                for message, _, reasons in read
             ]
-            self._requeue(settled)
+            self._schedule_acknowledge(processed)
 
-    def _gathered(self) -> list[_Message]:
-        """What has come, and what comes in the next moment; of one channel. Empty at the end."""
+    def _next_batch(self) -> list[_Message]:
+        """Return the waiting messages and those of the next moment, of one channel; empty at the end."""
         first = self._delivered.get()
         if first is None:
             return []
-        messages, until = [first], time.monotonic() + _TOGETHER
+        messages, deadline = [first], time.monotonic() + _BATCH_WINDOW
         while len(messages) < self._broker.prefetch:
             try:
-                message = self._delivered.get(timeout=max(0.0, until - time.monotonic()))
+                message = self._delivered.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             if message is None:
                 return []
             messages.append(message)
         channel = messages[-1].channel
-        return [message for message in messages if message.channel is channel]  # the rest comes again
+        # Messages of an earlier channel are delivered again.
+        return [message for message in messages if message.channel is channel]
 
-    def _added(self, prompts: list[NewPrompt]) -> bool:
-        """Whether they are safe; not where the server leaves before the database answers."""
-        wait = _FIRST_WAIT
-        while prompts and not self._leaving.is_set():
+    def _add_with_retries(self, prompts: list[NewPrompt]) -> bool:
+        """Add the prompts; return False if the consumer closes before the database answers."""
+        wait = _MIN_BACKOFF
+        while prompts and not self._closing.is_set():
             try:
                 self._add(prompts)
             except DatabaseFailed as exc:
-                log.warning("%s; %d messages wait for it, again in %g s", exc, len(prompts), wait)
-                self._wait(self._leaving, wait)
-                wait = min(wait * 2, _LONGEST_WAIT)
+                log.warning("%s; retrying %d messages in %g s", exc, len(prompts), wait)
+                self._wait(self._closing, wait)
+                wait = min(wait * 2, _MAX_BACKOFF)
             else:
                 log.debug("%d messages became prompts", len(prompts), extra={"messages": len(prompts)})
                 return True
-        return not self._leaving.is_set()
+        return not self._closing.is_set()
 
-    def _requeue(self, messages: Sequence[_Message]) -> None:
-        """Let the thread that holds the connection settle them, if it still holds it."""
+    def _schedule_acknowledge(self, messages: Sequence[_Message]) -> None:
+        """Have the connection's thread acknowledge the messages, if the connection is still open."""
         try:
-            messages[-1].channel.connection.add_callback_threadsafe(partial(self._settle, messages))
-        except AMQPError as exc:  # it is closed: they come again
-            log.debug("not acknowledged: %s", explained(exc))
+            messages[-1].channel.connection.add_callback_threadsafe(partial(self._acknowledge, messages))
+        except AMQPError as exc:  # it is closed: they are delivered again
+            log.debug("not acknowledged: %s", describe_error(exc))
 
 
-def _cancelled(frame: object) -> None:
+def _on_cancel(frame: object) -> None:
     del frame
-    raise ConsumerCancelled("the queue was deleted, or is served elsewhere from now on")
+    raise ConsumerCancelled("the queue was deleted or moved to another node")
 
 
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # it tells of one lost connection in ten lines
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs ten lines for one lost connection
 
 FATAL_ERRORS = (ProbableAuthenticationError, ProbableAccessDeniedError, ChannelClosedByBroker)
-"""What does not get better by waiting, when the server starts."""
+"""Errors that are not retried when the server starts."""
 _NOT_FOUND = 404
 
 
 class Broker:
-    """A RabbitMQ and the queues used there. Raises ConfigurationError for a URL that cannot be read."""
+    """A RabbitMQ server and its queues. Raises ConfigurationError for an invalid URL."""
 
     def __init__(self, url: str, queue_name: str, dead_letter_queue: str, prefetch: int) -> None:
         self.queue, self.dead_letter_queue, self.prefetch = queue_name, dead_letter_queue, prefetch
         if queue_name == dead_letter_queue:
-            raise ConfigurationError("--rabbitmq-dead-letter-queue must not be the queue that is consumed")
+            raise ConfigurationError("--rabbitmq-dead-letter-queue must differ from --rabbitmq-queue")
         if url.partition("://")[0].lower() not in {"amqp", "amqps"}:
-            raise ConfigurationError(
-                "--rabbitmq-url (RABBITMQ_URL): it should start with amqp:// or amqps://"
-            )
+            raise ConfigurationError("--rabbitmq-url (RABBITMQ_URL) must start with amqp:// or amqps://")
         try:
             self._parameters = pika.URLParameters(url)
-        except Exception:  # noqa: BLE001 - whatever it says may hold the password
+        except Exception:  # noqa: BLE001 - its message may contain the password
             raise ConfigurationError(
-                "--rabbitmq-url (RABBITMQ_URL) cannot be read; it is amqp://USER:PASSWORD@HOST:PORT/VHOST,"
-                " what is special in them escaped as in every URL"
+                "--rabbitmq-url (RABBITMQ_URL) is invalid; write amqp://USER:PASSWORD@HOST:PORT/VHOST, with"
+                " special characters percent-encoded"
             ) from None
         if self._parameters.blocked_connection_timeout is None:
             self._parameters.blocked_connection_timeout = 60
 
     @property
-    def place(self) -> str:
-        """Where it is, without user and password."""
+    def address(self) -> str:
+        """The server's address, without user and password."""
         return f"RabbitMQ at {self._parameters.host}:{self._parameters.port}"
 
     def connect(self) -> pika.BlockingConnection:
-        """A new connection. Raises AMQPError or OSError."""
+        """Open a new connection. Raises AMQPError or OSError."""
         return pika.BlockingConnection(self._parameters)
 
-    def look(self) -> str:
-        """What is there, left as it is. Raises BrokerFailed."""
+    def describe_queues(self) -> str:
+        """Describe the queues' state, without changing it. Raises BrokerFailed."""
+        names = (self.queue, self.dead_letter_queue)
         try:
             connection = self.connect()
             try:
-                found = [self._waiting(connection, name) for name in (self.queue, self.dead_letter_queue)]
+                queues = [self._describe_queue(connection, name) for name in names]
             finally:
                 connection.close()
         except (AMQPError, OSError) as exc:
-            raise BrokerFailed(f"{self.place}: {explained(exc)}") from exc
-        return "; ".join(found)
+            raise BrokerFailed(f"{self.address}: {describe_error(exc)}") from exc
+        return "; ".join(queues)
 
     @staticmethod
-    def _waiting(connection: pika.BlockingConnection, name: str) -> str:
+    def _describe_queue(connection: pika.BlockingConnection, name: str) -> str:
         try:
             ready = connection.channel().queue_declare(name, passive=True).method.message_count
         except ChannelClosedByBroker as exc:
             if exc.reply_code != _NOT_FOUND:
                 raise
-            return f"{name} is not there yet"
+            return f"{name} does not exist yet"
         return f"{name}: {ready} waiting"
 
     def declare(self, connection: pika.BlockingConnection, name: str) -> None:
-        """See that the queue is there: one that is stays as it is, whatever its kind; else a durable one."""
+        """Create a durable queue unless one exists, of whatever kind, which is left unchanged."""
         try:
             connection.channel().queue_declare(name, passive=True)
         except ChannelClosedByBroker as exc:
@@ -322,12 +325,12 @@ class Broker:
             connection.channel().queue_declare(name, durable=True)
 
 
-def explained(exc: BaseException) -> str:
-    """What went wrong with a broker, in a few words."""
+def describe_error(exc: BaseException) -> str:
+    """Describe a broker's error in a few words."""
     if isinstance(exc, ProbableAuthenticationError):
-        return "the user name or password is refused"
+        return "the user name or password is rejected"
     if isinstance(exc, ProbableAccessDeniedError):
-        return "the user may not use that virtual host, or there is none of that name"
+        return "the virtual host does not exist, or the user may not use it"
     inner: object = exc
     while isinstance(inner, AMQPError | OSError) and inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]

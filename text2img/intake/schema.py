@@ -1,4 +1,4 @@
-"""What a file of prompts may hold, as a JSON Schema (draft 2020-12), made from the values the checks use."""
+"""The JSON Schema (draft 2020-12) of a file of prompts, built from the limits that validation uses."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from text2img.prompts.validation import MAX_NAME_CHARS, MAX_TEXT_CHARS, is_contr
 from text2img.prompts.webhook_urls import FORM, MAX_URL_CHARS
 
 _INT64: Final = 2**63
-_END: Final = "(?![\\s\\S])"
-"""The end of a text, in Python and in JavaScript: Python's $ also matches before a newline there."""
-_PLAIN: Final = {"not": {"pattern": "\\u0000"}}
+_END_OF_TEXT: Final = "(?![\\s\\S])"
+"""Matches the end of a text, in Python and in JavaScript: Python's $ also matches before a final newline."""
+_NO_NUL: Final = {"not": {"pattern": "\\u0000"}}
 _LABEL: Final = {
     "anyOf": [
-        {"type": "string", "maxLength": MAX_TEXT_CHARS, **_PLAIN},
+        {"type": "string", "maxLength": MAX_TEXT_CHARS, **_NO_NUL},
         {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1},
     ]
 }
-_DRAWABLE: Final = {"type": "string", "maxLength": MAX_TEXT_CHARS, "pattern": "\\S", **_PLAIN}
+_PROMPT_TEXT: Final = {"type": "string", "maxLength": MAX_TEXT_CHARS, "pattern": "\\S", **_NO_NUL}
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a whole JSON or YAML file; ``#/$defs/prompt`` is that of a line of JSON lines."""
+    """Return the schema of a JSON or YAML file; ``#/$defs/prompt`` is the schema of a JSON line."""
     prompts = {"type": "array", "items": {"$ref": "#/$defs/entry"}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -44,7 +44,7 @@ def schema() -> dict[str, Any]:
         ],
         "$defs": {
             "entry": {"anyOf": [{"$ref": "#/$defs/text"}, {"$ref": "#/$defs/prompt"}]},
-            "text": {**_DRAWABLE, "description": "what the picture shall show"},
+            "text": {**_PROMPT_TEXT, "description": "what the image should show"},
             "prompt": _prompt(),
             "lora": _lora(),
         },
@@ -53,41 +53,41 @@ def schema() -> dict[str, Any]:
 
 def _prompt() -> dict[str, Any]:
     fields = {name: _or_null(field) for name, field in _fields().items()}
-    given = {"not": {"type": "null"}}
-    some_text = {"required": ["text"], "properties": {"text": given}}
-    some_tags = {"required": ["prompt_tags"], "properties": {"prompt_tags": given}}
+    not_null = {"not": {"type": "null"}}
+    some_text = {"required": ["text"], "properties": {"text": not_null}}
+    some_tags = {"required": ["prompt_tags"], "properties": {"prompt_tags": not_null}}
     return {
         "type": "object",
         "properties": fields,
         "additionalProperties": False,
-        "not": {"required": ["id", "_id"], "properties": {"id": given, "_id": given}},
+        "not": {"required": ["id", "_id"], "properties": {"id": not_null, "_id": not_null}},
         "anyOf": [some_text, some_tags],
     }
 
 
 def _fields() -> dict[str, dict[str, Any]]:
-    """Each field's own schema, where it is given at all; null says the same as leaving it out."""
-    ident = {
-        "description": "the prompt's id; without one it is made from the content",
+    """Return each field's schema, without null, which is the same as omitting the field."""
+    prompt_id = {
+        "description": "the prompt's id; the default is derived from the content",
         "anyOf": [
             {"type": "string", "minLength": 1},
             _integer(-_INT64, _INT64 - 1),
-            _typed("$oid", f"^(-*[0-9a-fA-F]){{24}}-*{_END}"),
-            _typed("$uuid", f"^(-*[0-9a-fA-F]){{32}}-*{_END}"),
+            _extended_json_id("$oid", f"^(-*[0-9a-fA-F]){{24}}-*{_END_OF_TEXT}"),
+            _extended_json_id("$uuid", f"^(-*[0-9a-fA-F]){{32}}-*{_END_OF_TEXT}"),
         ],
     }
     pixels = {**_integer(64, 4096), "multipleOf": 8, "description": "pixels"}
     return {
-        "id": ident,
+        "id": prompt_id,
         "_id": {"$ref": "#/$defs/prompt/properties/id"},
         "text": {"$ref": "#/$defs/text"},
         "prompt_tags": {
-            "description": "joined by spaces where there is no text",
+            "description": "joined by spaces if there is no text",
             "type": "array",
-            "items": {"type": "string", **_PLAIN},
+            "items": {"type": "string", **_NO_NUL},
             "contains": {"type": "string", "pattern": "\\S"},
         },
-        "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": FORM, **_PLAIN},
+        "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": FORM, **_NO_NUL},
         **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
         "priority": {
             "type": "number",
@@ -114,8 +114,8 @@ def _fields() -> dict[str, dict[str, Any]]:
         "artist_name": {
             "type": "string",
             "maxLength": MAX_NAME_CHARS,
-            "pattern": f"^[^{_steering()}]*{_END}",
-            "description": "signs the picture",
+            "pattern": f"^[^{_control_characters()}]*{_END_OF_TEXT}",
+            "description": "signs the image",
         },
         "signature_position": {"enum": list(POSITIONS)},
         "signature_opacity": _integer(0, 255),
@@ -127,10 +127,10 @@ def _fields() -> dict[str, dict[str, Any]]:
 def _lora() -> dict[str, Any]:
     fields: dict[str, dict[str, Any]] = {
         "weight": {"type": "number", "minimum": -MAX_WEIGHT, "maximum": MAX_WEIGHT},
-        "sha256": {"type": "string", "pattern": f"^[0-9a-fA-F]{{64}}{_END}"},
+        "sha256": {"type": "string", "pattern": f"^[0-9a-fA-F]{{64}}{_END_OF_TEXT}"},
         "size": {**_integer(1, 2**40), "description": "bytes"},
     }
-    path = {"type": "string", "maxLength": MAX_PATH_CHARS, "pattern": "\\S", "description": "where it is"}
+    path = {"type": "string", "maxLength": MAX_PATH_CHARS, "pattern": "\\S", "description": "its location"}
     return {
         "type": "object",
         "properties": {"path": path, **{name: _or_null(field) for name, field in fields.items()}},
@@ -139,11 +139,11 @@ def _lora() -> dict[str, Any]:
     }
 
 
-def _steering() -> str:
-    """What no name may hold, as the ranges of a regular expression's class."""
-    found = [code for code in range(sys.maxunicode + 1) if is_control_character(chr(code))]
-    starts = [code for code in found if code - 1 not in found]
-    ends = [code for code in found if code + 1 not in found]
+def _control_characters() -> str:
+    """Return the characters that a name may not contain, as ranges of a regular expression's class."""
+    codes = [code for code in range(sys.maxunicode + 1) if is_control_character(chr(code))]
+    starts = [code for code in codes if code - 1 not in codes]
+    ends = [code for code in codes if code + 1 not in codes]
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
 
 
@@ -156,11 +156,11 @@ def _integer(low: int, high: int) -> dict[str, Any]:
 
 
 def _text() -> dict[str, Any]:
-    return {"type": "string", "maxLength": MAX_TEXT_CHARS, **_PLAIN}
+    return {"type": "string", "maxLength": MAX_TEXT_CHARS, **_NO_NUL}
 
 
-def _typed(kind: str, pattern: str) -> dict[str, Any]:
-    """An id in MongoDB's extended JSON."""
+def _extended_json_id(kind: str, pattern: str) -> dict[str, Any]:
+    """Return the schema of an id in MongoDB's extended JSON."""
     return {
         "type": "object",
         "properties": {kind: {"type": "string", "pattern": pattern}},

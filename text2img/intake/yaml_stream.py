@@ -1,7 +1,7 @@
-"""A list in a YAML text of any length → its entries, one by one, each with its line.
+"""Streaming parser of a list in a YAML text of any length: yields its entries with their lines.
 
-The parser's events are composed entry by entry, by libyaml where PyYAML has it. What has an anchor stays in
-memory, since an alias may name it. Does not know what an entry may hold.
+The parser's events are composed entry by entry, with libyaml if PyYAML has it. Nodes with an anchor stay in
+memory, since an alias may refer to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAPPING: Final = "tag:yaml.org,2002:map"
 if yaml.__with_libyaml__:
 
     class _Loader(yaml.CSafeLoader, Composer):
-        """libyaml's parser and the composer that is told where to begin; libyaml's own composes documents."""
+        """libyaml's parser with PyYAML's composer; libyaml's own composes only whole documents."""
 
         def __init__(self, file: TextIO) -> None:
             yaml.CSafeLoader.__init__(self, file)
@@ -37,7 +37,7 @@ else:
 
 
 def entries(file: TextIO) -> Iterator[tuple[int, object]]:
-    """The entries of a list, or of the list under ``prompts``, with their lines.
+    """Yield the entries of a list, or of the list under ``prompts``, with their lines.
 
     Raises ValueError and yaml.YAMLError.
     """
@@ -45,7 +45,7 @@ def entries(file: TextIO) -> Iterator[tuple[int, object]]:
         yield from _entries(_Loader(file))
     except (ParserError, ScannerError):
         file.seek(0)
-        for _ in _entries(yaml.SafeLoader(file)):  # slower, but it finds the very line
+        for _ in _entries(yaml.SafeLoader(file)):  # slower, but reports the exact line
             pass
         raise
 
@@ -58,7 +58,7 @@ def _entries(loader: Any) -> Iterator[tuple[int, object]]:
         loader.get_event()  # the document's start
         root = loader.peek_event()
         mapping = isinstance(root, yaml.MappingStartEvent) and root.tag in {None, "!", _MAPPING}
-        yield from _under_prompts(loader) if mapping else _list(loader)
+        yield from _mapping_entries(loader) if mapping else _list_entries(loader)
         loader.get_event()  # the document's end
         if not loader.check_event(yaml.StreamEndEvent):
             mark = loader.peek_event().start_mark
@@ -67,7 +67,7 @@ def _entries(loader: Any) -> Iterator[tuple[int, object]]:
         loader.dispose()
 
 
-def _under_prompts(loader: Any) -> Iterator[tuple[int, object]]:
+def _mapping_entries(loader: Any) -> Iterator[tuple[int, object]]:
     loader.get_event()
     found = False
     while not loader.check_event(yaml.MappingEndEvent):
@@ -76,19 +76,19 @@ def _under_prompts(loader: Any) -> Iterator[tuple[int, object]]:
             loader.compose_node(None, None)  # for its anchors
             continue
         if found:
-            raise ComposerError(None, None, "prompts stands there twice", key.start_mark)
+            raise ComposerError(None, None, "prompts occurs twice", key.start_mark)
         found = True
-        yield from _list(loader)
+        yield from _list_entries(loader)
     loader.get_event()
     if not found:
         raise ValueError(NOT_A_LIST)
 
 
-def _list(loader: Any) -> Iterator[tuple[int, object]]:
+def _list_entries(loader: Any) -> Iterator[tuple[int, object]]:
     start = loader.peek_event()
-    plain = isinstance(start, yaml.SequenceStartEvent) and start.tag in {None, "!", _SEQUENCE}
-    if not plain or start.anchor is not None:
-        yield from _whole(loader)
+    is_list = isinstance(start, yaml.SequenceStartEvent) and start.tag in {None, "!", _SEQUENCE}
+    if not is_list or start.anchor is not None:
+        yield from _anchored_entries(loader)
         return
     loader.get_event()
     while not loader.check_event(yaml.SequenceEndEvent):
@@ -97,11 +97,11 @@ def _list(loader: Any) -> Iterator[tuple[int, object]]:
     loader.get_event()
 
 
-def _whole(loader: Any) -> Iterator[tuple[int, object]]:
-    """The entries of a list that other places name, or have named; it is in memory as a whole."""
+def _anchored_entries(loader: Any) -> Iterator[tuple[int, object]]:
+    """Yield the entries of a list that has an anchor or is an alias; it is in memory as a whole."""
     node = loader.compose_node(None, None)
     entries = loader.construct_document(node)
     if not isinstance(node, yaml.SequenceNode) or not isinstance(entries, list):
-        raise ValueError(NOT_A_LIST)  # noqa: TRY004 - a wrong value of a file, no type
+        raise ValueError(NOT_A_LIST)  # noqa: TRY004 - an invalid value in a file, not a wrong type
     for child, entry in zip(node.value, entries, strict=True):
         yield child.start_mark.line + 1, entry

@@ -115,7 +115,7 @@ def test_a_changed_value_under_the_same_id_is_not_handed_out(tmp_path) -> None:
     file.write_text('{"text": "a cat", "seed": 7.0, "id": "a"}')
     assert len(list(prompts)) == 1
     file.write_text('{"id": "a", "text": "a cat", "seed": 8}')
-    with pytest.raises(ConfigurationError, match="was changed after it had been checked"):
+    with pytest.raises(ConfigurationError, match="changed after it was checked"):
         list(prompts)
 
 
@@ -145,7 +145,7 @@ def test_the_byte_that_is_no_text_is_found(tmp_path) -> None:
     file = tmp_path / "a.txt"
     before = "é".encode() * 70_000 + b"\xe2\x82"
     file.write_bytes(before + b"x\n")
-    with pytest.raises(ConfigurationError, match=rf"is no UTF-8 text \(byte {len(before) - 2}\)"):
+    with pytest.raises(ConfigurationError, match=rf"is not UTF-8 text \(byte {len(before) - 2}\)"):
         read_prompts(str(file))
 
 
@@ -153,7 +153,7 @@ def test_the_byte_that_is_no_text_is_found(tmp_path) -> None:
     ("content", "words"),
     [
         ("- a\n---\n- b\n", "line 2: found another document"),
-        ("prompts: [a]\nprompts: [b]\n", "line 2: prompts stands there twice"),
+        ("prompts: [a]\nprompts: [b]\n", "line 2: prompts occurs twice"),
         ("x: [a]\n", "must hold a list"),
         ("", "must hold a list"),
         ("- a\n- *b\n", "line 2: found undefined alias 'b'"),

@@ -69,9 +69,9 @@ def test_a_servers_data_set_is_that_of_its_messages():
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (b"{", ["no JSON"]),
-        (b"\xff\xfe", ["no UTF-8 text (byte 0)"]),
-        (b"[" * 100_000, ["no JSON"]),
+        (b"{", ["not JSON"]),
+        (b"\xff\xfe", ["not UTF-8 text (byte 0)"]),
+        (b"[" * 100_000, ["not JSON"]),
         (b" " * (MAX_BODY_BYTES + 1), ["1,048,577 bytes"]),
         ([1], ["must be a JSON object, not list"]),
         ({"prompt": "a cat"}, ["generation_id is missing"]),
@@ -81,7 +81,7 @@ def test_a_servers_data_set_is_that_of_its_messages():
         ({"generation_id": True, "prompt": "a cat"}, ["generation_id must be text"]),
         ({"generation_id": 2**70, "prompt": "a cat"}, ["too large"]),
         ({"generation_id": "g"}, ["text is missing"]),
-        ({"generation_id": "g", "prompt": "a", "text": "b"}, ["prompt and text are the same"]),
+        ({"generation_id": "g", "prompt": "a", "text": "b"}, ["prompt and text are the same field"]),
         ({"generation_id": "g", "prompt": "a", "lora": [], "lora_model_url": "b"}, ["_url and lora"]),
         ({"generation_id": "g", "prompt": "a", "lora_model_url": 7}, ["lora 1: path"]),
         ({"generation_id": {"$oid": "x"}, "prompt": 7, "seed": "9", "priority": "high"},

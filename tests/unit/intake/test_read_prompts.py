@@ -91,7 +91,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path) -> None:
         ("line 4", "guidance_scale must be a finite number"),
         ("line 5", "width must be a whole number"),
         ("line 6", "id must be"),
-        ("line 8", "id x stands above already"),
+        ("line 8", "id x is used above already"),
         ("line 9", "must be a mapping"),
     ]
     assert len(lines) == len(expected)
@@ -159,11 +159,11 @@ def test_yaml_that_holds_itself_is_a_sentence(tmp_path, content) -> None:
     [
         ("a.json", b"[1, 2", "a.json: "),
         ("a.json", b'{"text": "a"}', "must hold a list"),
-        ("a.jsonl", b'{"text": "a"}\n{"text\n', "line 2 is no JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text\n', "line 2 is not JSON"),
         ("a.yaml", b"- {text: a\n- b", "a.yaml, line 2"),
         ("a.yaml", b"!!python/object/apply:os.system ['true']", "a.yaml, line 1"),
-        ("a.csv", b"id,text\n1,a,surplus\n", "line 2 has another number of cells"),
-        ("a.txt", b"caf\xe9\n", "is no UTF-8 text (byte 3)"),
+        ("a.csv", b"id,text\n1,a,surplus\n", "line 2 has a different number of cells"),
+        ("a.txt", b"caf\xe9\n", "is not UTF-8 text (byte 3)"),
         ("a.xlsx", b"", "must end in one of"),
         ("missing.txt", None, "No such file"),
     ],
