@@ -123,10 +123,8 @@ def _reader(settings: Settings) -> Callable[[str], bytes]:
     """Reads a picture from the output that is named, if one is, else from where its URL says."""
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
     named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
-    readers = [
-        *([ImageReader(build.storage(settings), options)] if named else []),
-        ImageReader(None, options),
-    ]
+    storages = [build.storage(settings), None] if named else [None]
+    readers = [ImageReader(storage, options) for storage in storages]
 
     def read(url: str) -> bytes:
         for reader in readers[:-1]:

@@ -1,6 +1,6 @@
 """Image files: encode pixels as PNG, JPEG or WebP, signed on request, with the generation's parameters.
 
-This package knows no model and no storage.
+This package is independent of models and storage.
 """
 
 from __future__ import annotations

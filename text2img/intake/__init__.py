@@ -1,4 +1,4 @@
-"""Intake of new prompts, from files and from RabbitMQ messages. It knows no database.
+"""Intake of new prompts, from files and from RabbitMQ messages; independent of databases.
 
 ``files`` reads a file twice: to check all of it before the first prompt is added, and to return the checked
 prompts. ``formats`` parses a file into entries with their lines; ``yaml_stream`` does so for YAML.

@@ -1,6 +1,6 @@
 """Image storage: the ImageStorage protocol, its adapters by URL scheme, and a reader of stored images.
 
-Storage handles names and bytes; it knows nothing of images.
+Storage handles only names and bytes, whatever the objects contain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_OBJECT_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageOptions:
-    """How objects are kept in a bucket.
+    """Options for the objects in a bucket.
 
     ``acl``: who may read them, as an S3 canned ACL (``public-read``); without one the bucket's own rules
     apply. ``public_urls``: ``put`` returns ``https://`` URLs. ``s3_endpoint``: the URL of a service that is
@@ -76,9 +76,8 @@ class ImageStorage(Protocol):
     def read(self, url: str) -> bytes:
         """Return the content of the object whose URL ``put`` returned, in any of the URL's forms.
 
-        Changes nothing. Raises ObjectUnreadable for a URL outside this storage, and for an object that does
-        not exist, is larger than MAX_OBJECT_BYTES, or may not be read by this account. Raises StorageFailed
-        if the storage does not answer.
+        Changes nothing. Raises ObjectUnreadable for a URL outside this storage, for a missing or forbidden
+        object, and for one larger than MAX_OBJECT_BYTES. Raises StorageFailed if the storage does not answer.
         """
         ...
 

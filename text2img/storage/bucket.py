@@ -1,4 +1,4 @@
-"""What all bucket adapters share: protocols, URL parsing, create-only uploads, whole reads and retries."""
+"""Code shared by the bucket adapters: protocols, URL parsing, create-only uploads, reads and retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image storage in a Google Cloud Storage bucket: ImageStorage's rules, and what the responses mean for them.
+"""Image storage in a Google Cloud Storage bucket: ImageStorage's rules in terms of its responses.
 
 Only ``gcs_bucket`` uses Google's library. It is imported when the bucket is first needed.
 """

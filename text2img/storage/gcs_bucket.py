@@ -178,13 +178,7 @@ def _translate_errors(attempt: Callable[[float], _Result], limit: float) -> _Res
     """Return the attempt's result; raise Google's errors as ours."""
     try:
         return attempt(limit)
-    except (
-        *_NETWORK_ERRORS,
-        GoogleAPICallError,
-        GoogleAuthError,
-        requests.RequestException,
-        ValueError,
-    ) as exc:
+    except (*_NETWORK_ERRORS, *_CLIENT_ERRORS) as exc:
         raise _to_storage_error(exc) from exc
 
 

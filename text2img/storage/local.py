@@ -158,12 +158,12 @@ class LocalStorage:
     def _has_content(self, target: str, data: bytes) -> bool:
         """Return True if the file exists with that content; raise PromptFailed if it is not a file."""
         try:
-            found = os.stat(target)
+            status = os.stat(target)
         except FileNotFoundError:
             return False
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise self._rejected(os.path.basename(target), "this name exists but is not a file")
-        if found.st_size != len(data):
+        if status.st_size != len(data):
             return False
         try:
             with open(target, "rb") as file:

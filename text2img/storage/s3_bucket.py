@@ -105,9 +105,8 @@ class Bucket:
             if exc.status not in {400, 403}:
                 raise
             # The response to HEAD has no body; a listing shows whether the credentials or the rights fail.
-            self._with_retries(
-                partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1), retry_timeout
-            )
+            listing = partial(self._client.list_objects_v2, Bucket=self._name, MaxKeys=1)
+            self._with_retries(listing, retry_timeout)
         if self._acl and self._disallows_acls(retry_timeout):
             raise PermanentError(400, "its object ownership is BucketOwnerEnforced", ACLS_UNSUPPORTED)
 
@@ -129,9 +128,8 @@ class Bucket:
         found = full_checksum(self._with_retries(partial(head, ChecksumMode="ENABLED")), listed.version)
         if found or "-" not in listed.version:
             return found
-        return multipart_checksum(
-            self._with_retries(partial(head, PartNumber=1)), listed.version, listed.size
-        )
+        first_part = self._with_retries(partial(head, PartNumber=1))
+        return multipart_checksum(first_part, listed.version, listed.size)
 
     def lookup(self, path: str) -> ObjectInfo:
         """Return the object's metadata."""
@@ -191,12 +189,11 @@ class Bucket:
     def _disallows_acls(self, retry_timeout: float) -> bool:
         """Return True if the bucket is known to disallow ACLs, the default of Amazon's buckets."""
         try:
-            found = self._with_retries(
-                partial(self._client.get_bucket_ownership_controls, Bucket=self._name), retry_timeout
-            )
+            request = partial(self._client.get_bucket_ownership_controls, Bucket=self._name)
+            response = self._with_retries(request, retry_timeout)
         except PermanentError:  # many accounts may not request this, and many services do not support it
             return False
-        rules = found.get("OwnershipControls", {}).get("Rules", [])
+        rules = response.get("OwnershipControls", {}).get("Rules", [])
         enforced = any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules)
         return enforced and self._acl != "bucket-owner-full-control"  # which such buckets allow
 

@@ -307,7 +307,7 @@ class ModelCache:
             )
             bucket = open_bucket(kind, name, endpoint, self._request_retry_timeout, clock=clock)
             with_retries = partial(
-                retry, patience=self._retry_timeout, timeout=0, sleep=self._wait, clock=self._clock
+                retry, retry_timeout=self._retry_timeout, timeout=0, sleep=self._wait, clock=self._clock
             )
             selection = with_retries(lambda _: _FileSelection.of(bucket, prefix, options))
         except PermanentError as exc:
