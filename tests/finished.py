@@ -33,7 +33,7 @@ def finished_run(url, place, run_id, prompts, **used):
             file = image(prompts[prompt.id.text][1], marked=run_id == "b")
             put = storage.put(f"{prompt.id.name}.png", file, "image/png", lambda: True)
             outcomes.append(completed(prompt, put, **used))
-        assert len(database.record(outcomes, run_id, tell=False)) == len(new)
+        assert len(database.record(outcomes, run_id, notify=False)) == len(new)
         ended = {"finished_at": BEGAN + timedelta(seconds=9), "status": "completed", "images": len(new)}
         run = Run(id=run_id, started_at=BEGAN, host="h", images_per_second=2.0, **ended)
         database.save_run(run, 60)

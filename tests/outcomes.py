@@ -31,7 +31,7 @@ def completed(of, image_url=None, *, image_urls=(), evaluations=(), **more):
         )
         for place, url in enumerate(urls)
     )
-    return Completed(prompt=asked.prompt, text=asked.text, pictures=pictures)
+    return Completed(prompt=asked.prompt, text=asked.text, images=pictures)
 
 
 def iterated(prompt, score=0.5, words="$a boat, red"):
@@ -40,7 +40,7 @@ def iterated(prompt, score=0.5, words="$a boat, red"):
         evaluator="demo", score=score, matches=("a boat",), missing=("red",), better_prompt=words
     )
     number = len(prompt.tries)
-    (image,) = completed(prompt, f"gs://b/{number}.png", evaluations=[seen]).pictures
+    (image,) = completed(prompt, f"gs://b/{number}.png", evaluations=[seen]).images
     image = replace(image, number=number, iteration=number + 1)
     return NeedsRefinement(
         prompt=prompt,

@@ -42,7 +42,7 @@ def document_sizes(url: str, prompts: int = _PROMPTS) -> dict[str, float]:
         )
         waiting = mean("datasets")
         while claimed := database.claim(_WORKER, 10, 60.0, Selection()):
-            database.record([_completed(prompt) for prompt in claimed], _RUN, tell=True)
+            database.record([_completed(prompt) for prompt in claimed], _RUN, notify=True)
         collect(database, _RUN, "completed", final=True)
         return {
             "waiting": waiting,
@@ -64,4 +64,4 @@ def _completed(prompt: Prompt) -> Completed:
         text=asked.text,
         used={**asked.parameters.recorded, **made},
     )
-    return Completed(prompt=prompt, text=asked.text, pictures=(image,))
+    return Completed(prompt=prompt, text=asked.text, images=(image,))

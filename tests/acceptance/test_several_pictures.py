@@ -166,7 +166,7 @@ def test_what_cannot_be_asked_for_is_refused(tmp_path):
     drawn, largest = {"text": CAPTION}, 2**63 - 1
     columns = ("text", "prompt_tags", "aspect_ratio", "num_images", "seed", "lora")
     rows = {
-        2: ("invalid_prompt", "prompt_tags must hold nothing but texts", {"prompt_tags": '["a", 7]'}),
+        2: ("invalid_prompt", "prompt_tags must contain only texts", {"prompt_tags": '["a", 7]'}),
         3: ("invalid_prompt", "prompt_tags must be a list of texts", {"prompt_tags": "a red circle"}),
         4: ("invalid_prompt", "prompt_tags is empty", {"prompt_tags": "[]"}),
         5: ("invalid_parameters", "aspect_ratio must be one of", {**drawn, "aspect_ratio": "5:4"}),
@@ -215,7 +215,7 @@ def test_who_asks_for_shape_and_number(tmp_path):
         (("--aspect-ratio", "5:4"), "--aspect-ratio must be one of 1:1"),
         (("--num-images", "0"), "--num-images must be between 1 and 100"),
         (("--num-images", "many"), "--num-images (NUM_IMAGES):"),
-        (("--object-name", "picture"), "--object-name (OBJECT_NAME): it must hold {id}"),
+        (("--object-name", "picture"), "--object-name (OBJECT_NAME): it must contain {id}"),
         (("--object-name", "../{id}"), "--object-name (OBJECT_NAME): no part of it may"),
     ],
 )

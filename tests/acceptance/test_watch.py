@@ -103,7 +103,7 @@ def test_it_follows_what_happens(tmp_path, terminal):
         )
         three = tuple(f"gs://b/{n}.png" for n in range(3))
         done = [completed(mine[0], image_urls=three), completed(mine[1]), failed(mine[2])]
-        database.record(done, "night", tell=True)
+        database.record(done, "night", notify=True)
         place = screen.shows(
             r"completed +2\s+error +1  \(safety 1\)\s+untold +3 [\s\S]*"
             r"pace +(?!0\.00)\d+\.\d\d images/s over the last \d+ s; about [\d]+ (s|min) left",

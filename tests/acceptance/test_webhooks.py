@@ -296,7 +296,7 @@ def test_doctor_looks_the_hosts_up(tmp_path):
     cases = [
         ("127.0.0.1, *.example.com", 0, "127.0.0.1, *.example.com may be told"),
         ("no-such-host.invalid", 1, "no-such-host.invalid has no address"),
-        ("https://x", 2, "is no host"),
+        ("https://x", 2, "is not a host"),
     ]
     job = ("--database", f"sqlite:///{tmp_path}/prompts.db", *JOB[2:-1])
     each = product.run_each([("doctor", *job, hosts) for hosts, _, _ in cases], tmp_path)

@@ -36,7 +36,7 @@ def aftermath(mongodb_server, gcs_server, book, tmp_path_factory):
                 outage.enter_context(site.mongodb.away(silent=way == "silent"))
                 site.go()
             for _, worker in runs.values():
-                worker.reaches(lambda worker=worker: "asking again in 1 s" in worker.text)
+                worker.reaches(lambda worker=worker: "retrying in 1 s" in worker.text)
         yield {
             way: SimpleNamespace(
                 status=worker.wait(), log=worker.text, counts=count(site, book, pictures_made(site))

@@ -142,8 +142,8 @@ class Stand:
         (prompt,) = self.claim(worker, 1, lease)
         return prompt
 
-    def record(self, *outcomes, run_id="run-1", tell=False):
-        return self.database.record(outcomes, run_id, tell=tell)
+    def record(self, *outcomes, run_id="run-1", notify=False):
+        return self.database.record(outcomes, run_id, notify=notify)
 
 
 def opened(url, collections=None):

@@ -112,7 +112,7 @@ def test_no_document_harms_the_queue(mongo, documents):
     database.start([prompt.claim for prompt in prompts])
     assert database.extend([prompt.claim for prompt in prompts], 60) == []
     outcomes = [_outcome(prompt) for prompt in prompts]
-    assert database.record(outcomes, "night", tell=True) == outcomes
+    assert database.record(outcomes, "night", notify=True) == outcomes
     _check_settled(before, mongo.read(), mongo.same)
     _check_told(database)
     database.retry(None, ALL)

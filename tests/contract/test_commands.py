@@ -41,9 +41,9 @@ def test_a_full_batch_is_recorded_by_itself_and_at_once(tmp_path, mongo_stand, c
     bench = Bench(tmp_path, 30, mongo_stand.backend.url)
     recorded, kept = [], bench.database.record
 
-    def record(outcomes, run_id, *, tell):
+    def record(outcomes, run_id, *, notify):
         before = len(counter.names)
-        written = kept(outcomes, run_id, tell=tell)
+        written = kept(outcomes, run_id, notify=notify)
         recorded.append((len(outcomes), counter.names[before:].count("update") >= 2))
         return written
 

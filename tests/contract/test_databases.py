@@ -261,10 +261,10 @@ def test_pending_counts_what_can_be_claimed(stand):
 def test_a_look_for_work(stand, document, waits):
     """There is some where something pending or expired can be claimed, of the data set that is asked for."""
     stand.put({"_id": 1, "dataset_id": "spring", **document})
-    assert stand.database.waits(Selection("spring")) is waits
+    assert stand.database.has_claimable(Selection("spring")) is waits
     if waits:
         stand.claim("a")
-        assert not stand.database.waits(Selection("spring"))
+        assert not stand.database.has_claimable(Selection("spring"))
 
 
 @pytest.mark.parametrize(("asked", "ids"), [("7", ["1", "2"]), ("spring", ["3"]), ("8", []), ("2.5", ["4"])])

@@ -56,7 +56,7 @@ def _goes_all_the_way(stand, value):
     assert stand.database.holds(prompt.claim)
     stand.database.start([prompt.claim])
     assert stand.database.extend([prompt.claim], 60) == []
-    assert len(stand.record(completed(prompt), tell=True)) == 1
+    assert len(stand.record(completed(prompt), notify=True)) == 1
     assert stand.get(value)["status"] == "completed"
     assert stand.result(value)["prompt"] == "a boat"
     undelivered, _ = stand.database.collect("run-1", "n", 10)

@@ -19,7 +19,7 @@ def done(prompt, *, best):
     again = iterated(prompt)
     result = completed(prompt)
     image = again.tries[best]
-    return replace(result, pictures=(image,), tries=again.tries, iterations=again.iterations)
+    return replace(result, images=(image,), tries=again.tries, iterations=again.iterations)
 
 
 def test_an_iteration_is_there_for_the_next_claim(stand):
@@ -27,7 +27,7 @@ def test_an_iteration_is_there_for_the_next_claim(stand):
     stand.put({"_id": 1, "text": "a boat"})
     stand.record(postponed(stand.claim_one(), 0))
     first = iterated(stand.claim_one())
-    assert stand.record(first, tell=True) == [first]
+    assert stand.record(first, notify=True) == [first]
     found = stand.get(1)
     assert (found["status"], found["iterations"], found["next_prompt"]) == ("pending", 1, "$a boat, red")
     assert not {"claimed_by", "lease_expires_at", "attempts", "error", "untold", "image_url"} & found.keys()
@@ -40,7 +40,7 @@ def test_a_completed_loop_links_its_tries(stand):
     """The best picture is the result, whichever iteration made it; prompt and result list every try."""
     stand.put({"_id": 1, "text": "a boat"})
     stand.record(iterated(stand.claim_one(), 0.75))
-    stand.record(done(stand.claim_one(), best=0), tell=True)
+    stand.record(done(stand.claim_one(), best=0), notify=True)
     for found in (stand.get(1), stand.result(1)):
         assert (found["image_url"], found["score"], found["iterations"]) == ("gs://b/0.png", 0.75, 2)
         assert [(one["iteration"], one.get("best", False)) for one in found["tries"]] == [
@@ -57,8 +57,8 @@ def test_a_text_that_was_refined_is_known_beside_the_owners(stand):
     """The result's prompt is the owner's; what was drawn instead stands as refined_prompt."""
     stand.put({"_id": 1, "text": "a boat"})
     result = done(stand.claim_one(), best=0)
-    (image,) = result.pictures
-    stand.record(replace(result, pictures=(replace(image, text="a red boat"),)))
+    (image,) = result.images
+    stand.record(replace(result, images=(replace(image, text="a red boat"),)))
     assert (stand.result(1)["prompt"], stand.result(1)["refined_prompt"]) == ("a boat", "a red boat")
     assert (stand.get(1)["text"], stand.get(1)["used"]["refined_prompt"]) == ("a boat", "a red boat")
 

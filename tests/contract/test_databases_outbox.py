@@ -22,14 +22,14 @@ def _run(name="run-1", status="running"):
 
 def _with_outcomes(stand, number, run_id="run-1"):
     stand.put(*({"_id": f"{run_id}-{n}"} for n in range(number)))
-    stand.record(*(completed(prompt) for prompt in stand.claim(limit=number)), run_id=run_id, tell=True)
+    stand.record(*(completed(prompt) for prompt in stand.claim(limit=number)), run_id=run_id, notify=True)
 
 
 def test_final_outcomes_are_gathered(stand):
     """A completed prompt with its picture and seed, a failed one with its reason; a postponed one not."""
     stand.put({"_id": 1, "seed": 7}, {"_id": 2}, {"_id": 3})
     one, two, three = stand.claim()
-    stand.record(completed(one), failed(two), postponed(three, 60), tell=True)
+    stand.record(completed(one), failed(two), postponed(three, 60), notify=True)
     undelivered, more = stand.database.collect("run-1", "n1", 10)
     assert undelivered == [
         UndeliveredOutcome(
@@ -50,7 +50,7 @@ def test_final_outcomes_are_gathered(stand):
 def test_without_tell_nothing_waits(stand):
     """Outcomes of a run without a receiver are never untold."""
     stand.put({"_id": 1})
-    stand.record(completed(stand.claim_one()), tell=False)
+    stand.record(completed(stand.claim_one()), notify=False)
     assert stand.database.collect("run-1", "n1", 10) == ([], False)
     assert stand.database.undelivered_runs() == []
     assert stand.database.counts(ALL).undelivered == 0
@@ -151,7 +151,7 @@ def test_a_closed_notice_is_never_sent_again(stand, told, state):
     stand.database.save_notification(_notice())
     notification = stand.database.claim_notification("w", 0)
     assert stand.database.notifications() == (1, 0)
-    stand.database.complete_notification(notification, told=told, detail="HTTP 204")
+    stand.database.complete_notification(notification, delivered=told, detail="HTTP 204")
     assert stand.database.notifications() == (0, int(not told))
     stand.database.reschedule_notification(notification, 0, "late")
     stand.database.save_notification(_notice())
@@ -187,7 +187,7 @@ def test_untold_outcomes_are_counted_until_a_notice_keeps_them(stand):
     database = stand.database
     assert (database.undelivered(), database.undelivered(webhooks=True)) == (0, 0)
     one, two, _ = stand.claim()
-    stand.record(completed(one), failed(two), tell=True)
+    stand.record(completed(one), failed(two), notify=True)
     assert (database.undelivered(), database.undelivered(webhooks=True)) == (2, 1)
     database.collect("run-1", "n1", 10)
     assert database.undelivered() == 2

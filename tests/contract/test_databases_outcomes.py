@@ -94,7 +94,7 @@ def test_tags_stand_for_a_text(stand):
     """Where there is no text the tags, joined by spaces, are what is drawn and told of; else the text is."""
     tags = ["a red", "boat", "$5"]
     stand.put({"_id": 1, "text": None, "prompt_tags": tags}, {"_id": 2, "prompt_tags": tags})
-    stand.record(*map(completed, stand.claim()), tell=True)
+    stand.record(*map(completed, stand.claim()), notify=True)
     assert [stand.result(n)["prompt"] for n in (1, 2)] == ["a red boat $5", "a boat"]
     assert stand.get(1)["prompt_tags"] == tags
     told, _ = stand.database.collect("run-1", "n1", 10)
@@ -105,7 +105,7 @@ def test_several_pictures_are_told_of(stand):
     """What waits to be told holds every URL, in order; nothing of several for a prompt with one."""
     stand.put({"_id": 1, "num_images": 2}, {"_id": 2})
     one, two = stand.claim()
-    stand.record(completed(one, image_urls=("gs://b/1.png", "gs://b/1~1.png")), completed(two), tell=True)
+    stand.record(completed(one, image_urls=("gs://b/1.png", "gs://b/1~1.png")), completed(two), notify=True)
     told, _ = stand.database.collect("run-1", "n1", 10)
     assert [each.image_urls for each in told] == [("gs://b/1.png", "gs://b/1~1.png"), ()]
 

@@ -30,7 +30,7 @@ def _done(stand, *ids, become=completed, url=URL):
 def _notice(pending_webhooks, body="{}", origin=URL):
     url = f"{origin}/api/webhooks/inference/complete"
     return Notification(
-        id=pending_webhooks.notice_id, run_id=pending_webhooks.run_id, body=body, url=url, origin=origin
+        id=pending_webhooks.notification_id, run_id=pending_webhooks.run_id, body=body, url=url, origin=origin
     )
 
 
@@ -66,7 +66,7 @@ def test_the_id_is_the_same_however_often_it_is_asked_for(stand):
     before = stand.database.pending_webhooks(10)
     stand.record(*outcomes)
     assert stand.database.pending_webhooks(10) == before
-    assert len({pending_webhooks.notice_id for pending_webhooks in before}) == 2
+    assert len({pending_webhooks.notification_id for pending_webhooks in before}) == 2
     assert len(stand.database.pending_webhooks(1)) == 1
 
 
@@ -107,7 +107,7 @@ def test_notices_of_both_kinds_are_apart(stand):
     assert own == replace(_notice(pending_webhooks), tries=1)
     assert stand.database.claim_notification("w", 60).url is None
     assert stand.database.claim_notification("w", 60) is None
-    stand.database.complete_notification(own, told=False, detail="410")
+    stand.database.complete_notification(own, delivered=False, detail="410")
     assert stand.database.notifications(webhooks=True) == (0, 1)
     assert stand.database.notifications() == (1, 0)
 
@@ -120,7 +120,7 @@ def test_backends_in_trouble_are_passed_over(stand):
         stand.database.enqueue_webhooks(
             [pending_webhooks[name]], [_notice(pending_webhooks[name], origin=origin)]
         )
-    claim = lambda *but: stand.database.claim_notification("w", 0, webhooks=True, but=but)  # noqa: E731
+    claim = lambda *but: stand.database.claim_notification("w", 0, webhooks=True, exclude_origins=but)  # noqa: E731
     assert claim().origin == claim("http://b.example:81").origin == "http://a.example"
     assert claim("http://a.example").origin == "http://b.example:81"
     assert claim(*origins.values()) is None
@@ -133,7 +133,7 @@ def test_retry_forgets_what_is_owed(stand):
     assert stand.database.pending_webhooks(10) == []
     stand.record(completed(stand.claim_one()))
     (second,) = stand.database.pending_webhooks(10)
-    assert second.notice_id != first.notice_id
+    assert second.notification_id != first.notification_id
 
 
 def test_a_mark_that_is_none_of_ours_stays(stand):

@@ -74,7 +74,7 @@ def test_the_first_configuration_is_the_same_each_time(stand):
     [
         (
             {"guidance_scal": 3},
-            "'guidance_scal' is no field of a model configuration; did you mean guidance_scale",
+            "'guidance_scal' is not a field of a model configuration; did you mean guidance_scale",
         ),
         ({"num_inference_steps": 0}, "num_inference_steps must be between 1 and 1000; it is 0"),
         ({"width": 500}, "width must be a multiple of 8"),
@@ -163,7 +163,7 @@ def test_counts_say_where_everything_stands(stand):
     live, expired = stand.claim("a", 1)[0], stand.claim("a", 2, 0)
     done, bad, worse, again = stand.claim("b", 4)
     stand.record(
-        completed(done), failed(bad), failed(worse, ErrorCode.NOT_FINITE), postponed(again, 60), tell=True
+        completed(done), failed(bad), failed(worse, ErrorCode.NOT_FINITE), postponed(again, 60), notify=True
     )
     counts = stand.database.counts(ALL)
     assert (counts.pending, counts.processing, counts.completed, counts.error) == (3, 3, 1, 2)
@@ -268,7 +268,7 @@ def test_retry_forgets_the_failure(stand):
     stand.put({"_id": 1, "mine": "kept"}, {"_id": 2})
     one, two = stand.claim()
     stand.database.start([one.claim])
-    stand.record(failed(one), completed(two), tell=True)
+    stand.record(failed(one), completed(two), notify=True)
     assert stand.database.retry(None, ALL) == 1
     found = stand.get(1)
     gone = {"error", "error_code", "error_at", "attempts", "deaths", "untold", "run_id"}
@@ -296,8 +296,8 @@ def test_what_a_run_came_to(stand):
     pictures = ("gs://b/2-1.png", "gs://b/2-2.png")
     stand.record(completed(one), completed(two, image_urls=pictures), failed(three), postponed(four))
     stand.record(completed(five), run_id="run-2")
-    assert stand.database.settled("run-1") == RunTotals(completed=2, failed=1, images=3)
-    assert stand.database.settled("$run_id") == RunTotals(completed=0, failed=0, images=0)
+    assert stand.database.run_totals("run-1") == RunTotals(completed=2, failed=1, images=3)
+    assert stand.database.run_totals("$run_id") == RunTotals(completed=0, failed=0, images=0)
 
 
 def test_counts_know_the_pictures_of_completed_prompts(stand):

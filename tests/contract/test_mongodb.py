@@ -26,7 +26,7 @@ def test_a_batch_costs_six_commands(mongo_stand, counter):
         claims = [prompt.claim for prompt in prompts]
         database.start(claims)
         assert database.extend(claims, MINUTE) == []
-        assert len(database.record([completed(prompt) for prompt in prompts], "r", tell=True)) == 10
+        assert len(database.record([completed(prompt) for prompt in prompts], "r", notify=True)) == 10
     assert counter.names.pop() == "aggregate"  # the look that found nothing more
     assert len(counter.names) <= 0.6 * 30, counter.names
     database.close()

@@ -30,7 +30,7 @@ def test_without_a_path_the_database_is_text2img(mongodb_server):
 def test_a_wrong_password_is_said(mongo_stand):
     """The server's refusal at the door becomes a sentence without the password."""
     uri = mongo_stand.backend.url.replace("mongodb://", "mongodb://me:hunter2@")
-    with pytest.raises(DatabaseFailed, match="refuses the user or the password") as caught:
+    with pytest.raises(DatabaseFailed, match="rejected the user or the password") as caught:
         opened(uri)
     assert "hunter2" not in str(caught.value)
 
@@ -39,16 +39,16 @@ def test_an_absent_server_is_said_in_time(monkeypatch):
     """The patience is what pymongo waits, also against the URI; then one line with the address and without
     the password.
     """
-    assert session.PATIENCE <= 15  # of the 20 seconds that the contract allows
-    monkeypatch.setattr(session, "PATIENCE", 1)
+    assert session.CONNECT_TIMEOUT <= 15  # of the 20 seconds that the contract allows
+    monkeypatch.setattr(session, "CONNECT_TIMEOUT", 1)
     port = free_port()
     uri = f"mongodb://me:hunter2@127.0.0.1:{port}/db?serverSelectionTimeoutMS=3600000"
     with closing(session.connect(uri)) as client:
-        assert client.options.server_selection_timeout == session.PATIENCE
-        assert client.options.pool_options.connect_timeout == session.PATIENCE
+        assert client.options.server_selection_timeout == session.CONNECT_TIMEOUT
+        assert client.options.pool_options.connect_timeout == session.CONNECT_TIMEOUT
     with pytest.raises(DatabaseFailed) as caught:
         opened(uri)
-    assert f"no MongoDB answers at 127.0.0.1:{port} within 1 seconds" in str(caught.value)
+    assert f"MongoDB at 127.0.0.1:{port} did not respond within 1 seconds" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -58,8 +58,8 @@ def test_a_server_that_is_gone_does_not_hold_up_the_end(mongodb_server, monkeypa
     """Closing does not take the patience that an absent server is given, here an hour; refused, or
     unanswered.
     """
-    monkeypatch.setattr(session, "PATIENCE", 3600)
-    monkeypatch.setattr(session, "SILENCE", 3600)
+    monkeypatch.setattr(session, "CONNECT_TIMEOUT", 3600)
+    monkeypatch.setattr(session, "SOCKET_TIMEOUT", 3600)
     port = int(mongodb_server.rpartition(":")[2])
     with Gate(port, wire_message) as gate:
         database = opened(f"mongodb://127.0.0.1:{gate.port}/closing?directConnection=true")
@@ -92,7 +92,7 @@ def test_a_uri_that_cannot_be_read_is_a_configuration_error(uri):
 def test_refusals_say_what_to_do():
     """A wrong password and a missing right each have their own sentence."""
     wrong = OperationFailure("Authentication failed.", code=18)
-    assert "refuses the user or the password" in error_message(wrong, "h", "db")
+    assert "rejected the user or the password" in error_message(wrong, "h", "db")
     assert "grant it readWrite" in error_message(OperationFailure("not authorized", code=13), "h", "db")
     other = OperationFailure("bad\nthing", code=1, details={"errmsg": "bad\nthing"})
     assert error_message(other, "h", "db") == "MongoDB at h, database db: bad"

@@ -71,11 +71,11 @@ class Machine(RuleBasedStateMachine):
         requested = RequestedParameters(seed=1)
         self.database.enqueue([NewPrompt(id=name, text="a boat", requested=requested, webhook_url=url)])
         (prompt,) = self.database.claim("w", 1, MINUTE, ALL)
-        assert self.database.record([become(prompt)], RUN, tell=True)
+        assert self.database.record([become(prompt)], RUN, notify=True)
         self.undelivered.add(name.text)
         if url:
             (new,) = [each for each in self.database.pending_webhooks(9) if each.outcome.id == name]
-            self.pending_webhooks[new.notice_id] = name.text
+            self.pending_webhooks[new.notification_id] = name.text
 
     @precondition(lambda self: self.pending_webhooks)
     @rule(limit=st.integers(1, 2))
@@ -83,7 +83,7 @@ class Machine(RuleBasedStateMachine):
         """Nothing is marked by it: another may see, and settle, the same."""
         pending_webhooks = self.database.pending_webhooks(limit)
         assert len(pending_webhooks) == min(limit, len(self.pending_webhooks))
-        assert {each.notice_id for each in pending_webhooks} <= self.pending_webhooks.keys()
+        assert {each.notification_id for each in pending_webhooks} <= self.pending_webhooks.keys()
         self.seen.append(pending_webhooks)
 
     @precondition(lambda self: self.seen)
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
             for name, own in self.own.items()
             if own.origin not in but and self.notifications[name] == "due"
         }
-        notification = self.database.claim_notification(worker, lease, webhooks=True, but=but)
+        notification = self.database.claim_notification(worker, lease, webhooks=True, exclude_origins=but)
         assert (notification is None) == (not due)
         if notification is None:
             return
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
     def close(self, data, told):
         """The first answer closes it for good."""
         notification = data.draw(st.sampled_from(self.sendings))
-        self.database.complete_notification(notification, told=told, detail="said")
+        self.database.complete_notification(notification, delivered=told, detail="said")
         if self.notifications[notification.id] in OPEN:
             self.notifications[notification.id] = "told" if told else "refused"
 

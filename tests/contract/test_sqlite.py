@@ -51,7 +51,7 @@ def test_a_table_of_the_owners_gets_the_missing_columns(tmp_path):
     )
     database = opened(f"sqlite:///{file}")
     (prompt,) = database.claim("w", 5, 60, ALL)
-    assert database.record([completed(prompt)], "r", tell=False)
+    assert database.record([completed(prompt)], "r", notify=False)
     database.close()
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT mine, status FROM datasets").fetchall() == [("kept", "completed")]
@@ -87,7 +87,7 @@ def test_a_url_without_a_file_is_a_configuration_error(url):
 
 def test_memory_is_no_database_for_a_job():
     """What is in memory would end with the run."""
-    with pytest.raises(ConfigurationError, match="in memory ends with the run"):
+    with pytest.raises(ConfigurationError, match="in memory is lost at exit"):
         opened("sqlite:///:memory:")
 
 
@@ -103,9 +103,9 @@ def test_files_that_cannot_serve_are_said_in_one_line(tmp_path):
     text.write_text("these are notes, and long enough to be read as a header of a database\n" * 20)
     folder.mkdir()
     for path, said in [
-        (tmp_path / "absent" / "p.db", "absent is no folder; make it"),
-        (text, "notes.txt is no SQLite database"),
-        (folder, "folder cannot be opened for writing"),
+        (tmp_path / "absent" / "p.db", "absent is not a folder; create it"),
+        (text, "notes.txt is not a SQLite database"),
+        (folder, "folder for writing"),
     ]:
         with pytest.raises(DatabaseFailed, match=said) as caught:
             opened(f"sqlite:///{path}")
@@ -129,7 +129,7 @@ def test_tables_can_be_named(tmp_path):
     )
     assert texts(database.claim("w", 1, 60, ALL)) == ["1"]
     database.close()
-    with pytest.raises(ConfigurationError, match="cannot name a table"):
+    with pytest.raises(ConfigurationError, match="not a valid SQLite table name"):
         opened(f"sqlite:///{tmp_path}/p.db", Collections(datasets="sqlite_master"))
 
 
@@ -193,7 +193,7 @@ def test_without_create_a_bare_table_is_read_as_it_is(tmp_path):
         database.claim("w", 1, 60, ALL)
     database.close()
     assert file.read_bytes() == before
-    with pytest.raises(DatabaseFailed, match=r"absent\.db; enqueue makes it"):
+    with pytest.raises(DatabaseFailed, match=r"absent\.db does not exist; create it by enqueue"):
         open_database(f"sqlite:///{tmp_path}/absent.db", Collections(), create=False)
     assert [each.name for each in tmp_path.iterdir()] == ["p.db"]
 

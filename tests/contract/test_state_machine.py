@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         several = become is completed and len(urls) > 1
         outcome = become(prompt, image_urls=urls) if several else become(prompt)
         one = self._live(prompt)
-        written = self.database.record([outcome], RUN, tell=True)
+        written = self.database.record([outcome], RUN, notify=True)
         if one is None:
             # Repeating what was written may say so, and changes nothing: the invariants look.
             assert written in ([], [outcome])
@@ -179,7 +179,7 @@ class Machine(RuleBasedStateMachine):
         assert (notification is None) == (due == 0)
         if notification:
             assert notification.body == self.gathered[notification.id]
-            self.database.complete_notification(notification, told=told, detail="said")
+            self.database.complete_notification(notification, delivered=told, detail="said")
             assert self.database.notifications() == (due - 1, refused + (not told))
 
     @invariant()

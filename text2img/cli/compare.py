@@ -96,7 +96,7 @@ def _named(where: str, run_id: str | None) -> str:
 def _side(settings: Settings, place: _Place) -> Side:
     """The pictures that a run made, or all that are in the place, and the runs that made them."""
     with closing(build.database(settings, url=place.url, create=False)) as database:
-        made = list(database.made(Selection(), place.run_id))
+        made = list(database.completed(Selection(), place.run_id))
         named = [place.run_id] if place.run_id else dict.fromkeys(one.run_id for one in made if one.run_id)
         runs = [run for run in map(database.run, named) if run is not None]
     if not made:

@@ -97,7 +97,7 @@ class _Doctor:
     def webhooks(self) -> str:
         """Look up the hosts that prompts' own webhooks may be on; nothing is sent to them."""
         hosts = build.webhook_hosts(self._settings)
-        for host, port in hosts.named:
+        for host, port in hosts.exact_hosts:
             _look_up(host, port)
         return f"{hosts} may be told"
 

@@ -41,7 +41,7 @@ def _contents(database: Database, settings: Settings, run_id: str | None) -> Rep
         waiting = counts.pending + counts.processing
     return ReportData(
         what=_what(settings.dataset_id, run_id),
-        made=database.made(selection, run_id),
+        made=database.completed(selection, run_id),
         failures=database.failures(selection, run_id),
         runs=_runs(database, run_id),
         waiting=waiting,

@@ -146,7 +146,7 @@ def show(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
                 hosted.prepare(asked)
             for lora in asked.parameters.loras:
                 deps.loras.check(lora)
-            batcher.add(asked.each())
+            batcher.add(asked.per_image())
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")
     _print_batches(batcher)
@@ -198,7 +198,7 @@ def _print_batches(batcher: Batcher) -> None:
 
 def _picture(request: Request) -> str:
     """The prompt's id, and which picture of it, where it has several."""
-    several = request.pictures > 1
+    several = request.num_images > 1
     return f"{request.prompt.id} (picture {request.number + 1})" if several else str(request.prompt.id)
 
 

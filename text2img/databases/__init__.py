@@ -1,6 +1,6 @@
-"""The database: where prompts wait and results are kept. One Protocol; the URL's scheme picks the adapter.
+"""The database, which holds the queue of prompts and the results; the URL's scheme selects the adapter.
 
-Whoever uses it sees prompts, claims and outcomes, never a document or a row.
+The Protocols exchange prompts, claims and outcomes, never documents or rows.
 """
 
 from __future__ import annotations
@@ -54,167 +54,180 @@ __all__ = [
 
 
 class Queue(Protocol):
-    """Prompts, claimed by many workers at once, each by one at a time.
+    """The queue of prompts, shared by many workers; only one worker at a time has a valid claim on a prompt.
 
-    A prompt is claimable when it is pending and its ``not_before`` has passed, or when its lease has run
-    out. Every method raises DatabaseFailed when the database cannot be reached or refuses.
+    A prompt is claimable when it is pending and its ``not_before`` has passed, or when its lease has
+    expired. Every method raises DatabaseFailed when the database is unreachable or rejects the call.
     """
 
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
-        """At most ``limit`` claimable prompts, now this worker's: the highest priority first, then by id;
-        pending ones before those whose lease ran out.
+        """Claim at most ``limit`` prompts for the worker.
 
-        Atomic for each prompt: of any number of workers exactly one gets it. Raises the prompt's claim
-        number by one. A prompt whose worker died after ``start`` has one more death. Fewer than ``limit``
-        says nothing of how many there are; an empty list says that there was none.
+        Pending prompts come before those whose lease expired; within each, higher priority first, then by id.
+
+        Atomic for each prompt: of any number of workers exactly one gets it. Increments the prompt's claim
+        number. If the prompt's previous worker died after ``start``, its deaths are incremented. The result
+        may be shorter than ``limit`` although more are claimable; it is empty only if none was claimable.
         """
         ...
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
-        """What ``claim`` would give at this moment, left as it is: the claims in it are nobody's."""
+        """Return what ``claim`` would return now, without claiming: the claims in it are not valid."""
         ...
 
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
-        """Mark that these are on the device now: should the worker die, it counts as their death.
+        """Mark the claims as running on the device: if the worker dies, it counts as their death.
 
-        Those that have ``left`` it, though nothing is recorded of them yet, count none from now on. May be
-        repeated. A claim that is lost is passed over.
+        Unmark the claims that have ``left`` the device before their outcome is recorded. May be repeated.
+        Lost claims are ignored.
         """
         ...
 
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
-        """Let the leases run ``lease_seconds`` from now; returns the claims that are lost.
+        """Renew the leases for ``lease_seconds`` from now; return the claims that are lost.
 
         May be repeated.
         """
         ...
 
     def holds(self, claim: Claim) -> bool:
-        """Whether the claim is still the prompt's latest and the prompt is in processing under it.
+        """Return True if the claim is still the prompt's latest and the prompt is in processing under it.
 
-        True also when the lease has run out and nobody else has claimed the prompt.
+        Also True if the lease has expired and no other worker has claimed the prompt.
         """
         ...
 
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
-        """Write the outcomes down; returns those that were written, the rest had lost their claim.
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+        """Record the outcomes; return those that were written. The others had lost their claim.
 
-        For a completed prompt: first its result is upserted (one for each prompt, never over a result with
-        a greater claim number), then the prompt becomes completed. A failed prompt becomes ``error``, an
-        iterated one pending with what its loop has come to, a postponed one pending with a ``not_before``.
-        ``tell`` marks final outcomes as untold, and a prompt's ``webhook_url`` (which the worker has checked)
-        marks its final outcome as owed. Each step is fenced by worker and claim number and may be repeated;
-        a crash between two leaves a prompt that is claimed and done again.
+        Completed: the result is upserted first (one for each prompt, never over a result with a greater
+        claim number), then the prompt becomes ``completed``. Failed: the prompt becomes ``error``. Needs
+        refinement: it becomes pending, with the state of its loop. Retry later: it becomes pending, with a
+        ``not_before``.
+
+        ``notify`` marks final outcomes as undelivered. A ``webhook_url`` on the prompt, already checked by
+        the worker, marks its final outcome for a webhook.
+
+        Each step is fenced by worker and claim number and may be repeated. After a crash between two steps
+        the prompt is still claimed, and is processed again.
         """
         ...
 
     def release(self, claims: Sequence[Claim]) -> None:
-        """Give the prompts back: pending at once, with neither an attempt nor a death counted.
+        """Requeue the prompts: pending at once, without counting an attempt or a death.
 
-        May be repeated. A claim that is lost is passed over.
+        May be repeated. Lost claims are ignored.
         """
         ...
 
     def release_dead(self, worker: str) -> int:
-        """Let the leases of a worker that is known to be dead run out now; returns how many.
+        """Expire the leases of a worker that is known to be dead; return how many there were.
 
-        They count as any other lease that ran out. May be repeated, and is safe should the worker live: it
-        holds its claims until somebody takes them.
+        They count as any other expired lease. May be repeated. Safe if the worker is in fact alive: it keeps
+        its claims until another worker takes them.
         """
         ...
 
-    def waits(self, selection: Selection) -> bool:
-        """Whether a prompt could be claimed at this moment: a look that costs little."""
+    def has_claimable(self, selection: Selection) -> bool:
+        """Return True if a prompt is claimable now. A cheap query."""
         ...
 
     def pending(self, selection: Selection) -> int:
-        """How many prompts could be claimed at this moment."""
+        """Count the prompts that are claimable now."""
         ...
 
     def postponed(self, selection: Selection) -> int:
-        """How many pending prompts wait for their ``not_before``."""
+        """Count the pending prompts whose ``not_before`` has not passed."""
         ...
 
 
 class Outbox(Protocol):
-    """Outcomes on their way to the callback's receiver, many in one notice, and to their prompts' own
-    webhooks, each in a notice of its own; at least once each, also after a crash.
+    """Outcomes to deliver: to the callback's receiver in batches, to prompts' own webhooks one by one.
+
+    Each is delivered at least once, also after a crash.
     """
 
-    def collect(self, run_id: str, notice_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
-        """Mark at most ``limit`` untold outcomes of a run as that notice's; returns them, and whether more
-        are left. Two that gather at once never mark the same outcome.
+    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+        """Assign at most ``limit`` undelivered outcomes of a run to the notification.
+
+        Return them, and True if more are left. Concurrent calls never assign the same outcome.
         """
         ...
 
     def save_notification(self, notification: Notification) -> None:
-        """Keep the notice, unless one of its id is kept already, and count its outcomes as told."""
+        """Save the notification, unless its id is saved already, and mark its outcomes as delivered."""
         ...
 
     def undelivered_runs(self) -> list[str]:
-        """Ids of runs that are over or dead and have outcomes which no kept notice holds.
+        """Return the ids of finished or dead runs with outcomes that are in no saved notification.
 
-        A run is alive while its ``save_run`` with status ``running`` is younger than its lease. What a
-        dead run had marked for a notice that was never kept is untold again.
+        A run is alive while its ``save_run`` with status ``running`` is younger than its lease. Outcomes that
+        a dead run had assigned to a notification that it never saved become undelivered again.
         """
         ...
 
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
-        """At most ``limit`` outcomes that are owed to their prompts' webhooks, of whatever run.
+        """Return at most ``limit`` outcomes, of any run, that await their prompts' webhooks.
 
-        Nothing is marked: asked again, by whomever, they are the same, with the same ids.
+        Changes nothing: repeated calls return the same outcomes with the same ids, to every worker.
         """
         ...
 
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
-        """Keep the notices, unless one of that id is kept already; then these are owed no more.
+        """Save the notifications, unless their ids are saved; then the webhooks are no longer pending.
 
-        May be repeated, and by several at once: a notice that is kept never changes.
+        May be repeated, also concurrently: a saved notification never changes.
         """
         ...
 
     def claim_notification(
-        self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
+        self,
+        worker: str,
+        lease_seconds: float,
+        *,
+        webhooks: bool = False,
+        exclude_origins: Collection[str] = (),
     ) -> Notification | None:
-        """A kept notice that is due and that nobody sends at the moment, the oldest first; else None.
+        """Claim the oldest saved notification that is due and that no worker is sending; None without one.
 
-        One for the callback's receiver, or with ``webhooks`` one for a prompt's own, whose origin is none
-        of ``but``. Raises its ``tries`` by one.
+        It is one for the callback's receiver or, with ``webhooks``, one for a prompt's own webhook whose
+        origin is not in ``exclude_origins``. Increments its ``tries``.
         """
         ...
 
-    def complete_notification(self, notification: Notification, *, told: bool, detail: str) -> None:
-        """The notice was told, or refused for good; ``detail`` says by what."""
+    def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
+        """Close the notification as delivered or as permanently rejected; ``detail`` is the response."""
         ...
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
-        """Let the notice be due again in ``wait`` seconds; ``detail`` says why it could not be told."""
+        """Make the notification due again in ``wait`` seconds; ``detail`` is the reason."""
         ...
 
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
-        """How many kept notices are still to be told, and how many were refused for good: those for the
-        callback's receiver, or with ``webhooks`` those for prompts' own.
+        """Count the saved notifications that are still to be delivered, and those permanently rejected.
+
+        Those for the callback's receiver or, with ``webhooks``, those for prompts' own webhooks.
         """
         ...
 
     def undelivered(self, *, webhooks: bool = False) -> int:
-        """How many final outcomes are in no kept notice yet: those to be told to the callback's receiver, or
-        with ``webhooks`` those that are owed to prompts' own. A look at an index.
+        """Count the final outcomes that are in no saved notification yet. Served by an index.
+
+        Those for the callback's receiver or, with ``webhooks``, those for prompts' own webhooks.
         """
         ...
 
 
 class RunStore(Protocol):
-    """What runs and their owners want to know and to say."""
+    """Runs, counts, model configurations, and what owners do with their prompts."""
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
-        """The configuration of that id (matched as a Selection's), or the first of type
-        ``stable_diffusion``; None where there is none.
+        """Return the configuration with that id (matched like a Selection's).
 
-        Raises ConfigurationError for a field that is unknown or out of range, and for an id that is not
-        there.
+        Without an id, return the first of type ``stable_diffusion``, or None if there is none. Raises
+        ConfigurationError for a field that is unknown or out of range, and for an unknown id.
         """
         ...
 
@@ -223,85 +236,80 @@ class RunStore(Protocol):
         ...
 
     def last_runs(self, limit: int) -> list[Run]:
-        """The latest runs, the newest first."""
+        """Return the latest runs, the newest first."""
         ...
 
     def run(self, run_id: str) -> Run | None:
-        """The run of that id; None where there is none."""
+        """Return the run with that id; None if there is none."""
         ...
 
-    def settled(self, run_id: str) -> RunTotals:
-        """What the run came to, by the prompts that say so now. One look at all of them."""
+    def run_totals(self, run_id: str) -> RunTotals:
+        """Return the run's totals, computed by one query from the prompts that carry its id now."""
         ...
 
     def counts(self, selection: Selection) -> Counts:
-        """How many prompts stand where."""
+        """Count the prompts by status."""
         ...
 
     def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
-        """What each worker holds: one entry for each that has prompts in processing, the dead as well.
+        """Return each worker's claims: one entry for each worker, dead or alive, with prompts in processing.
 
-        A prompt that another program has put in processing may be in the hands of ``unknown``.
+        The worker is ``unknown`` if another program put a prompt in processing without a name.
         """
         ...
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
-        """Add those whose id is not there yet; returns how many that were. The others stay untouched."""
+        """Add the prompts whose id is new; return how many were added. The others stay untouched."""
         ...
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
-        """Give those whose id is there, with other content, the content they have here, and put them back to
-        pending as if new, to be made again; returns how many that were.
+        """Update the known prompts whose content differs and requeue them as if new; return how many.
 
-        What a worker holds at the moment stays as it is, and so does a prompt that says the same already.
+        A prompt that a worker holds stays as it is, and so does one whose content is the same already.
         """
         ...
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
-        """Put failed prompts (with that code, or all) back to pending, their attempts and deaths forgotten;
-        returns how many.
-        """
+        """Requeue failed prompts (with that code, or all), attempts and deaths reset; return how many."""
         ...
 
 
 class Results(Protocol):
-    """What was made and what failed, to be looked through: one document after another, by the index on their
-    status, so that the memory it takes does not grow with them. Nothing is written.
+    """Completed and failed prompts, read one by one through the index on their status; nothing is written.
 
-    An iterator belongs to the thread that began it, and is over when the database is closed. It raises
-    DatabaseFailed in the midst where the database goes away. What changes meanwhile may be seen or not.
+    Memory use does not grow with their number. An iterator belongs to the thread that started it, and ends
+    when the database is closed. It raises DatabaseFailed if the database becomes unavailable while it is
+    read. Changes made while it is read may or may not be seen.
     """
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
-        """The completed prompts of a selection, or those of them that this run completed, in no order that
-        is promised.
-        """
+    def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
+        """Iterate over the selection's completed prompts (of the run, if given), in no particular order."""
         ...
 
     def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
-        """The prompts that failed for good, in the same way."""
+        """Iterate over the selection's failed prompts (of the run, if given), in no particular order."""
         ...
 
 
 class Database(Queue, Outbox, RunStore, Results, Protocol):
-    """All of it. Safe to use from several threads."""
+    """The whole database. Safe to use from several threads."""
 
     def open(self, *, create: bool = True) -> None:
-        """Connect, and make the tables and indexes that the claim uses; without ``create`` write nothing.
+        """Connect, and create the tables and indexes that are missing; without ``create`` write nothing.
 
-        Raises DatabaseFailed within 20 seconds when that cannot be done. Opening again is harmless.
+        Raises DatabaseFailed within 20 seconds when that fails. May be repeated.
         """
         ...
 
     def close(self) -> None:
-        """Let go of connections. May be repeated."""
+        """Close the connections. May be repeated."""
         ...
 
 
 def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:
-    """The adapter for a database URL, opened; without ``create`` nothing is written on the way.
+    """Return the adapter for a database URL, opened; without ``create`` nothing is written.
 
-    Raises ConfigurationError for a URL that cannot be read and DatabaseFailed where nobody answers.
+    Raises ConfigurationError for an invalid URL and DatabaseFailed for an unreachable database.
     """
     scheme = url.partition(":")[0].lower()
     if scheme in {"mongodb", "mongodb+srv"}:
@@ -314,7 +322,7 @@ def open_database(url: str, collections: Collections, *, create: bool = True) ->
         database = SqliteDatabase(url, collections)
     else:
         raise ConfigurationError(
-            "the database URL starts with none of mongodb://, mongodb+srv:// or sqlite:///; check --database"
+            "the database URL must start with mongodb://, mongodb+srv:// or sqlite:///; check --database"
         )
     try:
         database.open(create=create)

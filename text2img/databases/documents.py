@@ -1,4 +1,7 @@
-"""Fields of documents and rows, and what they mean: prompts, model configurations, results, runs."""
+"""Conversion between records and the fields of documents or rows, for every adapter.
+
+Covers prompts, refinement attempts, model configurations, completed and failed prompts, and runs.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,15 @@ if TYPE_CHECKING:
 
 
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
-"""What a claim leaves in a prompt's document, and what goes with it; ``claim_number`` stays for ever."""
+"""The fields that a claim sets and that are removed when it ends; ``claim_number`` is never removed."""
 FAILURE_FIELDS: Final = ("error", "error_code", "error_at", "attempts", "deaths", "not_before")
 OPTIONAL_RESULT_FIELDS: Final = ("image_urls", "score", "scores", "evaluation", "iterations", "tries")
-"""What only some completed prompts have: those with several pictures, an evaluator, or a loop."""
+"""Fields that only some completed prompts have: those with several images, an evaluator, or a loop."""
 NEXT_PROMPT_FIELD: Final = "next_prompt"
-"""In a pending prompt: what the next iteration of its loop draws."""
+"""In a pending prompt: the text for the next iteration of its loop."""
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *OPTIONAL_RESULT_FIELDS)
 WEBHOOK_PENDING: Final = "webhook_untold"
-"""In a final prompt: the id of the notice for its own webhook, until that is kept."""
+"""In a final prompt: the id of the notification for its own webhook, until that is saved."""
 OUTCOME_FIELDS: Final = (
     *CLAIM_FIELDS,
     *FAILURE_FIELDS,
@@ -54,7 +57,7 @@ OUTCOME_FIELDS: Final = (
     WEBHOOK_PENDING,
     "run_id",
 )
-"""What a prompt that is to be made as if new must not have."""
+"""Fields that are removed from a prompt that is requeued as if new."""
 PROMPT_FIELDS: Final = (
     "text",
     "prompt_tags",
@@ -69,39 +72,39 @@ PROMPT_FIELDS: Final = (
     "tries",
     NEXT_PROMPT_FIELD,
 )
-"""Whatever a claim reads of a prompt's document."""
-TOLD_FIELDS: Final = (
+"""The fields of a prompt's document that a claim reads."""
+NOTIFICATION_FIELDS: Final = (
     *("text", "prompt_tags", "status", "image_url", "image_urls", "score", "iterations", "used"),
     *("error_code", "error", "attempts"),
 )
-"""Whatever those who are told of an outcome hear comes from these."""
+"""The fields from which notifications about an outcome are made."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
 COUNTABLE: Final = 2**53
-"""Counters stay below it: there every whole number is exact in each of the databases' types."""
+"""Upper bound of counters: below it, every number type of the databases is exact for whole numbers."""
 
 
 def count_of(value: object) -> int:
-    """A counter's value; whatever can be no count (as another program may have left it) counts as none."""
+    """Return a counter's value; 0 if it is no valid count, as another program may have left it."""
     number = number_of(value)
     return int(number) if 0 <= number < COUNTABLE else 0
 
 
 def number_of(value: object) -> float:
-    """A number's value; whatever is no finite number counts as 0."""
+    """Return a number's value; 0 if it is not a finite number."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return value if numeric and math.isfinite(value) else 0  # type: ignore[arg-type,return-value]
 
 
 def object_of(value: object) -> dict[str, Any]:
-    """An object's fields; whatever is no object has none."""
+    """Return an object's fields; empty if the value is not an object."""
     return value if isinstance(value, dict) else {}
 
 
 def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt:
-    """The claimed prompt; its text and its wishes are taken as they stand."""
+    """Return the claimed prompt; its text and parameters are not validated."""
     return Prompt(
         claim=claim,
         text=fields.get("text"),
@@ -117,15 +120,15 @@ def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt
 
 
 def deaths_at_claim(fields: Mapping[str, object]) -> int:
-    """The deaths of a candidate once it is claimed: one more if its last claim died on the device."""
+    """Return a candidate's deaths once it is claimed: one more if its last claim died on the device."""
     started = fields.get("started_claim")
-    died = fields.get("status") == Status.PROCESSING and started is not None
-    fell = died and started == fields.get("claim_number")
-    return count_of(fields.get("deaths")) + (1 if fell else 0)
+    was_started = fields.get("status") == Status.PROCESSING and started is not None
+    died = was_started and started == fields.get("claim_number")
+    return count_of(fields.get("deaths")) + (1 if died else 0)
 
 
 def parse_id_candidates(text: str) -> list[object]:
-    """The values an id given as text may stand for: the text, and the number it reads as."""
+    """Return the ids that a text may denote: the text and, if it has the form of a number, the number."""
     if not _NUMBER.fullmatch(text):
         return [text]
     number = float(text) if "." in text else int(text)
@@ -134,16 +137,16 @@ def parse_id_candidates(text: str) -> list[object]:
 
 
 def new_fields(prompt: NewPrompt) -> dict[str, object]:
-    """The fields of a prompt that is added, without its id and ``created_at``."""
-    given = {name: value for name, value in content_of(prompt).items() if value is not None}
-    return {**given, "status": Status.PENDING.value}
+    """Return the fields of a prompt to add, without its id and ``created_at``."""
+    content = {name: value for name, value in content_of(prompt).items() if value is not None}
+    return {**content, "status": Status.PENDING.value}
 
 
 def content_of(prompt: NewPrompt) -> dict[str, object]:
-    """Whatever its owner may have written of a prompt; None for what is left out."""
+    """Return all fields that a prompt's owner may set; None for those not set."""
     return {
         "text": prompt.text,
-        "prompt_tags": None,  # a new prompt's text is what they came to
+        "prompt_tags": None,  # a new prompt's text already contains its tags
         "dataset_id": prompt.dataset_id,
         "priority": prompt.priority,
         "webhook_url": prompt.webhook_url,
@@ -153,7 +156,7 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
 
 
 def undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:
-    """What is to be told of a completed or failed prompt's document."""
+    """Return the outcome to deliver for a completed or failed prompt's document."""
     text = effective_text(fields)
     if fields.get("status") == Status.COMPLETED:
         used, urls = object_of(fields.get("used")), fields.get("image_urls")
@@ -182,7 +185,7 @@ def _whole(value: object) -> int | None:
 
 
 def effective_text(fields: Mapping[str, Any]) -> object:
-    """The text that is drawn; what stands in its place where that is none."""
+    """Return the text to generate from; if it is invalid, the ``text`` field as it is."""
     try:
         return check_prompt_text(fields.get("text"), fields.get("prompt_tags"))
     except PromptFailed:
@@ -194,36 +197,37 @@ def _text(value: object) -> str:
 
 
 def documents_of(tries: Sequence[StoredImage], best: StoredImage | None) -> list[dict[str, object]]:
-    """What is recorded of the tries, in their order; the ``best``, once it is known, says that it is."""
-    return [_document_of(each, best=each is best) for each in tries]
+    """Return the documents of the tries, in order; the ``best`` one, once known, is marked."""
+    return [_document_of(image, best=image is best) for image in tries]
 
 
 def tries_of(value: object) -> tuple[StoredImage, ...]:
-    """The tries that a prompt's document holds, for its loop to go on with: none of a loop that has ended,
-    since its owner wants the prompt made anew, and none where anything in it is not as it was recorded:
-    another program may have been there.
+    """Return the tries in a prompt's document with which its loop continues.
+
+    Empty if the loop has ended (a best try is marked): the owner then wants the prompt generated again. Also
+    empty if any try is malformed: another program may have changed it.
     """
     if not isinstance(value, list):
         return ()
     try:
-        return () if any("best" in each for each in value) else tuple(_try_of(each) for each in value)
+        return () if any("best" in entry for entry in value) else tuple(_try_of(entry) for entry in value)
     except (KeyError, TypeError, ValueError, AttributeError):
         return ()
 
 
-def _document_of(one: StoredImage, *, best: bool) -> dict[str, object]:
+def _document_of(image: StoredImage, *, best: bool) -> dict[str, object]:
     document: dict[str, object] = {
-        "iteration": one.iteration,
-        "number": one.number,
-        "prompt": one.text,
-        "seed": one.used.get("seed"),
-        "image_url": one.image_url,
-        "sha256": one.sha256,
-        "truncated": one.truncated,
-        "used": dict(one.used),
+        "iteration": image.iteration,
+        "number": image.number,
+        "prompt": image.text,
+        "seed": image.used.get("seed"),
+        "image_url": image.image_url,
+        "sha256": image.sha256,
+        "truncated": image.truncated,
+        "used": dict(image.used),
     }
-    if one.evaluation is not None:
-        document |= {"score": one.score, "evaluation": one.evaluation.document}
+    if image.evaluation is not None:
+        document |= {"score": image.score, "evaluation": image.evaluation.document}
     return document | ({"best": True} if best else {})
 
 
@@ -231,16 +235,16 @@ def _try_of(document: dict[str, Any]) -> StoredImage:
     texts = {"text": document["prompt"], "image_url": document["image_url"], "sha256": document["sha256"]}
     counts = {name: document[name] for name in ("iteration", "number")}
     if not all(isinstance(text, str) for text in texts.values()):
-        raise TypeError("a text is none")
+        raise TypeError("not a text")
     if not all(type(count) is int and 0 <= count < 1_000_000 for count in counts.values()):
-        raise TypeError("a count is none")
-    seen = document.get("evaluation")
+        raise TypeError("not a count")
+    evaluation = document.get("evaluation")
     return StoredImage(
         **texts,
         **counts,
         used=dict(document["used"]),
         truncated=document["truncated"] is True,
-        evaluation=None if seen is None else Evaluation.of(seen),
+        evaluation=None if evaluation is None else Evaluation.of(evaluation),
     )
 
 
@@ -265,22 +269,24 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 
 
 def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
-    """The model configuration; raises ConfigurationError that names the first field that is wrong."""
-    given = {name: value for name, value in fields.items() if value is not None and name != "_id"}
+    """Return the model configuration; raise ConfigurationError that names the first invalid field."""
+    unchecked = {name: value for name, value in fields.items() if value is not None and name != "_id"}
     text = str(config_id)
     where = f"model configuration {text if text.isprintable() and len(text) <= 60 else _short(text)}"
-    kind = given.pop("model_type", MODEL_TYPE)
-    if kind != MODEL_TYPE:
-        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(kind)}")
-    safety = given.pop("safety_checker", True)
-    if not isinstance(safety, bool):
-        raise ConfigurationError(f"{where}: safety_checker must be true or false; it is {_short(safety)}")
-    checked = {name: _checked(where, name, value) for name, value in given.items()}
+    model_type = unchecked.pop("model_type", MODEL_TYPE)
+    if model_type != MODEL_TYPE:
+        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(model_type)}")
+    safety_checker = unchecked.pop("safety_checker", True)
+    if not isinstance(safety_checker, bool):
+        raise ConfigurationError(
+            f"{where}: safety_checker must be true or false; it is {_short(safety_checker)}"
+        )
+    checked = {name: _checked(where, name, value) for name, value in unchecked.items()}
     return ModelConfiguration(
         model_path=_text_at(checked, "model_path"),
         revision=_text_at(checked, "revision"),
         variant=_text_at(checked, "variant"),
-        safety_checker=safety,
+        safety_checker=safety_checker,
         feature_cache=cast("int | None", checked.get("feature_cache")),
         autoencoder=_text_at(checked, "autoencoder"),
         requested=RequestedParameters.of(checked),
@@ -289,9 +295,9 @@ def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> Model
 
 
 def missing_configuration(config_id: str, collection: str) -> ConfigurationError:
-    """What to say of a configuration that somebody asked for and that is not there."""
+    """Return the error for a requested configuration that does not exist."""
     return ConfigurationError(
-        f"{collection} holds no model configuration with the _id {_short(config_id)}; check --model-config-id"
+        f"{collection} has no model configuration with the _id {_short(config_id)}; check --model-config-id"
     )
 
 
@@ -299,7 +305,7 @@ def _checked(where: str, name: str, value: object) -> object:
     check = _CHECKS.get(name)
     if check is None:
         hint = nearest(name, (*_CHECKS, "safety_checker", "model_type"))
-        raise ConfigurationError(f"{where}: {_short(name)} is no field of a model configuration{hint}")
+        raise ConfigurationError(f"{where}: {_short(name)} is not a field of a model configuration{hint}")
     try:
         return check(name, value)
     except PromptFailed as exc:
@@ -316,20 +322,22 @@ def _short(value: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}…"
 
 
-_BOTH: Final = ("text", "prompt_tags", "run_id")
-MADE_FIELDS: Final = (
-    *(*_BOTH, "image_url", "image_urls", "completed_at", "used"),
+_COMMON_FIELDS: Final = ("text", "prompt_tags", "run_id")
+COMPLETED_FIELDS: Final = (
+    *(*_COMMON_FIELDS, "image_url", "image_urls", "completed_at", "used"),
     *("score", "scores", "evaluation", "iterations", "tries"),
 )
-FAILED_PROMPT_FIELDS: Final = (*_BOTH, "error", "error_code", "error_at", "attempts")
+FAILED_PROMPT_FIELDS: Final = (*_COMMON_FIELDS, "error", "error_code", "error_at", "attempts")
 
 
-def made_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> CompletedPrompt:
-    """A completed prompt; moments in time are datetimes, objects and lists are that."""
+def completed_prompt(
+    prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]
+) -> CompletedPrompt:
+    """Return a completed prompt; ``fields`` holds datetimes, dicts and lists, not their encodings."""
     iterations = count_of(fields.get("iterations"))
     return CompletedPrompt(
         id=prompt_id,
-        text=_drawn(fields),
+        text=_text_of(fields),
         dataset_id=dataset_id,
         run_id=_text_or_none(fields.get("run_id")),
         image_urls=_urls(fields),
@@ -338,15 +346,15 @@ def made_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, An
         scores=_scores(fields),
         evaluation=object_of(fields.get("evaluation")),
         iterations=iterations or None,
-        tries=tuple(each for each in _list(fields.get("tries")) if isinstance(each, dict)),
+        tries=tuple(entry for entry in _list(fields.get("tries")) if isinstance(entry, dict)),
     )
 
 
-def failure_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> Failure:
-    """A prompt that failed for good."""
+def failed_prompt(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str, Any]) -> Failure:
+    """Return a permanently failed prompt; ``fields`` as for ``completed_prompt``."""
     return Failure(
         id=prompt_id,
-        text=_drawn(fields),
+        text=_text_of(fields),
         dataset_id=dataset_id,
         run_id=_text_or_none(fields.get("run_id")),
         code=_text_or_none(fields.get("error_code")) or "",
@@ -357,25 +365,25 @@ def failure_of(prompt_id: PromptId, dataset_id: str | None, fields: Mapping[str,
 
 
 def _urls(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    several = [url for url in _list(fields.get("image_urls")) if isinstance(url, str)]
+    urls = [url for url in _list(fields.get("image_urls")) if isinstance(url, str)]
     first = _text_or_none(fields.get("image_url"))
-    return tuple(several or ([first] if first else []))
+    return tuple(urls or ([first] if first else []))
 
 
 def _scores(fields: Mapping[str, Any]) -> tuple[float | None, ...]:
-    several = _list(fields.get("scores"))
-    if not several and fields.get("score") is not None:
-        several = [fields["score"]]
-    return tuple(map(_score, several))
+    scores = _list(fields.get("scores"))
+    if not scores and fields.get("score") is not None:
+        scores = [fields["score"]]
+    return tuple(map(_score, scores))
 
 
 def _score(value: object) -> float | None:
-    """A number in [0, 1]; whatever is none is no score."""
+    """Return a number in [0, 1]; None for any other value."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if numeric and 0 <= value <= 1 else None  # type: ignore[operator, arg-type]
 
 
-def _drawn(fields: Mapping[str, Any]) -> str:
+def _text_of(fields: Mapping[str, Any]) -> str:
     text = effective_text(fields)
     return text if isinstance(text, str) else "" if text is None else str(text)
 
@@ -393,9 +401,10 @@ def _moment(value: object) -> datetime | None:
 
 
 def run_fields(run: Run, lease_seconds: float) -> dict[str, object]:
-    """A run's document without its ``_id`` and the end of its lease; moments in time are datetimes.
+    """Return a run's document without its ``_id`` and the end of its lease, with datetimes.
 
-    While it runs, the lease's length stands beside its end, and so tells when it was written.
+    While the run is ``running``, the document holds the lease's length: with the lease's end, it gives the
+    time of the last write.
     """
     names = ("host", "worker", "status", "started_at", "finished_at", "model")
     counts = ("completed", "failed", "images", "postponed")
@@ -403,25 +412,25 @@ def run_fields(run: Run, lease_seconds: float) -> dict[str, object]:
     pace = ("images_per_second", "steady_images_per_second")
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
     plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, *counts, *measured)}
-    alive: dict[str, object] = {"lease_seconds": lease_seconds} if run.status == "running" else {}
-    return {**plain, **_cost(run), **alive, "seconds": dict(run.seconds), "versions": dict(run.versions)}
+    lease: dict[str, object] = {"lease_seconds": lease_seconds} if run.status == "running" else {}
+    return {**plain, **_cost(run), **lease, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
 
 def _cost(run: Run) -> dict[str, object]:
-    """What it costs, where that is known."""
+    """Return the fields about cost that are known."""
     cost = run.dollars_per_1000_images
     fields = {"gpu_hour_price": run.gpu_hour_price, "dollars_per_1000_images": cost and round(cost, 6)}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def state_of(run: Run) -> str:
-    """How a run stands: its status, but ``interrupted`` where it gives no sign of life any more."""
-    gone = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
-    return "interrupted" if gone else run.status
+    """Return the run's status, or ``interrupted`` if it is ``running`` but its lease has expired."""
+    dead = run.status == "running" and run.alive_until is not None and run.alive_until < datetime.now(UTC)
+    return "interrupted" if dead else run.status
 
 
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
-    """The run of a document, or None where the document is no run of this job."""
+    """Return the run of a document, or None if the document is not a run of this job."""
     started, finished = fields.get("started_at"), fields.get("finished_at")
     expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
     if not isinstance(started, datetime):

@@ -1,6 +1,6 @@
-"""What an outcome makes of its prompt's document, and the result beside it, for every adapter.
+"""The updates that an outcome makes to its prompt's document and its result, for every adapter.
 
-Knows no database: ids and moments in time are written by the adapters.
+The adapters themselves write ids and timestamps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from text2img.prompts import Outcome, Prompt
 
 IDENTITY_FIELDS: Final = ("status", "run_id", "attempts", "sha256", "error_code", "iterations")
-"""By these fields of a prompt's document an outcome is recognised that was written down before."""
+"""The fields of a prompt's document that identify an outcome that was recorded before."""
 _REFINED: Final = "refined_prompt"
-"""What was drawn, where a loop drew another text than the prompt's."""
-_AT_TIMES_IN_RESULTS: Final = (
+"""The text of the image, if a loop used another one than the prompt's."""
+_OPTIONAL_IN_RESULTS: Final = (
     *OPTIONAL_RESULT_FIELDS,
     *RECORDED_NAMES,
     *APPROXIMATIONS,
@@ -49,139 +49,142 @@ _AT_TIMES_IN_RESULTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What an outcome does to its prompt's document.
+    """An outcome's update of its prompt's document.
 
-    ``moment`` is the field that receives the present time, if one does, ``wait`` (seconds) makes
-    ``not_before``.
+    ``fields`` are set and ``removed`` ones unset. ``timestamp`` names a field to set to the current time, if
+    any. ``wait`` (seconds) sets ``not_before``.
     """
 
     fields: Mapping[str, object]
-    gone: tuple[str, ...]
-    moment: str | None
+    removed: tuple[str, ...]
+    timestamp: str | None
     wait: float | None = None
 
 
 def result_of(done: Completed, run_id: str) -> dict[str, object]:
-    """A completed prompt's result, without ``dataset_id`` and ``created_at``."""
+    """Return a completed prompt's result, without ``dataset_id`` and ``created_at``."""
     return {
         "prompt": done.text,
         "image_url": done.first.image_url,
-        **_more(done),
+        **_optional_fields(done),
         "gcs_url": gcs_url(done.first.image_url),
         "status": Status.COMPLETED.value,
         **_used(done),
         "run_id": run_id,
-        "prompt_truncated": any(image.truncated for image in done.pictures),
+        "prompt_truncated": any(image.truncated for image in done.images),
         "claim_number": done.claim.number,
     }
 
 
 def absent_from(done: Completed) -> tuple[str, ...]:
-    """Fields that a completed prompt's result lacks and an earlier one may have had."""
-    used = {**_used(done), **_more(done)}
-    return tuple(name for name in _AT_TIMES_IN_RESULTS if name not in used)
+    """Return the fields that this result lacks but an earlier result of the prompt may have."""
+    present = {**_used(done), **_optional_fields(done)}
+    return tuple(name for name in _OPTIONAL_IN_RESULTS if name not in present)
 
 
-def change_of(outcome: Outcome, run_id: str, *, tell: bool) -> Change:
-    """What the outcome does to its prompt's document; a final one is marked untold if ``tell``."""
+def change_of(outcome: Outcome, run_id: str, *, notify: bool) -> Change:
+    """Return the outcome's update of its prompt; ``notify`` marks a final outcome as undelivered."""
     if isinstance(outcome, Completed):
-        return _completed(outcome, run_id, tell=tell)
+        return _completed(outcome, run_id, notify=notify)
     if isinstance(outcome, NeedsRefinement):
-        return _iterated(outcome)
+        return _needs_refinement(outcome)
     failure: dict[str, object] = {
         "error": outcome.message,
         "error_code": outcome.code.value,
         "attempts": outcome.attempts,
     }
     if isinstance(outcome, Failed):
-        marks = _marks(outcome.prompt, tell=tell)
+        marks = _marks(outcome.prompt, notify=notify)
         final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **marks}
-        gone = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS, NEXT_PROMPT_FIELD)
-        return Change(fields=final, gone=_gone(gone, marks), moment="error_at")
-    again = {"status": Status.PENDING.value, **failure}
-    return Change(fields=again, gone=_gone(CLAIM_FIELDS, {}), moment="error_at", wait=outcome.wait)
+        removed = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS, NEXT_PROMPT_FIELD)
+        return Change(fields=final, removed=_removed(removed, marks), timestamp="error_at")
+    pending = {"status": Status.PENDING.value, **failure}
+    return Change(fields=pending, removed=_removed(CLAIM_FIELDS, {}), timestamp="error_at", wait=outcome.wait)
 
 
 def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:
-    """Whether the document shows that this outcome was written down before."""
-    change = change_of(outcome, run_id, tell=False)
-    wanted = {name: value for name, value in change.fields.items() if name in IDENTITY_FIELDS}
-    same = all(fields.get(name) == value for name, value in wanted.items())
+    """Return True if the document shows that this outcome was recorded before."""
+    change = change_of(outcome, run_id, notify=False)
+    identity = {name: value for name, value in change.fields.items() if name in IDENTITY_FIELDS}
+    same = all(fields.get(name) == value for name, value in identity.items())
     return same and fields.get("claim_number") == outcome.claim.number
 
 
-def _completed(done: Completed, run_id: str, *, tell: bool) -> Change:
-    more = _more(done)
-    marks = _marks(done.prompt, tell=tell)
+def _completed(done: Completed, run_id: str, *, notify: bool) -> Change:
+    optional = _optional_fields(done)
+    marks = _marks(done.prompt, notify=notify)
     fields = {
         "status": Status.COMPLETED.value,
         "image_url": done.first.image_url,
-        **more,
+        **optional,
         "sha256": done.first.sha256,
         "run_id": run_id,
         "used": _used(done),
         **marks,
     }
-    gone = (
+    removed = (
         *CLAIM_FIELDS,
         *FAILURE_FIELDS,
         NEXT_PROMPT_FIELD,
-        *(name for name in OPTIONAL_RESULT_FIELDS if name not in more),
+        *(name for name in OPTIONAL_RESULT_FIELDS if name not in optional),
     )
-    return Change(fields=fields, gone=_gone(gone, marks), moment="completed_at")
+    return Change(fields=fields, removed=_removed(removed, marks), timestamp="completed_at")
 
 
-def _iterated(outcome: NeedsRefinement) -> Change:
-    """Pending again: the deaths stay, since the next iteration may be as deadly."""
+def _needs_refinement(outcome: NeedsRefinement) -> Change:
+    """Return the update to pending; it keeps the deaths, since the next iteration may crash a worker too."""
     fields = {
         "status": Status.PENDING.value,
         "tries": documents_of(outcome.tries, None),
         "iterations": outcome.iterations,
         NEXT_PROMPT_FIELD: outcome.next_prompt,
     }
-    gone = (*CLAIM_FIELDS, *(name for name in FAILURE_FIELDS if name != "deaths"))
-    return Change(fields=fields, gone=_gone(gone, {}), moment=None)
+    removed = (*CLAIM_FIELDS, *(name for name in FAILURE_FIELDS if name != "deaths"))
+    return Change(fields=fields, removed=_removed(removed, {}), timestamp=None)
 
 
 def _used(done: Completed) -> dict[str, object]:
-    """What the first picture was made with, and what was billed for all of them (of a loop: for every try),
-    where every one tells it.
+    """Return the parameters of the first image, with the units billed for all images (or all tries).
+
+    The sum is left out if any image lacks its billed units.
     """
-    units = [image.used.get("billed_units") for image in done.tries or done.pictures]
-    told = [unit for unit in units if isinstance(unit, float)]
-    others = {name: value for name, value in done.first.used.items() if name != "billed_units"}
+    units = [image.used.get("billed_units") for image in done.tries or done.images]
+    billed = [unit for unit in units if isinstance(unit, float)]
+    used = {name: value for name, value in done.first.used.items() if name != "billed_units"}
     if done.first.text != done.text:
-        others[_REFINED] = done.first.text
-    return {**others, "billed_units": sum(told)} if len(told) == len(units) else others
+        used[_REFINED] = done.first.text
+    return {**used, "billed_units": sum(billed)} if len(billed) == len(units) else used
 
 
-def _more(done: Completed) -> dict[str, object]:
-    """Where all pictures are, of a prompt that has several; what an evaluator said; the tries of a loop."""
-    several = len(done.pictures) > 1
-    more: dict[str, object] = {"image_urls": [one.image_url for one in done.pictures]} if several else {}
-    if done.tries:
-        more |= {"iterations": done.iterations, "tries": documents_of(done.tries, done.first)}
-    first = done.first.evaluation
-    if first is None:
-        return more
-    more["evaluation"] = first.document
-    if first.score is not None:
-        more["score"] = first.score
+def _optional_fields(done: Completed) -> dict[str, object]:
+    """Return those of OPTIONAL_RESULT_FIELDS that the prompt has."""
+    several = len(done.images) > 1
+    optional: dict[str, object] = {}
     if several:
-        more["scores"] = [one.evaluation and one.evaluation.score for one in done.pictures]
-    return more
+        optional["image_urls"] = [image.image_url for image in done.images]
+    if done.tries:
+        optional |= {"iterations": done.iterations, "tries": documents_of(done.tries, done.first)}
+    evaluation = done.first.evaluation
+    if evaluation is None:
+        return optional
+    optional["evaluation"] = evaluation.document
+    if evaluation.score is not None:
+        optional["score"] = evaluation.score
+    if several:
+        optional["scores"] = [image.evaluation and image.evaluation.score for image in done.images]
+    return optional
 
 
-def _marks(prompt: Prompt, *, tell: bool) -> dict[str, object]:
-    """Who is to be told of a final outcome: the callback's receiver, the prompt's own webhook, both, nobody.
+def _marks(prompt: Prompt, *, notify: bool) -> dict[str, object]:
+    """Return the marks that a final outcome must be delivered: to the callback, to the prompt's webhook.
 
-    A webhook's notice has its id from the moment of the outcome: however often it is made, it is one.
+    The webhook's notification gets its id here: however often it is created, it stays one notification.
     """
-    undelivered: dict[str, object] = {"untold": True} if tell else {}
-    if not isinstance(prompt.webhook_url, str):  # no address that could ever be told
+    undelivered: dict[str, object] = {"untold": True} if notify else {}
+    if not isinstance(prompt.webhook_url, str):  # no valid URL
         return undelivered
     return {**undelivered, WEBHOOK_PENDING: webhook_id()}
 
 
-def _gone(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
+def _removed(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
     return (*names, *(mark for mark in ("untold", WEBHOOK_PENDING) if mark not in marks))

@@ -1,4 +1,4 @@
-"""What goes in and out of a database besides prompts, claims and outcomes."""
+"""The records that a database accepts and returns, besides prompts, claims and outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Collections:
-    """What the collections (or tables) are called."""
+    """The names of the collections (or tables)."""
 
     datasets: str = "datasets"
     model_configs: str = "model_configs"
@@ -26,9 +26,9 @@ class Collections:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which prompts a run is about: all, or those of one data set.
+    """The prompts that a run processes: all, or those of one data set.
 
-    ``dataset_id`` matches as text, and as an ObjectId or a number where it reads as one.
+    ``dataset_id`` matches as text, and as an ObjectId or a number if it has that form.
     """
 
     dataset_id: str | None = None
@@ -36,7 +36,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPrompt:
-    """A prompt to be added, already checked."""
+    """A prompt to add, already validated."""
 
     id: PromptId
     text: str
@@ -49,9 +49,11 @@ class NewPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How many prompts stand where. Leases are those of prompts in processing; ``untold`` outcomes are final
-    and in no notice yet, ``owed`` ones in none for the prompt's own webhook. ``images`` are the pictures of
-    the completed.
+    """The number of prompts by status.
+
+    Leases are those of prompts in processing. ``undelivered`` counts final outcomes that are in no
+    notification yet, ``pending_webhooks`` those in none for the prompt's own webhook. ``images`` counts the
+    images of completed prompts, ``errors`` failed prompts by error code.
     """
 
     pending: int
@@ -69,8 +71,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerClaims:
-    """What one worker has claimed: how many ``prompts`` are in processing under its name, how many of their
-    leases have ``expired``, and when the last of them ends.
+    """One worker's claims: the number of ``prompts`` in processing under its name.
+
+    ``expired`` counts those whose lease has expired; ``lease_until`` is when the last lease ends.
     """
 
     worker: str
@@ -83,15 +86,16 @@ class WorkerClaims:
 class Run:
     """One run of the job.
 
-    ``completed`` and ``failed`` count prompts, ``images`` the pictures that were recorded.
-    ``images_per_second`` from the first batch's start to the last record; the steady ones leave out the first
-    batch. ``device_busy`` (in [0, 1]) is the device's share of the time from the first batch to the last,
-    ``device_busy_of_run`` that of the whole run. ``seconds`` by stage; ``peak_memory`` in bytes.
-    ``gpu_hour_price``: dollars that an hour of what the run works on costs, where somebody said so.
-    ``worker`` is the name that it claims by.
-    ``alive_until`` is what the database says of one that runs: when it has passed, the run's process is gone.
-    ``task_index`` and ``execution`` are the platform's, of a run that is one of a job's tasks.
-    ``seen_at`` is when it last said that it lives.
+    ``completed``, ``failed`` and ``postponed`` count prompts, ``images`` the recorded images.
+    ``images_per_second`` is measured from the first batch's start to the last record;
+    ``steady_images_per_second`` excludes the first batch. ``device_busy`` (in [0, 1]) is the device's share
+    of the time from the first batch to the last, ``device_busy_of_run`` of the whole run. ``seconds`` are by
+    stage; ``peak_memory`` is in bytes. ``gpu_hour_price`` is the hourly price of the run's hardware in
+    dollars, if configured.
+    ``worker`` is the name under which it claims.
+    ``task_index`` and ``execution`` come from the platform if the run is one task of a job.
+    ``alive_until`` is the end of a running run's lease: once it has passed, the run's process is dead.
+    ``seen_at`` is when the run last renewed that lease.
     """
 
     id: str
@@ -120,8 +124,9 @@ class Run:
 
     @property
     def dollars_per_1000_images(self) -> float | None:
-        """What 1,000 images of this run cost: the seconds from its start to its end, loading and all, at the
-        hour's price, for each of its ``images``. None without a price, without images, before its end.
+        """The cost of 1,000 images: the whole duration, loading included, at the hourly price, per image.
+
+        None without a price, without images, or before the run's end.
         """
         if self.gpu_hour_price is None or self.finished_at is None or not self.images:
             return None
@@ -131,11 +136,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletedPrompt:
-    """A completed prompt, as it stands written.
+    """A completed prompt, as stored.
 
-    ``dataset_id`` and ``run_id`` as text; ``image_urls`` are all of its pictures, the first one first, and
-    ``scores`` belong to them (None: unscored). ``used`` are its parameters. Of a prompt that was tried
-    several times ``iterations`` says how many were used, and ``tries`` holds each as it was recorded.
+    ``dataset_id`` and ``run_id`` are text. ``image_urls`` are all of its images in order, and ``scores``
+    are theirs (None: unscored). ``used`` are its parameters. For a prompt with a refinement loop,
+    ``iterations`` is the number used, and ``tries`` holds each candidate as recorded.
     """
 
     id: PromptId
@@ -153,7 +158,7 @@ class CompletedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A prompt that failed for good: ``code`` as it stands written, ``sentence`` for its owner."""
+    """A prompt that failed permanently: ``code`` as stored, ``message`` for its owner."""
 
     id: PromptId
     text: str
@@ -167,7 +172,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTotals:
-    """What a run came to: prompts that are completed and failed, and the pictures of the completed."""
+    """A run's totals: completed prompts, failed prompts, and the images of the completed ones."""
 
     completed: int
     failed: int
@@ -176,10 +181,10 @@ class RunTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndeliveredOutcome:
-    """A final outcome that somebody has not been told of. Either completed or failed.
+    """A final outcome, completed or failed, that is still to be delivered.
 
-    ``image_urls`` are those of a prompt with several pictures, ``score`` is an evaluator's of the first one,
-    ``iterations`` how many its loop took, ``attempts`` the prompt's own failures, this one counted in.
+    ``image_urls`` are those of a prompt with several images, ``score`` is the evaluator's score of the first.
+    ``iterations`` counts those of its loop; ``attempts`` counts the prompt's failures, including this one.
     """
 
     id: PromptId
@@ -198,12 +203,12 @@ class UndeliveredOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingWebhook:
-    """A final outcome that the prompt's own webhook is to be told of, under this id and no other.
+    """A final outcome to deliver to the prompt's own webhook, always under the same notification id.
 
-    ``webhook_url`` is the prompt's, as it stands there now.
+    ``webhook_url`` is the value that the prompt has now.
     """
 
-    notice_id: str
+    notification_id: str
     run_id: str
     webhook_url: object
     outcome: UndeliveredOutcome
@@ -211,9 +216,9 @@ class PendingWebhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """What is to be told by one POST. ``id`` is the webhook id; ``body`` (JSON) never changes.
+    """The content of one POST. ``id`` is the webhook id; ``body`` (JSON) never changes.
 
-    ``url`` is where, for a prompt's own webhook, and ``origin`` its scheme, host and port; None is the
+    ``url`` is a prompt's own webhook, and ``origin`` its scheme, host and port. Both are None for the
     callback's receiver.
     """
 
@@ -226,5 +231,8 @@ class Notification:
 
 
 def webhook_id() -> str:
-    """A new id, ``msg_`` and 128 random bits: the same over all tries of a notice, so receivers know it."""
+    """Return a new id: ``msg_`` and 128 random bits.
+
+    It stays the same over all delivery attempts of a notification, so that receivers recognise it.
+    """
     return f"msg_{secrets.token_hex(16)}"

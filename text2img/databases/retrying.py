@@ -1,73 +1,252 @@
-"""A database that is away for a while: whatever was asked of it is asked again until it is back.
+"""A Database that repeats a call while the database is unavailable.
 
-The contract allows it: every call may be repeated. A claim whose answer was lost is not known here; its
-lease runs out, and the prompts are claimed again.
+The contract allows it: every method may be repeated. If the response to a claim is lost, the claim's lease
+expires and its prompts are claimed again.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from text2img.databases import Database
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from text2img.databases import Database
+    from text2img.databases import (
+        CompletedPrompt,
+        Counts,
+        Failure,
+        NewPrompt,
+        Notification,
+        PendingWebhook,
+        Run,
+        RunTotals,
+        Selection,
+        UndeliveredOutcome,
+        WorkerClaims,
+    )
+    from text2img.errors import ErrorCode
+    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
 
 log = logging.getLogger(__name__)
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 5.0  # seconds
+_FIRST_DELAY, _MAX_DELAY = 0.5, 5.0  # seconds
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def with_retries(
     database: Database,
-    patience: float,
+    retry_timeout: float,
     wait: Callable[[float], None],
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Database:
-    """The same database, each call of which fails only once it has failed for ``patience`` seconds.
+    """Return the database with its calls retried; see RetryingDatabase."""
+    return RetryingDatabase(database, retry_timeout, wait, clock)
 
-    Once one has, the database counts as gone: whatever fails from then on fails at once, in any thread.
 
-    ``wait(seconds)`` sleeps between tries; what it raises (a stop) ends the call. ``clock`` counts
-    the seconds.
+class RetryingDatabase(Database):
+    """A database whose calls fail only after they have failed for ``retry_timeout`` seconds.
+
+    Once a call has failed, the database counts as lost: from then on every error is raised at once, in every
+    thread.
+
+    ``wait(seconds)`` sleeps between attempts; an exception that it raises (a stop) ends the call. ``clock``
+    returns seconds.
     """
-    return cast("Database", RetryingDatabase(database, patience, wait, clock))
-
-
-class RetryingDatabase:
-    """Stands before a database; every method is the database's own, asked again while it fails."""
 
     def __init__(
         self,
         database: Database,
-        patience: float,
+        retry_timeout: float,
         wait: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
-        self._database, self._patience, self._wait, self._clock = database, patience, wait, clock
-        self._gone = threading.Event()
+        self._database, self._retry_timeout, self._wait, self._clock = database, retry_timeout, wait, clock
+        self._lost = threading.Event()
 
-    def __getattr__(self, name: str) -> Any:
-        asked = getattr(self._database, name)
-        return functools.partial(self._ask, asked) if callable(asked) else asked
-
-    def _ask(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        until = self._clock() + self._patience
-        pause = _FIRST_WAIT
+    def _retry(self, method: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        deadline = self._clock() + self._retry_timeout
+        delay = _FIRST_DELAY
         while True:
             try:
-                return method(*arguments, **named)
+                return method(*args, **kwargs)
             except DatabaseFailed as exc:
-                if self._gone.is_set() or self._clock() + pause > until:
-                    self._gone.set()
+                if self._lost.is_set() or self._clock() + delay > deadline:
+                    self._lost.set()
                     raise
-                log.warning("%s; asking again in %g s", exc, pause)
-            self._wait(pause)
-            pause = min(pause * 2, _LONGEST_WAIT)
+                log.warning("%s; retrying in %g s", exc, delay)
+            self._wait(delay)
+            delay = min(delay * 2, _MAX_DELAY)
+
+    # The connection
+
+    def open(self, *, create: bool = True) -> None:
+        """See Database.open."""
+        self._retry(self._database.open, create=create)
+
+    def close(self) -> None:
+        """See Database.close."""
+        self._retry(self._database.close)
+
+    # Queue
+
+    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+        """See Queue.claim."""
+        return self._retry(self._database.claim, worker, limit, lease_seconds, selection)
+
+    def peek(self, limit: int, selection: Selection) -> list[Prompt]:
+        """See Queue.peek."""
+        return self._retry(self._database.peek, limit, selection)
+
+    def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
+        """See Queue.start."""
+        self._retry(self._database.start, claims, left)
+
+    def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
+        """See Queue.extend."""
+        return self._retry(self._database.extend, claims, lease_seconds)
+
+    def holds(self, claim: Claim) -> bool:
+        """See Queue.holds."""
+        return self._retry(self._database.holds, claim)
+
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+        """See Queue.record."""
+        return self._retry(self._database.record, outcomes, run_id, notify=notify)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release."""
+        self._retry(self._database.release, claims)
+
+    def release_dead(self, worker: str) -> int:
+        """See Queue.release_dead."""
+        return self._retry(self._database.release_dead, worker)
+
+    def has_claimable(self, selection: Selection) -> bool:
+        """See Queue.has_claimable."""
+        return self._retry(self._database.has_claimable, selection)
+
+    def pending(self, selection: Selection) -> int:
+        """See Queue.pending."""
+        return self._retry(self._database.pending, selection)
+
+    def postponed(self, selection: Selection) -> int:
+        """See Queue.postponed."""
+        return self._retry(self._database.postponed, selection)
+
+    # Outbox
+
+    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+        """See Outbox.collect."""
+        return self._retry(self._database.collect, run_id, notification_id, limit)
+
+    def save_notification(self, notification: Notification) -> None:
+        """See Outbox.save_notification."""
+        self._retry(self._database.save_notification, notification)
+
+    def undelivered_runs(self) -> list[str]:
+        """See Outbox.undelivered_runs."""
+        return self._retry(self._database.undelivered_runs)
+
+    def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
+        """See Outbox.pending_webhooks."""
+        return self._retry(self._database.pending_webhooks, limit)
+
+    def enqueue_webhooks(
+        self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
+    ) -> None:
+        """See Outbox.enqueue_webhooks."""
+        self._retry(self._database.enqueue_webhooks, pending_webhooks, notifications)
+
+    def claim_notification(
+        self,
+        worker: str,
+        lease_seconds: float,
+        *,
+        webhooks: bool = False,
+        exclude_origins: Collection[str] = (),
+    ) -> Notification | None:
+        """See Outbox.claim_notification."""
+        return self._retry(
+            self._database.claim_notification,
+            worker,
+            lease_seconds,
+            webhooks=webhooks,
+            exclude_origins=exclude_origins,
+        )
+
+    def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
+        """See Outbox.complete_notification."""
+        self._retry(self._database.complete_notification, notification, delivered=delivered, detail=detail)
+
+    def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
+        """See Outbox.reschedule_notification."""
+        self._retry(self._database.reschedule_notification, notification, wait, detail)
+
+    def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
+        """See Outbox.notifications."""
+        return self._retry(self._database.notifications, webhooks=webhooks)
+
+    def undelivered(self, *, webhooks: bool = False) -> int:
+        """See Outbox.undelivered."""
+        return self._retry(self._database.undelivered, webhooks=webhooks)
+
+    # RunStore
+
+    def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
+        """See RunStore.model_configuration."""
+        return self._retry(self._database.model_configuration, config_id)
+
+    def save_run(self, run: Run, lease_seconds: float) -> None:
+        """See RunStore.save_run."""
+        self._retry(self._database.save_run, run, lease_seconds)
+
+    def last_runs(self, limit: int) -> list[Run]:
+        """See RunStore.last_runs."""
+        return self._retry(self._database.last_runs, limit)
+
+    def run(self, run_id: str) -> Run | None:
+        """See RunStore.run."""
+        return self._retry(self._database.run, run_id)
+
+    def run_totals(self, run_id: str) -> RunTotals:
+        """See RunStore.run_totals."""
+        return self._retry(self._database.run_totals, run_id)
+
+    def counts(self, selection: Selection) -> Counts:
+        """See RunStore.counts."""
+        return self._retry(self._database.counts, selection)
+
+    def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
+        """See RunStore.claims_by_worker."""
+        return self._retry(self._database.claims_by_worker, selection)
+
+    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+        """See RunStore.enqueue. Not retried: an iterator yields its prompts only once."""
+        return self._database.enqueue(prompts)
+
+    def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
+        """See RunStore.requeue_changed. Not retried, for the same reason."""
+        return self._database.requeue_changed(prompts)
+
+    def retry(self, code: ErrorCode | None, selection: Selection) -> int:
+        """See RunStore.retry."""
+        return self._retry(self._database.retry, code, selection)
+
+    # Results
+
+    def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
+        """See Results.completed. An error while iterating is not retried."""
+        return self._database.completed(selection, run_id)
+
+    def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
+        """See Results.failures. An error while iterating is not retried."""
+        return self._database.failures(selection, run_id)

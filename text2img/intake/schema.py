@@ -17,7 +17,7 @@ from text2img.prompts.parameters import (
     SCHEDULERS,
 )
 from text2img.prompts.validation import MAX_NAME_CHARS, MAX_TEXT_CHARS, is_control_character
-from text2img.prompts.webhook_urls import FORM, MAX_URL_CHARS
+from text2img.prompts.webhook_urls import MAX_URL_CHARS, URL_PATTERN
 
 _INT64: Final = 2**63
 _END_OF_TEXT: Final = "(?![\\s\\S])"
@@ -87,7 +87,7 @@ def _fields() -> dict[str, dict[str, Any]]:
             "items": {"type": "string", **_NO_NUL},
             "contains": {"type": "string", "pattern": "\\S"},
         },
-        "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": FORM, **_NO_NUL},
+        "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": URL_PATTERN, **_NO_NUL},
         **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
         "priority": {
             "type": "number",

@@ -1,6 +1,6 @@
-"""The domain: what a prompt is, what it becomes, and what may share a batch.
+"""The domain model: prompts, their claims, the requests made from them, and their outcomes.
 
-Knows nothing of databases, storage, models or pixels.
+Independent of databases, storage, models and pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPROXIMATIONS",
-    "NOTES",
+    "PROVIDER_METADATA_FIELDS",
     "SCHEDULERS",
     "Claim",
     "Completed",
@@ -58,28 +58,28 @@ __all__ = [
 
 
 DEATHS_BEFORE_ALONE = 2
-"""After so many workers died with it on the device, a prompt gets a batch of its own."""
+"""A prompt on which this many workers died gets a batch of its own."""
 DEATHS_BEFORE_ABANDONED = 5
-"""After so many it is tried no more."""
+"""A prompt on which this many workers died is not attempted again."""
 SEEDS = MAX_SEED + 1
 APPROXIMATIONS = ("feature_cache", "autoencoder")
-"""What may be traded for speed, each only where somebody asks for it; recorded where it is on."""
+"""Options that trade quality for speed; off by default, and recorded where they are on."""
 PROVIDER_METADATA_FIELDS = ("request_id", "billed_units")
-"""What a hosted generator tells of a picture: its name for the request, and the units of its price billed."""
+"""The fields that a hosted generator reports about an image: the id of the request, and the units billed."""
 
 
 class Status(StrEnum):
-    """Where a prompt stands. Absent means pending."""
+    """A prompt's status. A missing status means pending."""
 
-    PENDING = "pending"  # waits to be claimed, from its not_before on where it has one
-    PROCESSING = "processing"  # a worker holds it until lease_expires_at; then anybody may claim it
-    COMPLETED = "completed"  # its picture is stored and its result recorded
-    ERROR = "error"  # failed for good; error_code says why
+    PENDING = "pending"  # to be claimed, but not before its not_before, if it has one
+    PROCESSING = "processing"  # claimed by a worker until lease_expires_at; then any worker may claim it
+    COMPLETED = "completed"  # its images are stored and its result is recorded
+    ERROR = "error"  # failed permanently; error_code is the reason
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on one prompt: void as soon as another claim has a higher ``number``."""
+    """The right to process one prompt: void as soon as another claim has a higher ``number``."""
 
     id: PromptId
     worker: str
@@ -88,12 +88,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A claimed prompt, as its owner wrote it; all that its owner writes is unchecked.
+    """A claimed prompt, as its owner wrote it; the owner's fields are not validated.
 
-    ``prompt_tags`` count where there is no ``text``; ``webhook_url`` is told of this prompt alone.
+    ``prompt_tags`` are used if there is no ``text``. ``webhook_url`` receives this prompt's outcome only.
 
-    ``attempts`` counts its own failures so far, ``deaths`` the workers that died with it on the device.
-    ``tries`` are the pictures of earlier iterations of its loop, ``next_prompt`` is what the next one draws.
+    ``attempts`` counts the prompt's own failures so far, ``deaths`` the workers that died while it was on the
+    device. ``tries`` are the images of earlier iterations of its loop, ``next_prompt`` is the text of the
+    next one.
     """
 
     claim: Claim
@@ -115,13 +116,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt whose text and parameters are settled: what an engine turns into one picture.
+    """A prompt with its text and parameters resolved: the input of an engine for one image.
 
-    ``number`` says which of the prompt's pictures, from 0; the seed is that picture's own. It gets so many
-    ``pictures`` under this claim, of which this is the ``candidate`` (from 0); in a loop they are those of
-    one ``iteration`` (from 1), which may draw another text than the ``original``.
-    ``chunks`` is how many times the text encoder's window (77 tokens with CLIP) the text fills;
-    ``lora_files`` is where the LoRAs of its parameters are on this machine, once they are fetched.
+    ``number`` is the image's number within the prompt, from 0; the seed is that image's own. The prompt gets
+    ``num_images`` images under this claim, of which this is number ``candidate`` (from 0). In a loop they are
+    the images of one ``iteration`` (from 1), whose text may differ from the ``original``.
+    ``chunks`` is the number of text encoder windows (77 tokens with CLIP) that the text fills.
+    ``lora_files`` are the local paths of the LoRAs in its parameters, once they are fetched.
     """
 
     prompt: Prompt
@@ -129,7 +130,7 @@ class Request:
     parameters: Parameters
     chunks: int = 1
     number: int = 0
-    pictures: int = 1
+    num_images: int = 1
     candidate: int = 0
     iteration: int = 1
     original: str | None = None
@@ -137,54 +138,58 @@ class Request:
 
     @property
     def original_text(self) -> str:
-        """What the prompt asks for, whatever is drawn of it."""
+        """The prompt's own text, even if this iteration uses another one."""
         return self.text if self.original is None else self.original
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What must agree for requests to share a batch; seeds and negative prompts are each one's own."""
-        wanted = self.parameters
+        """The values that requests of one batch have in common; seeds and negative prompts may differ."""
+        parameters = self.parameters
         alone = self.prompt.id if self.prompt.deaths >= DEATHS_BEFORE_ALONE else None
         return (
-            wanted.width,
-            wanted.height,
-            wanted.num_inference_steps,
-            wanted.guidance_scale,
-            wanted.scheduler,
-            wanted.loras,
+            parameters.width,
+            parameters.height,
+            parameters.num_inference_steps,
+            parameters.guidance_scale,
+            parameters.scheduler,
+            parameters.loras,
             self.lora_files,
             self.chunks,
             alone,
         )
 
-    def each(self) -> list[Request]:
-        """A request for each of the pictures; this is for the first, and has the seed of the picture 0."""
-        wanted = self.parameters
+    def per_image(self) -> list[Request]:
+        """Return one request per image; this one is for the first, with the seed of the image number 0."""
+        parameters = self.parameters
         return [
-            replace(self, candidate=place, number=number, parameters=replace(wanted, seed=seed % SEEDS))
-            for place, number in enumerate(range(self.number, self.number + self.pictures))
-            for seed in [wanted.seed + number]
+            replace(
+                self,
+                candidate=candidate,
+                number=number,
+                parameters=replace(parameters, seed=(parameters.seed + number) % SEEDS),
+            )
+            for candidate, number in enumerate(range(self.number, self.number + self.num_images))
         ]
 
 
 def request(prompt: Prompt, requested: Sequence[RequestedParameters], multiple: int = 8) -> Request:
-    """The request for the prompt's first picture under the run's wishes (the most specific first), its chunks
-    not yet counted. ``multiple``: of what a size that follows from an aspect ratio shall be a multiple.
+    """Return the request for the prompt's first image, with the run's parameters, the most specific first.
 
+    Its chunks are not counted yet. A size computed from an aspect ratio is a multiple of ``multiple``.
     Raises PromptFailed (``invalid_prompt``, ``invalid_parameters`` or ``abandoned``).
     """
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
-        raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while they worked on it")
+        raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while processing it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
-    settled = resolve_parameters((prompt.requested, *requested), seed=prompt.id.seed, multiple=multiple)
-    return Request(prompt=prompt, text=text, parameters=settled, pictures=settled.num_images)
+    parameters = resolve_parameters((prompt.requested, *requested), seed=prompt.id.seed, multiple=multiple)
+    return Request(prompt=prompt, text=text, parameters=parameters, num_images=parameters.num_images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfiguration:
-    """Which model a team wants its prompts drawn by, and the parameters it wishes for all of them.
+    """The model for a team's prompts, and parameters for all of them.
 
-    ``safety_checker`` False switches the model's own checker off. ``feature_cache`` and ``autoencoder`` are
+    ``safety_checker`` False disables the model's own checker. ``feature_cache`` and ``autoencoder`` are
     approximations that the team has chosen for this model.
     """
 

@@ -1,7 +1,7 @@
-"""Which of the claimed requests go to the device next, together.
+"""Group claimed requests into batches for the device, and find the fastest batch size.
 
-A batch costs nearly the same whether it is full or not, so full ones go first; a request that has been
-passed over too often goes next in whatever company it has.
+A batch takes nearly the same time whether it is full or not, so full ones go first. A request that has been
+overtaken too often goes next, even in a smaller batch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from text2img.prompts import Request
 
 
-_AHEAD: Final = 6
-"""How many batches' worth of requests may wait to find company. Twenty shapes at random then still make
-batches of five or six out of ten."""
+_QUEUED_BATCHES: Final = 6
+"""The number of batches' worth of requests to queue. With twenty shapes at random and a batch size of ten,
+batches then still have five or six requests."""
 
 
 class Batcher:
-    """Requests that wait for the device, in the order in which they came.
+    """The requests that wait for the device, in order of arrival.
 
-    ``patience`` is how many batches may overtake a request that could have gone with a smaller one.
+    ``max_overtakes`` is the number of batches that may overtake a request that could go in a smaller batch.
     """
 
-    def __init__(self, sizes: Sizes, patience: int = 4) -> None:
+    def __init__(self, sizes: Sizes, max_overtakes: int = 4) -> None:
         self._sizes = sizes
-        self._patience = patience
+        self._max_overtakes = max_overtakes
         self._waiting: list[Request] = []
         self._overtaken = 0
 
@@ -37,24 +37,26 @@ class Batcher:
         return len(self._waiting)
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Let them wait behind those that wait already."""
+        """Append the requests to the queue."""
         self._waiting.extend(requests)
 
     def ready(self) -> bool:
-        """Whether to take a batch now: a full one is there, or enough wait, or somebody waits long enough."""
+        """Return True if a batch is full, enough requests wait, or one has been overtaken too often."""
         if not self._waiting:
             return False
-        enough = len(self._waiting) >= _AHEAD * self._sizes.usual or self._overtaken >= self._patience
+        if self._overtaken >= self._max_overtakes:
+            return True
+        enough = len(self._waiting) >= _QUEUED_BATCHES * self._sizes.usual
         return enough or any(len(group) >= self._size(group) for group in self._groups())
 
     def take(self) -> list[Request]:
-        """The next batch, of one shape and at most of its size; empty when nothing waits."""
+        """Remove and return the next batch, of one shape and at most of its size; empty if none waits."""
         groups = self._groups()
         if not groups:
             return []
         oldest = groups[0]
         chosen = next((group for group in groups if len(group) >= self._size(group)), oldest)
-        if self._overtaken >= self._patience:
+        if self._overtaken >= self._max_overtakes:
             chosen = oldest
         self._overtaken = 0 if chosen is oldest else self._overtaken + 1
         batch = chosen[: self._size(chosen)]
@@ -66,125 +68,126 @@ class Batcher:
         return self._sizes.of(group[0])
 
     def _groups(self) -> list[list[Request]]:
-        """Those that wait, by shape; the groups stand in the order of their oldest member."""
+        """Return the waiting requests by shape, in the order of each group's oldest request."""
         groups: dict[tuple[object, ...], list[Request]] = {}
         for request in self._waiting:
             groups.setdefault(request.shape, []).append(request)
         return list(groups.values())
 
 
-LARGEST: Final = 64
-"""What ``auto`` stays within where nobody names a cap."""
-_GAIN: Final = 1.05  # a larger batch must be so much faster an image to be worth going on
-_TRIES: Final = 2  # batches of a size before it counts as no faster: the first may pay for what is made once
-_KINDS: Final = 256  # so many kinds of requests are remembered
+DEFAULT_MAX_SIZE: Final = 64
+"""The maximum for ``auto`` without a number."""
+_MIN_GAIN: Final = 1.05  # required speed-up per image for the search to continue with larger batches
+_MIN_TRIES: Final = 2  # batches of a size before it counts as no faster: the first may include one-time costs
+_MAX_SEARCHES: Final = 256  # kinds of requests that are remembered
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """What was asked for: at most ``most`` requests a batch; ``auto``: the fastest size up to that."""
+    """The configured batch size: at most ``max_size`` requests; with ``auto``, the fastest up to that."""
 
-    most: int
+    max_size: int
     auto: bool = False
 
     @classmethod
     def parse(cls, text: str) -> BatchSize:
-        """``N``, ``auto`` or ``auto:N`` with N ≥ 1; raises ValueError for anything else."""
+        """Parse ``N``, ``auto`` or ``auto:N`` with N ≥ 1; raise ValueError for anything else."""
         word, colon, number = text.strip().partition(":")
         auto = word.lower() == "auto"
         if auto and not colon:
-            return cls(LARGEST, auto=True)
+            return cls(DEFAULT_MAX_SIZE, auto=True)
         digits = number if auto else text.strip()
         if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
-            raise ValueError(f"{text!r} is no batch size")
+            raise ValueError(f"{text!r} is not a batch size")
         return cls(int(digits), auto=auto)
 
 
 class Sizes(Protocol):
-    """Asked by whoever makes batches, told by whoever generates them; from different threads."""
+    """The batch sizes, queried by the thread that makes batches and updated by the one that generates."""
 
     @property
     def usual(self) -> int:
-        """The largest batch there is reason to make at the moment."""
+        """The largest batch that is worth making now."""
         ...
 
     def of(self, request: Request) -> int:
-        """How many requests like this one may share a batch, at least 1."""
+        """Return the maximum batch size for requests like this one, at least 1."""
         ...
 
     def generated(self, request: Request, size: int, seconds: float) -> None:
-        """A batch of ``size`` requests like this one took so long."""
+        """Record that a batch of ``size`` requests like this one took ``seconds``."""
         ...
 
 
 class FixedSize:
-    """The same for all."""
+    """One batch size for all requests."""
 
     def __init__(self, size: int) -> None:
         self.usual = size
 
     def of(self, request: Request) -> int:
-        """The size that was said."""
+        """Return the configured size."""
         del request
         return self.usual
 
     def generated(self, request: Request, size: int, seconds: float) -> None:
-        """Nothing is to be learnt."""
+        """Ignore the measurement."""
 
 
 class FastestSize:
-    """Tries 1, 2, 4 … ``most`` on the run's own batches, and stays with what made most images a second.
+    """Batch sizes found by trying 1, 2, 4 … ``max_size`` on the run's own batches.
 
-    Each kind of request (size, steps, windows of text) has a trial of its own.
+    The size with the most images per second wins. Each kind of request (image size, steps, text windows) has
+    its own search.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_size: int) -> None:
         self.usual = 1
-        self._most = most
-        self._trials: dict[tuple[int, ...], BatchSizeSearch] = {}
+        self._max_size = max_size
+        self._searches: dict[tuple[int, ...], BatchSizeSearch] = {}
         self._lock = threading.Lock()
 
     def of(self, request: Request) -> int:
-        """The size that is tried at the moment, or that has won."""
+        """Return the size that is being tried, or that has won."""
         with self._lock:
-            return self._trial(request).size
+            return self._search(request).size
 
     def generated(self, request: Request, size: int, seconds: float) -> None:
-        """Learn from a batch."""
+        """Update the search with a batch's duration."""
         with self._lock:
-            self._trial(request).told(size, seconds)
-            self.usual = max(trial.size for trial in self._trials.values())
+            self._search(request).observe(size, seconds)
+            self.usual = max(search.size for search in self._searches.values())
 
-    def _trial(self, request: Request) -> BatchSizeSearch:
-        wanted = request.parameters
-        kind = (wanted.width, wanted.height, wanted.num_inference_steps, request.chunks)
-        if kind not in self._trials and len(self._trials) >= _KINDS:
-            self._trials.pop(next(iter(self._trials)))
-        return self._trials.setdefault(kind, BatchSizeSearch(self._most))
+    def _search(self, request: Request) -> BatchSizeSearch:
+        parameters = request.parameters
+        kind = (parameters.width, parameters.height, parameters.num_inference_steps, request.chunks)
+        if kind not in self._searches and len(self._searches) >= _MAX_SEARCHES:
+            self._searches.pop(next(iter(self._searches)))
+        return self._searches.setdefault(kind, BatchSizeSearch(self._max_size))
 
 
 @dataclass(slots=True)
 class BatchSizeSearch:
-    """The search for the fastest size up to ``most``; ``size`` is what to try next, in the end what won.
+    """The search for the fastest size up to ``max_size``; ``size`` is the next one to try, then the winner.
 
-    A size that does not fit the device shows as a slow one, since it is then drawn in parts.
+    A size that does not fit into the device's memory appears slow, since its batch is then split.
     """
 
-    most: int
+    max_size: int
     size: int = 1
-    _rates: dict[int, float] = field(default_factory=dict)  # the best images a second of each size
+    _rates: dict[int, float] = field(default_factory=dict)  # the best images per second of each size
     _tries: int = 0
-    _over: bool = False
+    _finished: bool = False
 
-    def told(self, size: int, seconds: float) -> None:
-        """A batch of ``size`` took so long; one of another size than is tried at present says nothing."""
-        if self._over or size != self.size or seconds <= 0:
+    def observe(self, size: int, seconds: float) -> None:
+        """Record a batch's duration; ignore it if ``size`` is not the size being tried."""
+        if self._finished or size != self.size or seconds <= 0:
             return
         before = max((rate for tried, rate in self._rates.items() if tried != size), default=0.0)
         self._rates[size] = max(self._rates.get(size, 0.0), size / seconds)
         self._tries += 1
-        gains = self._rates[size] > before * _GAIN
-        if gains and size < self.most:
-            self.size, self._tries = min(2 * size, self.most), 0
-        elif gains or self._tries >= _TRIES:
-            self.size, self._over = max(self._rates, key=lambda tried: self._rates[tried]), True
+        gains = self._rates[size] > before * _MIN_GAIN
+        if gains and size < self.max_size:
+            self.size, self._tries = min(2 * size, self.max_size), 0
+        elif gains or self._tries >= _MIN_TRIES:
+            self.size, self._finished = max(self._rates, key=lambda tried: self._rates[tried]), True

@@ -1,4 +1,4 @@
-"""What becomes of a prompt: pictures that are stored, a failure for good, or another try."""
+"""The outcomes of a prompt: images that are stored, a permanent failure, a retry, or another iteration."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 MAX_RETRY_DELAY = 86_400.0
-"""Seconds between two tries at the most."""
+"""The maximum delay in seconds between two attempts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A picture that is stored at ``image_url``, its bytes' hash beside it.
+    """An image that is stored at ``image_url``, with the SHA-256 of its bytes.
 
-    ``text`` is what was drawn, ``used`` all else that it was made with, by the names it is recorded under;
-    ``evaluation`` what an evaluator saw in it. ``number`` says which of its prompt's pictures it is, from 0,
-    ``iteration`` in which round it was made, from 1.
+    ``text`` is the text it was generated from, ``used`` all other parameters, by the names under which they
+    are recorded. ``evaluation`` is an evaluator's assessment. ``number`` is its number within the prompt,
+    from 0; ``iteration`` is the iteration that made it, from 1.
     """
 
     image_url: str
@@ -38,21 +38,21 @@ class StoredImage:
 
     @property
     def score(self) -> float | None:
-        """The evaluator's score in [0, 1]; None where there is none."""
+        """The evaluator's score in [0, 1]; None if there is none."""
         return None if self.evaluation is None else self.evaluation.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """A prompt whose ``pictures`` are stored, in the order of their numbers: the first of them is the result,
-    the others are what a prompt with several gets besides. ``text`` is what the prompt asked for.
+    """A prompt whose images are stored, in the order of their numbers.
 
-    In a loop the result is the best of its ``tries``, which it made in so many ``iterations``.
+    The first image is the result; the others are additional images of a prompt with several. ``text`` is the
+    prompt's own text. In a loop, the result is the best of its ``tries``, made in ``iterations`` iterations.
     """
 
     prompt: Prompt
     text: str
-    pictures: tuple[StoredImage, ...]
+    images: tuple[StoredImage, ...]
     tries: tuple[StoredImage, ...] = ()
     iterations: int = 0
 
@@ -63,19 +63,20 @@ class Completed:
 
     @property
     def first(self) -> StoredImage:
-        """The picture that is the result."""
-        return self.pictures[0]
+        """The image that is the result."""
+        return self.images[0]
 
     @property
-    def made(self) -> int:
-        """How many pictures were made under this claim."""
-        return _made(self.tries, self.iterations) if self.tries else len(self.pictures)
+    def images_made(self) -> int:
+        """The number of images made under this claim."""
+        return _images_in(self.iterations, self.tries) if self.tries else len(self.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeedsRefinement:
-    """A prompt whose ``tries`` are not good enough after so many ``iterations``: pending again at once, to be
-    drawn as ``next_prompt``. ``text`` is what it asked for.
+    """A prompt whose ``tries`` are not good enough after ``iterations`` iterations.
+
+    It is pending again at once; its next iteration uses the text ``next_prompt``. ``text`` is its own text.
     """
 
     prompt: Prompt
@@ -86,23 +87,23 @@ class NeedsRefinement:
 
     @property
     def claim(self) -> Claim:
-        """The claim under which the last of them were made."""
+        """The claim under which the last iteration was made."""
         return self.prompt.claim
 
     @property
     def first(self) -> StoredImage:
-        """The picture that would be the result."""
+        """The image that would be the result."""
         return best_of(self.tries)
 
     @property
-    def made(self) -> int:
-        """How many pictures were made under this claim."""
-        return _made(self.tries, self.iterations)
+    def images_made(self) -> int:
+        """The number of images made under this claim."""
+        return _images_in(self.iterations, self.tries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A prompt that failed for good, with a sentence for its owner."""
+    """A prompt that failed permanently, with a message for its owner."""
 
     prompt: Prompt
     code: ErrorCode
@@ -117,7 +118,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryLater:
-    """A prompt that failed but is worth another try: pending again, not before ``wait`` seconds from now."""
+    """A prompt that failed but may be retried: pending again, not before ``wait`` seconds from now."""
 
     prompt: Prompt
     code: ErrorCode
@@ -135,17 +136,17 @@ Outcome = Completed | NeedsRefinement | Failed | RetryLater
 
 
 def best_of(tries: Sequence[StoredImage]) -> StoredImage:
-    """The try with the highest score, of equals the first; one without a score only where none has any."""
-    return max(tries, key=lambda each: -1.0 if each.score is None else each.score)
+    """Return the try with the highest score, the first among equals; scores come before missing scores."""
+    return max(tries, key=lambda image: -1.0 if image.score is None else image.score)
 
 
-def _made(tries: Sequence[StoredImage], iteration: int) -> int:
-    return sum(each.iteration == iteration for each in tries)
+def _images_in(iteration: int, tries: Sequence[StoredImage]) -> int:
+    return sum(image.iteration == iteration for image in tries)
 
 
 def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | RetryLater:
-    """Failed for good, or to be tried again after a wait that grows: 2, 8, 32 … seconds, at most a day."""
-    # Who is abandoned did not fail by itself this time: nobody tried.
+    """Return a permanent failure, or a retry after a growing delay: 2, 8, 32 … seconds, at most a day."""
+    # An abandoned prompt was not attempted this time.
     attempts = prompt.attempts + (exc.code is not ErrorCode.ABANDONED)
     if exc.code.retryable and attempts < max_attempts:
         wait = min(2.0 * 4 ** min(attempts - 1, 20), MAX_RETRY_DELAY)
@@ -155,11 +156,11 @@ def failure(prompt: Prompt, exc: PromptFailed, max_attempts: int) -> Failed | Re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """``score`` in [0, 1]: 1 is all that the prompt asks for; None where the picture could not be judged, and
-    ``error`` says why.
+    """An evaluator's assessment of an image.
 
-    ``matches`` and ``missing`` are short phrases; ``better_prompt`` is a text to try instead, where the
-    evaluator has one; ``evaluator`` says who judged.
+    ``score`` is in [0, 1], where 1 means all that the prompt asks for; None if the image could not be
+    evaluated, for the reason in ``error``. ``matches`` and ``missing`` are short phrases. ``better_prompt``
+    is a text to try instead, if the evaluator proposes one. ``evaluator`` is the evaluator's name.
     """
 
     evaluator: str
@@ -171,24 +172,24 @@ class Evaluation:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Evaluation:
-        """What was recorded, read again; ValueError for what was not."""
+        """Return the evaluation that was recorded as ``document``; raise ValueError if it is malformed."""
         score, phrases = document.get("score"), {n: document.get(n, []) for n in ("matches", "missing")}
-        said = {name: document.get(name) for name in ("evaluator", "better_prompt", "error")}
+        fields = {name: document.get(name) for name in ("evaluator", "better_prompt", "error")}
         texts = [
             *phrases["matches"],
             *phrases["missing"],
-            *(text for text in said.values() if text is not None),
+            *(text for text in fields.values() if text is not None),
         ]
-        scored = score is None or (isinstance(score, int | float) and 0 <= score <= 1)
-        if said["evaluator"] is None or not scored or not all(isinstance(text, str) for text in texts):
-            raise ValueError("this is no evaluation")
-        told: Any = {**said, **{name: tuple(words) for name, words in phrases.items()}}
-        return cls(**told, score=score)
+        valid_score = score is None or (isinstance(score, int | float) and 0 <= score <= 1)
+        if fields["evaluator"] is None or not valid_score or not all(isinstance(text, str) for text in texts):
+            raise ValueError("not an evaluation")
+        values: Any = {**fields, **{name: tuple(words) for name, words in phrases.items()}}
+        return cls(**values, score=score)
 
     @property
     def document(self) -> dict[str, object]:
-        """What is recorded of it: what it says, and no more."""
-        said = {
+        """The document to record, without empty fields."""
+        fields = {
             "evaluator": self.evaluator,
             "score": self.score,
             "matches": list(self.matches),
@@ -196,4 +197,4 @@ class Evaluation:
             "better_prompt": self.better_prompt,
             "error": self.error,
         }
-        return {name: value for name, value in said.items() if value not in (None, [])}
+        return {name: value for name, value in fields.items() if value not in (None, [])}

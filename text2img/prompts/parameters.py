@@ -1,6 +1,6 @@
-"""LoRAs as a prompt or a model configuration asks for them, checked.
+"""Parameters of a prompt: requested, validated and resolved, with LoRAs, image sizes and aspect ratios.
 
-Knows where one is said to be and how strongly it shall count; fetches and reads nothing.
+A LoRA is only a path and a weight here; nothing is fetched or read.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 MAX_LORAS: Final = 8
-"""LoRAs of one picture."""
+"""LoRAs of one image."""
 MAX_PATH_CHARS: Final = 2_000
 """Characters; signed URLs are long."""
 MAX_WEIGHT: Final = 10.0
 _KEYS: Final = ("path", "weight", "sha256", "size")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
-_LARGEST: Final = 2**40
+_MAX_FILE_BYTES: Final = 2**40
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """One LoRA: where it is (as its owner wrote it, secrets in the URL and all), and its weight in [−10, 10].
+    """One LoRA: its path as its owner wrote it, including secrets in a URL, and its weight in [−10, 10].
 
-    ``sha256`` (64 hexadecimal digits, small letters) and ``size`` (bytes) are what its file must have, where
-    the owner says.
+    ``sha256`` (64 lower-case hexadecimal digits) and ``size`` (bytes) are those that its file must have, if
+    the owner gives them.
     """
 
     path: str
@@ -51,27 +51,27 @@ class Lora:
 
     @property
     def shown(self) -> str:
-        """The path as it may be written down: without a URL's user, query and fragment, where secrets are."""
+        """The path without a URL's user, query and fragment, which may contain secrets."""
         scheme, separator, rest = self.path.partition("://")
         if not separator:
             return self.path
-        place, slash, name = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-        return f"{scheme}://{place.rpartition('@')[2]}{slash}{name}"
+        authority, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+        return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
     @property
     def document(self) -> dict[str, object]:
-        """What is recorded of it."""
+        """The document to record, without secrets."""
         return {"path": self.shown, "weight": self.weight}
 
 
 def check_loras(value: object) -> tuple[Lora, ...]:
-    """The LoRAs of a document's ``lora``: one mapping, or a list of at most MOST, which may be empty.
+    """Return the LoRAs of a document's ``lora``: one mapping, or a list of at most MAX_LORAS, maybe empty.
 
-    Raises PromptFailed (``invalid_parameters``) with a sentence that never repeats a path.
+    Raises PromptFailed (``invalid_parameters``) with a message that never contains a path.
     """
     entries = [value] if isinstance(value, Mapping) else value
     if not isinstance(entries, list | tuple):
-        raise _refused('lora must be {"path": …, "weight": …} or a list of such')
+        raise _refused('lora must be {"path": …, "weight": …} or a list of them')
     if len(entries) > MAX_LORAS:
         raise _refused(f"lora must not name more than {MAX_LORAS}; it names {len(entries)}")
     loras = tuple(_checked(f"lora {number}:", entry) for number, entry in enumerate(entries, 1))
@@ -81,7 +81,7 @@ def check_loras(value: object) -> tuple[Lora, ...]:
 
 
 def _checked(which: str, entry: object) -> Lora:
-    if isinstance(entry, Lora):  # of a model configuration, which was checked when it was read
+    if isinstance(entry, Lora):  # from a model configuration, which was validated when it was read
         return entry
     if not isinstance(entry, Mapping):
         raise _refused(f'{which} must be {{"path": …, "weight": …}}')
@@ -97,11 +97,11 @@ def _checked(which: str, entry: object) -> Lora:
 
 def _path(which: str, value: object) -> str:
     if type(value) is not str or not value.strip():
-        raise _refused(f"{which} path is missing; say where the LoRA is")
+        raise _refused(f"{which} path is missing; give the LoRA's path or URL")
     if len(value) > MAX_PATH_CHARS:
         raise _refused(f"{which} path must not be longer than {MAX_PATH_CHARS:,} characters")
     if any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in value):
-        raise _refused(f"{which} path holds a control character or half a surrogate pair")
+        raise _refused(f"{which} path contains a control character or a lone surrogate")
     return value
 
 
@@ -126,7 +126,7 @@ def _size(which: str, value: object) -> int | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 1 <= value <= _LARGEST or value != value // 1:  # type: ignore[operator]
+    if not number or not 1 <= value <= _MAX_FILE_BYTES or value != value // 1:  # type: ignore[operator]
         raise _refused(f"{which} size must be a whole number of bytes")
     return int(value)
 
@@ -140,17 +140,19 @@ POSITIONS: Final = ("bottom-right", "bottom-left")
 FORMATS: Final = ("png", "jpeg", "webp")
 MAX_SEED: Final = 2**63 - 1
 MAX_IMAGES: Final = 100
-"""Pictures of one prompt, which are made under one claim."""
+"""Images of one prompt, which are made under one claim."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Checked parameters of one picture. ``scheduler`` None is the model's own; without ``artist_name`` the
-    picture is not signed; where one of those below it is None, the encoder does as it usually does.
-    ``aspect_ratio`` is the one that decided on the size, if one did.
+    """Validated parameters of one image.
+
+    ``scheduler`` None means the model's own. Without ``artist_name`` the image is not signed. None in a field
+    below ``artist_name`` means the encoder's default. ``aspect_ratio`` is the one from which the size was
+    computed, if any.
 
     Ranges: seed [0, 2⁶³), steps [1, 1000], guidance [0, 100], width and height in pixels [64, 4096] and
-    multiples of 8, opacity [0, 255], quality [1, 100], num_images [1, MOST_IMAGES].
+    multiples of 8, opacity [0, 255], quality [1, 100], num_images [1, MAX_IMAGES].
     """
 
     negative_prompt: str
@@ -171,11 +173,11 @@ class Parameters:
 
     @property
     def recorded(self) -> dict[str, object]:
-        """Those that say anything, by name, as they may be written down: no secret of a LoRA's URL."""
-        settled = {name: getattr(self, name) for name in RECORDED_NAMES}
-        settled["loras"] = [lora.document for lora in self.loras] or None
-        settled["num_images"] = self.num_images if self.num_images > 1 else None
-        return {name: value for name, value in settled.items() if value is not None}
+        """The parameters to record, by name, without empty ones and without secrets in LoRA URLs."""
+        values = {name: getattr(self, name) for name in RECORDED_NAMES}
+        values["loras"] = [lora.document for lora in self.loras] or None
+        values["num_images"] = self.num_images if self.num_images > 1 else None
+        return {name: value for name, value in values.items() if value is not None}
 
 
 RECORDED_NAMES: Final = tuple(field.name for field in fields(Parameters))
@@ -184,56 +186,57 @@ RECORDED_NAMES: Final = tuple(field.name for field in fields(Parameters))
 def resolve_parameters(
     requested: Sequence[RequestedParameters], *, seed: int, multiple: int = 8
 ) -> Parameters:
-    """The parameters that win, the most specific wishes first; ``seed`` is taken where nobody wished one.
+    """Return the parameters; in ``requested`` the most specific set comes first and wins.
 
-    Raises PromptFailed (``invalid_parameters``) with a sentence that names the first field that is wrong.
-    The last of the wishes must leave nothing open but the seed, the texts, the scheduler, and how the picture
-    is signed and written; its width and height are the model's own. ``multiple``: of what a width or height
-    that follows from an aspect ratio shall be a multiple.
+    ``seed`` is used if none is requested. The last set must be complete except for the seed, the texts, the
+    scheduler, and the signature and file format; its width and height are the model's own. A width or height
+    computed from an aspect ratio is a multiple of ``multiple``. Raises PromptFailed (``invalid_parameters``)
+    with a message that names the first invalid field.
     """
-    won = {name: _first(requested, name) for name in PARAMETER_NAMES}
-    scheduler, negative, images = won["scheduler"], won["negative_prompt"], won["num_images"]
+    chosen = {name: _first(requested, name) for name in PARAMETER_NAMES}
+    scheduler, negative, images = chosen["scheduler"], chosen["negative_prompt"], chosen["num_images"]
     images = 1 if images is None else check_num_images("num_images", images)
     width, height, ratio = resolve_size(requested, multiple)
     return Parameters(
         negative_prompt="" if negative is None else check_text("negative_prompt", negative),
-        seed=seed if won["seed"] is None else _seed(won["seed"], images),
-        num_inference_steps=check_integer("num_inference_steps", won["num_inference_steps"], 1, 1000),
-        guidance_scale=check_number("guidance_scale", won["guidance_scale"], 0, 100),
+        seed=seed if chosen["seed"] is None else _seed(chosen["seed"], images),
+        num_inference_steps=check_integer("num_inference_steps", chosen["num_inference_steps"], 1, 1000),
+        guidance_scale=check_number("guidance_scale", chosen["guidance_scale"], 0, 100),
         width=width,
         height=height,
         aspect_ratio=ratio,
         num_images=images,
-        loras=() if won["lora"] is None else check_loras(won["lora"]),
+        loras=() if chosen["lora"] is None else check_loras(chosen["lora"]),
         scheduler=None if scheduler is None else check_scheduler(scheduler),
-        **_style(won),
+        **_style(chosen),
     )
 
 
 def _seed(value: object, images: int) -> int:
-    """A seed such that the one of the last picture is a seed as well."""
+    """Return the seed if the seeds of all images, which count up from it, are valid too."""
     seed = check_integer("seed", value, 0, MAX_SEED)
     if seed + images - 1 > MAX_SEED:
-        raise invalid_value("seed", value, f"must leave room below 2⁶³ for the seeds of {images} pictures")
+        raise invalid_value("seed", value, f"must leave room below 2⁶³ for the seeds of {images} images")
     return seed
 
 
-def _style(won: Mapping[str, object]) -> dict[str, Any]:
-    """What is done to the pixels; nothing of a signature where there is no name, or a blank one."""
+def _style(chosen: Mapping[str, object]) -> dict[str, Any]:
+    """Return the signature and file format; no signature if the name is missing or blank."""
     style = {
-        name: None if won[name] is None else check(name, won[name]) for name, check in STYLE_CHECKS.items()
+        name: None if chosen[name] is None else check(name, chosen[name])
+        for name, check in STYLE_CHECKS.items()
     }
     unsigned = () if style["artist_name"] else ("artist_name", "signature_position", "signature_opacity")
     return {**style, **dict.fromkeys(unsigned)}
 
 
 def check_num_images(name: str, value: object) -> int:
-    """How many pictures a prompt may have."""
+    """Return the number of images of a prompt, in [1, MAX_IMAGES]."""
     return check_integer(name, value, 1, MAX_IMAGES)
 
 
 def check_scheduler(value: object) -> str:
-    """One of SCHEDULERS."""
+    """Return the value if it is one of SCHEDULERS."""
     return check_word("scheduler", value, SCHEDULERS)
 
 
@@ -244,17 +247,17 @@ STYLE_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "image_format": lambda name, value: check_word(name, value, FORMATS),
     "image_quality": lambda name, value: check_integer(name, value, 1, 100),
 }
-"""How each wish about what is done to the pixels, once they are made, is checked."""
+"""The checks of the parameters for the signature and the file format, by name."""
 
 
 def _first(requested: Sequence[RequestedParameters], name: str) -> object:
-    asked = (getattr(wish, name) for wish in requested)
-    return next((value for value in asked if value is not None), None)
+    values = (getattr(source, name) for source in requested)
+    return next((value for value in values if value is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedParameters:
-    """Parameters as somebody asked for them, unchecked; ``None`` asks for nothing.
+    """Parameters as requested, not validated; ``None`` means not requested.
 
     A prompt's own fields, the flags, the model configuration and the defaults are each such a set.
     """
@@ -277,7 +280,7 @@ class RequestedParameters:
 
     @classmethod
     def of(cls, document: Mapping[str, object]) -> RequestedParameters:
-        """The wishes among a document's fields; other fields are left alone."""
+        """Return the parameters among a document's fields; other fields are ignored."""
         return cls(**{name: document.get(name) for name in PARAMETER_NAMES})
 
 
@@ -285,46 +288,47 @@ PARAMETER_NAMES: Final = tuple(field.name for field in fields(RequestedParameter
 
 
 SIDES: Final = {"1:1": (1.0, 1.0), "2:2": (1.5, 1.5), "1:2": (1.0, 2.0)}
-"""Those that mean a size: width and height in sides of the model's own square. Where that is 512×512 they are
-512×512, 768×768 and 512×1024."""
+"""The ratios that mean a size: width and height in sides of the model's own square. If that is 512×512, they
+are 512×512, 768×768 and 512×1024."""
 ASPECT_RATIOS: Final = (*SIDES, "2:1", "3:2", "2:3", "4:3", "3:4", "16:9", "9:16")
-"""All others have as many pixels as the model's own size, within rounding."""
+"""The others result in as many pixels as the model's own size, within rounding."""
 
 
 def resolve_size(requested: Sequence[RequestedParameters], multiple: int) -> tuple[int, int, str | None]:
-    """Width and height in pixels, and the aspect ratio, if one decided on any of the two.
+    """Return width and height in pixels, and the aspect ratio if either was computed from one.
 
-    Of the wishes, the most specific first, each settles what those before it have left open: by its width and
-    height, then by its aspect ratio. The last are the model's own size, in full. An aspect ratio that finds
-    one side settled keeps to that side. Raises PromptFailed (``invalid_parameters``).
+    Each set of ``requested``, the most specific first, fills in what is still open: first by its width and
+    height, then by its aspect ratio. The last set is the model's own size and is complete. An aspect ratio
+    keeps a side that is already set. Raises PromptFailed (``invalid_parameters``).
     """
     own = check_pixels("width", requested[-1].width), check_pixels("height", requested[-1].height)
     width: int | None = None
     height: int | None = None
-    decided = None
-    for wish in requested:
-        if width is None and wish.width is not None:
-            width = check_pixels("width", wish.width)
-        if height is None and wish.height is not None:
-            height = check_pixels("height", wish.height)
-        ratio = None if wish.aspect_ratio is None else check_aspect_ratio("aspect_ratio", wish.aspect_ratio)
+    used_ratio = None
+    for source in requested:
+        if width is None and source.width is not None:
+            width = check_pixels("width", source.width)
+        if height is None and source.height is not None:
+            height = check_pixels("height", source.height)
+        ratio = source.aspect_ratio
+        ratio = None if ratio is None else check_aspect_ratio("aspect_ratio", ratio)
         if ratio is not None and (width is None or height is None):
-            width, height = _sized(ratio, (width, height), own, multiple)
-            decided = ratio
+            width, height = _size_of_ratio(ratio, (width, height), own, multiple)
+            used_ratio = ratio
         if width is not None and height is not None:
-            return check_pixels("width", width), check_pixels("height", height), decided
-    raise ValueError("the last wishes leave the size open")
+            return check_pixels("width", width), check_pixels("height", height), used_ratio
+    raise ValueError("the last requested parameters lack the size")
 
 
 def check_aspect_ratio(name: str, value: object) -> str:
-    """One of ASPECT_RATIOS."""
+    """Return the value if it is one of ASPECT_RATIOS."""
     return check_word(name, value, ASPECT_RATIOS)
 
 
-def _sized(
+def _size_of_ratio(
     ratio: str, given: tuple[int | None, int | None], own: tuple[int, int], multiple: int
 ) -> tuple[int, int]:
-    """Width and height of that ratio, multiples of ``multiple``; a side that is given stays as it is."""
+    """Return width and height of that ratio, multiples of ``multiple``; a given side is kept."""
     across, down = map(int, ratio.split(":"))
     width, height = given
     if width is not None:

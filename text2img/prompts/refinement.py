@@ -1,7 +1,7 @@
-"""The loop: draw a prompt, look at the pictures, and draw it again until one is good enough.
+"""The refinement loop: generate a prompt's images, evaluate them, and repeat until one is good enough.
 
-An iteration is one claim. What it has come to goes back into the prompt's document, so that any worker may
-go on with the next one, in batches with whatever else waits. Knows scores and texts; draws nothing.
+An iteration is one claim. Its state is stored in the prompt's document, so that any worker may continue with
+the next iteration, in batches with other prompts. This module only decides; it generates nothing.
 """
 
 from __future__ import annotations
@@ -21,89 +21,89 @@ if TYPE_CHECKING:
 
 MAX_ITERATIONS: Final = 20
 MAX_CANDIDATES: Final = 16
-_HEAVIEST: Final = 1_500_000
-"""Characters of all tries together, beyond which the iteration is the last: they stand in one document."""
+_MAX_TRIES_CHARS: Final = 1_500_000
+"""Characters of all tries together, beyond which the loop ends: the tries are stored in one document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """At most ``iterations`` rounds of ``candidates`` pictures each, until one scores ``min_score``."""
+    """At most ``iterations`` iterations of ``candidates`` images each, until one scores ``min_score``."""
 
     iterations: int = 1
     candidates: int = 1
     min_score: float = 1.0
 
-    def next(self, asked: Request) -> Request:
-        """The request for the first candidate of the prompt's next iteration; ``asked`` is for the prompt as
-        its owner wrote it.
+    def next(self, request: Request) -> Request:
+        """Return the request for the first candidate of the prompt's next iteration.
 
-        Raises PromptFailed (``invalid_parameters``) for a prompt that wants several pictures: the loop keeps
-        the best one.
+        ``request`` is for the prompt as its owner wrote it. Raises PromptFailed (``invalid_parameters``) for
+        a prompt that requests several images: the loop keeps only the best one.
         """
-        if asked.parameters.num_images > 1:
+        if request.parameters.num_images > 1:
             raise PromptFailed(
                 ErrorCode.INVALID_PARAMETERS,
-                f"num_images is {asked.parameters.num_images}, and the loop (--iterations, --candidates,"
-                " --min-score) keeps one picture of a prompt; leave one of the two out",
+                f"num_images is {request.parameters.num_images}, and the loop (--iterations, --candidates,"
+                " --min-score) keeps one image of a prompt; remove one of the two",
             )
-        tries = _tries(asked.prompt, asked.text)
+        tries = _tries(request.prompt, request.text)
         before = tries[-1].iteration if tries else 0
         return replace(
-            asked,
-            text=_drawable(asked.prompt.next_prompt, asked.text) if tries else asked.text,
-            original=asked.text,
+            request,
+            text=_valid_or(request.text, request.prompt.next_prompt) if tries else request.text,
+            original=request.text,
             iteration=before + 1,
-            # A candidate that failed is no try, but its seed is not fresh either.
+            # A failed candidate is not among the tries, but its seed was used.
             number=max(before * self.candidates, tries[-1].number + 1 if tries else 0),
-            pictures=self.candidates,
+            num_images=self.candidates,
         )
 
-    def settle(self, asked: Request, became: Sequence[Outcome | None]) -> Outcome | None:
-        """What becomes of the prompt after this iteration, of what its candidates became.
+    def decide(self, request: Request, outcomes: Sequence[Outcome | None]) -> Outcome | None:
+        """Return the prompt's outcome after this iteration, given the outcomes of its candidates.
 
-        A candidate that failed leaves it to the others. Where no picture of this iteration has a score, there
-        is nothing to go by, and it is the last one.
+        A failed candidate is ignored if another one succeeded. If no image of this iteration has a score, the
+        loop ends. Returns None if the claim is lost.
         """
-        if None in became:  # the claim is lost
+        if None in outcomes:  # the claim is lost
             return None
-        new = [each for one in became if isinstance(one, Completed) for each in one.pictures]
+        completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+        new = [image for outcome in completed for image in outcome.images]
         if not new:
-            return first_failure(became)
-        new.sort(key=lambda each: each.number)
-        tries = (*_tries(asked.prompt, asked.original_text), *new)
+            return first_failure(outcomes)
+        new.sort(key=lambda image: image.number)
+        tries = (*_tries(request.prompt, request.original_text), *new)
         best, latest = best_of(tries), best_of(new)
-        last = asked.iteration >= self.iterations or latest.score is None or _fill_a_document(tries)
-        if not last and not self._suffices(best):
+        last = request.iteration >= self.iterations or latest.score is None or _are_too_long(tries)
+        if not last and not self._is_good_enough(best):
             return NeedsRefinement(
-                prompt=asked.prompt,
-                text=asked.original_text,
+                prompt=request.prompt,
+                text=request.original_text,
                 tries=tries,
-                iterations=asked.iteration,
-                next_prompt=refined(asked.original_text, latest),
+                iterations=request.iteration,
+                next_prompt=refined(request.original_text, latest),
             )
         return Completed(
-            prompt=asked.prompt,
-            text=asked.original_text,
-            pictures=(best,),
+            prompt=request.prompt,
+            text=request.original_text,
+            images=(best,),
             tries=tries,
-            iterations=asked.iteration,
+            iterations=request.iteration,
         )
 
-    def _suffices(self, image: StoredImage) -> bool:
+    def _is_good_enough(self, image: StoredImage) -> bool:
         return image.score is not None and image.score >= self.min_score
 
 
-def first_failure(became: Sequence[Outcome | None]) -> Outcome | None:
-    """The failure that is the prompt's, first of all one for good; None where there is none."""
+def first_failure(outcomes: Sequence[Outcome | None]) -> Outcome | None:
+    """Return the first failure among the outcomes, a permanent one if possible; None if there is none."""
     for kind in (Failed, RetryLater):
-        for one in became:
-            if isinstance(one, kind):
-                return one
+        for outcome in outcomes:
+            if isinstance(outcome, kind):
+                return outcome
     return None
 
 
 def fall_back_to_best(outcome: Outcome) -> Outcome:
-    """The outcome; of a prompt that failed for good after iterations that did not, the best of those."""
+    """Return the outcome; if it is a permanent failure after earlier iterations, complete with their best."""
     if not isinstance(outcome, Failed) or not outcome.prompt.tries:
         return outcome
     try:
@@ -115,36 +115,39 @@ def fall_back_to_best(outcome: Outcome) -> Outcome:
     return Completed(
         prompt=outcome.prompt,
         text=text,
-        pictures=(best_of(tries),),
+        images=(best_of(tries),),
         tries=tries,
         iterations=tries[-1].iteration + 1,
     )
 
 
 def refined(text: str, image: StoredImage) -> str:
-    """What to draw instead of the text: the evaluator's own proposal, where it has one that can be drawn;
-    else the text with what it missed named once more; else the text, which gets fresh seeds.
+    """Return the text for the next iteration, given the evaluation of the last one's best image.
+
+    It is the evaluator's proposal if that is valid; else the text with the missing phrases appended; else the
+    text itself, with new seeds.
     """
-    seen = image.evaluation
-    if seen is None:
+    evaluation = image.evaluation
+    if evaluation is None:
         return text
-    missing = [phrase for phrase in seen.missing if phrase.lower() not in text.lower()]
-    return _drawable(seen.better_prompt, _drawable(", ".join([text, *missing]), text))
+    missing = [phrase for phrase in evaluation.missing if phrase.lower() not in text.lower()]
+    with_missing = _valid_or(text, ", ".join([text, *missing]))
+    return _valid_or(with_missing, evaluation.better_prompt)
 
 
-def _drawable(proposal: object, text: str) -> str:
-    """The proposal; the text where that cannot be drawn."""
+def _valid_or(text: str, proposal: object) -> str:
+    """Return the proposal if it is a valid prompt text, else the text."""
     try:
         return check_prompt_text(proposal)
     except PromptFailed:
         return text
 
 
-def _fill_a_document(tries: Sequence[StoredImage]) -> bool:
-    """Whether one more iteration could outgrow a document of MongoDB: 16 MB, at four bytes a character."""
-    return sum(len(str((each.text, each.used, each.evaluation))) for each in tries) > _HEAVIEST
+def _are_too_long(tries: Sequence[StoredImage]) -> bool:
+    """Return True if one more iteration could exceed a MongoDB document: 16 MB, at 4 bytes a character."""
+    return sum(len(str((image.text, image.used, image.evaluation))) for image in tries) > _MAX_TRIES_CHARS
 
 
 def _tries(prompt: Prompt, text: str) -> tuple[StoredImage, ...]:
-    """The prompt's tries so far; none where the first was of another text, since its owner has changed it."""
+    """Return the prompt's tries so far; empty if the owner has changed the text since the first one."""
     return prompt.tries if prompt.tries and prompt.tries[0].text == text else ()

@@ -48,7 +48,7 @@ class RunSummary:
     def _sheets(self, selection: Selection) -> None:
         made: list[CompletedPrompt] = []
         pictures = 0
-        for each in self._archive.made(selection):
+        for each in self._archive.completed(selection):
             if pictures >= MOST:
                 log.info("the contact sheets show %d prompts; a report shows all", len(made))
                 break
@@ -60,7 +60,7 @@ class RunSummary:
 
     def _scores(self, selection: Selection, loop: Loop | None) -> None:
         """The best score of each prompt; nothing where no evaluator has said anything."""
-        scores = [each.scores[0] if each.scores else None for each in self._archive.made(selection)]
+        scores = [each.scores[0] if each.scores else None for each in self._archive.completed(selection)]
         if any(score is not None for score in scores):
             page = histogram(scores, min_score=None if loop is None else loop.min_score)
             self._put("scores.png", page, "image/png")
@@ -175,7 +175,7 @@ def _of_iteration(outcome: Completed | NeedsRefinement) -> Iterable[tuple[str, b
 
 def _pictures(outcome: Completed | NeedsRefinement) -> Sequence[StoredImage]:
     """All that is kept of the prompt, also of earlier iterations."""
-    return outcome.tries or (outcome.pictures if isinstance(outcome, Completed) else ())
+    return outcome.tries or (outcome.images if isinstance(outcome, Completed) else ())
 
 
 def _picture(stored: StoredImage) -> Document:

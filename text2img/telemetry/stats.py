@@ -58,7 +58,9 @@ class RunStats:
             scores = [one.first.score for one in done if one.first.score is not None]
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
             self.iterated += sum(isinstance(outcome, NeedsRefinement) for outcome in outcomes)
-            self.pictures += sum(one.made for one in outcomes if isinstance(one, Completed | NeedsRefinement))
+            self.pictures += sum(
+                one.images_made for one in outcomes if isinstance(one, Completed | NeedsRefinement)
+            )
             failed = [outcome.code for outcome in outcomes if isinstance(outcome, Failed)]
             self.failed += len(failed)
             self.failures.update(failed)

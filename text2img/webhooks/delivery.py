@@ -164,7 +164,7 @@ def _webhook_notification(pending: PendingWebhook) -> Notification | None:
         return None
     endpoint, body = webhook_payload(pending.outcome)
     url, origin = webhook.to(endpoint), webhook.origin
-    return Notification(id=pending.notice_id, run_id=pending.run_id, body=body, url=url, origin=origin)
+    return Notification(id=pending.notification_id, run_id=pending.run_id, body=body, url=url, origin=origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class _Delivery:
             self._schedule_retry(notification, result)
             return
         delivered = result.status is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, told=delivered, detail=result.detail)
+        self._database.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "callback %s: %s", notification.id, result.detail)
 

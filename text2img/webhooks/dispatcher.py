@@ -165,7 +165,7 @@ class WebhookDispatcher:
         """Start sending all that is due to backends that are neither busy nor backing off."""
         while not stop.is_set() and len(self._busy) < _MAX_CONCURRENCY:
             notification = self._database.claim_notification(
-                self._worker, self._lease, webhooks=True, but=self._busy_or_backing_off()
+                self._worker, self._lease, webhooks=True, exclude_origins=self._busy_or_backing_off()
             )
             if notification is None:
                 return
@@ -211,7 +211,7 @@ class WebhookDispatcher:
         with self._condition:
             self._backoffs.pop(str(notification.origin), None)
         delivered = result.status is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, told=delivered, detail=result.detail)
+        self._database.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "webhook %s: %s", notification.id, result.detail)
 

@@ -241,7 +241,7 @@ class Milestones:
         images = Counter(request.prompt.claim for request in requests)
         prompts = []
         for claim, request in with_webhook.items():
-            earlier, total_steps = self._earlier.get(claim, 0), request.pictures * self._steps
+            earlier, total_steps = self._earlier.get(claim, 0), request.num_images * self._steps
             prompts.append(_PromptInBatch(request.prompt, images[claim], earlier, total_steps, earlier or -1))
             _remember(self._earlier, claim, earlier + images[claim] * self._steps)
         return prompts

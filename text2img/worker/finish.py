@@ -111,7 +111,7 @@ class PostProcessor:
                 truncated=image.truncated,
                 evaluation=self._evaluate(request, image),
             )
-            return Completed(prompt=request.prompt, text=request.original_text, pictures=(stored,))
+            return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
         except PromptFailed as exc:
             return failure(request.prompt, exc, self._deps.max_attempts)
         except ClaimLost:
@@ -171,7 +171,7 @@ class PostProcessor:
         """Record the outcomes whose claims are held; return them."""
         run = self._run
         with run.seconds("record", *outcomes):
-            recorded = run.database.record(outcomes, run.run_id, tell=run.tell)
+            recorded = run.database.record(outcomes, run.run_id, notify=run.tell)
         self._mark_lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
         run.leases.forget(outcome.claim for outcome in outcomes)
         return recorded
@@ -231,7 +231,7 @@ def _log(outcome: Outcome) -> None:
 
 
 def _facts(outcome: Completed | NeedsRefinement) -> dict[str, object]:
-    facts: dict[str, object] = {"images": outcome.made}
+    facts: dict[str, object] = {"images": outcome.images_made}
     facts |= (
         {"image_url": outcome.first.image_url} if isinstance(outcome, Completed) else {"event": "iteration"}
     )
@@ -269,10 +269,10 @@ class ImageGroups:
         with self._lock:
             group = self._open.setdefault(claim, [])
             group.append(outcome)
-            if len(group) < request.pictures:
+            if len(group) < request.num_images:
                 return None
             del self._open[claim]
-        return _merged(group) if self._loop is None else self._loop.settle(request, group)
+        return _merged(group) if self._loop is None else self._loop.decide(request, group)
 
     def has_failed(self, claim: Claim) -> bool:
         """Return whether an image of the claim is missing for good: the others would not be used."""
@@ -290,5 +290,5 @@ def _merged(group: Sequence[Outcome | None]) -> Outcome | None:
     done = [outcome for outcome in group if isinstance(outcome, Completed)]
     if len(done) < len(group):
         return None
-    stored = sorted((image for each in done for image in each.pictures), key=lambda image: image.number)
-    return replace(done[0], pictures=tuple(stored))
+    stored = sorted((image for each in done for image in each.images), key=lambda image: image.number)
+    return replace(done[0], images=tuple(stored))

@@ -170,7 +170,7 @@ class Worker:
                 ready.append(self._engine.prepare(wanted))
             except PromptFailed as exc:
                 failed.append(failure(prompt, exc, deps.max_attempts))
-        self._budget.prepared(len(ready), sum(each.pictures for each in ready))
+        self._budget.prepared(len(ready), sum(each.num_images for each in ready))
         return ready, failed
 
     def _with_loras(
@@ -183,7 +183,7 @@ class Worker:
         fetched = fetching.take(max_pending=allow_pending)
         failed = [(each.prompt, exc) for each, exc in fetched if exc]
         outcomes.put([failure(prompt, exc, self._deps.max_attempts) for prompt, exc in failed])
-        return [image for each, exc in fetched if exc is None for image in each.each()]
+        return [image for each, exc in fetched if exc is None for image in each.per_image()]
 
     # Generating, in the thread that owns the device
 
@@ -261,7 +261,7 @@ class Worker:
         if serving is None:
             return self._wait_for_retry()
         with self._run.seconds("wait"):
-            has_work = partial(self._run.database.waits, self._deps.selection)
+            has_work = partial(self._run.database.has_claimable, self._deps.selection)
             return serving.wait_for_work(has_work, self._run.stats.settled, self._budget.next_retry_at())
 
     def _wait_for_retry(self) -> bool:

@@ -130,36 +130,42 @@ def test_a_result_is_as_documented():
 def test_what_was_billed_is_the_sum_of_all_pictures():
     """The prompt's cost is that of all its pictures, in a loop of all tries, and unknown where one's is."""
     done = completed(request(_PROMPT, []), image_urls="abc", request_id="r")
-    billed = [replace(one, used={**one.used, "billed_units": n + 0.5}) for n, one in enumerate(done.pictures)]
-    assert result_of(replace(done, pictures=tuple(billed)), "r")["billed_units"] == 4.5
-    partly = result_of(replace(done, pictures=(*billed[:2], done.pictures[2])), "r")
+    billed = [replace(one, used={**one.used, "billed_units": n + 0.5}) for n, one in enumerate(done.images)]
+    assert result_of(replace(done, images=tuple(billed)), "r")["billed_units"] == 4.5
+    partly = result_of(replace(done, images=(*billed[:2], done.images[2])), "r")
     assert ("billed_units" in partly, partly["request_id"]) == (False, "r")
-    best = replace(done, pictures=(billed[1],), tries=tuple(billed), iterations=3)
+    best = replace(done, images=(billed[1],), tries=tuple(billed), iterations=3)
     assert result_of(best, "r")["billed_units"] == 4.5
 
 
 def test_each_outcome_changes_the_document_as_documented():
     """What is set, what goes, which moment is noted, and how long a postponed prompt waits."""
-    done = change_of(_completed(), "r", tell=True)
-    assert (done.fields["status"], done.fields["untold"], done.moment, done.wait) == (
+    done = change_of(_completed(), "r", notify=True)
+    assert (done.fields["status"], done.fields["untold"], done.timestamp, done.wait) == (
         "completed",
         True,
         "completed_at",
         None,
     )
-    assert {"claimed_by", "lease_expires_at", "error", "not_before"} <= set(done.gone)
-    quiet = change_of(_failed(), "r", tell=False)
-    assert (quiet.fields["error_code"], quiet.fields["attempts"], quiet.moment) == ("safety", 2, "error_at")
-    assert {"untold", "image_url", "claimed_by"} <= set(quiet.gone)
+    assert {"claimed_by", "lease_expires_at", "error", "not_before"} <= set(done.removed)
+    quiet = change_of(_failed(), "r", notify=False)
+    assert (quiet.fields["error_code"], quiet.fields["attempts"], quiet.timestamp) == (
+        "safety",
+        2,
+        "error_at",
+    )
+    assert {"untold", "image_url", "claimed_by"} <= set(quiet.removed)
     code = ErrorCode.GENERATION_FAILED
-    late = change_of(RetryLater(prompt=_PROMPT, code=code, message="no", attempts=1, wait=8), "r", tell=True)
+    late = change_of(
+        RetryLater(prompt=_PROMPT, code=code, message="no", attempts=1, wait=8), "r", notify=True
+    )
     assert (late.fields["status"], late.wait) == ("pending", 8)
-    assert "untold" in late.gone
+    assert "untold" in late.removed
 
 
 def test_a_repetition_is_recognised():
     """The same outcome under the same claim was written before; another, or another claim's, was not."""
-    document = {**change_of(_completed(), "r", tell=True).fields, "claim_number": 3}
+    document = {**change_of(_completed(), "r", notify=True).fields, "claim_number": 3}
     assert written_already(_completed(), "r", document)
     assert not written_already(_completed(), "another run", document)
     assert not written_already(_completed(), "r", {**document, "claim_number": 4})
@@ -171,8 +177,8 @@ def test_the_changes_mean_the_same_to_mongodb():
     """Set and unset on a stored document, the outcome leaves the owner's fields and nothing of the claim."""
     collection = mongomock.MongoClient().db.datasets
     collection.insert_one({"_id": 1, "text": "a boat", "claimed_by": "w", "claim_token": "t", "mine": [1]})
-    change = change_of(_failed("$no"), "r", tell=False)
-    collection.update_one({"_id": 1}, {"$set": change.fields, "$unset": dict.fromkeys(change.gone, "")})
+    change = change_of(_failed("$no"), "r", notify=False)
+    collection.update_one({"_id": 1}, {"$set": change.fields, "$unset": dict.fromkeys(change.removed, "")})
     assert collection.find_one() == {
         "_id": 1,
         "text": "a boat",

@@ -56,4 +56,4 @@ def test_approximations_of_a_configuration():
 def test_a_missing_configuration_is_named():
     """The sentence says what was asked for, where it was sought, and which option to look at."""
     said = str(missing_configuration("spring", "model_configs"))
-    assert said == "model_configs holds no model configuration with the _id 'spring'; check --model-config-id"
+    assert said == "model_configs has no model configuration with the _id 'spring'; check --model-config-id"

@@ -77,7 +77,7 @@ def test_a_servers_data_set_is_that_of_its_messages():
         ({"prompt": "a cat"}, ["generation_id is missing"]),
         ({"generation_id": "", "prompt": "a cat"}, ["generation_id must have 1 to 500 characters"]),
         ({"generation_id": "x" * (MAX_ID_CHARS + 1), "prompt": "a cat"}, ["it has 501"]),
-        ({"generation_id": "\ud800", "prompt": "a cat"}, ["generation_id holds"]),
+        ({"generation_id": "\ud800", "prompt": "a cat"}, ["generation_id contains"]),
         ({"generation_id": True, "prompt": "a cat"}, ["generation_id must be text"]),
         ({"generation_id": 2**70, "prompt": "a cat"}, ["too large"]),
         ({"generation_id": "g"}, ["text is missing"]),

@@ -23,7 +23,7 @@ from text2img.prompts.batching import Batcher, BatchSize, BatchSizeSearch, Faste
 def test_what_is_a_batch_size(text, meant):
     """A number, ``auto``, or ``auto`` with a cap."""
     size = BatchSize.parse(text)
-    assert (size.most, size.auto) == meant
+    assert (size.max_size, size.auto) == meant
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_what_is_a_batch_size(text, meant):
 )
 def test_what_is_none(text):
     """Anything else is refused."""
-    with pytest.raises(ValueError, match="no batch size"):
+    with pytest.raises(ValueError, match="not a batch size"):
         BatchSize.parse(text)
 
 
@@ -41,7 +41,7 @@ def _search(seconds, most=64, batches=100):
     for _ in range(batches):
         size = trial.size
         tried.append(size)
-        trial.told(size, seconds(size))
+        trial.observe(size, seconds(size))
     return tried, trial.size
 
 
@@ -86,7 +86,7 @@ def test_one_slow_batch_does_not_end_the_search():
     trial = BatchSizeSearch(8)
     for size, seconds in [(1, 1.0), (2, 1.0), (4, 10.0), (4, 1.0)]:
         assert trial.size == size
-        trial.told(size, seconds)
+        trial.observe(size, seconds)
     assert trial.size == 8
 
 
@@ -95,16 +95,16 @@ def test_a_slow_first_batch_is_no_reason_to_stay_at_one():
     trial = BatchSizeSearch(4)
     for size, seconds in [(1, 30.0), (2, 1.0), (4, 1.0)]:
         assert trial.size == size
-        trial.told(size, seconds)
+        trial.observe(size, seconds)
     assert trial.size == 4
 
 
 def test_batches_of_other_sizes_say_nothing():
     """Those that were made before the size was raised, or that were not full, are passed over."""
     trial = BatchSizeSearch(8)
-    trial.told(1, 1.0)
-    trial.told(1, 0.001)
-    trial.told(3, 0.001)
+    trial.observe(1, 1.0)
+    trial.observe(1, 0.001)
+    trial.observe(3, 0.001)
     assert trial.size == 2
 
 
@@ -113,7 +113,7 @@ def test_the_size_never_leaves_its_bounds(told, most):
     """Whatever it is told."""
     trial = BatchSizeSearch(most)
     for size, seconds in told:
-        trial.told(size, seconds)
+        trial.observe(size, seconds)
         assert 1 <= trial.size <= most
 
 
@@ -138,7 +138,7 @@ def test_many_kinds_take_little_memory():
     sizes = FastestSize(8)
     for width in range(64, 8064, 8):
         sizes.generated(a_request(1, width=width), 1, 1.0)
-    assert len(sizes._trials) <= 256
+    assert len(sizes._searches) <= 256
 
 
 def test_batches_follow_the_size():

@@ -47,7 +47,7 @@ def test_full_batches_go_first() -> None:
 
 def test_nobody_is_overtaken_for_ever() -> None:
     """An odd one out goes after a few batches, though full ones keep coming."""
-    batcher = Batcher(FixedSize(2), patience=4)
+    batcher = Batcher(FixedSize(2), max_overtakes=4)
     batcher.add([a_request(0, width=640)])
     for turn in range(1, 6):
         batcher.add([a_request(2 * turn), a_request(2 * turn + 1)])

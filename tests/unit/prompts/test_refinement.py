@@ -34,7 +34,7 @@ LATER = RetryLater(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, message="no"
 
 def asked(prompt, loop, **wished):
     """The requests of the prompt's next iteration."""
-    return loop.next(request(prompt, [replace(WISHES, **wished)])).each()
+    return loop.next(request(prompt, [replace(WISHES, **wished)])).per_image()
 
 
 def after(prompt, loop, *scores, **said):
@@ -51,9 +51,9 @@ def settled(prompt, loop, *became):
         made = given
         if isinstance(given, list):
             done = completed(one, f"u{one.number}", evaluations=given)
-            (image,) = done.pictures
+            (image,) = done.images
             image = replace(image, text=one.text, iteration=one.iteration)
-            made = replace(done, text=one.original_text, pictures=(image,))
+            made = replace(done, text=one.original_text, images=(image,))
         outcome = albums.add(one, made)
     return outcome
 
@@ -88,11 +88,11 @@ def test_it_goes_on_until_one_is_good_enough():
     loop = Loop(iterations=5, candidates=2, min_score=0.8)
     once = after(PROMPT, loop, 0.5, 0.75, better_prompt="a tabby cat")
     assert isinstance(once, NeedsRefinement)
-    assert (once.iterations, once.made, once.next_prompt) == (1, 2, "a tabby cat")
+    assert (once.iterations, once.images_made, once.next_prompt) == (1, 2, "a tabby cat")
     twice = after(resumed(once), loop, 0.8, 0.1)
     assert isinstance(twice, Completed)
-    assert (twice.iterations, twice.made, len(twice.tries)) == (2, 2, 4)
-    assert [one.image_url for one in twice.pictures] == ["u2"]
+    assert (twice.iterations, twice.images_made, len(twice.tries)) == (2, 2, 4)
+    assert [one.image_url for one in twice.images] == ["u2"]
     assert (twice.text, twice.first.text) == ("a cat", "a tabby cat")
 
 
@@ -188,5 +188,5 @@ def test_several_pictures_and_a_loop_exclude_each_other():
 def test_how_a_prompt_is_refined(said, drawn):
     """The evaluator's proposal where it can be drawn; else what was missed, named again; else fresh seeds."""
     (one,) = asked(PROMPT, Loop())
-    (image,) = completed(one, evaluations=[Evaluation(evaluator="e", score=0.1, **said)]).pictures
+    (image,) = completed(one, evaluations=[Evaluation(evaluator="e", score=0.1, **said)]).images
     assert refined("a cat", image) == drawn

@@ -61,7 +61,7 @@ def work(database, count, run_id="run-1", first=0):
         else completed(request(prompt, [WISHES]))
         for prompt in prompts
     ]
-    assert len(database.record(outcomes, run_id, tell=True)) == count
+    assert len(database.record(outcomes, run_id, notify=True)) == count
 
 
 def script(httpserver, *statuses):

@@ -93,7 +93,7 @@ def work(database, base, *names, code=None, attempts=1):
         else completed(request(prompt, [DEFAULTS]))
         for prompt in database.claim("w", len(names), 60, Selection())
     ]
-    assert len(database.record(outcomes, "run-1", tell=False)) == len(names)
+    assert len(database.record(outcomes, "run-1", notify=False)) == len(names)
 
 
 def heard(httpserver):
@@ -210,7 +210,7 @@ def test_a_dead_backend_holds_up_no_other(database, httpserver, courier, clock):
     )
     port = free_port()
     work(database, f"http://localhost:{port}", *(f"dead {number}" for number in range(20)))
-    ids = {each.notice_id for each in database.pending_webhooks(100)}
+    ids = {each.notification_id for each in database.pending_webhooks(100)}
     work(database, base(httpserver), "a", "b")
     collect_webhooks(database)
     courier().finish(1.5, threading.Event())
@@ -274,10 +274,10 @@ def test_what_a_dead_run_has_recorded_is_told_by_the_next(database, httpserver, 
     """Whether it died before the notice was made or after: the id is that of the record."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     work(database, base(httpserver), "a")
-    ids = {database.pending_webhooks(1)[0].notice_id}
+    ids = {database.pending_webhooks(1)[0].notification_id}
     collect_webhooks(database)
     work(database, base(httpserver), "b")
-    ids.add(database.pending_webhooks(1)[0].notice_id)
+    ids.add(database.pending_webhooks(1)[0].notification_id)
     courier().finish(10, threading.Event())
     assert {msg for _, msg, _ in heard(httpserver)} == ids
 

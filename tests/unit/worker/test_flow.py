@@ -316,9 +316,9 @@ def test_small_batches_are_written_down_together(bench):
     """Batches of one are recorded several at a time, and every prompt still gets its outcome."""
     kept, sizes = bench.database.record, []
 
-    def record(outcomes, run_id, *, tell):
+    def record(outcomes, run_id, *, notify):
         sizes.append(len(outcomes))
-        return kept(outcomes, run_id, tell=tell)
+        return kept(outcomes, run_id, notify=notify)
 
     bench.database.record = record
     with closing(sqlite3.connect(bench.file)) as rows, rows:

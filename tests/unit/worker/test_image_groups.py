@@ -16,7 +16,7 @@ WISHES = RequestedParameters(
     num_inference_steps=1, guidance_scale=1, width=64, height=64, seed=7, num_images=3
 )
 PROMPT = Prompt(claim=Claim(PromptId("int", "1"), "w", 1), text="a cat")
-ASKED = request(PROMPT, [WISHES]).each()
+ASKED = request(PROMPT, [WISHES]).per_image()
 DONE = [completed(one, f"u{one.number}", sha256=f"s{one.number}") for one in ASKED]
 FAILED = Failed(prompt=PROMPT, code=ErrorCode.SAFETY, message="flagged", attempts=1)
 LATER = RetryLater(prompt=PROMPT, code=ErrorCode.GENERATION_FAILED, message="no", attempts=1, wait=2)
@@ -41,8 +41,8 @@ def test_in_whatever_order_they_come_the_last_one_completes_the_prompt():
         albums = ImageGroups()
         *early, last = (albums.add(ASKED[number], DONE[number]) for number in order)
         assert early == [None, None]
-        assert [one.image_url for one in last.pictures] == ["u0", "u1", "u2"]
-        assert [(one.sha256, one.used["seed"]) for one in last.pictures] == [("s0", 7), ("s1", 8), ("s2", 9)]
+        assert [one.image_url for one in last.images] == ["u0", "u1", "u2"]
+        assert [(one.sha256, one.used["seed"]) for one in last.images] == [("s0", 7), ("s1", 8), ("s2", 9)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_what_is_spoilt_is_known_before_the_last_has_come():
 
 def test_a_prompt_with_one_picture_waits_for_nothing():
     """Its outcome is there at once."""
-    (alone,) = request(PROMPT, [replace(WISHES, num_images=None)]).each()
+    (alone,) = request(PROMPT, [replace(WISHES, num_images=None)]).per_image()
     done = completed(alone)
     assert ImageGroups().add(alone, done) == done

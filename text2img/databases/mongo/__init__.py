@@ -1,6 +1,6 @@
-"""Prompts and results in MongoDB, 4.4 or later. The contract is that of text2img.databases.
+"""Prompts and results in MongoDB 4.4 or later, through the Protocols of text2img.databases.
 
-The only place that knows pymongo and BSON; it is imported when a MongoDB URL is opened.
+Only this package uses pymongo and BSON; it is imported when a MongoDB URL is opened.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["MongoDatabase"]
 
 
 class MongoDatabase(MongoQueue, MongoOutbox, MongoRunStore, MongoResults):
-    """A MongoDB database by its URI; whatever may be asked of it stands in text2img.databases.Database.
+    """A MongoDB database, given by its URI; see text2img.databases.Database for its methods.
 
-    ``open`` must come first; raises ConfigurationError for a URI that cannot be read.
+    Call ``open`` first. Raises ConfigurationError for an invalid URI.
     """

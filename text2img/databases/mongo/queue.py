@@ -1,6 +1,6 @@
-"""The queue in MongoDB: prompts claimed, held, written down and given back. The contract is Queue's.
+"""The queue in MongoDB: claim, renew, record and release prompts; implements Queue.
 
-Every write is fenced by worker and claim number and costs one command for any number of prompts.
+Every write is fenced by worker and claim number, and is one command for any number of prompts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from text2img.databases.mongo.updates import (
     all_held,
     changed,
     count,
+    from_now,
     held,
     id_of,
     ids,
@@ -32,7 +33,6 @@ from text2img.databases.mongo.updates import (
     replaced,
     selected,
     value_of,
-    within,
 )
 from text2img.databases.outcome_updates import (
     IDENTITY_FIELDS,
@@ -61,11 +61,11 @@ _RELEASE: Final = dict.fromkeys(CLAIM_FIELDS, "")
 
 
 class MongoQueue(Session):
-    """The Queue part of the database; the docstrings of the Protocol hold."""
+    """The Queue part of the database, documented by the Protocol."""
 
     @translate_errors
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
-        """See Queue.claim. Two commands; one more for every time that others were quicker."""
+        """See Queue.claim. Two commands, and more for each round that is lost to other workers."""
         return claim_prompts(self.datasets, worker, limit, lease_seconds, selection)
 
     @translate_errors
@@ -77,15 +77,15 @@ class MongoQueue(Session):
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start. One command."""
         marks = ((claims, _MARK_STARTED), (left, _UNMARK_STARTED))
-        if changes := [UpdateMany(all_held(which), [mark]) for which, mark in marks if which]:
+        if changes := [UpdateMany(all_held(group), [mark]) for group, mark in marks if group]:
             self.datasets.bulk_write(changes)
 
     @translate_errors
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
-        """See Queue.extend. One command, and one more where a claim is lost."""
+        """See Queue.extend. One command, and one more if a claim is lost."""
         if not claims:
             return []
-        update = [{"$set": {"lease_expires_at": within(lease_seconds)}}]
+        update = [{"$set": {"lease_expires_at": from_now(lease_seconds)}}]
         if self.datasets.update_many(all_held(claims), update).matched_count == len(claims):
             return []
         kept = {id_of(found["_id"]) for found in self.datasets.find(all_held(claims), {"_id": 1})}
@@ -97,20 +97,29 @@ class MongoQueue(Session):
         return self.datasets.find_one(held(claim), {"_id": 1}) is not None
 
     @translate_errors
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
-        """See Queue.record. Two commands, and one more where a claim is lost or was written down before."""
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+        """See Queue.record. Two commands, and one more if a claim is lost or was recorded before."""
         completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
-        outdone = self._record_results(completed, run_id)
-        writable = [outcome for outcome in outcomes if outcome.claim not in outdone]
+        superseded = self._record_results(completed, run_id)
+        writable = [outcome for outcome in outcomes if outcome.claim not in superseded]
         if not writable:
             return []
-        updates = [UpdateOne(held(one.claim), changed(change_of(one, run_id, tell=tell))) for one in writable]
+        updates = [
+            UpdateOne(held(outcome.claim), changed(change_of(outcome, run_id, notify=notify)))
+            for outcome in writable
+        ]
         if self.datasets.bulk_write(updates, ordered=False).matched_count == len(writable):
             return writable
-        found = self.datasets.find(ids([one.claim for one in writable]), dict.fromkeys(_FENCING_FIELDS, 1))
+        claims = [outcome.claim for outcome in writable]
+        found = self.datasets.find(ids(claims), dict.fromkeys(_FENCING_FIELDS, 1))
         documents = {id_of(document["_id"]): document for document in found}
-        written = [one for one in writable if written_already(one, run_id, documents.get(one.claim.id, {}))]
-        self._delete_orphaned_results([one.claim for one in writable if one not in written], documents)
+        written = [
+            outcome
+            for outcome in writable
+            if written_already(outcome, run_id, documents.get(outcome.claim.id, {}))
+        ]
+        lost = [outcome.claim for outcome in writable if outcome not in written]
+        self._delete_orphaned_results(lost, documents)
         return written
 
     @translate_errors
@@ -122,17 +131,17 @@ class MongoQueue(Session):
 
     @translate_errors
     def release_dead(self, worker: str) -> int:
-        """See Queue.expire. One command."""
-        gone = {**PROCESSING, "claimed_by": {"$eq": worker}}
-        return self.datasets.update_many(gone, [{"$set": {"lease_expires_at": NOW}}]).matched_count
+        """See Queue.release_dead. One command."""
+        claimed = {**PROCESSING, "claimed_by": {"$eq": worker}}
+        return self.datasets.update_many(claimed, [{"$set": {"lease_expires_at": NOW}}]).matched_count
 
     @translate_errors
-    def waits(self, selection: Selection) -> bool:
-        """See Queue.waits. One command; two where nothing is pending."""
+    def has_claimable(self, selection: Selection) -> bool:
+        """See Queue.has_claimable. One command; two if nothing is pending."""
         pending, expired = {**PENDING, **DUE}, {**PROCESSING, **EXPIRED}
         return any(
-            self.datasets.find_one({**selected(selection), **which}, {"_id": 1}) is not None
-            for which in (pending, expired)
+            self.datasets.find_one({**selected(selection), **condition}, {"_id": 1}) is not None
+            for condition in (pending, expired)
         )
 
     @translate_errors
@@ -146,12 +155,12 @@ class MongoQueue(Session):
         return self.datasets.count_documents({**selected(selection), **PENDING, **POSTPONED})
 
     def _record_results(self, completed: Sequence[Completed], run_id: str) -> set[Claim]:
-        """Upsert the results; returns the claims that a result with a greater number outdoes."""
+        """Upsert the results; return the claims superseded by a result with a greater claim number."""
         if not completed:
             return set()
         upserts = [
             UpdateOne(
-                # A result without a claim number is older than the job's claims: it may be replaced.
+                # A result without a claim number does not come from a claim: it may be replaced.
                 {
                     "dataset_id": {"$eq": value_of(done.claim.id)},
                     "claim_number": {"$not": {"$gt": done.claim.number}},
@@ -167,16 +176,17 @@ class MongoQueue(Session):
             errors = exc.details["writeErrors"]
             if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
                 raise
-            outdone = {completed[error["index"]].claim for error in errors}
-            self._release_superseded(outdone)
-            return outdone
+            superseded = {completed[error["index"]].claim for error in errors}
+            self._release_superseded(superseded)
+            return superseded
         return set()
 
     def _delete_orphaned_results(
         self, lost: Sequence[Claim], documents: Mapping[PromptId, Mapping[str, Any]]
     ) -> None:
-        """Remove the results of claims that turned out to be lost: there may never be another one. What a
-        later claim has put in their place has a greater number, and stays.
+        """Delete the results of lost claims, since the prompt may never get another result.
+
+        A result of a later claim has a greater number and stays.
         """
         for claim in lost:
             prompt = documents.get(claim.id, {})
@@ -184,47 +194,49 @@ class MongoQueue(Session):
                 result = {"dataset_id": {"$eq": value_of(claim.id)}, "claim_number": claim.number}
                 self.records.delete_one(result)
 
-    def _release_superseded(self, outdone: set[Claim]) -> None:
-        """Give back what is held although a result has a greater number: its prompt was put back without
-        its claim number, by its owner. The next claim starts above the result's, or it would never end.
+    def _release_superseded(self, claims: set[Claim]) -> None:
+        """Requeue prompts that are held although their result has a greater claim number.
+
+        Their owner has requeued them without their claim number. The next claim's number must be above the
+        result's; otherwise the prompt could never be recorded.
         """
-        for claim in outdone:
+        for claim in claims:
             result = self.records.find_one({"dataset_id": {"$eq": value_of(claim.id)}}, {"claim_number": 1})
             number = (result or {}).get("claim_number", claim.number)
-            back = {"status": Status.PENDING.value, "claim_number": number}
-            self.datasets.update_one(held(claim), {"$set": back, "$unset": _RELEASE})
+            pending = {"status": Status.PENDING.value, "claim_number": number}
+            self.datasets.update_one(held(claim), {"$set": pending, "$unset": _RELEASE})
 
 
 if TYPE_CHECKING:
     Document = dict[str, Any]
 
-_ROUNDS = 100
-_WIDEST = 512
+_MAX_ROUNDS = 100
+_MAX_SURPLUS = 512
 _BY_PRIORITY: Document = {"priority": -1, "_id": 1}
 _BY_ID: Document = {"_id": 1}
 _TIERS: tuple[tuple[Document, Document], ...] = (
     ({**PENDING, "priority": {"$gt": 0}, **DUE}, _BY_PRIORITY),
     ({**PENDING, "priority": {"$in": [None, 0]}, **DUE}, _BY_ID),
     ({**PENDING, "priority": {"$lt": 0}, **DUE}, _BY_PRIORITY),
-    ({**PENDING, **DUE}, _BY_ID),  # a priority that is no number must not keep a prompt from being drawn
+    ({**PENDING, **DUE}, _BY_ID),  # a priority that is not a number must not block a prompt
     ({**PROCESSING, **EXPIRED}, _BY_PRIORITY),
 )
-"""Claimable prompts, the most urgent first, and how each tier is sorted. Every tier is a range of one
-index: an absent priority, which counts as 0, sorts below every number there."""
+"""The tiers of claimable prompts, the most urgent first, with their sort orders. Every tier is a range of one
+index: a missing priority, which counts as 0, sorts below every number there."""
 
 
 def claim_prompts(
     datasets: Collection[Document], worker: str, limit: int, lease_seconds: float, selection: Selection
 ) -> list[Prompt]:
-    """At most ``limit`` prompts that are this worker's from now on; see Queue.claim.
+    """Claim at most ``limit`` prompts for the worker; see Queue.claim.
 
-    Each round in which others took all candidates was progress of theirs, so that the rounds come to an
-    end; they look at more and more prompts, and at some place among them, to get out of one another's way.
+    Each lost round means that other workers made progress, so the loop terminates. Every round widens the
+    candidate window and starts at a random offset to reduce contention.
     """
     if limit < 1:
         return []
-    for attempt in range(_ROUNDS):
-        width = limit if attempt == 0 else min(max(limit * 2, 16) * 2**attempt, limit + _WIDEST)
+    for attempt in range(_MAX_ROUNDS):
+        width = limit if attempt == 0 else min(max(limit * 2, 16) * 2**attempt, limit + _MAX_SURPLUS)
         found = _candidates(datasets, width, selection)
         if not found:
             return []
@@ -233,23 +245,23 @@ def claim_prompts(
         if taken:
             return taken
     raise DatabaseFailed(
-        f"{_ROUNDS} times in a row every claimable prompt was taken by others; start fewer workers"
+        f"other workers claimed every candidate {_MAX_ROUNDS} times in a row; start fewer workers"
     )
 
 
 def peek_prompts(datasets: Collection[Document], limit: int, selection: Selection) -> list[Prompt]:
-    """The first ``limit`` candidates as prompts, left as they are; see Queue.peek."""
+    """Return the first ``limit`` candidates as prompts, without claiming them; see Queue.peek."""
     if limit < 1:
         return []
-    return [_prompt(document, "nobody") for document in _candidates(datasets, limit, selection)]
+    return [_prompt(document, "unclaimed") for document in _candidates(datasets, limit, selection)]
 
 
 def candidates_pipeline(collection: str, limit: int, selection: Selection) -> list[Document]:
-    """The aggregation that finds the candidates, every tier by itself and in order."""
-    wanted = selected(selection)
+    """Return the aggregation that finds the candidates, tier by tier, in order."""
+    selecting = selected(selection)
     stages: list[list[Document]] = [
         [
-            {"$match": {**wanted, **tier}},
+            {"$match": {**selecting, **tier}},
             {"$sort": order},
             {"$limit": limit},
             {"$project": dict.fromkeys(PROMPT_FIELDS, 1)},
@@ -257,7 +269,7 @@ def candidates_pipeline(collection: str, limit: int, selection: Selection) -> li
         for tier, order in _TIERS
     ]
     rest: list[Document] = [{"$unionWith": {"coll": collection, "pipeline": stage}} for stage in stages[1:]]
-    # The surplus leaves room for the fourth tier, which shows prompts of the first three again.
+    # The surplus makes room for the fourth tier, which repeats prompts of the first three.
     return [*stages[0], *rest, {"$limit": limit * 2}]
 
 
@@ -276,19 +288,19 @@ def _take(
         {"_id": {"$eq": document["_id"]}, "claim_number": {"$eq": document.get("claim_number")}}
         for document in candidates
     ]
-    # By _id first, so that its index serves; then each by the number it had.
-    names = {"_id": {"$in": [document["_id"] for document in candidates]}}
+    # By _id first, to use its index; then each by the claim number it had.
+    by_id = {"_id": {"$in": [document["_id"] for document in candidates]}}
     result = datasets.update_many(
-        {"$and": [names, {"$or": unclaimed_since}, CLAIMABLE]}, _claimed(worker, token, lease_seconds)
+        {"$and": [by_id, {"$or": unclaimed_since}, CLAIMABLE]}, _claim_update(worker, token, lease_seconds)
     )
-    ours = candidates if result.matched_count == len(candidates) else []
+    claimed = candidates if result.matched_count == len(candidates) else []
     if 0 < result.matched_count < len(candidates):
-        kept = {id_of(found["_id"]) for found in datasets.find({**names, "claim_token": token}, {"_id": 1})}
-        ours = [document for document in candidates if id_of(document["_id"]) in kept]
-    return [_prompt(document, worker) for document in ours]
+        ours = {id_of(found["_id"]) for found in datasets.find({**by_id, "claim_token": token}, {"_id": 1})}
+        claimed = [document for document in candidates if id_of(document["_id"]) in ours]
+    return [_prompt(document, worker) for document in claimed]
 
 
-def _claimed(worker: str, token: str, lease_seconds: float) -> list[Document]:
+def _claim_update(worker: str, token: str, lease_seconds: float) -> list[Document]:
     died = {
         "$and": [
             {"$eq": ["$status", Status.PROCESSING.value]},
@@ -301,7 +313,7 @@ def _claimed(worker: str, token: str, lease_seconds: float) -> list[Document]:
         "claim_number": {"$add": [count("claim_number"), 1]},
         "deaths": {"$cond": [died, {"$add": [count("deaths"), 1]}, "$deaths"]},
     }
-    claimed = {**literals(marks), **counters, "lease_expires_at": within(lease_seconds)}
+    claimed = {**literals(marks), **counters, "lease_expires_at": from_now(lease_seconds)}
     return [{"$set": claimed}, {"$unset": ["started_claim", "not_before"]}]
 
 

@@ -1,4 +1,4 @@
-"""Runs, counts, configurations and new prompts in MongoDB. The contract is Journal's."""
+"""Runs, counts, configurations, new prompts and results in MongoDB; implements RunStore and Results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from text2img.databases import Counts, RunTotals, WorkerClaims
 from text2img.databases.documents import (
+    COMPLETED_FIELDS,
     FAILED_PROMPT_FIELDS,
     FAILURE_FIELDS,
-    MADE_FIELDS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_PENDING,
+    completed_prompt,
     configuration_of,
     content_of,
-    failure_of,
-    made_of,
+    failed_prompt,
     missing_configuration,
     new_fields,
     run_fields,
@@ -30,14 +30,14 @@ from text2img.databases.documents import (
 from text2img.databases.mongo.session import Session, error_message, translate_errors
 from text2img.databases.mongo.updates import (
     PROCESSING,
+    differs,
+    from_now,
     id_of,
-    is_ahead,
+    in_future,
     literals,
-    other_than,
     selected,
     value_of,
     values_for,
-    within,
 )
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Status
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 
 _DUPLICATE_KEY: Final = 11000
-_AT_ONCE: Final = 1000
-_BORN: Final = {
+_BATCH_SIZE: Final = 1000
+_CREATED_AT: Final = {
     "$switch": {
         "branches": [
             {"case": {"$eq": [{"$type": "$created_at"}, "date"]}, "then": "$created_at"},
@@ -62,23 +62,23 @@ _BORN: Final = {
         "default": None,
     }
 }
-"""When a prompt was written: its ``created_at``, else the time that its ObjectId tells."""
-_PICTURES: Final = {
+"""The time a prompt was created: its ``created_at``, else the time in its ObjectId."""
+_IMAGES: Final = {
     "$cond": [{"$eq": [{"$type": "$image_urls"}, "array"]}, {"$max": [1, {"$size": "$image_urls"}]}, 1]
 }
-"""How many pictures a completed prompt has."""
+"""The number of images of a completed prompt."""
 
 
 class MongoRunStore(Session):
-    """The Journal part of the database; the docstrings of the Protocol hold."""
+    """The RunStore part of the database, documented by the Protocol."""
 
     @translate_errors
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
-        """See Journal.model_configuration. Of several of that type, the one with the smallest ``_id``."""
-        wanted: Document = (
+        """See RunStore.model_configuration. Among several of that type, the smallest ``_id`` wins."""
+        matching: Document = (
             {"model_type": MODEL_TYPE} if config_id is None else {"_id": {"$in": values_for(config_id)}}
         )
-        found = self.configurations.find_one(wanted, sort=[("_id", 1)])
+        found = self.configurations.find_one(matching, sort=[("_id", 1)])
         if found is not None:
             return configuration_of(id_of(found.pop("_id")), found)
         if config_id is not None:
@@ -87,43 +87,43 @@ class MongoRunStore(Session):
 
     @translate_errors
     def save_run(self, run: Run, lease_seconds: float) -> None:
-        """See Journal.save_run."""
-        alive = {"lease_expires_at": within(lease_seconds)} if run.status == "running" else {}
+        """See RunStore.save_run."""
+        lease = {"lease_expires_at": from_now(lease_seconds)} if run.status == "running" else {}
         document = {"$literal": {"_id": run.id, **run_fields(run, lease_seconds)}}
-        update = [{"$replaceWith": {"$mergeObjects": [document, alive]}}]
+        update = [{"$replaceWith": {"$mergeObjects": [document, lease]}}]
         self.runs.update_one({"_id": run.id}, update, upsert=True)
 
     @translate_errors
     def last_runs(self, limit: int) -> list[Run]:
-        """See Journal.last_runs. Documents that are no runs of this job are passed over."""
+        """See RunStore.last_runs. Documents that are not runs of this job are skipped."""
         found = self.runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit)
         runs = (run_of(str(id_of(document["_id"])), document) for document in found)
         return [run for run in runs if run is not None]
 
     @translate_errors
     def run(self, run_id: str) -> Run | None:
-        """See Journal.run."""
+        """See RunStore.run."""
         document = self.runs.find_one({"_id": {"$eq": run_id}})
         return None if document is None else run_of(run_id, document)
 
     @translate_errors
-    def settled(self, run_id: str) -> RunTotals:
-        """See Journal.settled. One command."""
-        pictures = {"$cond": [{"$isArray": "$image_urls"}, {"$size": "$image_urls"}, 1]}
-        sums = {"n": {"$sum": 1}, "images": {"$sum": pictures}}
+    def run_totals(self, run_id: str) -> RunTotals:
+        """See RunStore.run_totals. One command."""
+        images = {"$cond": [{"$isArray": "$image_urls"}, {"$size": "$image_urls"}, 1]}
+        sums = {"n": {"$sum": 1}, "images": {"$sum": images}}
         groups = self.datasets.aggregate(
             [{"$match": {"run_id": {"$eq": run_id}}}, {"$group": {"_id": "$status", **sums}}]
         )
         found = {str(group["_id"]): group for group in groups}
-        done, failed = (found.get(each.value, {}) for each in (Status.COMPLETED, Status.ERROR))
+        done, failed = (found.get(status.value, {}) for status in (Status.COMPLETED, Status.ERROR))
         return RunTotals(
             completed=int(done.get("n", 0)), failed=int(failed.get("n", 0)), images=int(done.get("images", 0))
         )
 
     @translate_errors
     def counts(self, selection: Selection) -> Counts:
-        """See Journal.counts. One look through the collection; not a snapshot while workers are at it."""
-        live = {"$cond": [is_ahead("lease_expires_at"), 1, 0]}
+        """See RunStore.counts. One scan of the collection; not a snapshot while workers write."""
+        live = {"$cond": [in_future("lease_expires_at"), 1, 0]}
         undelivered, pending_webhooks = (
             {"$cond": [{"$eq": [{"$type": mark}, "missing"]}, 0, 1]}
             for mark in ("$untold", f"${WEBHOOK_PENDING}")
@@ -133,16 +133,16 @@ class MongoRunStore(Session):
         totals = {
             **sums,
             "owed": {"$sum": pending_webhooks},
-            "oldest": {"$min": _BORN},
-            "images": {"$sum": _PICTURES},
+            "oldest": {"$min": _CREATED_AT},
+            "images": {"$sum": _IMAGES},
         }
         groups = self.datasets.aggregate([{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}])
         return _counts(list(groups))
 
     @translate_errors
     def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
-        """See Journal.holdings. One command, served by the index."""
-        expired = {"$cond": [is_ahead("lease_expires_at"), 0, 1]}
+        """See RunStore.claims_by_worker. One command, served by the index."""
+        expired = {"$cond": [in_future("lease_expires_at"), 0, 1]}
         totals = {"n": {"$sum": 1}, "expired": {"$sum": expired}, "until": {"$max": "$lease_expires_at"}}
         held = {**selected(selection), **PROCESSING}
         groups = self.datasets.aggregate([{"$match": held}, {"$group": {"_id": "$claimed_by", **totals}}])
@@ -157,38 +157,38 @@ class MongoRunStore(Session):
         ]
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
-        """See Journal.enqueue. A thousand at a time, each of them atomic for itself."""
-        # Not repeated as a whole after a broken connection: what yields the prompts may do so once only.
-        waiting = iter(prompts)
+        """See RunStore.enqueue. In batches of 1,000, each prompt atomic by itself."""
+        # Not repeated as a whole when the connection breaks: an iterator yields its prompts only once.
+        remaining = iter(prompts)
         added = 0
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while batch := list(islice(remaining, _BATCH_SIZE)):
             now = datetime.now(UTC)
             added += self._insert(
-                [{"_id": value_of(each.id), **new_fields(each), "created_at": now} for each in chunk]
+                [{"_id": value_of(prompt.id), **new_fields(prompt), "created_at": now} for prompt in batch]
             )
         return added
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
-        """See Journal.revise. A thousand at a time, each of them atomic for itself."""
-        waiting = iter(prompts)
-        revised = 0
-        while chunk := list(islice(waiting, _AT_ONCE)):
-            revised += self._revise(chunk)
-        return revised
+        """See RunStore.requeue_changed. In batches of 1,000, each prompt atomic by itself."""
+        remaining = iter(prompts)
+        requeued = 0
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            requeued += self._requeue_changed(batch)
+        return requeued
 
     @translate_errors
-    def _revise(self, prompts: Sequence[NewPrompt]) -> int:
-        updates = [UpdateOne(other_than(each.id, content_of(each)), _made_of(each)) for each in prompts]
+    def _requeue_changed(self, prompts: Sequence[NewPrompt]) -> int:
+        updates = [UpdateOne(differs(new.id, content_of(new)), _replaced_by(new)) for new in prompts]
         return self.datasets.bulk_write(updates, ordered=False).matched_count
 
     @translate_errors
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
-        """See Journal.retry. One command."""
+        """See RunStore.retry. One command."""
         failed = {**selected(selection), "status": Status.ERROR.value}
-        narrowed = failed if code is None else {**failed, "error_code": code.value}
-        forgotten = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id"), "")
-        update = {"$set": {"status": Status.PENDING.value}, "$unset": forgotten}
-        return self.datasets.update_many(narrowed, update).matched_count
+        matching = failed if code is None else {**failed, "error_code": code.value}
+        removed = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id"), "")
+        update = {"$set": {"status": Status.PENDING.value}, "$unset": removed}
+        return self.datasets.update_many(matching, update).matched_count
 
     @translate_errors
     def _insert(self, documents: list[Document]) -> int:
@@ -201,27 +201,27 @@ class MongoRunStore(Session):
             return int(exc.details["nInserted"])
 
 
-def _made_of(prompt: NewPrompt) -> list[Document]:
-    """The update that makes a prompt as if new of whatever stands in its place."""
+def _replaced_by(prompt: NewPrompt) -> list[Document]:
+    """Return the update that replaces a stored prompt by a new one."""
     fields = new_fields(prompt)
-    gone = {*OUTCOME_FIELDS, *content_of(prompt)} - fields.keys()
-    return [{"$set": literals(fields)}, {"$unset": sorted(gone)}]
+    removed = {*OUTCOME_FIELDS, *content_of(prompt)} - fields.keys()
+    return [{"$set": literals(fields)}, {"$unset": sorted(removed)}]
 
 
 def _counts(groups: list[Mapping[str, Any]]) -> Counts:
-    # By comparison, since an owner's status may be of a type that cannot be a key.
+    # Compare, since a status that an owner wrote may be of an unhashable type.
     by_status = {
         status.value: sum(int(group["n"]) for group in groups if group["_id"]["status"] == status)
         for status in Status
     }
     live = sum(int(group["live"]) for group in groups if group["_id"]["status"] == Status.PROCESSING)
-    born = [group["oldest"] for group in groups if group["_id"]["status"] == Status.PENDING]
+    created = [group["oldest"] for group in groups if group["_id"]["status"] == Status.PENDING]
     failed = [group for group in groups if group["_id"]["status"] == Status.ERROR]
     return Counts(
         **by_status,
         live_leases=live,
         expired_leases=by_status[Status.PROCESSING.value] - live,
-        oldest_pending=min((moment for moment in born if isinstance(moment, datetime)), default=None),
+        oldest_pending=min((time for time in created if isinstance(time, datetime)), default=None),
         undelivered=sum(int(group["untold"]) for group in groups),
         pending_webhooks=sum(int(group["owed"]) for group in groups),
         images=sum(int(group["images"]) for group in groups if group["_id"]["status"] == Status.COMPLETED),
@@ -229,31 +229,32 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
     )
 
 
-_RESULTS_AT_ONCE: Final = 100
-"""Documents that one answer of the server brings."""
+_RESULTS_BATCH_SIZE: Final = 100
+"""Documents in one response of the server."""
 
 
 class MongoResults(Session):
-    """The Archive part of the database; the docstrings of the Protocol hold."""
+    """The Results part of the database, documented by the Protocol."""
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
-        """See Archive.made."""
-        found = self._finished(Status.COMPLETED, selection, run_id, MADE_FIELDS)
-        return (made_of(*_read(document)) for document in found)
+    def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
+        """See Results.completed."""
+        found = self._finished(Status.COMPLETED, selection, run_id, COMPLETED_FIELDS)
+        return (completed_prompt(*_read(document)) for document in found)
 
     def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
-        """See Archive.failures."""
+        """See Results.failures."""
         found = self._finished(Status.ERROR, selection, run_id, FAILED_PROMPT_FIELDS)
-        return (failure_of(*_read(document)) for document in found)
+        return (failed_prompt(*_read(document)) for document in found)
 
     def _finished(
         self, status: Status, selection: Selection, run_id: str | None, fields: Sequence[str]
     ) -> Iterator[Document]:
-        wanted: Document = {"status": status.value, **selected(selection)}
+        matching: Document = {"status": status.value, **selected(selection)}
         if run_id is not None:
-            wanted["run_id"] = {"$eq": run_id}
+            matching["run_id"] = {"$eq": run_id}
+        projection = ["dataset_id", *fields]
         try:
-            with self.datasets.find(wanted, ["dataset_id", *fields], batch_size=_RESULTS_AT_ONCE) as cursor:
+            with self.datasets.find(matching, projection, batch_size=_RESULTS_BATCH_SIZE) as cursor:
                 yield from cursor
         except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
             raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc

@@ -1,4 +1,4 @@
-"""A connection to MongoDB: the client, the collections with their indexes, and errors in one line."""
+"""A MongoDB connection: the client, the collections with their indexes, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-PATIENCE: Final = 10
-"""Seconds until a server that does not answer counts as absent."""
-SILENCE: Final = 60
-"""Seconds a single command may take; a stalled server must not hold a run for ever."""
+CONNECT_TIMEOUT: Final = 10
+"""Seconds until a server that does not respond counts as unreachable."""
+SOCKET_TIMEOUT: Final = 60
+"""Seconds that a single command may take; a stalled server must not block a run indefinitely."""
 _AUTHENTICATION_FAILED: Final = 18
 _UNAUTHORIZED: Final = 13
 
 
 class Addressed(Protocol):
-    """Whoever knows for error messages which server and database it speaks with."""
+    """An object that knows, for error messages, its server's address and its database's name."""
 
     address: str
     name: str
@@ -56,14 +56,14 @@ _S = TypeVar("_S", bound=Addressed)
 
 
 def translate_errors(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
-    """The method with the errors of pymongo and of its encoding as DatabaseFailed.
+    """Wrap the method so that errors of pymongo and of encoding are raised as DatabaseFailed.
 
-    It is tried once more when the connection broke in its midst, as it does while a replica set elects a
-    new primary: every method of the contract may be repeated.
+    If the connection breaks during the call, as it does while a replica set elects a new primary, the call
+    is repeated once: every method of the Protocols may be repeated.
     """
 
     @functools.wraps(method)
-    def reporting(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def translating(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             try:
                 return method(self, *args, **kwargs)
@@ -74,49 +74,48 @@ def translate_errors(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Conc
         except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
             raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc
 
-    return reporting
+    return translating
 
 
 def error_message(exc: Exception, address: str, name: str) -> str:
-    """What went wrong, in one line that never shows the URI."""
+    """Return the error in one line that never shows the URI."""
     code = exc.code if isinstance(exc, OperationFailure) else None
     if code == _AUTHENTICATION_FAILED or "Authentication failed" in str(exc):
-        return f"MongoDB at {address} refuses the user or the password; check both and authSource in the URI"
+        return f"MongoDB at {address} rejected the user or the password; check both and authSource in the URI"
     if code == _UNAUTHORIZED:
-        return f"MongoDB at {address} lets this user not work on database {name}; grant it readWrite there"
+        return f"MongoDB at {address} denies this user access to database {name}; grant it readWrite there"
     if isinstance(exc, ServerSelectionTimeoutError):
         hint = "; its TLS certificate was not accepted" if "CERTIFICATE" in str(exc).upper() else ""
         return (
-            f"no MongoDB answers at {address} within {PATIENCE} seconds{hint}; "
-            "check the address and that the server can be reached from here"
+            f"MongoDB at {address} did not respond within {CONNECT_TIMEOUT} seconds{hint}; "
+            "check the address and that the server is reachable from here"
         )
     if isinstance(exc, AutoReconnect):
-        return f"the connection to MongoDB at {address} broke; run it again once the server is back"
+        return f"lost the connection to MongoDB at {address}; run it again once the server is back"
     return f"MongoDB at {address}, database {name}: {_first_line(exc)}"
 
 
 def connect(uri: str) -> MongoClient[Document]:
-    """A client for the URI, which need not have reached its server yet; raises ConfigurationError."""
+    """Return a client for the URI, not necessarily connected yet; raise ConfigurationError if invalid."""
     try:
-        with warnings.catch_warnings(record=True) as remarks:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             client = _client(uri)
     except (InvalidURI, ValueError, TypeError):
-        # The reason may quote a piece of the password, where a character in it should have been escaped.
+        # The exception may quote a part of the password, if a character in it was not escaped.
         raise ConfigurationError(
-            "the MongoDB URI cannot be read; write mongodb://user:password@host:27017/database, "
+            "invalid MongoDB URI; write mongodb://user:password@host:27017/database, "
             "and %-escape every : / ? # [ ] @ % in the user and the password"
         ) from None
     except BadOption as exc:
-        raise ConfigurationError(f"the MongoDB URI cannot be used: {_first_line(exc)}; check it") from None
-    invalid_value = [str(remark.message) for remark in remarks if "Unknown option" not in str(remark.message)]
-    if invalid_value:
-        # pymongo would drop the option and go on, at worst without TLS. Options it does not know are
-        # those of other drivers, and may stay.
+        raise ConfigurationError(f"invalid MongoDB URI: {_first_line(exc)}; correct it") from None
+    messages = [str(warning.message) for warning in caught]
+    invalid_options = [message for message in messages if "Unknown option" not in message]
+    if invalid_options:
+        # pymongo would ignore the option and continue, at worst without TLS. Options it does not know
+        # belong to other drivers and are accepted.
         client.close()
-        raise ConfigurationError(
-            f"the MongoDB URI has an option that cannot be used: {invalid_value[0]}; check it"
-        )
+        raise ConfigurationError(f"invalid option in the MongoDB URI: {invalid_options[0]}; correct it")
     return client
 
 
@@ -128,16 +127,17 @@ def _client(uri: str) -> MongoClient[Document]:
         datetime_conversion="DATETIME_AUTO",
         unicode_decode_error_handler="replace",
         uuidRepresentation="standard",
-        serverSelectionTimeoutMS=PATIENCE * 1000,
-        connectTimeoutMS=PATIENCE * 1000,
-        socketTimeoutMS=SILENCE * 1000,
+        serverSelectionTimeoutMS=CONNECT_TIMEOUT * 1000,
+        connectTimeoutMS=CONNECT_TIMEOUT * 1000,
+        socketTimeoutMS=SOCKET_TIMEOUT * 1000,
     )
 
 
 def database_of(client: MongoClient[Document]) -> MongoDatabaseHandle[Document]:
-    """The database that the URI's path names, else ``text2img``.
+    """Return the database that the URI's path names, else ``text2img``.
 
-    Whatever the URI says of reading from secondaries or of unacknowledged writes would break the claim.
+    Overrides the URI's read preference and write concern: reads from secondaries and unacknowledged writes
+    would break claims.
     """
     return client.get_default_database("text2img").with_options(
         read_preference=ReadPreference.PRIMARY,
@@ -147,7 +147,7 @@ def database_of(client: MongoClient[Document]) -> MongoDatabaseHandle[Document]:
 
 
 def address_of(uri: str) -> str:
-    """The hosts of a URI, for messages: nothing of user, password or options."""
+    """Return the hosts of a URI, for messages: without user, password and options."""
     _, _, rest = uri.partition("://")
     authority = rest.partition("?")[0].rpartition("@")[2] if "@" in rest else rest
     return authority.partition("/")[0].partition("?")[0] or "an unnamed host"
@@ -155,15 +155,15 @@ def address_of(uri: str) -> str:
 
 def _first_line(exc: Exception) -> str:
     details = exc.details if isinstance(exc, OperationFailure) else None
-    said = str((details or {}).get("errmsg") or exc).strip()
-    return said.splitlines()[0].partition(", full error:")[0][:300]
+    message = str((details or {}).get("errmsg") or exc).strip()
+    return message.splitlines()[0].partition(", full error:")[0][:300]
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An index on ``keys`` of the collection that Collections knows by ``of``."""
+    """An index on ``keys``; ``collection`` is the name of a field of Collections."""
 
-    of: str
+    collection: str
     name: str
     keys: tuple[tuple[str, int], ...]
     options: dict[str, Any] = field(default_factory=dict)
@@ -189,51 +189,51 @@ INDEXES: Final = (
         "dataset_records",
         "text2img_result",
         (("dataset_id", ASCENDING),),
-        {"unique": True, "sparse": True},  # sparse: other programs' documents without a dataset_id may stay
+        {"unique": True, "sparse": True},  # sparse: permits other programs' documents without a dataset_id
     ),
     Index("callbacks", "text2img_due", (("state", ASCENDING), ("created_at", ASCENDING))),
     Index("runs", "text2img_latest", (("started_at", DESCENDING),)),
 )
 
 
-def make(index: Index, collection: Collection[dict[str, Any]], collections: Collections) -> None:
-    """Make the index unless one that serves as well is there: then no right to make one is needed.
+def create_index(index: Index, collection: Collection[dict[str, Any]], collections: Collections) -> None:
+    """Create the index unless an equivalent one exists, in which case the right to create is not needed.
 
-    Raises DatabaseFailed where results stand there twice; other errors are pymongo's.
+    Raises DatabaseFailed if a prompt has several results; other errors are pymongo's.
     """
-    if _is_there(index, collection):
+    if _exists(index, collection):
         return
     try:
         collection.create_index(list(index.keys), name=index.name, **index.options)
     except DuplicateKeyError as exc:
         raise DatabaseFailed(
-            f"{collections.dataset_records} holds several results with the same dataset_id, and only one for "
-            "each prompt may be kept; remove the surplus ones, or name another collection"
+            f"{collections.dataset_records} holds several results with the same dataset_id, but each prompt "
+            "may have only one; remove the surplus ones, or name another collection"
         ) from exc
 
 
-def _is_there(index: Index, collection: Collection[dict[str, Any]]) -> bool:
-    """Whether an index on the same keys, as unique, is there under whatever name.
+def _exists(index: Index, collection: Collection[dict[str, Any]]) -> bool:
+    """Return True if an index on the same keys, at least as unique, exists under any name.
 
-    One that is not sparse is stricter where it is unique, and so does as well.
+    A unique index that is not sparse is stricter than a sparse one, and so is accepted.
     """
     return any(
-        tuple(known["key"]) == index.keys
-        and bool(known.get("unique")) >= bool(index.options.get("unique"))
-        and bool(known.get("sparse")) <= bool(index.options.get("sparse"))
-        and known.get("partialFilterExpression") == index.options.get("partialFilterExpression")
-        for known in collection.index_information().values()
+        tuple(existing["key"]) == index.keys
+        and bool(existing.get("unique")) >= bool(index.options.get("unique"))
+        and bool(existing.get("sparse")) <= bool(index.options.get("sparse"))
+        and existing.get("partialFilterExpression") == index.options.get("partialFilterExpression")
+        for existing in collection.index_information().values()
     )
 
 
-_PARTING: Final = 1
-"""Seconds for the server to hear that the sessions are over: it forgets them by itself."""
+_CLOSE_TIMEOUT: Final = 1
+"""Seconds for ending the sessions at the server, which otherwise expire there by themselves."""
 
 
 class Session:
-    """The collections of one database, by a MongoDB URI whose path names it.
+    """The collections of one database, given by a MongoDB URI whose path names it.
 
-    Raises ConfigurationError for a URI that cannot be read. pymongo's client is safe to share by threads.
+    Raises ConfigurationError for an invalid URI. Threads may share it, as they may share pymongo's client.
     """
 
     def __init__(self, uri: str, collections: Collections) -> None:
@@ -250,15 +250,15 @@ class Session:
 
     @translate_errors
     def open(self, *, create: bool = True) -> None:
-        """Reach the server and, with ``create``, make the indexes; may be repeated. Raises DatabaseFailed."""
-        # A look into the database, and no ping, which a server answers to those it would let do nothing.
+        """Connect and, with ``create``, create the indexes. May be repeated. Raises DatabaseFailed."""
+        # A query, not a ping: a server also answers the ping of a user without any rights.
         self.datasets.find_one({}, {"_id": 1})
         for index in INDEXES if create else ():
-            make(index, self._collection(getattr(self._names, index.of)), self._names)
+            create_index(index, self._collection(getattr(self._names, index.collection)), self._names)
 
     def close(self) -> None:
-        """Let go of the connections; may be repeated."""
-        with pymongo.timeout(_PARTING):
+        """Close the connections. May be repeated."""
+        with pymongo.timeout(_CLOSE_TIMEOUT):
             self._client.close()
 
     def _collection(self, name: str) -> Collection[Document]:

@@ -1,8 +1,8 @@
-"""The pieces that MongoDB's filters and updates are made of here.
+"""Building blocks of MongoDB filters and updates, and the conversion of prompt ids to and from BSON.
 
-Every moment is the server's: ``$$NOW`` inside aggregation expressions, which updates written as pipelines
-and filters with ``$expr`` understand. So workers whose clocks differ agree on when a lease has run out.
-Values are wrapped in ``$literal``, since a pipeline would take a text such as "$5 note" for a field's name.
+Every timestamp is the server's: ``$$NOW`` in aggregation expressions, which pipeline updates and ``$expr``
+filters accept. So workers whose clocks differ agree on when a lease has expired. Values are wrapped in
+``$literal``, since a pipeline would take a text such as "$5 note" for a field's name.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ if TYPE_CHECKING:
 NOW: Final = "$$NOW"
 
 
-def is_ahead(name: str) -> Expression:
-    """Whether the field holds a moment that is still to come.
+def in_future(name: str) -> Expression:
+    """Return the expression that is true if the field holds a date in the future.
 
-    Compared as milliseconds, which numbers and texts could be read as, too: but whatever is no moment is
-    not ahead, and holds nothing up.
+    Dates are compared as milliseconds. Numbers and texts would convert too, so the type is checked: a value
+    that is not a date is not in the future and delays nothing.
     """
-    moment = {"$eq": [{"$type": f"${name}"}, "date"]}
+    is_date = {"$eq": [{"$type": f"${name}"}, "date"]}
     milliseconds = {"$convert": {"input": f"${name}", "to": "long", "onError": None, "onNull": None}}
-    return {"$and": [moment, {"$gt": [milliseconds, {"$toLong": NOW}]}]}
+    return {"$and": [is_date, {"$gt": [milliseconds, {"$toLong": NOW}]}]}
 
 
-DUE: Final = {"$expr": {"$not": [is_ahead("not_before")]}}
-POSTPONED: Final = {"$expr": is_ahead("not_before")}
-LEASED: Final = {"$expr": is_ahead("lease_expires_at")}
-EXPIRED: Final = {"$expr": {"$not": [is_ahead("lease_expires_at")]}}
+DUE: Final = {"$expr": {"$not": [in_future("not_before")]}}
+POSTPONED: Final = {"$expr": in_future("not_before")}
+LEASED: Final = {"$expr": in_future("lease_expires_at")}
+EXPIRED: Final = {"$expr": {"$not": [in_future("lease_expires_at")]}}
 PENDING: Final = {"status": {"$in": [Status.PENDING.value, None]}}
 PROCESSING: Final = {"status": Status.PROCESSING.value}
 CLAIMABLE: Final = {"$or": [{**PENDING, **DUE}, {**PROCESSING, **EXPIRED}]}
 """A prompt in processing without a lease, as another program may have left it, counts as expired."""
 
 
-def within(seconds: float) -> Expression:
-    """The moment ``seconds`` from now."""
+def from_now(seconds: float) -> Expression:
+    """Return the expression for the time ``seconds`` from now."""
     return {"$add": [NOW, round(seconds * 1000)]}
 
 
 def count(name: str) -> Expression:
-    """A counter's value, as ``count_of`` reads it: whatever can be no count counts as none."""
+    """Return the expression for a counter's value, as ``count_of`` reads it: 0 if it is no valid count."""
     value = f"${name}"
     number = {"$in": [{"$type": value}, ["int", "long", "double"]]}
     countable = {"$and": [number, {"$gte": [value, 0]}, {"$lt": [value, COUNTABLE]}]}
@@ -77,26 +77,26 @@ def count(name: str) -> Expression:
 
 
 def literals(fields: Mapping[str, object]) -> Expression:
-    """The fields with their values, taken as they stand."""
+    """Return the fields with their values as literals."""
     return {name: {"$literal": value} for name, value in fields.items()}
 
 
 def changed(change: Change) -> list[Expression]:
-    """The update that an outcome makes."""
-    moments: Expression = {change.moment: NOW} if change.moment else {}
+    """Return an outcome's update of its prompt."""
+    times: Expression = {change.timestamp: NOW} if change.timestamp else {}
     if change.wait is not None:
-        moments["not_before"] = within(change.wait)
-    return [{"$set": {**literals(change.fields), **moments}}, {"$unset": list(change.gone)}]
+        times["not_before"] = from_now(change.wait)
+    return [{"$set": {**literals(change.fields), **times}}, {"$unset": list(change.removed)}]
 
 
 def replaced(result: Mapping[str, object], absent: Sequence[str]) -> list[Expression]:
-    """The update that makes a result of whatever stands in its place; ``absent`` fields are gone then."""
-    made: Expression = {"$set": {**literals(result), "created_at": NOW}}
-    return [made, {"$unset": list(absent)}] if absent else [made]
+    """Return the update that replaces a result, if there is one, and removes its ``absent`` fields."""
+    written: Expression = {"$set": {**literals(result), "created_at": NOW}}
+    return [written, {"$unset": list(absent)}] if absent else [written]
 
 
 def selected(selection: Selection) -> Expression:
-    """The filter of a selection."""
+    """Return the filter of a selection."""
     if selection.dataset_id is None:
         return {}
     values = values_for(selection.dataset_id)
@@ -104,22 +104,23 @@ def selected(selection: Selection) -> Expression:
 
 
 def ids(claims: Iterable[Claim]) -> Expression:
-    """The filter for the claims' prompts, whoever holds them."""
+    """Return the filter for the claims' prompts, whether or not the claims are lost."""
     return {"_id": {"$in": [value_of(claim.id) for claim in claims]}}
 
 
-def other_than(prompt_id: PromptId, content: Mapping[str, object]) -> Expression:
-    """The filter for the prompt of that id, where some field is not as in ``content`` (None: absent or null)
-    and nobody holds it.
+def differs(prompt_id: PromptId, content: Mapping[str, object]) -> Expression:
+    """Return the filter for the prompt if no worker holds it and a field differs from ``content``.
+
+    In ``content``, None means that the field is missing or null.
     """
     fields = content.items()
-    differs = [{"$ne": [{"$ifNull": [f"${name}", None]}, {"$literal": value}]} for name, value in fields]
-    leased = {"$and": [{"$eq": ["$status", Status.PROCESSING.value]}, is_ahead("lease_expires_at")]}
-    return {"_id": {"$eq": value_of(prompt_id)}, "$expr": {"$and": [{"$or": differs}, {"$not": [leased]}]}}
+    unequal = [{"$ne": [{"$ifNull": [f"${name}", None]}, {"$literal": value}]} for name, value in fields]
+    leased = {"$and": [{"$eq": ["$status", Status.PROCESSING.value]}, in_future("lease_expires_at")]}
+    return {"_id": {"$eq": value_of(prompt_id)}, "$expr": {"$and": [{"$or": unequal}, {"$not": [leased]}]}}
 
 
 def held(claim: Claim) -> Expression:
-    """The filter that lets only the claim's holder through."""
+    """Return the filter that matches only while the claim is held."""
     return {
         "_id": {"$eq": value_of(claim.id)},
         **PROCESSING,
@@ -129,7 +130,7 @@ def held(claim: Claim) -> Expression:
 
 
 def all_held(claims: Sequence[Claim]) -> Expression:
-    """The filter that lets each claim's holder through; by ``_id`` first, so that its index serves."""
+    """Return the filter for all prompts whose claim is held; by ``_id`` first, to use its index."""
     return {**ids(claims), "$or": [held(claim) for claim in claims]}
 
 
@@ -139,7 +140,7 @@ _CANONICAL: Final = json_util.JSONOptions(
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
-# Read back as plain binaries: a UUID of the old subtype 3 would otherwise return as one of subtype 4.
+# Decode binaries as they are: a UUID of the old subtype 3 would otherwise become one of subtype 4.
 _AS_WRITTEN: Final = _CANONICAL.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
 _KINDS: Final[tuple[tuple[type, str], ...]] = (
     (dt.datetime, "date"),
@@ -158,7 +159,7 @@ _HEX: Final = re.compile(r"[0-9a-fA-F]{24}")
 
 
 def id_of(value: object) -> PromptId:
-    """The prompt id of any BSON value; integers of 32 and 64 bits are the same id, as they are to MongoDB."""
+    """Return the prompt id of any BSON value; as in MongoDB, 32-bit and 64-bit integers are the same id."""
     if value is None:
         return PromptId("null", "null")
     if isinstance(value, bool):
@@ -169,30 +170,30 @@ def id_of(value: object) -> PromptId:
         return PromptId("objectid" if isinstance(value, ObjectId) else "uuid", str(value))
     if isinstance(value, int | float):
         return PromptId("int", str(int(value))) if isinstance(value, int) else PromptId("double", repr(value))
-    kind = next((name for known, name in _KINDS if isinstance(value, known)), "bson")
+    kind = next((name for bson_type, name in _KINDS if isinstance(value, bson_type)), "bson")
     return PromptId(kind, json_util.dumps(value, json_options=_CANONICAL))
 
 
 def value_of(prompt_id: PromptId) -> Any:
-    """The BSON value of a prompt id; raises ConfigurationError for what MongoDB cannot keep."""
+    """Return the BSON value of a prompt id; raise ConfigurationError if MongoDB cannot store it."""
     text = prompt_id.text
-    read = _READERS.get(prompt_id.kind)
-    return read(text) if read else json_util.loads(text, json_options=_AS_WRITTEN)
+    parse = _PARSERS.get(prompt_id.kind)
+    return parse(text) if parse else json_util.loads(text, json_options=_AS_WRITTEN)
 
 
 def values_for(text: str) -> list[object]:
-    """The values that an id given as text matches: the text, the ObjectId or the number it reads as."""
+    """Return the values that an id given as text matches: the text, and the ObjectId or number it denotes."""
     return [*parse_id_candidates(text), *([ObjectId(text)] if _HEX.fullmatch(text) else [])]
 
 
 def _integer(text: str) -> int:
     number = int(text)
     if not -(2**63) <= number < 2**63:
-        raise ConfigurationError(f"MongoDB keeps no whole number as long as the id {text}; write it as text")
+        raise ConfigurationError(f"the id {text} is too large for a number in MongoDB; write it as text")
     return number
 
 
-_READERS: Final[dict[str, Callable[[str], Any]]] = {
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "str": str,
     "int": _integer,
     "double": float,

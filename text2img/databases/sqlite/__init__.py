@@ -1,7 +1,7 @@
-"""Prompts and results in one SQLite file, for one machine. The contract is that of text2img.databases.
+"""Prompts and results in one SQLite file, for one machine, through the Protocols of text2img.databases.
 
-The tables are plain enough to be filled and read in the sqlite3 shell. Network file systems do not lock
-well enough for it.
+The tables can be filled and read in the sqlite3 shell. Network file systems do not work: their locks are
+unreliable.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["SqliteDatabase"]
 
 
 class SqliteDatabase(SqliteQueue, SqliteOutbox, SqliteRunStore, SqliteResults):
-    """A SQLite database by its URL; whatever may be asked of it stands in text2img.databases.Database.
+    """A SQLite database, given by its URL; see text2img.databases.Database for its methods.
 
-    ``open`` must come first; raises ConfigurationError for a URL that names no file.
+    Call ``open`` first. Raises ConfigurationError for a URL that names no file.
     """

@@ -1,7 +1,8 @@
-"""Telling, kept in SQLite: untold marks on prompts, and notices in ``callbacks``. The contract is Telling's.
+"""The outbox in SQLite: marks on prompts, and notifications in ``callbacks``; implements Outbox.
 
-A final outcome's ``untold`` is 1, then the id of the notice that is being made of it, then NULL. Its
-``webhook_untold`` is the id that the notice for the prompt's own webhook has, until that is kept.
+A final outcome's ``untold`` is 1 at first, then the id of the notification it is assigned to; it is NULL
+once that is saved. Its ``webhook_untold`` is the id of the notification for the prompt's own webhook, until
+that is saved.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
-from text2img.databases.sqlite.schema import id_of, moment, object_of, structure_of
+from text2img.databases.sqlite.schema import id_of, object_of, structure_of, timestamp
 from text2img.databases.sqlite.session import Session
 
 if TYPE_CHECKING:
@@ -20,61 +21,61 @@ if TYPE_CHECKING:
     from text2img.databases import UndeliveredOutcome
 
 _MARK: Final = (
-    "UPDATE {datasets} SET untold = :notice WHERE _id IN "
+    "UPDATE {datasets} SET untold = :notification WHERE _id IN "
     "(SELECT _id FROM {datasets} WHERE untold = 1 AND run_id = :run "
-    "LIMIT max(0, :limit - (SELECT count(*) FROM {datasets} WHERE untold = :notice)))"
+    "LIMIT max(0, :limit - (SELECT count(*) FROM {datasets} WHERE untold = :notification)))"
 )
 _UNMARK: Final = (
     "UPDATE {datasets} SET untold = 1 WHERE untold IS NOT NULL AND run_id NOT IN "
     "(SELECT _id FROM {runs} WHERE status = 'running' AND lease_expires_at > :now)"
 )
-_UNTOLD_RUNS: Final = (
+_UNDELIVERED_RUNS: Final = (
     "SELECT DISTINCT run_id FROM {datasets} WHERE untold IS NOT NULL AND run_id NOT IN "
     "(SELECT _id FROM {runs} WHERE status = 'running' AND lease_expires_at > :now) ORDER BY run_id"
 )
 _DUE: Final = (
-    "SELECT * FROM {callbacks} WHERE state = 'due' AND {whose} "
+    "SELECT * FROM {callbacks} WHERE state = 'due' AND {receiver} "
     "AND (not_before IS NULL OR not_before <= :now) "
     "AND (lease_expires_at IS NULL OR lease_expires_at <= :now) ORDER BY created_at, rowid LIMIT 1"
 )
-_KEEP: Final = (
+_SAVE: Final = (
     "INSERT INTO {callbacks} (_id, run_id, body, tries, state, created_at, url, origin) "
     "VALUES (?, ?, ?, ?, 'due', ?, ?, ?) ON CONFLICT (_id) DO NOTHING"
 )
-_SENDING: Final = "UPDATE {callbacks} SET tries = ?, claimed_by = ?, lease_expires_at = ? WHERE _id = ?"
+_CLAIM: Final = "UPDATE {callbacks} SET tries = ?, claimed_by = ?, lease_expires_at = ? WHERE _id = ?"
 
 
 class SqliteOutbox(Session):
-    """The Telling part of the database; the docstrings of the Protocol hold."""
+    """The Outbox part of the database, documented by the Protocol."""
 
-    def collect(self, run_id: str, notice_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
-        """See Telling.gather. What the notice had gathered before belongs to it still."""
-        values = {"notice": notice_id, "run": run_id, "limit": limit}
+    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+        """See Outbox.collect. Outcomes assigned by an earlier call stay assigned."""
+        values = {"notification": notification_id, "run": run_id, "limit": limit}
         with self._writing() as connection:
             connection.execute(self._sql(_MARK), values)
-            marked = self._sql("SELECT * FROM {datasets} WHERE untold = :notice ORDER BY _id")
+            marked = self._sql("SELECT * FROM {datasets} WHERE untold = :notification ORDER BY _id")
             rows = connection.execute(marked, values).fetchall()
             left = self._sql("SELECT 1 FROM {datasets} WHERE untold = 1 AND run_id = :run LIMIT 1")
             more = connection.execute(left, values).fetchone() is not None
-        return [_untold(row) for row in rows], more
+        return [_outcome(row) for row in rows], more
 
     def save_notification(self, notification: Notification) -> None:
-        """See Telling.save_notice. One transaction."""
+        """See Outbox.save_notification. One transaction."""
         with self._writing() as connection:
-            self._keep(connection, [notification])
-            told = self._sql("UPDATE {datasets} SET untold = NULL WHERE untold = ?")
-            connection.execute(told, (notification.id,))
+            self._save(connection, [notification])
+            unmark = self._sql("UPDATE {datasets} SET untold = NULL WHERE untold = ?")
+            connection.execute(unmark, (notification.id,))
 
     def undelivered_runs(self) -> list[str]:
-        """See Telling.untold_runs."""
-        now = {"now": moment()}
+        """See Outbox.undelivered_runs."""
+        now = {"now": timestamp()}
         with self._writing() as connection:
-            # A kept notice and its marks change together: a mark without a notice is a dead run's.
+            # A notification is saved and its marks removed together: any mark left is a dead run's.
             connection.execute(self._sql(_UNMARK), now)
-            return [str(row[0]) for row in connection.execute(self._sql(_UNTOLD_RUNS), now)]
+            return [str(row[0]) for row in connection.execute(self._sql(_UNDELIVERED_RUNS), now)]
 
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
-        """See Telling.owed."""
+        """See Outbox.pending_webhooks."""
         statement = self._sql(
             "SELECT * FROM {datasets} WHERE webhook_untold IS NOT NULL AND typeof(webhook_untold) = 'text' "
             "LIMIT ?"
@@ -83,10 +84,10 @@ class SqliteOutbox(Session):
             rows = connection.execute(statement, (limit,)).fetchall()
         return [
             PendingWebhook(
-                notice_id=row["webhook_untold"],
+                notification_id=row["webhook_untold"],
                 run_id=str(row["run_id"]),
                 webhook_url=row["webhook_url"],
-                outcome=_untold(row),
+                outcome=_outcome(row),
             )
             for row in rows
         ]
@@ -94,73 +95,81 @@ class SqliteOutbox(Session):
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
-        """See Telling.settle_owed. One transaction."""
+        """See Outbox.enqueue_webhooks. One transaction."""
         statement = self._sql("UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = ?")
         with self._writing() as connection:
-            self._keep(connection, notifications)
-            connection.executemany(statement, [(each.notice_id,) for each in pending_webhooks])
+            self._save(connection, notifications)
+            connection.executemany(statement, [(webhook.notification_id,) for webhook in pending_webhooks])
 
     def claim_notification(
-        self, worker: str, lease_seconds: float, *, webhooks: bool = False, but: Collection[str] = ()
+        self,
+        worker: str,
+        lease_seconds: float,
+        *,
+        webhooks: bool = False,
+        exclude_origins: Collection[str] = (),
     ) -> Notification | None:
-        """See Telling.claim_notice."""
-        others = {f"but_{place}": origin for place, origin in enumerate(but)}
-        wanted = f"origin IS NOT NULL AND origin NOT IN ({', '.join(f':{name}' for name in others)})"
-        statement = self._sql(_DUE, whose=wanted if webhooks else "origin IS NULL")
+        """See Outbox.claim_notification."""
+        excluded = {f"excluded_{index}": origin for index, origin in enumerate(exclude_origins)}
+        webhook = f"origin IS NOT NULL AND origin NOT IN ({', '.join(f':{name}' for name in excluded)})"
+        statement = self._sql(_DUE, receiver=webhook if webhooks else "origin IS NULL")
         with self._writing() as connection:
-            row = connection.execute(statement, {"now": moment(), **others}).fetchone()
+            row = connection.execute(statement, {"now": timestamp(), **excluded}).fetchone()
             if row is None:
                 return None
             tries = count_of(row["tries"]) + 1
-            connection.execute(self._sql(_SENDING), (tries, worker, moment(lease_seconds), row["_id"]))
+            connection.execute(self._sql(_CLAIM), (tries, worker, timestamp(lease_seconds), row["_id"]))
         fields = {name: row[name] for name in ("run_id", "body", "url", "origin")}
         return Notification(id=row["_id"], tries=tries, **fields)
 
-    def complete_notification(self, notification: Notification, *, told: bool, detail: str) -> None:
-        """See Telling.close_notice. A notice that is closed stays as it is."""
+    def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
+        """See Outbox.complete_notification. A closed notification stays as it is."""
         statement = self._sql(
             "UPDATE {callbacks} SET state = ?, detail = ?, closed_at = ?, claimed_by = NULL, "
             "lease_expires_at = NULL, not_before = NULL WHERE _id = ? AND state = 'due'"
         )
         with self._writing() as connection:
-            connection.execute(statement, ("told" if told else "refused", detail, moment(), notification.id))
+            connection.execute(
+                statement, ("told" if delivered else "refused", detail, timestamp(), notification.id)
+            )
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
-        """See Telling.postpone_notice. Passed over where another worker has tried it since."""
+        """See Outbox.reschedule_notification. Does nothing if another worker has claimed it since."""
         statement = self._sql(
             "UPDATE {callbacks} SET not_before = ?, detail = ?, claimed_by = NULL, lease_expires_at = NULL "
             "WHERE _id = ? AND state = 'due' AND tries = ?"
         )
         with self._writing() as connection:
-            connection.execute(statement, (moment(wait), detail, notification.id, notification.tries))
+            connection.execute(statement, (timestamp(wait), detail, notification.id, notification.tries))
 
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
-        """See Telling.notices."""
+        """See Outbox.notifications."""
         statement = self._sql(
-            "SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' AND origin {whose} GROUP BY state",
-            whose="IS NOT NULL" if webhooks else "IS NULL",
+            "SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' AND origin {receiver} "
+            "GROUP BY state",
+            receiver="IS NOT NULL" if webhooks else "IS NULL",
         )
         with self._reading() as connection:
-            standing = dict(tuple(row) for row in connection.execute(statement))
-        return standing.get("due", 0), standing.get("refused", 0)
+            by_state = dict(tuple(row) for row in connection.execute(statement))
+        return by_state.get("due", 0), by_state.get("refused", 0)
 
     def undelivered(self, *, webhooks: bool = False) -> int:
-        """See Telling.untold."""
+        """See Outbox.undelivered."""
         mark = WEBHOOK_PENDING if webhooks else "untold"
         statement = self._sql("SELECT count(*) FROM {datasets} WHERE {mark} IS NOT NULL", mark=mark)
         with self._reading() as connection:
             (number,) = connection.execute(statement).fetchone()
         return int(number)
 
-    def _keep(self, connection: sqlite3.Connection, notifications: Sequence[Notification]) -> None:
+    def _save(self, connection: sqlite3.Connection, notifications: Sequence[Notification]) -> None:
         rows = [
-            (each.id, each.run_id, each.body, each.tries, moment(), each.url, each.origin)
-            for each in notifications
+            (new.id, new.run_id, new.body, new.tries, timestamp(), new.url, new.origin)
+            for new in notifications
         ]
-        connection.executemany(self._sql(_KEEP), rows)
+        connection.executemany(self._sql(_SAVE), rows)
 
 
-def _untold(row: sqlite3.Row) -> UndeliveredOutcome:
+def _outcome(row: sqlite3.Row) -> UndeliveredOutcome:
     structures = {name: structure_of(row[name]) for name in ("prompt_tags", "image_urls")}
     fields = {**dict(row), **structures, "used": object_of(row["used"])}
     return undelivered_of(id_of(row["_id"]), fields)

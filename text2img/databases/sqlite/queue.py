@@ -1,7 +1,7 @@
-"""The queue in SQLite: prompts claimed, held, written down and given back. The contract is Queue's.
+"""The queue in SQLite: claim, renew, record and release prompts; implements Queue.
 
-A claim reads pending prompts first and expired leases only if those were too few: one statement for both
-is many times slower. Each method is one transaction, so that all of it happens or nothing.
+A claim reads pending prompts first, and expired leases only if there were too few pending ones: one
+statement for both is many times slower. Each method is one transaction.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from text2img.databases.documents import (
 )
 from text2img.databases.outcome_updates import absent_from, change_of, result_of, written_already
 from text2img.databases.sqlite.schema import (
-    AHEAD,
     ID,
+    IN_FUTURE,
+    PRIORITY,
     STATUS,
-    URGENCY,
     columns_of,
     id_of,
-    moment,
     names_of,
     structure_of,
+    timestamp,
 )
 from text2img.databases.sqlite.session import Session
 from text2img.prompts import Claim, Completed
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from text2img.databases import Selection
     from text2img.prompts import Outcome, Prompt
 
-LEASED: Final = AHEAD.format("lease_expires_at")
-POSTPONED: Final = AHEAD.format("not_before")
+LEASED: Final = IN_FUTURE.format("lease_expires_at")
+POSTPONED: Final = IN_FUTURE.format("not_before")
 PENDING: Final = f"{STATUS} = 'pending' AND NOT {POSTPONED}"
 EXPIRED: Final = f"{STATUS} = 'processing' AND NOT {LEASED}"
-ORDER: Final = f"ORDER BY {URGENCY} DESC, _id LIMIT :limit"
+ORDER: Final = f"ORDER BY {PRIORITY} DESC, _id LIMIT :limit"
 HELD: Final = f"_id = {ID} AND status = 'processing' AND claimed_by = :worker AND claim_number = :number"
-LETTING_GO: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
+RELEASE_ASSIGNMENTS: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
 
 _READ: Final = "SELECT _id, {fields} FROM {datasets} WHERE {condition} AND {where} {order}"
 _UPDATE: Final = "UPDATE {datasets} SET {assignments} WHERE {held}"
@@ -58,35 +58,35 @@ _CLAIM: Final = (
     "not_before = NULL WHERE _id = {id}"
 )
 _ROW: Final = "SELECT * FROM {datasets} WHERE _id = {id}"
-_GREATER: Final = (
+_SUPERSEDING: Final = (
     "SELECT claim_number FROM {dataset_records} WHERE dataset_id = {id} AND claim_number > :number"
 )
 _UPSERT: Final = (
     "INSERT INTO {dataset_records} ({columns}) VALUES ({places}) "
     "ON CONFLICT (dataset_id) DO UPDATE SET {updates}"
 )
-_WAITS: Final = "SELECT EXISTS (SELECT 1 FROM {datasets} WHERE {condition} AND {where})"
-_HOW_MANY: Final = "SELECT count(*) FROM {datasets} WHERE {condition} AND {where}"
+_HAS_CLAIMABLE: Final = "SELECT EXISTS (SELECT 1 FROM {datasets} WHERE {condition} AND {where})"
+_COUNT: Final = "SELECT count(*) FROM {datasets} WHERE {condition} AND {where}"
 
 
 class SqliteQueue(Session):
-    """The Queue part of the database; the docstrings of the Protocol hold."""
+    """The Queue part of the database, documented by the Protocol."""
 
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
-        """See Queue.claim. One transaction: workers that meet wait for one another."""
+        """See Queue.claim. One transaction: concurrent workers wait for each other."""
         with self._writing() as connection:
             prompts = [_prompt(row, worker) for row in self._next(connection, limit, selection)]
-            marks = {"token": uuid.uuid4().hex, "until": moment(lease_seconds)}
+            marks = {"token": uuid.uuid4().hex, "until": timestamp(lease_seconds)}
             connection.executemany(
                 self._sql(_CLAIM),
-                [{**marks, **_names(each.claim), "deaths": each.deaths} for each in prompts],
+                [{**marks, **_names(prompt.claim), "deaths": prompt.deaths} for prompt in prompts],
             )
         return prompts
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek."""
         with self._reading() as connection:
-            return [_prompt(row, "nobody") for row in self._next(connection, limit, selection)]
+            return [_prompt(row, "unclaimed") for row in self._next(connection, limit, selection)]
 
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start."""
@@ -96,7 +96,7 @@ class SqliteQueue(Session):
 
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
         """See Queue.extend."""
-        return self._update_held("lease_expires_at = :until", claims, {"until": moment(lease_seconds)})
+        return self._update_held("lease_expires_at = :until", claims, {"until": timestamp(lease_seconds)})
 
     def holds(self, claim: Claim) -> bool:
         """See Queue.holds."""
@@ -105,35 +105,39 @@ class SqliteQueue(Session):
             found = connection.execute(statement, _names(claim))
             return found.fetchone() is not None
 
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, tell: bool) -> list[Outcome]:
+    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
         """See Queue.record. Results and prompts change together, in one transaction."""
         with self._writing() as connection:
-            return [one for one in outcomes if self._record(connection, one, run_id, tell=tell)]
+            return [
+                outcome for outcome in outcomes if self._record(connection, outcome, run_id, notify=notify)
+            ]
 
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
-        self._update_held(f"status = 'pending', {LETTING_GO}", claims)
+        self._update_held(f"status = 'pending', {RELEASE_ASSIGNMENTS}", claims)
 
     def release_dead(self, worker: str) -> int:
-        """See Queue.expire."""
+        """See Queue.release_dead."""
         with self._writing() as connection:
-            return connection.execute(self._sql(_EXPIRE), {"worker": worker, "now": moment()}).rowcount
+            return connection.execute(self._sql(_EXPIRE), {"worker": worker, "now": timestamp()}).rowcount
 
-    def waits(self, selection: Selection) -> bool:
-        """See Queue.waits. Two looks at an index, each of which ends at the first prompt."""
+    def has_claimable(self, selection: Selection) -> bool:
+        """See Queue.has_claimable. Two index lookups, each of which stops at the first prompt."""
         where, values = selected(selection)
-        looks = (self._sql(_WAITS, condition=condition, where=where) for condition in (PENDING, EXPIRED))
-        values["now"] = moment()
+        statements = (
+            self._sql(_HAS_CLAIMABLE, condition=condition, where=where) for condition in (PENDING, EXPIRED)
+        )
+        values["now"] = timestamp()
         with self._reading() as connection:
-            return any(connection.execute(look, values).fetchone()[0] for look in looks)
+            return any(connection.execute(statement, values).fetchone()[0] for statement in statements)
 
     def pending(self, selection: Selection) -> int:
         """See Queue.pending."""
-        return self._how_many(f"(({PENDING}) OR ({EXPIRED}))", selection)
+        return self._count(f"(({PENDING}) OR ({EXPIRED}))", selection)
 
     def postponed(self, selection: Selection) -> int:
         """See Queue.postponed."""
-        return self._how_many(f"{STATUS} = 'pending' AND {POSTPONED}", selection)
+        return self._count(f"{STATUS} = 'pending' AND {POSTPONED}", selection)
 
     def _next(self, connection: sqlite3.Connection, limit: int, selection: Selection) -> list[sqlite3.Row]:
         rows = self._claimable(connection, PENDING, limit, selection)
@@ -145,7 +149,7 @@ class SqliteQueue(Session):
         self, connection: sqlite3.Connection, condition: str, limit: int, selection: Selection
     ) -> list[sqlite3.Row]:
         where, values = selected(selection)
-        values |= {"now": moment(), "limit": max(limit, 0)}
+        values |= {"now": timestamp(), "limit": max(limit, 0)}
         fields = ", ".join(PROMPT_FIELDS)
         statement = self._sql(_READ, fields=fields, condition=condition, where=where, order=ORDER)
         return connection.execute(statement, values).fetchall()
@@ -153,7 +157,7 @@ class SqliteQueue(Session):
     def _update_held(
         self, assignments: str, claims: Sequence[Claim], values: Mapping[str, object] | None = None
     ) -> list[Claim]:
-        """Change what the claims hold; returns the claims that are lost."""
+        """Update the prompts of the claims; return the claims that are lost."""
         with self._writing() as connection:
             return self._change_held(connection, assignments, claims, values)
 
@@ -171,7 +175,7 @@ class SqliteQueue(Session):
             if not connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
         ]
 
-    def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, tell: bool) -> bool:
+    def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, notify: bool) -> bool:
         names = _names(outcome.claim)
         row = connection.execute(self._sql(_ROW), names).fetchone()
         if row is None or row["status"] != "processing":
@@ -180,27 +184,29 @@ class SqliteQueue(Session):
             return False
         if isinstance(outcome, Completed) and not self._record_result(connection, outcome, run_id):
             return False
-        change = change_of(outcome, run_id, tell=tell)
-        fields = {**change.fields, **dict.fromkeys(change.gone)}
-        if change.moment is not None:
-            fields[change.moment] = moment()
+        change = change_of(outcome, run_id, notify=notify)
+        fields = {**change.fields, **dict.fromkeys(change.removed)}
+        if change.timestamp is not None:
+            fields[change.timestamp] = timestamp()
         if change.wait is not None:
-            fields["not_before"] = moment(change.wait)
+            fields["not_before"] = timestamp(change.wait)
         self._set(connection, columns_of(fields), names)
         return True
 
     def _record_result(self, connection: sqlite3.Connection, done: Completed, run_id: str) -> bool:
-        """Upsert the result; False where one with a greater claim number stands, which can only be when
-        the prompt was put back without its claim number: its next claim starts above the result's.
+        """Upsert the result; return False and requeue the prompt if a result has a greater claim number.
+
+        That is only possible if the owner requeued the prompt without its claim number. Its next claim's
+        number must be above the result's.
         """
         names = _names(done.claim)
-        greater = connection.execute(self._sql(_GREATER), names).fetchone()
-        if greater is not None:
-            fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": greater[0]}
+        superseding = connection.execute(self._sql(_SUPERSEDING), names).fetchone()
+        if superseding is not None:
+            fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": superseding[0]}
             self._set(connection, fields, names)
             return False
-        gone = dict.fromkeys(absent_from(done))
-        result = columns_of({**result_of(done, run_id), **gone, "created_at": moment()})
+        removed = dict.fromkeys(absent_from(done))
+        result = columns_of({**result_of(done, run_id), **removed, "created_at": timestamp()})
         columns = ", ".join(["dataset_id", *result])
         places = ", ".join([ID, *(f":{name}" for name in result)])
         updates = ", ".join(f"{name} = excluded.{name}" for name in result)
@@ -216,19 +222,19 @@ class SqliteQueue(Session):
         statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
         connection.execute(statement, {**values, **names})
 
-    def _how_many(self, condition: str, selection: Selection) -> int:
+    def _count(self, condition: str, selection: Selection) -> int:
         where, values = selected(selection)
-        statement = self._sql(_HOW_MANY, condition=condition, where=where)
+        statement = self._sql(_COUNT, condition=condition, where=where)
         with self._reading() as connection:
-            return int(connection.execute(statement, {**values, "now": moment()}).fetchone()[0])
+            return int(connection.execute(statement, {**values, "now": timestamp()}).fetchone()[0])
 
 
 def selected(selection: Selection) -> tuple[str, dict[str, Any]]:
-    """The condition of a selection, and the values it names."""
+    """Return the condition of a selection, and the values of its parameters."""
     if selection.dataset_id is None:
         return "TRUE", {}
     values = {
-        f"dataset_{place}": value for place, value in enumerate(parse_id_candidates(selection.dataset_id))
+        f"dataset_{index}": value for index, value in enumerate(parse_id_candidates(selection.dataset_id))
     }
     return f"dataset_id IN ({', '.join(f':{name}' for name in values)})", values
 

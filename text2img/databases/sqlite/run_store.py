@@ -1,4 +1,4 @@
-"""Runs, counts, configurations and new prompts in SQLite. The contract is Journal's."""
+"""Runs, counts, configurations, new prompts and results in SQLite; implements RunStore and Results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from text2img.databases.documents import (
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_PENDING,
+    completed_prompt,
     configuration_of,
     content_of,
-    failure_of,
-    made_of,
+    failed_prompt,
     missing_configuration,
     new_fields,
     parse_id_candidates,
@@ -28,10 +28,10 @@ from text2img.databases.sqlite.schema import (
     columns_of,
     datetime_of,
     id_of,
-    moment,
     names_of,
     object_of,
     structure_of,
+    timestamp,
     value_of,
 )
 from text2img.databases.sqlite.session import Session
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from text2img.prompts import ModelConfiguration
 
 
-_AT_ONCE: Final = 1000
+_BATCH_SIZE: Final = 1000
 _COUNTS: Final = (
     "SELECT {status} AS state, error_code, count(*) AS n, "
     "sum({leased}) AS live, sum(untold IS NOT NULL) AS untold, "
@@ -54,30 +54,29 @@ _COUNTS: Final = (
     "sum(CASE WHEN json_valid(image_urls) THEN max(1, json_array_length(image_urls)) ELSE 1 END) AS images, "
     "min(created_at) AS oldest FROM {datasets} WHERE {where} GROUP BY state, error_code"
 )
-_SETTLED: Final = (
+_RUN_TOTALS: Final = (
     "SELECT sum(status = 'completed') AS completed, sum(status = 'error') AS failed, "
     "sum(CASE status WHEN 'completed' THEN coalesce(json_array_length(image_urls), 1) END) AS images "
     "FROM {datasets} WHERE run_id = :run"
 )
-_HOLDINGS: Final = (
+_CLAIMS_BY_WORKER: Final = (
     "SELECT claimed_by, count(*) AS n, sum(NOT {leased}) AS expired, max(lease_expires_at) AS until "
     "FROM {datasets} WHERE {status} = 'processing' AND {where} GROUP BY claimed_by"
 )
 _RETRY: Final = (
-    "UPDATE {datasets} SET status = 'pending', {forgotten} "
-    "WHERE {status} = 'error' AND {narrowed} AND {where}"
+    "UPDATE {datasets} SET status = 'pending', {removed} WHERE {status} = 'error' AND {with_code} AND {where}"
 )
-_REVISE: Final = (
-    "UPDATE {datasets} SET {written}, status = 'pending', {forgotten} WHERE _id = {id} AND ({differs}) "
+_REQUEUE_CHANGED: Final = (
+    "UPDATE {datasets} SET {written}, status = 'pending', {removed} WHERE _id = {id} AND ({differs}) "
     "AND NOT ({status} = 'processing' AND {leased})"
 )
 
 
 class SqliteRunStore(Session):
-    """The Journal part of the database; the docstrings of the Protocol hold."""
+    """The RunStore part of the database, documented by the Protocol."""
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
-        """See Journal.model_configuration. Of several of that type, the one with the smallest ``_id``."""
+        """See RunStore.model_configuration. Among several of that type, the smallest ``_id`` wins."""
         values = [MODEL_TYPE] if config_id is None else parse_id_candidates(config_id)
         column = "model_type" if config_id is None else "_id"
         where = f" WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY _id LIMIT 1"
@@ -90,14 +89,14 @@ class SqliteRunStore(Session):
         return None
 
     def save_run(self, run: Run, lease_seconds: float) -> None:
-        """See Journal.save_run."""
-        until = moment(lease_seconds) if run.status == "running" else None
+        """See RunStore.save_run."""
+        until = timestamp(lease_seconds) if run.status == "running" else None
         with self._writing() as connection:
             fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
             self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
 
     def last_runs(self, limit: int) -> list[Run]:
-        """See Journal.last_runs. Rows that are no runs of this job are passed over."""
+        """See RunStore.last_runs. Rows that are not runs of this job are skipped."""
         statement = self._sql("SELECT * FROM {runs} ORDER BY started_at DESC, _id LIMIT ?")
         with self._reading() as connection:
             rows = connection.execute(statement, (limit,)).fetchall()
@@ -105,30 +104,30 @@ class SqliteRunStore(Session):
         return [run for run in runs if run is not None]
 
     def run(self, run_id: str) -> Run | None:
-        """See Journal.run."""
+        """See RunStore.run."""
         with self._reading() as connection:
             row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
         return None if row is None else run_of(run_id, _run_fields(row))
 
-    def settled(self, run_id: str) -> RunTotals:
-        """See Journal.settled."""
+    def run_totals(self, run_id: str) -> RunTotals:
+        """See RunStore.run_totals."""
         with self._reading() as connection:
-            row = connection.execute(self._sql(_SETTLED), {"run": run_id}).fetchone()
+            row = connection.execute(self._sql(_RUN_TOTALS), {"run": run_id}).fetchone()
         return RunTotals(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
 
     def counts(self, selection: Selection) -> Counts:
-        """See Journal.counts. A snapshot."""
+        """See RunStore.counts. A snapshot."""
         where, values = selected(selection)
         statement = self._sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
         with self._reading() as connection:
-            return _counts(connection.execute(statement, {**values, "now": moment()}).fetchall())
+            return _counts(connection.execute(statement, {**values, "now": timestamp()}).fetchall())
 
     def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
-        """See Journal.holdings."""
+        """See RunStore.claims_by_worker."""
         where, values = selected(selection)
-        statement = self._sql(_HOLDINGS, status=STATUS, where=where, leased=LEASED)
+        statement = self._sql(_CLAIMS_BY_WORKER, status=STATUS, where=where, leased=LEASED)
         with self._reading() as connection:
-            rows = connection.execute(statement, {**values, "now": moment()}).fetchall()
+            rows = connection.execute(statement, {**values, "now": timestamp()}).fetchall()
         return [
             WorkerClaims(
                 worker=str(row["claimed_by"] or "unknown"),
@@ -140,48 +139,48 @@ class SqliteRunStore(Session):
         ]
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
-        """See Journal.enqueue. A thousand at a time, all of them or none."""
-        waiting = iter(prompts)
+        """See RunStore.enqueue. In batches of 1,000, each in one transaction."""
+        remaining = iter(prompts)
         added = 0
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while batch := list(islice(remaining, _BATCH_SIZE)):
             with self._writing() as connection:
-                for each in chunk:
-                    fields = {"_id": value_of(each.id), **new_fields(each), "created_at": moment()}
+                for prompt in batch:
+                    fields = {"_id": value_of(prompt.id), **new_fields(prompt), "created_at": timestamp()}
                     added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
         return added
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
-        """See Journal.revise. A thousand at a time, all of them or none."""
-        waiting = iter(prompts)
-        revised = 0
-        while chunk := list(islice(waiting, _AT_ONCE)):
-            contents = [columns_of(content_of(each)) for each in chunk]
+        """See RunStore.requeue_changed. In batches of 1,000, each in one transaction."""
+        remaining = iter(prompts)
+        requeued = 0
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            contents = [columns_of(content_of(prompt)) for prompt in batch]
             statement = self._sql(
-                _REVISE,
+                _REQUEUE_CHANGED,
                 written=", ".join(f"{name} = :{name}" for name in contents[0]),
                 differs=" OR ".join(f"{name} IS NOT :{name}" for name in contents[0]),
-                forgotten=", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
+                removed=", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
                 status=STATUS,
                 leased=LEASED,
                 id=ID,
             )
-            now = moment()
+            now = timestamp()
             values = [
-                {**content, **names_of(each.id), "now": now}
-                for each, content in zip(chunk, contents, strict=True)
+                {**content, **names_of(prompt.id), "now": now}
+                for prompt, content in zip(batch, contents, strict=True)
             ]
             with self._writing() as connection:
-                revised += connection.executemany(statement, values).rowcount
-        return revised
+                requeued += connection.executemany(statement, values).rowcount
+        return requeued
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
-        """See Journal.retry. One statement."""
+        """See RunStore.retry. One statement."""
         where, values = selected(selection)
-        forgotten = ", ".join(
+        removed = ", ".join(
             f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id")
         )
-        narrowed = "TRUE" if code is None else "error_code = :code"
-        statement = self._sql(_RETRY, forgotten=forgotten, status=STATUS, narrowed=narrowed, where=where)
+        with_code = "TRUE" if code is None else "error_code = :code"
+        statement = self._sql(_RETRY, removed=removed, status=STATUS, with_code=with_code, where=where)
         with self._writing() as connection:
             return connection.execute(statement, {**values, "code": code and code.value}).rowcount
 
@@ -194,27 +193,28 @@ class SqliteRunStore(Session):
 def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
     fields = dict(row)
     safety = fields.get("safety_checker")
-    # SQLite has no booleans: 0 and 1 are what TRUE and FALSE become.
+    # SQLite has no booleans: TRUE and FALSE are stored as 1 and 0.
     safety = bool(safety) if safety in (0, 1) else safety
     return {**fields, "safety_checker": safety, "lora": structure_of(fields.get("lora"))}
 
 
 def _run_fields(row: sqlite3.Row) -> dict[str, Any]:
-    named = ("started_at", "finished_at", "lease_expires_at")
-    moments = {name: datetime_of(row[name]) for name in named if name in row.keys()}  # noqa: SIM118 - a Row
-    objects = {name: object_of(row[name]) for name in ("seconds", "versions")}
-    return {**dict(row), **moments, **objects}
+    fields = dict(row)
+    names = ("started_at", "finished_at", "lease_expires_at")
+    times = {name: datetime_of(fields[name]) for name in names if name in fields}
+    objects = {name: object_of(fields[name]) for name in ("seconds", "versions")}
+    return {**fields, **times, **objects}
 
 
 def _counts(rows: list[sqlite3.Row]) -> Counts:
     by_status = {status.value: sum(row["n"] for row in rows if row["state"] == status) for status in Status}
     live = sum(row["live"] for row in rows if row["state"] == Status.PROCESSING)
-    born = [datetime_of(row["oldest"]) for row in rows if row["state"] == Status.PENDING]
+    created = [datetime_of(row["oldest"]) for row in rows if row["state"] == Status.PENDING]
     return Counts(
         **by_status,
         live_leases=live,
         expired_leases=by_status[Status.PROCESSING.value] - live,
-        oldest_pending=min((moment for moment in born if moment is not None), default=None),
+        oldest_pending=min((time for time in created if time is not None), default=None),
         undelivered=sum(row["untold"] for row in rows),
         pending_webhooks=sum(row["owed"] for row in rows),
         images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
@@ -226,22 +226,22 @@ _FINISHED: Final = (
     "SELECT * FROM {datasets} WHERE {status} = :status AND {where} AND (:run IS NULL OR run_id = :run)"
 )
 _STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation", "tries")
-_MOMENTS: Final = ("completed_at", "error_at")
+_TIMES: Final = ("completed_at", "error_at")
 
 
 class SqliteResults(Session):
-    """The Archive part of the database; the docstrings of the Protocol hold.
+    """The Results part of the database, documented by the Protocol.
 
-    What is read is what stood there at the start: in WAL mode it holds up no writer.
+    An iterator reads a snapshot from its start; in WAL mode it does not block writers.
     """
 
-    def made(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
-        """See Archive.made."""
-        return (made_of(*_read(row)) for row in self._finished("completed", selection, run_id))
+    def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
+        """See Results.completed."""
+        return (completed_prompt(*_read(row)) for row in self._finished("completed", selection, run_id))
 
     def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
-        """See Archive.failures."""
-        return (failure_of(*_read(row)) for row in self._finished("error", selection, run_id))
+        """See Results.failures."""
+        return (failed_prompt(*_read(row)) for row in self._finished("error", selection, run_id))
 
     def _finished(self, status: str, selection: Selection, run_id: str | None) -> Iterator[sqlite3.Row]:
         where, values = selected(selection)
@@ -253,6 +253,6 @@ class SqliteResults(Session):
 def _read(row: sqlite3.Row) -> tuple[Any, str | None, dict[str, Any]]:
     fields: dict[str, Any] = dict(row)
     fields |= {name: structure_of(fields.get(name)) for name in _STRUCTURES}
-    fields |= {name: datetime_of(fields.get(name)) for name in _MOMENTS}
+    fields |= {name: datetime_of(fields.get(name)) for name in _TIMES}
     dataset = fields["dataset_id"]
     return id_of(fields["_id"]), None if dataset is None else str(id_of(dataset)), fields

@@ -1,7 +1,7 @@
-"""The tables and indexes, and how a file that lacks some of them gets them.
+"""The tables and indexes, their creation, and the conversion of ids and values to and from columns.
 
-No column that an owner writes has a type, so that SQLite converts nothing: the prompts 7 and '7' are two,
-and a text where a number belongs is told to its owner.
+Columns that an owner writes have no type, so that SQLite converts nothing: the ids 7 and '7' stay different,
+and a text in place of a number is reported to the owner.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         "webhook_url",
         "style_id",
         "created_at",
-        # From here on the job's own.
+        # The columns from here on are written by the job.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
         *("score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
@@ -80,13 +80,13 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 STATUS: Final = "COALESCE(status, 'pending')"
-URGENCY: Final = "CASE WHEN typeof(priority) IN ('integer', 'real') THEN priority ELSE 0 END"
-AHEAD: Final = "COALESCE(typeof({0}) = 'text' AND julianday({0}) > julianday(:now), FALSE)"
-"""Whether a column holds a moment that is still to come. Compared as days, since an owner may write it in any
-form that SQLite reads; whatever is no moment holds nothing up."""
+PRIORITY: Final = "CASE WHEN typeof(priority) IN ('integer', 'real') THEN priority ELSE 0 END"
+IN_FUTURE: Final = "COALESCE(typeof({0}) = 'text' AND julianday({0}) > julianday(:now), FALSE)"
+"""True if a column holds a time in the future. Compared as days, since an owner may write it in any form that
+SQLite reads; a value that is not a time delays nothing."""
 _INDEXES: Final = {
     "datasets": {
-        "claim": f"({STATUS}, {URGENCY} DESC, _id)",
+        "claim": f"({STATUS}, {PRIORITY} DESC, _id)",
         "untold": "(untold, run_id) WHERE untold IS NOT NULL",
         "owed": "(webhook_untold) WHERE webhook_untold IS NOT NULL",
     },
@@ -95,11 +95,11 @@ _INDEXES: Final = {
 }
 
 
-def build(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
-    """Make what is missing: tables, columns (an owner's table may have but ``_id`` and ``text``), indexes.
+def create_missing(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
+    """Create the missing tables, columns and indexes; an owner's table needs only ``_id`` and ``text``.
 
-    ``names`` are the tables' names by what Collections calls them. May be repeated. Raises DatabaseFailed for
-    a table that is something else.
+    ``names`` maps the fields of Collections to the tables' names. May be repeated. Raises DatabaseFailed for
+    a table without its key column.
     """
     for table, columns in TABLES.items():
         name = quoted(names[table])
@@ -115,9 +115,9 @@ def build(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
 
 
 def overlay(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
-    """Let what is missing seem to be there and empty, for this connection alone: the file stays as it is.
+    """Simulate missing tables and columns as empty, for this connection only; the file is not changed.
 
-    What is temporary goes before what is in the file under the same name.
+    SQLite resolves a temporary table or view before the file's table of the same name.
     """
     for table, columns in TABLES.items():
         name = quoted(names[table])
@@ -134,7 +134,7 @@ def overlay(connection: sqlite3.Connection, names: Mapping[str, str]) -> None:
 
 
 def quoted(name: str) -> str:
-    """The name as SQL writes an identifier."""
+    """Return the name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -151,63 +151,63 @@ Value = int | float | str | bytes | None
 _INT64: Final = range(-(2**63), 2**63)
 _TAGGED: Final = re.compile(rb"([a-z]+):(.*)", re.DOTALL)
 _TEXT: Final = "text"
-"""The kind of an id that is TEXT and yet no UTF-8, as an import in another encoding leaves it: its bytes."""
+"""The kind of an id that is TEXT but not valid UTF-8, as left by an import in another encoding."""
 
 ID: Final = "COALESCE(CAST(:raw AS TEXT), :id)"
-"""A prompt's id in a statement. Python's sqlite3 passes text as UTF-8 alone, so other text goes as bytes."""
+"""A prompt's id in a statement. Python's sqlite3 passes text only as UTF-8, so other text goes as bytes."""
 
 
 def id_of(value: Value) -> PromptId:
-    """The prompt id of an ``_id`` as it stands in its column, whatever its type."""
+    """Return the prompt id of the value of an ``_id`` column, of any type."""
     if isinstance(value, int):
         return PromptId("int", str(value))
     if isinstance(value, float):
         return PromptId("double", repr(value))
     if isinstance(value, bytes):
         return _id_of_bytes(value)
-    if value and _is_half(value):
+    if value and _has_surrogate(value):
         return PromptId(_TEXT, value.encode("utf-8", "surrogateescape").hex())
     return PromptId("str", value or "")
 
 
 def value_of(prompt_id: PromptId) -> Value:
-    """What stands for the id in a column: 7 and "7" stay two ids, and so does every kind SQLite lacks.
+    """Return the column value of an id: INTEGER, REAL or TEXT if it fits, else a BLOB of ``kind:text``.
 
-    INTEGER, REAL and TEXT for what fits them, else a BLOB of ``kind:text``.
+    So 7 and "7" stay different ids, and so do ids of kinds that SQLite lacks.
     """
     kind, text = prompt_id.kind, prompt_id.text
     if kind == "int" and int(text) in _INT64:
         return int(text)
-    if kind == "double" and not math.isnan(float(text)):  # SQLite keeps infinity, and NaN as NULL
+    if kind == "double" and not math.isnan(float(text)):  # SQLite stores infinity, but NaN as NULL
         return float(text)
     if kind == "blob":
         return bytes.fromhex(text)
-    if kind == "str" and not _is_half(text):
+    if kind == "str" and not _has_surrogate(text):
         return text
     return f"{kind}:{text}".encode("utf-8", "surrogatepass")
 
 
 def names_of(prompt_id: PromptId) -> dict[str, Value]:
-    """The values that ID names."""
+    """Return the values of the parameters in ID."""
     raw = bytes.fromhex(prompt_id.text) if prompt_id.kind == _TEXT else None
     return {"id": value_of(prompt_id), "raw": raw}
 
 
-def moment(seconds: float = 0) -> str:
-    """The moment ``seconds`` from now, in UTC, as text that sorts by time and that sqlite3's shell shows.
+def timestamp(seconds: float = 0) -> str:
+    """Return the time ``seconds`` from now, in UTC, as text that sorts by time and that SQLite can read.
 
-    It is the worker's clock: whoever shares the file shares the machine, and so the clock.
+    It uses the worker's clock: workers that share the file share the machine, and so the clock.
     """
     return text_of(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def text_of(at: datetime) -> str:
-    """A moment as it is kept: ISO 8601 in UTC, to the millisecond."""
+    """Return a time as it is stored: ISO 8601 in UTC, to the millisecond."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
 
 
 def datetime_of(value: object) -> datetime | None:
-    """The moment that a column holds, or None where it holds none."""
+    """Return the time in a column, or None if it holds none."""
     if not isinstance(value, str):
         return None
     try:
@@ -218,23 +218,23 @@ def datetime_of(value: object) -> datetime | None:
 
 
 def columns_of(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields as columns hold them: objects and lists as JSON, moments as text."""
+    """Return the fields as column values: objects and lists as JSON, times as text."""
     return {name: _column(value) for name, value in fields.items()}
 
 
 def object_of(value: object) -> dict[str, object]:
-    """The object that a column holds as JSON; empty where it holds none."""
-    read = structure_of(value)
-    return read if isinstance(read, dict) else {}
+    """Return the JSON object in a column; empty if it holds none."""
+    parsed = structure_of(value)
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def structure_of(value: object) -> object:
-    """The object or list that a column holds as JSON; whatever else it holds, as it is."""
+    """Return the JSON object or list in a column; any other value unchanged."""
     try:
-        read = json.loads(value) if isinstance(value, str) else None
+        parsed = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
         return value
-    return read if isinstance(read, dict | list) else value
+    return parsed if isinstance(parsed, dict | list) else value
 
 
 def _column(value: object) -> object:
@@ -243,19 +243,19 @@ def _column(value: object) -> object:
     return text_of(value) if isinstance(value, datetime) else value
 
 
-def _is_half(text: str) -> bool:
-    """Whether it holds a surrogate: half of a pair, or the stand-in of a byte that is no UTF-8."""
+def _has_surrogate(text: str) -> bool:
+    """Return True if it holds a lone surrogate, or the surrogate of a byte that is not UTF-8."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _id_of_bytes(value: bytes) -> PromptId:
-    """Bytes that this module wrote are an id of their kind; any others are an id that is bytes."""
+    """Return the id of a BLOB: of the kind in its tag if ``value_of`` wrote it, else of kind ``blob``."""
     parts = _TAGGED.fullmatch(value)
     if parts:
         try:
-            read = PromptId(parts[1].decode(), parts[2].decode("utf-8", "surrogatepass"))
-            if value_of(read) == value and read.kind != "blob":
-                return read
-        except ValueError:  # not UTF-8, or no number: somebody else's bytes
+            tagged = PromptId(parts[1].decode(), parts[2].decode("utf-8", "surrogatepass"))
+            if value_of(tagged) == value and tagged.kind != "blob":
+                return tagged
+        except ValueError:  # not UTF-8, or not a number: not written by value_of
             pass
     return PromptId("blob", value.hex())

@@ -1,7 +1,4 @@
-"""An open SQLite file: a connection for each thread, transactions, and errors in one line each.
-
-Knows nothing of what is done with it.
-"""
+"""An open SQLite file: one connection per thread, transactions, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from text2img.databases.sqlite.schema import ID, build, overlay, quoted
+from text2img.databases.sqlite.schema import ID, create_missing, overlay, quoted
 from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing
 
 if TYPE_CHECKING:
@@ -21,16 +18,16 @@ if TYPE_CHECKING:
 
     from text2img.databases import Collections
 
-_PATIENCE: Final = 15
-"""Seconds to wait for other writers; each holds the file for milliseconds."""
-_CACHE: Final = 256
-"""KiB of the file that a thread's connection keeps; the operating system keeps the file for all of them."""
+_BUSY_TIMEOUT: Final = 15
+"""Seconds to wait for other writers; each locks the file for milliseconds."""
+_CACHE_KIB: Final = 256
+"""Cache of each thread's connection; the operating system caches the file for all of them."""
 
 
-class _Kept:
-    """A thread's connection, which another thread may close: at once, or when the last use of it has ended.
+class _ThreadConnection:
+    """A thread's connection, which another thread may close: at once, or when it is no longer in use.
 
-    SQLite ends the process where a connection is closed in the middle of a statement.
+    SQLite crashes the process if a connection is closed in the middle of a statement.
     """
 
     def __init__(self, connection: sqlite3.Connection, generation: int) -> None:
@@ -39,15 +36,15 @@ class _Kept:
         self._uses = 0
         self._closing = False
 
-    def take(self) -> bool:
-        """Begin a use; False where the connection is closed."""
+    def acquire(self) -> bool:
+        """Begin a use; return False if the connection is closed."""
         with self._lock:
             if self._closing:
                 return False
             self._uses += 1
             return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """End a use."""
         with self._lock:
             self._uses -= 1
@@ -55,7 +52,7 @@ class _Kept:
                 self.connection.close()
 
     def close(self) -> None:
-        """Let no further use begin, and close the connection when none is left."""
+        """Reject further uses, and close the connection once no use is left."""
         with self._lock:
             self._closing = True
             if not self._uses:
@@ -63,9 +60,9 @@ class _Kept:
 
 
 class Session:
-    """The tables of one file, by a URL: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
+    """The tables of one file, given by a URL: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
 
-    Raises ConfigurationError for a URL that names no file, and for a table name that SQLite keeps to itself.
+    Raises ConfigurationError for a URL that names no file, and for a table name that SQLite reserves.
     """
 
     def __init__(self, url: str, collections: Collections) -> None:
@@ -73,54 +70,54 @@ class Session:
         self._names: dict[str, str] = asdict(collections)
         for name in self._names.values():
             _check_name(name)
-        self._quoted = {known: quoted(name) for known, name in self._names.items()}
-        self._own = threading.local()
-        self._all: dict[threading.Thread, _Kept] = {}
+        self._quoted = {table: quoted(name) for table, name in self._names.items()}
+        self._local = threading.local()
+        self._connections: dict[threading.Thread, _ThreadConnection] = {}
         self._lock = threading.Lock()
         self._generation = 0
-        self._reads_only = False
+        self._read_only = False
 
     def open(self, *, create: bool = True) -> None:
-        """Make the file, the tables and the indexes that are missing; raises DatabaseFailed.
+        """Create the file, tables and indexes that are missing; raise DatabaseFailed if that fails.
 
-        Without ``create`` the file is opened for reading only, and what it lacks seems to be there, empty;
-        raises DatabaseMissing where there is no file, or no folder that it could be in.
+        Without ``create`` the file is opened read-only, and missing tables and columns appear empty; raises
+        DatabaseMissing if the file or its folder does not exist.
         """
         folder = self.path.parent
         if not folder.is_dir():
             kind = DatabaseFailed if create or folder.exists() else DatabaseMissing
-            raise kind(f"{folder} is no folder; make it, or check the path in --database")
+            raise kind(f"{folder} is not a folder; create it, or check the path in --database")
         if not create and not self.path.exists():
             raise DatabaseMissing(
-                f"there is no {self.path}; enqueue makes it, or check the path in --database"
+                f"{self.path} does not exist; create it by enqueue, or check the path in --database"
             )
-        if self._reads_only is create:
+        if self._read_only is create:
             self.close()
-        self._reads_only = not create
+        self._read_only = not create
         if create:
             with self._writing() as connection:
-                build(connection, self._names)
+                create_missing(connection, self._names)
         else:
             with self._reading():
                 pass
 
     def close(self) -> None:
-        """Close all connections, those of other threads as well; a later call opens its own again.
+        """Close all connections, including those of other threads; a later call opens a new one.
 
-        A connection that another thread is using is closed when that thread has done with it.
+        A connection that another thread is using is closed when that use ends.
         """
         with self._lock:
             self._generation += 1
-            kept, self._all = self._all, {}
-        for each in kept.values():
-            each.close()
+            connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            connection.close()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that holds the file's only write lock from its start; undone when the body raises.
+        """Open a transaction that holds the file's write lock from its start; roll back if the body raises.
 
-        Taken at the start, since a transaction that first reads and then writes fails where another wrote
-        in between.
+        The lock is taken at the start: a transaction that reads first and then writes fails if another one
+        wrote in between.
         """
         with self._reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -134,38 +131,38 @@ class Session:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """This thread's connection, with SQLite's errors as DatabaseFailed."""
+        """Yield this thread's connection; raise SQLite's errors as DatabaseFailed."""
         try:
-            kept = self._kept()
-            while not kept.take():  # closed by another thread since
-                kept = self._kept()
+            own = self._own_connection()
+            while not own.acquire():  # closed by another thread since
+                own = self._own_connection()
             try:
-                yield kept.connection
+                yield own.connection
             finally:
-                kept.give_back()
+                own.release()
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(_sentence(exc, self.path)) from exc
+            raise DatabaseFailed(_error_message(exc, self.path)) from exc
 
     def _sql(self, template: str, **pieces: str) -> str:
-        """The statement: in braces stand tables, by Collections' names, an id, and the pieces given."""
+        """Format a statement: braces name tables (as in Collections), ``id``, and the given pieces."""
         return template.format_map({**self._quoted, "id": ID, **pieces})
 
-    def _kept(self) -> _Kept:
-        """This thread's connection, made where it has none or where all have been closed since."""
-        kept: _Kept | None = getattr(self._own, "kept", None)
-        if kept is not None and kept.generation == self._generation:
-            return kept
-        connection = _connect_to_read(self.path, self._names) if self._reads_only else _connect(self.path)
+    def _own_connection(self) -> _ThreadConnection:
+        """Return this thread's connection; open one if it has none or if all have been closed since."""
+        own: _ThreadConnection | None = getattr(self._local, "connection", None)
+        if own is not None and own.generation == self._generation:
+            return own
+        connection = _connect_to_read(self.path, self._names) if self._read_only else _connect(self.path)
         with self._lock:
-            for thread in [each for each in self._all if not each.is_alive()]:
-                self._all.pop(thread).close()  # else threads that come and go would use up all open files
-            fresh = _Kept(connection, self._generation)
-            self._all[threading.current_thread()] = self._own.kept = fresh
-        return fresh
+            for dead in [thread for thread in self._connections if not thread.is_alive()]:
+                self._connections.pop(dead).close()  # else short-lived threads would exhaust the open files
+            opened = _ThreadConnection(connection, self._generation)
+            self._connections[threading.current_thread()] = self._local.connection = opened
+        return opened
 
 
 def path_of(url: str) -> Path:
-    """The file that a URL names; raises ConfigurationError where it names none."""
+    """Return the file that a URL names; raise ConfigurationError if it names none."""
     _, _, rest = url.partition(":")
     location = unquote(rest.partition("?")[0])
     if not location.startswith("///") or location in {"///", "////"}:
@@ -174,12 +171,12 @@ def path_of(url: str) -> Path:
         )
     name = location[3:]
     if name == ":memory:":
-        raise ConfigurationError("a SQLite database in memory ends with the run; name a file in --database")
+        raise ConfigurationError("a SQLite database in memory is lost at exit; name a file in --database")
     return Path(name)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # In WAL mode readers and the writer do not wait for one another.
+    # In WAL mode readers and the writer do not block each other.
     return _prepared(str(path), lambda connection: connection.execute("PRAGMA journal_mode = WAL"))
 
 
@@ -188,15 +185,15 @@ def _connect_to_read(path: Path, names: Mapping[str, str]) -> sqlite3.Connection
         overlay(connection, names)
         connection.execute("PRAGMA query_only = ON")
 
-    # Not mode=ro: whoever cannot write cannot take away the files that WAL mode needs beside it either.
+    # Not mode=ro: a read-only connection could not delete the files that WAL mode needs.
     return _prepared(f"{path.absolute().as_uri()}?mode=rw", prepare)
 
 
 def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
-    """A connection, whose transactions begin only when they are told to, prepared."""
+    """Open and prepare a connection that begins no transactions by itself."""
     connection = sqlite3.connect(
         name,
-        timeout=_PATIENCE,
+        timeout=_BUSY_TIMEOUT,
         isolation_level=None,
         check_same_thread=False,
         uri=name.startswith("file:"),
@@ -204,7 +201,7 @@ def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sql
     try:
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         prepare(connection)
     except BaseException:
         connection.close()
@@ -214,18 +211,18 @@ def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sql
 
 def _check_name(name: str) -> None:
     if not name or "\0" in name or name.lower().startswith("sqlite_"):
-        raise ConfigurationError(f"{name!r} cannot name a table in SQLite; choose another collection name")
+        raise ConfigurationError(f"{name!r} is not a valid SQLite table name; choose another collection name")
 
 
-def _sentence(exc: Exception, path: Path) -> str:
-    said = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
+def _error_message(exc: Exception, path: Path) -> str:
+    message = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
     code = getattr(exc, "sqlite_errorname", "")
     if code.startswith("SQLITE_NOTADB"):
-        return f"{path} is no SQLite database; check the path in --database"
+        return f"{path} is not a SQLite database; check the path in --database"
     if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return f"{path} cannot be opened for writing ({said}); check its permissions and those of its folder"
+        return f"cannot open {path} for writing ({message}); check its permissions and those of its folder"
     if code.startswith("SQLITE_FULL"):
-        return f"{path} cannot grow: the disk is full; make room and run it again"
+        return f"cannot write {path}: the disk is full; free some space and run it again"
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"{path} was locked by another program for {_PATIENCE} seconds; close it and run it again"
-    return f"SQLite file {path}: {said}"
+        return f"another program locked {path} for {_BUSY_TIMEOUT} seconds; close it and run it again"
+    return f"SQLite file {path}: {message}"
