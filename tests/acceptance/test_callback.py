@@ -25,7 +25,7 @@ def test_what_a_run_could_not_tell_the_next_one_tells(tmp_path, httpserver):
     down = sleeping.run(*JOB, "--run-id", "first", *told, folder=tmp_path)
     assert (down.returncode, down.stdout.startswith("completed 1")) == (0, True), down.stderr
     status = product.run("status", *JOB[:2], folder=tmp_path).stdout
-    assert "1 still to be told" in status
+    assert "1 to be sent" in status
     httpserver.expect_oneshot_request("/told", method="POST").respond_with_data("", status=503)
     httpserver.expect_request("/told", method="POST").respond_with_data("")
     told = ("--callback-patience", "60", "--callback-url", httpserver.url_for("/told"))
@@ -38,7 +38,7 @@ def test_what_a_run_could_not_tell_the_next_one_tells(tmp_path, httpserver):
     assert second.get_json()["run_id"] == "first"
     assert [result["prompt_id"] for result in second.get_json()["results"]]
     status = product.run("status", *JOB[:2], folder=tmp_path).stdout
-    assert "0 still to be told, 0 refused" in status
+    assert "0 to be sent, 0 rejected" in status
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def _is_down(httpserver, over):
 
 
 RECEIVERS = {
-    "down": (_is_down, "1 still to be told, 0 refused"),
-    "slow": (_answers(200, after=2), "0 still to be told, 0 refused"),
-    "500": (_answers(500), "1 still to be told, 0 refused"),
-    "301": (_answers(301, {"Location": "/elsewhere"}), "0 still to be told, 1 refused"),
-    "410": (_answers(410), "0 still to be told, 1 refused"),
-    "429": (_answers(429, {"Retry-After": "3600"}), "1 still to be told, 0 refused"),
-    "hangs": (_answers(200, after=None), "1 still to be told, 0 refused"),
+    "down": (_is_down, "1 to be sent, 0 rejected"),
+    "slow": (_answers(200, after=2), "0 to be sent, 0 rejected"),
+    "500": (_answers(500), "1 to be sent, 0 rejected"),
+    "301": (_answers(301, {"Location": "/elsewhere"}), "0 to be sent, 1 rejected"),
+    "410": (_answers(410), "0 to be sent, 1 rejected"),
+    "429": (_answers(429, {"Retry-After": "3600"}), "1 to be sent, 0 rejected"),
+    "hangs": (_answers(200, after=None), "1 to be sent, 0 rejected"),
 }
 
 

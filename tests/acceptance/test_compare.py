@@ -50,8 +50,8 @@ def test_two_runs_are_compared(folder):
     )
     assert (finished.returncode, finished.stderr) == (0, "")
     lines = finished.stdout.splitlines()
-    assert lines[0].startswith("A        few: 4 pictures, ")
-    assert lines[1].startswith("B        many: 5 pictures, ")
+    assert lines[0].startswith("A        few: 4 images, ")
+    assert lines[1].startswith("B        many: 5 images, ")
     assert re.search(r"\d images/s; .*\bdenoise \d+\.\d s", lines[0])
     assert "differs  num_inference_steps: A 2; B 12 (4 pairs)" in lines
     assert sum(line.startswith("differs") for line in lines) == 1
@@ -119,8 +119,8 @@ def test_a_url_that_is_no_pictures_is_not_followed(folder, tmp_path):
     [
         (("few", "many#gone"), "there is no run 'gone' in many"),
         (("few", "empty"), "there is no text2img.db in the folder empty"),
-        (("few", "none/such"), "'none/such' is no folder"),
-        (("few", "run-many"), "'run-many' is no folder"),
+        (("few", "none/such"), "'none/such' is not a folder"),
+        (("few", "run-many"), "'run-many' is not a folder"),
         (("few",), "RUN_B"),
         (("few", "many", "--html", "no/such/page.html"), "--html no/such/page.html cannot be written"),
     ],

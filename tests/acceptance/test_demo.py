@@ -16,7 +16,7 @@ def test_the_demo_needs_nothing_and_shows_twelve_pictures(tmp_path):
     first = product.run("demo", folder=tmp_path, **misleading)
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("completed 12, failed 0, remaining 0")
-    assert "12 of 12 pictures show what their prompt says" in first.stdout
+    assert "12 of 12 images match their prompt" in first.stdout
     with Image.open(tmp_path / "text2img-demo" / "contact-sheet.png") as sheet:
         assert sheet.width > 700
     again = product.run("demo", folder=tmp_path)

@@ -83,7 +83,7 @@ def test_a_dry_run_adds_nothing(tmp_path):
     planned = product.run(*JOB[4:], *LOOP, "--dry-run", "--output-dir", "absent", folder=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert "batch 1: 6 × " in planned.stdout
-    assert "a (picture 1), a (picture 2), b (picture 1)" in planned.stdout
+    assert "a (image 1), a (image 2), b (image 1)" in planned.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.json"]
 
 

@@ -184,7 +184,7 @@ def test_a_dry_run_counts_candidates(tmp_path):
     shown = product.run(*JOB, "--candidates", "3", "--dry-run", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "batch 1: 3 × " in shown.stdout
-    assert "a (picture 3)" in shown.stdout
+    assert "a (image 3)" in shown.stdout
     refused = product.run(*JOB, "--candidates", "3", "--num-images", "2", folder=tmp_path)
     (line,) = product.errors(refused)
     assert (refused.returncode, "--num-images" in line, "--candidates" in line) == (2, True, True)

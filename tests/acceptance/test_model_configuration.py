@@ -81,7 +81,7 @@ def test_doctor_finds_what_a_run_would_refuse(database, tmp_path, fields, said):
     job = ("--mongo-uri", database.uri, "--output", "pictures")
     found = product.run("doctor", *job, folder=tmp_path)
     refused = product.run(*job, folder=tmp_path)
-    assert f"\npictures  FAILED  {said}" in found.stdout
+    assert f"\nimages    FAILED  {said}" in found.stdout
     assert said in product.errors(refused)[-1]
     assert found.returncode == refused.returncode == 2
 
@@ -90,4 +90,4 @@ def test_doctor_says_what_pictures_would_be(database, tmp_path):
     """Size, steps and guidance, where prompts ask for nothing else."""
     _configure(database, num_inference_steps=3, guidance_scale=4, aspect_ratio="1:2")
     found = product.run("doctor", "--mongo-uri", database.uri, "--output", "pictures", folder=tmp_path)
-    assert "\npictures  ok      128×256, 3 steps, guidance 4\n" in found.stdout
+    assert "\nimages    ok      128×256, 3 steps, guidance 4\n" in found.stdout

@@ -21,9 +21,7 @@ def made(tmp_path_factory):
     nights.usual(folder)
     finished = product.run("report", *DATABASE, folder=folder)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith(
-        "report.html: 11 pictures (3 cannot be read, and say why) of 9 prompts, 4"
-    )
+    assert finished.stdout.startswith("report.html: 11 images (3 unreadable) of 9 prompts, 4")
     return folder
 
 
@@ -171,9 +169,7 @@ def test_pictures_that_cannot_be_read_say_why(page):
     assert "No such file" in _open(page, "a picture that is gone")
     assert "is not in a folder or bucket" in _open(page, "a picture that is none")
     assert "broken" in _open(page, "a torn picture")
-    assert "some pictures could not be read" in page.run(
-        "return document.getElementById('count').textContent"
-    )
+    assert "some images could not be read" in page.run("return document.getElementById('count').textContent")
 
 
 def test_the_keyboard_alone_will_do(page):

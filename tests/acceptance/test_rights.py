@@ -48,7 +48,7 @@ def test_the_rights_of_deploy_are_what_a_fleet_needs(tmp_path, gcs_server):
 
         (tmp_path / "prompts.txt").write_text(TEXT)
         assert "added 1 of 1" in do("enqueue", "prompts.txt")
-        assert "can be written" in do("doctor", *job)
+        assert "is writable" in do("doctor", *job)
         assert do("run", *job, *told).startswith("completed 1, failed 0")
         with MongoClient(owner, uuidRepresentation="standard") as client:
             client.art.datasets.update_many({}, {"$set": {"status": "error", "seed": 9}})

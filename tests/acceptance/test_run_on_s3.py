@@ -133,7 +133,7 @@ def test_a_bucket_that_is_not_there_is_named(job):
 def test_doctor_writes_and_deletes(job, s3_server):
     """``doctor`` finds the bucket usable and leaves nothing in it."""
     finished = job.run("doctor", "--s3-bucket", s3_server.bucket)
-    assert "s3://pictures/generated can be written" in finished.stdout
+    assert "s3://pictures/generated is writable" in finished.stdout
     assert "Contents" not in client(s3_server).list_objects_v2(Bucket=s3_server.bucket)
 
 

@@ -54,12 +54,12 @@ def test_what_was_asked_for_is_made_stored_and_told(tmp_path, httpserver):
     told = ("--callback-url", httpserver.url_for("/told"), "--object-name", "2026/gen_{generation_id}")
     planned = product.run(*JOB, *QUICK, "--dry-run", folder=tmp_path).stdout
     assert "batch 1: 4 × the model's own size" in planned
-    assert "1 (picture 1), 1 (picture 2), 1 (picture 3), 1 (picture 4)\n" in planned
+    assert "1 (image 1), 1 (image 2), 1 (image 3), 1 (image 4)\n" in planned
     assert "1 × 3:2 of the model's own size" in planned
     finished = sleeping.run(*JOB, *QUICK, *told, folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("completed 3 (7 pictures), failed 0, remaining 0; ")
-    assert "3 completed (7 pictures), 0 failed" in product.run("status", *JOB[:2], folder=tmp_path).stdout
+    assert "3 completed (7 images), 0 failed" in product.run("status", *JOB[:2], folder=tmp_path).stdout
     pictures, names = _pictures(tmp_path), ["gen_1", *(f"gen_1~{n}" for n in range(1, 5))]
     assert set(pictures) == {*names, "gen_2", "gen_3"}
     assert [_parameters(pictures[name])["seed"] for name in names] == [70, 71, 72, 73, 74]
@@ -152,7 +152,7 @@ def test_a_retry_reads_what_its_owner_wrote(tmp_path):
     row = _row(tmp_path, 1)
     assert (row["status"], row["error_code"], row["image_url"]) == ("error", "storage_rejected", None)
     blocked.rmdir()
-    assert "put 1 failed" in product.run("retry", *JOB[:2], folder=tmp_path).stdout
+    assert "reset 1 failed" in product.run("retry", *JOB[:2], folder=tmp_path).stdout
     done = sleeping.run(*JOB, *QUICK, "--num-images", "2", folder=tmp_path)
     assert done.stdout.startswith("completed 1 (3 pictures)"), done.stderr
     row = _row(tmp_path, 1)
@@ -199,7 +199,7 @@ def test_who_asks_for_shape_and_number(tmp_path):
         said = product.run(*JOB, *flags, "--dry-run", folder=tmp_path, **variables).stdout.splitlines()[1:]
         return {line.split(": ")[-1]: line.split(" × ")[1].split(", ")[0] for line in said}
 
-    shaped, two = "{} of the model's own size".format, "1 (picture 1), 1 (picture 2)"
+    shaped, two = "{} of the model's own size".format, "1 (image 1), 1 (image 2)"
     assert planned() == {"1": "the model's own size", "2": shaped("1:2")}
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
         database.execute("INSERT INTO model_configs (_id, aspect_ratio, num_images) VALUES (1, '3:2', 2)")

@@ -133,7 +133,7 @@ def test_a_stop_while_the_receiver_is_told(tmp_path, prompt, httpserver, number,
     assert (ended, cut_off) == (status, False)
     standing = product.run("status", *JOB[:2], folder=tmp_path).stdout
     assert "completed          1" in standing
-    assert "1 still to be told" in standing
+    assert "1 to be sent" in standing
     assert "completed  1 completed" in standing  # the run's own document
 
 

@@ -126,7 +126,7 @@ def test_doctor_reads_the_font_that_signs(folder):
     arguments = ("doctor", *DATABASE, "--output", "pictures", "--model-id", str(product.MODEL))
     signed = product.run(*arguments, "--artist-name", "Ana", folder=folder)
     assert (signed.returncode, len(signed.stdout.splitlines())) == (0, 7)
-    assert "signature ok      DejaVuSans-Bold.ttf holds 5,898 characters" in signed.stdout
+    assert "signature ok      DejaVuSans-Bold.ttf has 5,898 characters" in signed.stdout
     (folder / "no.ttf").write_text("no font")
     wrong = product.run(*arguments, "--signature-font", "no.ttf", folder=folder)
     assert wrong.returncode == 2

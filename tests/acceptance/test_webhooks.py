@@ -216,15 +216,15 @@ def test_what_a_dead_backend_missed_the_next_run_tells(tmp_path, backend):
     down = sleeping.run(*JOB, "--callback-patience", "0", folder=tmp_path)
     assert (down.returncode, down.stdout.split(";")[0]) == (0, "completed 1, failed 0, remaining 0")
     status = product.run("status", *DATABASE, folder=tmp_path).stdout
-    assert "notices: 1 still to be told, 0 refused" in status
+    assert "notifications: 1 to be sent, 0 rejected" in status
     with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection, connection:  # it has moved
         where = (f"{_url(backend)}{PLACE}/complete", _url(backend))
         connection.execute("UPDATE callbacks SET url = ?, origin = ?", where)
     assert product.run(*JOB, folder=tmp_path).returncode == 0
     assert [word for word, _ in _heard(backend, "a")] == ["complete"]
     status = product.run("status", *DATABASE, folder=tmp_path).stdout
-    assert "still to be told" in status
-    assert "notices: 1" not in status
+    assert "to be sent" in status
+    assert "notifications: 1" not in status
 
 
 def _killed_when(folder, condition):
@@ -294,7 +294,7 @@ def test_doctor_looks_the_hosts_up(tmp_path):
     """Names that nobody knows, and what is no name, are found before a run."""
     _enqueue(tmp_path, {"id": "a"})
     cases = [
-        ("127.0.0.1, *.example.com", 0, "127.0.0.1, *.example.com may be told"),
+        ("127.0.0.1, *.example.com", 0, "allowed hosts: 127.0.0.1, *.example.com"),
         ("no-such-host.invalid", 1, "no-such-host.invalid has no address"),
         ("https://x", 2, "is not a host"),
     ]

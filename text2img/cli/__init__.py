@@ -1,7 +1,7 @@
 """The command line: commands and flags → Settings → a command → the exit status.
 
-Only the parser lives here, so that ``--help`` and a wrong flag are answered before anything heavy is
-imported; each command is a module of its own, imported when it is asked for.
+This module holds only the parser, so that ``--help`` and a wrong flag are answered before anything heavy is
+imported. Each command is a module of its own, imported on demand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 _EVERYTHING = (
-    *("database", "output", "callback", "input", "selection", "model", "generator", "generation", "picture"),
+    *("database", "output", "callback", "input", "selection", "model", "generator", "generation", "image"),
     *("evaluation", "run", "metrics"),
     "logging",
 )
@@ -33,7 +33,7 @@ _OPERANDS = {"enqueue": "FILE ", "compare": "RUN_A RUN_B "}
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: the module that holds it, its line in the help, and the groups of options it takes."""
+    """A command: its module, its line in the help, and the groups of options that it takes."""
 
     module: str
     meaning: str
@@ -43,24 +43,28 @@ class Command:
 
 COMMANDS = {
     "run": Command(
-        "run", "claim what is pending, generate, store, record, notify, exit", (*_EVERYTHING, "distributed")
+        "run",
+        "claim pending prompts, generate, store, record, notify, exit",
+        (*_EVERYTHING, "distributed"),
     ),
-    "serve": Command("serve", "the same without an end: work until stopped", (*_EVERYTHING, "serving")),
+    "serve": Command("serve", "run until stopped, and wait for new prompts", (*_EVERYTHING, "serving")),
     "demo": Command(
-        "demo", "the same job on built-in parts: no server, no GPU, no download", ("model", "logging"), False
+        "demo", "run with built-in parts: no server, no GPU, no download", ("model", "logging"), False
     ),
     "enqueue": Command("enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", _QUEUE),
     "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
-    "status": Command("status", "show what waits, what is worked on, the last runs", (*_QUEUE, "selection")),
+    "status": Command(
+        "status", "show counts of prompts by status, and the last runs", (*_QUEUE, "selection")
+    ),
     "compare": Command(
         "compare", "compare two runs over the same prompts", ("database", "output", "logging")
     ),
-    "retry": Command("retry", "put failed prompts back to pending", (*_QUEUE, "selection")),
+    "retry": Command("retry", "reset failed prompts to pending", (*_QUEUE, "selection")),
     "report": Command(
-        "report", "write an HTML page of what was made and what failed", (*_QUEUE, "output", "selection")
+        "report", "write an HTML page of images and failures", (*_QUEUE, "output", "selection")
     ),
     "doctor": Command(
-        "doctor", "try every dependency and say what is wrong", (*_EVERYTHING, "serving", "distributed")
+        "doctor", "check every dependency and report problems", (*_EVERYTHING, "serving", "distributed")
     ),
 }
 
@@ -73,41 +77,41 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that ``argv`` (by default the process's arguments) asks for; the exit status."""
+    """Run the command in ``argv`` (by default the process's arguments), and return the exit status."""
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         status = _run(arguments)
-        sys.stdout.flush()  # else what cannot be written is found out when nobody can say so any more
+        sys.stdout.flush()  # a write error at interpreter exit could not be reported
     except Text2ImgError as exc:
         print(f"text2img: {exc}", file=sys.stderr)
         return exc.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        _silence()
+        # The reader of our output has gone; Python would report that again when it flushes at exit.
+        _discard_output()
         return 141
     except OSError as exc:
-        _silence()
+        _discard_output()
         print(f"text2img: standard output cannot be written: {exc.strerror}", file=sys.stderr)
         return 1
     return status
 
 
-def _silence() -> None:
-    """What is left of our output goes nowhere."""
+def _discard_output() -> None:
+    """Redirect the rest of standard output to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _unread() -> bool:
-    """Whether our output has no reader any more; else a connection of the command's own broke."""
+def _output_is_closed() -> bool:
+    """Return True if standard output has no reader; else a connection of the command itself broke."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Read the settings, set up logging, and let the command work; its failures end in one masked line."""
+    """Load the settings, set up logging, and run the command; log a failure as one masked line."""
     from text2img.settings.loader import load
 
     command = COMMANDS[arguments.command]
@@ -119,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from text2img.telemetry.tracing import secrets
     from text2img.worker import platform_task
 
-    mask = Mask([*settings.secrets, *_databases(arguments), *secrets(os.environ)])
+    mask = Mask([*settings.secrets, *_database_urls(arguments), *secrets(os.environ)])
     progress = set_up(settings, mask)
     platform_task.mark_logs(platform_task.find())
     try:
@@ -127,53 +131,50 @@ def _run(arguments: argparse.Namespace) -> int:
             module = import_module(f"text2img.cli.{command.module}")
             status: int = module.main(settings, arguments, progress)
     except BrokenPipeError as exc:
-        if _unread():
+        if _output_is_closed():
             raise
         return report_failure(exc)
-    except Exception as exc:  # noqa: BLE001 - whatever it is ends in one line and the right status
+    except Exception as exc:  # noqa: BLE001 - every failure ends in one line and the right status
         return report_failure(exc)
     return status
 
 
-def _databases(arguments: argparse.Namespace) -> list[str]:
-    """The databases' URLs among the operands, which may hold passwords."""
+def _database_urls(arguments: argparse.Namespace) -> list[str]:
+    """Return the databases' URLs among the operands, which may contain passwords."""
     runs = (getattr(arguments, name, "").rpartition("#") for name in ("run_a", "run_b"))
-    return [url for before, _, behind in runs if "://" in (url := before or behind)]
+    return [url for before, _, after in runs if "://" in (url := before or after)]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments as the command that takes them sees them; without a command it is ``run``."""
+    """Parse the arguments with the command's parser; the default command is ``run``."""
     if not argv or (argv[0].startswith("-") and argv[0] not in {"-h", "--help", "--version"}):
         argv = ["run", *argv]
-    argv = [_dashes(word) for word in argv]
+    argv = [_normalized(word) for word in argv]
     if argv[0] in COMMANDS:
-        arguments, unknown = _command_parser(argv[0]).parse_known_args(argv[1:], _named(argv[0]))
+        namespace = argparse.Namespace(command=argv[0])
+        arguments, unknown = _command_parser(argv[0]).parse_known_args(argv[1:], namespace)
         if unknown:
-            raise ConfigurationError(_unknown(unknown, argv[0]))
+            raise ConfigurationError(_unknown_message(unknown, argv[0]))
         return arguments
     _top_parser().parse_args(argv[:1])
-    raise ConfigurationError(f"there is no command {argv[0]!r}; there are {', '.join(COMMANDS)}")
+    raise ConfigurationError(f"unknown command {argv[0]!r}; use one of {', '.join(COMMANDS)}")
 
 
-def _named(command: str) -> argparse.Namespace:
-    return argparse.Namespace(command=command)
-
-
-def _dashes(word: str) -> str:
-    """Flags are taken in both spellings: ``--mongo_uri`` is ``--mongo-uri``."""
+def _normalized(word: str) -> str:
+    """Return a flag with dashes: ``--mongo_uri`` is accepted for ``--mongo-uri``."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value
 
 
-def _unknown(words: Sequence[str], command: str) -> str:
-    """What was not understood, by name alone: the value beside it might be a password."""
+def _unknown_message(words: Sequence[str], command: str) -> str:
+    """Return the error message for unknown arguments; it omits values, which may be passwords."""
     from text2img.prompts.validation import nearest
 
     word = words[0].partition("=")[0]
     if not word.startswith("-"):
-        return f"{command} takes no further argument (there are {len(words)}); see {command} --help"
+        return f"{command} takes no further arguments, but got {len(words)}; see text2img {command} --help"
     flags = [option.flag for option in _options(COMMANDS[command].groups)]
     return f"{command} has no option {word}{nearest(word, flags)}; see text2img {command} --help"
 
@@ -184,8 +185,8 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="text2img",
         usage="text2img [COMMAND] [flags]",
-        description="Prompts from a database → pictures by diffusers → pictures in a bucket or a folder.",
-        epilog="commands (run, where none is given):\n" + "\n".join(lines) + "\n\n"
+        description="Generate images for the prompts in a database; store them in a bucket or a folder.",
+        epilog="commands (default: run):\n" + "\n".join(lines) + "\n\n"
         "text2img COMMAND --help lists a command's flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -205,23 +206,23 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     )
     if name == "run":
         parser.add_argument(
-            "--dry-run", action="store_true", help="say what would be done, batch by batch; write nothing"
+            "--dry-run", action="store_true", help="print the planned batches and write nothing"
         )
     if name == "demo":
-        parser.add_argument("--output", dest="folder", default="text2img-demo", help="the folder it works in")
-        parser.add_argument("--fresh", action="store_true", help="remove the last demo's folder first")
+        parser.add_argument("--output", dest="folder", default="text2img-demo", help="the demo's folder")
+        parser.add_argument("--fresh", action="store_true", help="remove the last demo's files first")
     if name == "enqueue":
-        parser.add_argument("file", metavar="FILE", help="the prompts; - is standard input")
+        parser.add_argument("file", metavar="FILE", help="file of prompts; - is standard input")
     if name == "status":
         parser.add_argument(
-            "--plot", metavar="RUN", help="plot where a run's time went; last: the latest one"
+            "--plot", metavar="RUN", help="plot a run's time by stage; last means the latest run"
         )
-        parser.add_argument("--plot-file", metavar="FILE", help="draw that plot into a PNG")
-        watch = "show it again every so many seconds (2), with pace and workers, until stopped"
+        parser.add_argument("--plot-file", metavar="FILE", help="write that plot to a PNG file")
+        watch = "repeat every SECONDS (default 2) until stopped, with speed and workers"
         parser.add_argument("--watch", nargs="?", const="2", metavar="SECONDS", help=watch)
     if name == "report":
-        parser.add_argument("--html", metavar="FILE", default="report.html", help="the file it writes")
-        parser.add_argument("--run-id", metavar="RUN", help="only what this run made, and what failed in it")
+        parser.add_argument("--html", metavar="FILE", default="report.html", help="file to write")
+        parser.add_argument("--run-id", metavar="RUN", help="only the images and failures of this run")
     if name == "compare":
         _compare_arguments(parser)
     if name == "retry":
@@ -230,18 +231,18 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     sections = {section: group(section) for section in command.groups}
     for option in _options(command.groups):
         text = f"{option.meaning} [{option.variable}; default: {option.default_shown}]".replace("%", "%%")
-        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if option.switch else {}
-        sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text, **alone)
+        extra: dict[str, Any] = {"nargs": "?", "const": "true"} if option.switch else {}
+        sections[option.group].add_argument(option.flag, dest=option.name, metavar="…", help=text, **extra)
     return parser
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    run = "a run's id; a folder that holds text2img.db, or a database's URL, either with #RUN_ID behind it"
+    run = "a run's id; or a folder with text2img.db, or a database's URL, optionally followed by #RUN_ID"
     parser.add_argument("run_a", metavar="RUN_A", help=run)
-    parser.add_argument("run_b", metavar="RUN_B", help="the same")
-    parser.add_argument("--json", metavar="FILE", help="write all of it as JSON; - is standard output")
-    parser.add_argument("--html", metavar="FILE", help="write a page with the pictures")
-    parser.add_argument("--clip", metavar="MODEL", help="a CLIP model (folder or hub id) compares them too")
+    parser.add_argument("run_b", metavar="RUN_B", help="as RUN_A")
+    parser.add_argument("--json", metavar="FILE", help="write the whole comparison as JSON; - is stdout")
+    parser.add_argument("--html", metavar="FILE", help="write a page with the images")
+    parser.add_argument("--clip", metavar="MODEL", help="CLIP model (folder or hub id) for image similarity")
 
 
 def _options(groups: tuple[str, ...]) -> Iterable[Option]:

@@ -1,4 +1,4 @@
-"""``compare RUN_A RUN_B``: the same prompts under two configurations, side by side."""
+"""``compare RUN_A RUN_B``: compare two runs over the same prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from text2img.databases import Selection
 from text2img.errors import ConfigurationError, ObjectUnreadable
-from text2img.reports.comparison import Comparison, Side, matched, pictures_of
+from text2img.reports.comparison import Comparison, Side, images_of, match_images
 from text2img.reports.comparison.html import page
 from text2img.reports.comparison.similarity import check, measure_pairs
 from text2img.reports.comparison.table import document, table
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where a run is looked for: ``name`` may be shown, ``url`` may hold a password."""
+class _RunLocation:
+    """The database of a run, and the run's id; ``name`` may be shown, ``url`` may contain a password."""
 
     name: str
     url: str
@@ -42,88 +42,94 @@ class _Place:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Compare; print the table, or JSON where standard output is for that; the exit status."""
+    """Print the comparison as a table, or as JSON with ``--json -``, and return the exit status."""
     del progress
     check()
     for flag, file in (("--json", arguments.json), ("--html", arguments.html)):
         _check_file(flag, file)
-    places = [_place(settings, run) for run in (arguments.run_a, arguments.run_b)]
-    a, b = (_side(settings, place) for place in places)
+    locations = [_locate(settings, run) for run in (arguments.run_a, arguments.run_b)]
+    a, b = (_side(settings, location) for location in locations)
     read, clip = _reader(settings), _clip(arguments.clip)
     with quiet():
-        found = Comparison(a=a, b=b, pairs=measure_pairs(matched(a.pictures, b.pictures), read, clip))
+        comparison = Comparison(a=a, b=b, pairs=measure_pairs(match_images(a.images, b.images), read, clip))
         if arguments.html:
             folder = Path(arguments.html).absolute().parent
-            _write("--html", arguments.html, page(found, read, folder))
-    if arguments.json and arguments.json != "-":
-        _write("--json", arguments.json, [document(found)])
-    print(
-        document(found) if arguments.json == "-" else table(found), end="" if arguments.json == "-" else "\n"
-    )
+            _write("--html", arguments.html, page(comparison, read, folder))
+    if arguments.json == "-":
+        print(document(comparison), end="")
+        return 0
+    if arguments.json:
+        _write("--json", arguments.json, [document(comparison)])
+    print(table(comparison))
     return 0
 
 
-def _place(settings: Settings, run: str) -> _Place:
-    """What a RUN means; raises ConfigurationError for what is none."""
-    before, _, behind = run.rpartition("#")
-    where, run_id = (before, behind) if before and not Path(run).is_dir() else (run, None)
+def _locate(settings: Settings, run: str) -> _RunLocation:
+    """Return the location that a RUN argument means; raise ConfigurationError for an invalid one."""
+    before, _, after = run.rpartition("#")
+    where, run_id = (before, after) if before and not Path(run).is_dir() else (run, None)
     if "://" in where:
         scheme, _, rest = where.partition("://")
         shown = f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
-        return _Place(name=_named(shown, run_id), url=where, run_id=run_id)
+        return _RunLocation(name=_with_run(shown, run_id), url=where, run_id=run_id)
     if Path(where).is_dir():
         file = Path(where) / DATABASE_NAME
         if not file.is_file():
             raise ConfigurationError(
-                f"there is no {DATABASE_NAME} in the folder {where}; name one that a run made"
+                f"there is no {DATABASE_NAME} in the folder {where}; use the output folder of a run"
             )
         url = f"sqlite:///{quote(str(file.absolute()))}"
-        return _Place(name=_named(where, run_id), url=url, run_id=run_id)
+        return _RunLocation(name=_with_run(where, run_id), url=url, run_id=run_id)
     if run_id is not None or "/" in run or not run:
         raise ConfigurationError(
-            f"{where!r} is no folder; name a run's id, a folder with {DATABASE_NAME}, or a database's URL"
+            f"{where!r} is not a folder; use a run's id, a folder with {DATABASE_NAME}, or a database's URL"
         )
     try:
-        return _Place(name=run, url=settings.database_url, run_id=run)
+        return _RunLocation(name=run, url=settings.database_url, run_id=run)
     except ConfigurationError as exc:
-        raise ConfigurationError(f"{run!r} is no folder, and to find a run of that id: {exc}") from None
+        raise ConfigurationError(f"{run!r} is not a folder, and to look it up as a run's id: {exc}") from None
 
 
-def _named(where: str, run_id: str | None) -> str:
+def _with_run(where: str, run_id: str | None) -> str:
     return where if run_id is None else f"{where} #{run_id}"
 
 
-def _side(settings: Settings, place: _Place) -> Side:
-    """The pictures that a run made, or all that are in the place, and the runs that made them."""
-    with closing(build.database(settings, url=place.url, create=False)) as database:
-        made = list(database.completed(Selection(), place.run_id))
-        named = [place.run_id] if place.run_id else dict.fromkeys(one.run_id for one in made if one.run_id)
-        runs = [run for run in map(database.run, named) if run is not None]
-    if not made:
-        raise ConfigurationError(_nothing(place, known=bool(runs)))
-    pictures = sorted(
-        (image for one in made for image in pictures_of(one)),
+def _side(settings: Settings, location: _RunLocation) -> Side:
+    """Return the images of the run, or all in the database, and the runs that generated them."""
+    with closing(build.database(settings, url=location.url, create=False)) as database:
+        prompts = list(database.completed(Selection(), location.run_id))
+        run_ids = (
+            [location.run_id]
+            if location.run_id
+            else dict.fromkeys(prompt.run_id for prompt in prompts if prompt.run_id)
+        )
+        runs = [run for run in map(database.run, run_ids) if run is not None]
+    if not prompts:
+        raise ConfigurationError(_no_images_message(location, run_exists=bool(runs)))
+    images = sorted(
+        (image for prompt in prompts for image in images_of(prompt)),
         key=lambda image: (image.prompt.kind, image.prompt.text, image.number),
     )
-    return Side(name=place.name, runs=tuple(runs), pictures=tuple(pictures))
+    return Side(name=location.name, runs=tuple(runs), images=tuple(images))
 
 
-def _nothing(place: _Place, *, known: bool) -> str:
-    if place.run_id is None:
-        return f"there are no pictures in {place.name}; run it first"
-    if known:
+def _no_images_message(location: _RunLocation, *, run_exists: bool) -> str:
+    if location.run_id is None:
+        return f"there are no images in {location.name}; run it first"
+    if run_exists:
         return (
-            f"no prompt carries the run {place.run_id} any more: in one database each has its latest run only"
+            f"no prompt belongs to run {location.run_id} any more: a database keeps only the latest run of"
+            " each prompt"
         )
-    where = place.name.removesuffix(f" #{place.run_id}") if "#" in place.name else "that database"
-    return f"there is no run {place.run_id!r} in {where}; status lists the last ones"
+    where = location.name.removesuffix(f" #{location.run_id}") if "#" in location.name else "that database"
+    return f"there is no run {location.run_id!r} in {where}; status lists the last ones"
 
 
 def _reader(settings: Settings) -> Callable[[str], bytes]:
-    """Reads a picture from the output that is named, if one is, else from where its URL says."""
+    """Return a function that reads an image from the output, if one is set, else from its URL."""
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
-    named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
-    storages = [build.storage(settings), None] if named else [None]
+    has_output = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
+    storages = [build.storage(settings), None] if has_output else [None]
     readers = [ImageReader(storage, options) for storage in storages]
 
     def read(url: str) -> bytes:
@@ -147,25 +153,27 @@ def _clip(model: str | None) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]],
 
 
 def _check_file(flag: str, file: str | None) -> None:
-    """Find out before there is work whether the file could be written."""
+    """Raise ConfigurationError, before any work, if the file could not be written."""
     if file == "-" and flag == "--html":
         raise ConfigurationError("--html - would mix the page with the table; name a file")
     if file and file != "-" and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-        raise ConfigurationError(f"{flag} {file} cannot be written: it is a folder, or in none that is there")
+        raise ConfigurationError(
+            f"{flag} {file} cannot be written: it is a folder, or its folder does not exist"
+        )
 
 
 def _write(flag: str, file: str, pieces: Iterable[str]) -> None:
-    """Write the file: whole, or not at all."""
+    """Write the file atomically."""
     target = Path(file).absolute()
     try:
-        descriptor, aside = tempfile.mkstemp(prefix=".text2img-", dir=target.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=".text2img-", dir=target.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as written:
-                written.writelines(pieces)
-            Path(aside).chmod(0o644)
-            Path(aside).replace(target)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as opened:
+                opened.writelines(pieces)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
         finally:
             with suppress(FileNotFoundError):
-                Path(aside).unlink()
+                Path(temporary).unlink()
     except OSError as exc:
         raise ConfigurationError(f"{flag} {file} cannot be written: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""``demo``: the same job on built-in parts: an embedded database, a small trained model, a folder."""
+"""``demo``: run with built-in parts: an embedded database, a small trained model, a folder."""
 
 from __future__ import annotations
 
@@ -31,22 +31,20 @@ PROMPTS = _BUILT_IN / "prompts.yaml"
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Make the demo's pictures and a contact sheet of them; the exit status."""
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # the model is so small that more threads only get in its way
+    """Generate the demo's images and a contact sheet of them; return the exit status."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the model is so small that more threads slow it down
     folder = Path(arguments.folder)
     if arguments.fresh:
         _remove(folder)
     settings = _settings(settings, folder)
     prompts = list(read_prompts(str(PROMPTS)))
     if not _enqueue(settings, prompts):
-        print(f"nothing to do: the pictures are in {folder}; text2img demo --fresh starts afresh")
+        print(f"nothing to do: the images are in {folder}; use --fresh to generate them again")
         return 0
     stop = Stop()
     status = run.work(settings, build.build(settings, stop.wait), progress, stop)
     if status == 0:
-        _show(prompts, folder)
+        _write_contact_sheet(prompts, folder)
     return status
 
 
@@ -57,44 +55,44 @@ def _settings(settings: Settings, folder: Path) -> Settings:
         output=str(folder / "images"),
         model_id=settings.model_id or str(MODEL),
         num_inference_steps=20,
-        guidance_scale=3,  # as its training was judged
+        guidance_scale=3,  # as in the evaluation of its training
         batch_size="4",
     )
 
 
 def _enqueue(settings: Settings, prompts: Sequence[NewPrompt]) -> int:
-    """Add the demo's prompts unless they are there already; how many wait."""
+    """Add the demo's prompts unless they exist; return the number of pending prompts."""
     folder = Path(settings.output_url).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise StorageFailed(f"{folder} cannot be made: {exc.strerror}; choose another --output") from exc
+        raise StorageFailed(f"{folder} cannot be created: {exc.strerror}; choose another --output") from exc
     with closing(build.database(settings)) as database:
         database.enqueue(prompts)
         return database.pending(Selection())
 
 
-def _show(prompts: Sequence[NewPrompt], folder: Path) -> None:
-    """Write the contact sheet, and say how many pictures show what was asked for, by their pixels."""
+def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:
+    """Write the contact sheet, and print how many images match their prompt, by their pixels."""
     from PIL import Image
 
     from text2img.demo.judge import judge
 
-    pictures = []
+    images = []
     for prompt in prompts:
         with Image.open(folder / "images" / f"{prompt.id.name}.png") as file:
-            pictures.append((prompt.text, file.convert("RGB")))
-    right = sum(judge(image).shows(Scene.parse(text)) for text, image in pictures)
-    contact_sheet(pictures).save(folder / "contact-sheet.png")
-    print(f"{right} of {len(pictures)} pictures show what their prompt says")
-    print(f"look at {folder / 'contact-sheet.png'}")
+            images.append((prompt.text, file.convert("RGB")))
+    matching = sum(judge(image).shows(Scene.parse(text)) for text, image in images)
+    contact_sheet(images).save(folder / "contact-sheet.png")
+    print(f"{matching} of {len(images)} images match their prompt")
+    print(f"contact sheet: {folder / 'contact-sheet.png'}")
 
 
 def _remove(folder: Path) -> None:
-    """Remove what a demo wrote, and nothing else: the folder may be somebody's home."""
-    written = [*folder.glob("demo.db*"), folder / "contact-sheet.png", *(folder / "images").glob("*.png")]
+    """Remove a demo's files and nothing else: the folder may be a home directory."""
+    files = [*folder.glob("demo.db*"), folder / "contact-sheet.png", *(folder / "images").glob("*.png")]
     try:
-        for file in written:
+        for file in files:
             file.unlink(missing_ok=True)
     except OSError as exc:
         raise ConfigurationError(f"{exc.filename} cannot be removed: {exc.strerror}") from exc

@@ -1,4 +1,4 @@
-"""``enqueue FILE``: adds the prompts of a file, once all of them are right."""
+"""``enqueue FILE``: add the prompts of a file, if all of them are valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Check the whole file, then add what is new; the exit status."""
+    """Validate the whole file, then add the new prompts; return the exit status."""
     del progress
     prompts = read_prompts(arguments.file)
     with closing(build.database(settings)) as database:

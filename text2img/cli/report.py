@@ -1,4 +1,4 @@
-"""``report``: one HTML file with what was made, what failed, and how the runs went."""
+"""``report``: write one HTML file with the images, the failures, and the statistics of the runs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
 
-_RUNS: Final = 200
-"""The latest runs, which is as many as a plot can show."""
+_MAX_RUNS: Final = 200
+"""The latest runs; the plot cannot show more."""
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Write it; the exit status."""
+    """Write the report, and return the exit status."""
     del progress
     run_id = arguments.run_id or settings.run_id
     with closing(build.database(settings, create=False)) as database:
-        contents = _contents(database, settings, run_id)
-        written = write_report(arguments.html, contents, _reader(settings).read)
-    print(_line(arguments.html, written))
+        data = _report_data(database, settings, run_id)
+        stats = write_report(arguments.html, data, _reader(settings).read)
+    print(_summary_line(arguments.html, stats))
     return 0
 
 
-def _contents(database: Database, settings: Settings, run_id: str | None) -> ReportData:
+def _report_data(database: Database, settings: Settings, run_id: str | None) -> ReportData:
     selection = build.selection(settings)
     waiting = None
     if run_id is None:
         counts = database.counts(selection)
         waiting = counts.pending + counts.processing
     return ReportData(
-        what=_what(settings.dataset_id, run_id),
+        what=_title(settings.dataset_id, run_id),
         made=database.completed(selection, run_id),
         failures=database.failures(selection, run_id),
         runs=_runs(database, run_id),
@@ -50,28 +50,28 @@ def _contents(database: Database, settings: Settings, run_id: str | None) -> Rep
 
 def _runs(database: Database, run_id: str | None) -> list[Run]:
     if run_id is None:
-        return database.last_runs(_RUNS)
+        return database.last_runs(_MAX_RUNS)
     run = database.run(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status lists the last ones")
     return [run]
 
 
-def _what(dataset_id: str | None, run_id: str | None) -> str:
-    narrowed = {"data set": dataset_id, "run": run_id}
-    return ", ".join(f"{kind} {name}" for kind, name in narrowed.items() if name) or "All prompts"
+def _title(dataset_id: str | None, run_id: str | None) -> str:
+    filters = {"data set": dataset_id, "run": run_id}
+    return ", ".join(f"{kind} {name}" for kind, name in filters.items() if name) or "All prompts"
 
 
 def _reader(settings: Settings) -> ImageReader:
-    """Reads from the output alone where one is named, else from where the pictures' URLs say."""
-    named = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
+    """Return a reader of the output if one is set, else of the images' URLs."""
+    has_output = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
-    return ImageReader(build.storage(settings) if named else None, options)
+    return ImageReader(build.storage(settings) if has_output else None, options)
 
 
-def _line(name: str, written: ReportStats) -> str:
-    absent = f" ({written.unreadable:,} cannot be read, and say why)" if written.unreadable else ""
+def _summary_line(name: str, stats: ReportStats) -> str:
+    unreadable = f" ({stats.unreadable:,} unreadable)" if stats.unreadable else ""
     return (
-        f"{name}: {written.pictures:,} pictures{absent} of {written.prompts:,} prompts, "
-        f"{written.failures:,} failed; {written.size / 1e6:.1f} MB"
+        f"{name}: {stats.images:,} images{unreadable} of {stats.prompts:,} prompts, "
+        f"{stats.failures:,} failed; {stats.size / 1e6:.1f} MB"
     )

@@ -1,4 +1,4 @@
-"""``retry``: puts failed prompts back to pending, as if they had never been tried."""
+"""``retry``: reset failed prompts to pending, and forget their attempts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Put them back; the exit status."""
+    """Reset the failed prompts, and return the exit status."""
     del progress
-    code = _code(arguments.error_code)
-    with closing(build.database(settings, create=False)) as database:  # a file that is not there is a slip
+    code = _error_code(arguments.error_code)
+    with closing(build.database(settings, create=False)) as database:  # a missing file is a typing error
         database.open()
-        again = database.retry(code, build.selection(settings))
-    print(f"put {again} failed prompts back to pending")
+        count = database.retry(code, build.selection(settings))
+    print(f"reset {count} failed prompts to pending")
     return 0
 
 
-def _code(text: str | None) -> ErrorCode | None:
+def _error_code(text: str | None) -> ErrorCode | None:
     try:
         return None if text is None else ErrorCode(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""``run``: the one-shot job, from the settings to the exit status."""
+"""``run``: the one-shot job and its dry run, from the settings to the exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from text2img.intake import read_prompts
 from text2img.prompts import Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
-from text2img.telemetry.publisher import check, look, publishing
+from text2img.telemetry.publisher import metrics_sinks, publishing, query_backlog
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
 from text2img.worker.local import LocalExecutor
@@ -32,29 +32,29 @@ if TYPE_CHECKING:
     from text2img.worker.local import Executor
 
 
-_AT_ONCE: Final = 1000
+_ENQUEUE_CHUNK: Final = 1000  # prompts of an input file that are added at once
 log = logging.getLogger("text2img.run")
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Do the job; return the exit status."""
+    """Run the job, or plan it with ``--dry-run``; return the exit status."""
     stop = Stop()
     deps, prompts = prepare(settings, stop)
     if arguments.dry_run:
-        return show(settings, deps, prompts)
+        return print_plan(settings, deps, prompts)
     if settings.ray_address is None or settings.workers is None:
         build.check_device(settings)
     return work(settings, deps, progress, stop, prompts)
 
 
 def prepare(settings: Settings, stop: Stop) -> tuple[Dependencies, Prompts | None]:
-    """Build what the settings determine, and read the input file, before the database is opened.
+    """Build what the settings determine, and read the input file, without any connection.
 
-    Raises ConfigurationError for what is wrong with either.
+    Raises ConfigurationError for invalid settings or files.
     """
     deps = build.build(settings, stop.wait)
     build.check_workers(settings)
-    check(settings, platform_task.instance())
+    metrics_sinks(settings, platform_task.instance())
     return deps, read_prompts(settings.input_file) if settings.input_file else None
 
 
@@ -65,16 +65,16 @@ def work(
     with closing(build.database(settings)) as database, graceful_shutdown(stop):
         add(database, prompts)
         job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
-        backlog = partial(look, database, deps.selection)
+        backlog = partial(query_backlog, database, deps.selection)
         with publishing(settings, job, backlog, platform_task.instance()):
-            job.run(progress, overview(settings, deps, database, stop))
+            job.run(progress, summary_writer(settings, deps, database, stop))
     return 3 if job.stats.failed else 0
 
 
-def overview(
+def summary_writer(
     settings: Settings, deps: Dependencies, database: Database, stop: Stop
 ) -> Callable[[Run], None] | None:
-    """Return what writes the run's summary files, in a layout of folders; None in a flat one."""
+    """Return the function that writes the run's summary files; None unless the layout is ``folders``."""
     if not settings.folders:
         return None
 
@@ -83,14 +83,14 @@ def overview(
 
         try:
             RunSummary(database, deps.storage, stop.check).write(run, deps.selection, deps.loop)
-        except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # the last: one of its files is rejected
+        except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # PromptFailed: the file was rejected
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
 
 
 def executor(settings: Settings, deps: Dependencies, database: Database, stop: Stop) -> Executor:
-    """Return what does the work: one worker in this process, or several in processes of their own."""
+    """Return the executor: one worker in this process, or several in processes of their own."""
     if settings.workers is None:
         return LocalExecutor(settings, deps)
     from text2img.worker.ray.pool import RayExecutor
@@ -99,54 +99,54 @@ def executor(settings: Settings, deps: Dependencies, database: Database, stop: S
 
 
 def add(database: Database, prompts: Prompts | None) -> None:
-    """The input file's prompts: those that are new, and those that were changed."""
+    """Add the input file's new prompts, and requeue the changed ones."""
     if not prompts:
         return
-    added = revised = 0
-    waiting = iter(prompts)
-    while chunk := list(islice(waiting, _AT_ONCE)):
+    added = changed = 0
+    remaining = iter(prompts)
+    while chunk := list(islice(remaining, _ENQUEUE_CHUNK)):
         added += database.enqueue(chunk)
-        revised += database.requeue_changed(chunk)
-    log.info("of %d prompts %d are new and %d have changed", len(prompts), added, revised)
+        changed += database.requeue_changed(chunk)
+    log.info("of %d prompts %d are new and %d have changed", len(prompts), added, changed)
 
 
-_SHOWN = 1_000
-_OWN_SIZE = RequestedParameters(width=2040, height=2040)
-"""A stand-in: which size it is, only the model knows. On so large a one no signature is too long, and no
-aspect ratio of it is too large. Nobody asks for this very size."""
+_MAX_PLANNED = 1_000
+_MODEL_SIZE = RequestedParameters(width=2040, height=2040)
+"""Placeholder for the model's own size, which is unknown before the model is loaded.
+
+It is large enough for every signature and every aspect ratio, and an unlikely size for a request.
+"""
 
 
-def show(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
-    """Print it; the exit status. ``new`` prompts of a file are planned as if none of them were there yet."""
-    waiting, prompts, configuration = _found(settings, may_be_missing=bool(new))
+def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
+    """Print the planned batches, and return the exit status; ``new`` prompts are planned as if enqueued."""
+    waiting, prompts, configuration = _waiting_prompts(settings, may_be_missing=bool(new))
     if new:
-        waiting += _add(new, prompts)
-        print(
-            f"{len(new)} prompts of {settings.input_file} would be added, or made again, where they are new"
-        )
+        waiting += _add_new(new, prompts)
+        print(f"{len(new)} prompts of {settings.input_file} would be added or, if changed, requeued")
     configured = configuration.requested if configuration else RequestedParameters()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
-    own = RequestedParameters()
+    model_defaults = RequestedParameters()
     hosted = build.hosted(settings, configuration) if settings.hosted_model else None
-    if hosted:  # of which all that can be known is known without asking
+    if hosted:  # it can be inspected without a connection
         model_info = hosted.inspect()
-        model, own = model_info.name, model_info.requested
+        model, model_defaults = model_info.name, model_info.requested
     total = min(waiting, settings.limit or waiting)
-    prompts = prompts[: min(total, _SHOWN)]
-    print(f"{total} prompts would be made by {model} → {settings.output_url}")
+    prompts = prompts[: min(total, _MAX_PLANNED)]
+    print(f"{total} prompts would be generated by {model} → {settings.output_url}")
     batcher = Batcher(FixedSize(deps.batch_size))
     for prompt in prompts:
         try:
             if prompt.webhook_url is not None:
                 deps.webhook_hosts.check(prompt.webhook_url)
-            asked = request(prompt, (settings.requested, configured, own, DEFAULTS, _OWN_SIZE))
-            asked = deps.loop.next(asked) if deps.loop else asked
-            deps.encoder.check(asked.parameters)
+            planned = request(prompt, (settings.requested, configured, model_defaults, DEFAULTS, _MODEL_SIZE))
+            planned = deps.loop.next(planned) if deps.loop else planned
+            deps.encoder.check(planned.parameters)
             if hosted:
-                hosted.prepare(asked)
-            for lora in asked.parameters.loras:
+                hosted.prepare(planned)
+            for lora in planned.parameters.loras:
                 deps.loras.check(lora)
-            batcher.add(asked.per_image())
+            batcher.add(planned.per_image())
         except PromptFailed as exc:
             print(f"  {prompt.id} would fail: {exc} ({exc.code})")
     _print_batches(batcher)
@@ -155,14 +155,15 @@ def show(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
     return 0
 
 
-def _found(
+def _waiting_prompts(
     settings: Settings, *, may_be_missing: bool
 ) -> tuple[int, list[Prompt], ModelConfiguration | None]:
-    """How many prompts wait, the first of them, and the model configuration."""
+    """Return the number of waiting prompts, the first of them, and the model configuration."""
     try:
         with closing(build.database(settings, create=False)) as database:
             waiting = database.pending(build.selection(settings))
-            prompts = database.peek(min(settings.limit or _SHOWN, _SHOWN), build.selection(settings))
+            count = min(settings.limit or _MAX_PLANNED, _MAX_PLANNED)
+            prompts = database.peek(count, build.selection(settings))
             return waiting, prompts, database.model_configuration(settings.model_config_id)
     except DatabaseMissing:
         if may_be_missing:
@@ -170,20 +171,20 @@ def _found(
         raise
 
 
-def _add(new: Prompts, prompts: list[Prompt]) -> int:
-    """Add the first of the new ones to those that wait already; how many all of them are."""
-    there = {prompt.id for prompt in prompts}
+def _add_new(new: Prompts, prompts: list[Prompt]) -> int:
+    """Append the new prompts to the waiting ones, up to _MAX_PLANNED; return the number of new prompts."""
+    waiting_ids = {prompt.id for prompt in prompts}
     added = 0
-    for each in new:
-        if each.id not in there:
+    for new_prompt in new:
+        if new_prompt.id not in waiting_ids:
             added += 1
-            if len(prompts) < _SHOWN:
-                prompts.append(_prompt(each))
+            if len(prompts) < _MAX_PLANNED:
+                prompts.append(_as_claimed(new_prompt))
     return added
 
 
-def _prompt(new: NewPrompt) -> Prompt:
-    """The prompt as it would be claimed."""
+def _as_claimed(new: NewPrompt) -> Prompt:
+    """Return the prompt as it would be claimed."""
     claim = Claim(new.id, "", 0)
     return Prompt(claim=claim, text=new.text, requested=new.requested, webhook_url=new.webhook_url)
 
@@ -192,22 +193,22 @@ def _print_batches(batcher: Batcher) -> None:
     number = 0
     while batch := batcher.take():
         number += 1
-        ids = ", ".join(_picture(request) for request in batch)
-        print(f"  batch {number}: {len(batch)} × {_described(batch[0])}: {ids}")
+        names = ", ".join(_name(request) for request in batch)
+        print(f"  batch {number}: {len(batch)} × {_description(batch[0])}: {names}")
 
 
-def _picture(request: Request) -> str:
-    """The prompt's id, and which picture of it, where it has several."""
+def _name(request: Request) -> str:
+    """Return the prompt's id, and the image's number if the prompt has several images."""
     several = request.num_images > 1
-    return f"{request.prompt.id} (picture {request.number + 1})" if several else str(request.prompt.id)
+    return f"{request.prompt.id} (image {request.number + 1})" if several else str(request.prompt.id)
 
 
-def _described(request: Request) -> str:
-    wanted = request.parameters
-    own = (wanted.width, wanted.height) == (_OWN_SIZE.width, _OWN_SIZE.height)
-    size = "the model's own size" if own else f"{wanted.width}×{wanted.height}"
-    size = f"{wanted.aspect_ratio} of the model's own size" if wanted.aspect_ratio else size
-    scheduler = wanted.scheduler or "the model's own scheduler"
-    loras = "".join(f", LoRA {lora.shown} × {lora.weight:g}" for lora in wanted.loras)
-    steps = f"{wanted.num_inference_steps} steps, guidance {wanted.guidance_scale:g}"
+def _description(request: Request) -> str:
+    parameters = request.parameters
+    is_own_size = (parameters.width, parameters.height) == (_MODEL_SIZE.width, _MODEL_SIZE.height)
+    size = "the model's own size" if is_own_size else f"{parameters.width}×{parameters.height}"
+    size = f"{parameters.aspect_ratio} of the model's own size" if parameters.aspect_ratio else size
+    scheduler = parameters.scheduler or "the model's own scheduler"
+    loras = "".join(f", LoRA {lora.shown} × {lora.weight:g}" for lora in parameters.loras)
+    steps = f"{parameters.num_inference_steps} steps, guidance {parameters.guidance_scale:g}"
     return f"{size}, {steps}, {scheduler}{loras}"

@@ -1,4 +1,4 @@
-"""``schema``: prints what a file of prompts may hold, as a JSON Schema for editors and other programs."""
+"""``schema``: print the JSON Schema of a file of prompts, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Print it; the exit status."""
+    """Print the schema, and return the exit status."""
     del settings, arguments, progress
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
     return 0

@@ -1,4 +1,4 @@
-"""``serve``: the job without an end, on prompts from the database and from a RabbitMQ, where one is named."""
+"""``serve``: run until stopped, on prompts from the database and, if one is set, from RabbitMQ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from text2img.cli.run import add, prepare
 from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import ConfigurationError
-from text2img.telemetry.publisher import look, publishing
+from text2img.telemetry.publisher import publishing, query_backlog
 from text2img.worker import build, platform_task
 from text2img.worker.job import Job
 from text2img.worker.local import LocalExecutor
@@ -30,11 +30,11 @@ log = logging.getLogger("text2img.serve")
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Serve until told to stop, or idle for long enough; the exit status: failed prompts do not change it."""
+    """Serve until stopped or idle; return the exit status, which failed prompts do not change."""
     del arguments
     if settings.limit is not None:
         raise ConfigurationError(
-            "--limit (LIMIT) is for run: serve works until it is stopped, or --idle-exit"
+            "--limit (LIMIT) is an option of run: serve works until it is stopped, or idle for --idle-exit"
         )
     stop = Stop()
     deps, prompts = prepare(settings, stop)
@@ -50,7 +50,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
             stop=stop,
             serving=_serving(settings, broker, database, stop),
         )
-        with publishing(settings, job, partial(look, database, deps.selection), platform_task.instance()):
+        backlog = partial(query_backlog, database, deps.selection)
+        with publishing(settings, job, backlog, platform_task.instance()):
             job.run(progress)
     return 0
 
@@ -77,7 +78,7 @@ def _intake(
         if added:
             arrived.set()
         if added < len(prompts):
-            there = len(prompts) - added
-            log.info("%d of %d messages are of prompts that are there already", there, len(prompts))
+            duplicates = len(prompts) - added
+            log.info("%d of %d messages are for prompts that already exist", duplicates, len(prompts))
 
     return Consumer(broker, MessageReader(settings.dataset_id), add, stop)

@@ -1,1 +1,1 @@
-"""Stages, timeouts, backoff and file locks. Knows nothing of images or databases."""
+"""Stages, timeouts, backoff, signals and file locks; independent of images and databases."""

@@ -1,6 +1,6 @@
-"""Files that processes lock against one another; the system frees what a dead process held, however it died.
+"""File locks between processes; the system releases the lock of a dead process, however it died.
 
-For folders of one machine: network file systems keep such locks in ways of their own.
+They are for folders on one machine: network file systems implement such locks differently.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHARED: Final = fcntl.LOCK_SH
-ALONE: Final = fcntl.LOCK_EX
-_LOOK: Final = 0.2  # seconds between looks at a lock that another process has
+EXCLUSIVE: Final = fcntl.LOCK_EX
+_POLL_INTERVAL: Final = 0.2  # seconds between attempts to get a lock that another process holds
 
 
 @contextmanager
 def locked(file: Path, wait: Callable[[float], None]) -> Iterator[None]:
-    """Nobody else, in this process or another, is in such a block of that file, which is made and stays.
+    """Hold the exclusive lock of a file, within this process and among others; the file is created and kept.
 
-    ``wait(seconds)`` sleeps between the looks, and may raise.
+    ``wait(seconds)`` sleeps between the attempts, and may raise.
     """
     with file.open("ab") as opened:
-        while not try_lock(opened, ALONE):
-            wait(_LOOK)
+        while not try_lock(opened, EXCLUSIVE):
+            wait(_POLL_INTERVAL)
         yield
 
 
 def lock(file: IO[Any] | int, kind: int) -> None:
-    """Lock the open file, SHARED or ALONE, until it is closed, however long others have it."""
+    """Lock the open file, SHARED or EXCLUSIVE, until it is closed; wait as long as others hold it."""
     fcntl.flock(file, kind)
 
 
 def try_lock(file: IO[Any] | int, kind: int) -> bool:
-    """The same without waiting: False where others have it. Raises OSError where nothing can be locked."""
+    """Lock the open file without waiting; return False if another process holds it.
+
+    Raises OSError where the file system supports no locks.
+    """
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

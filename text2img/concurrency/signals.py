@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: end a command at once, or ask a run to shut down in good order."""
+"""SIGTERM and SIGINT: end a command at once, or ask a run to shut down gracefully."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """Whether, and by which signal, the run was asked to end. Set from a signal handler, read anywhere."""
+    """A request to end the run, and the signal behind it. Set by a signal handler, read by any thread."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -33,7 +33,7 @@ class Stop:
             raise Stopped(self._number)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, at most ``seconds``; raises Stopped as soon as the run is asked to end."""
+        """Sleep for at most ``seconds``; raise Stopped as soon as the run is asked to end."""
         self._event.wait(max(0.0, seconds))
         self.check()
 
@@ -44,31 +44,32 @@ class Stop:
 
     @property
     def event(self) -> threading.Event:
-        """Set once the run was asked to end."""
+        """An event that is set once the run was asked to end."""
         return self._event
 
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """SIGTERM and SIGINT end a command at once: while nothing is claimed there is nothing to give back. As a
-    container's first process it would not even hear a signal that nobody handles.
+    """End the command at once on SIGTERM or SIGINT: before anything is claimed, there is nothing to release.
 
-    Raises SystemExit with 128 + signal, also where the code that was interrupted stumbles over that and
-    raises something else: a library's lock may not be as it left it.
+    A handler is needed: a container's first process ignores signals without one.
+
+    Raises SystemExit with 128 + signal. It replaces any exception that the interrupted code raises instead,
+    for example because the interruption left a library's lock in a wrong state.
     """
-    heard: list[int] = []
+    received: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
-        heard.append(number)
+        received.append(number)
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except Exception:
-        if heard:
-            raise SystemExit(128 + heard[0]) from None
+        if received:
+            raise SystemExit(128 + received[0]) from None
         raise
     finally:
         for number, handler in before.items():
@@ -77,7 +78,7 @@ def exit_on_signal() -> Iterator[None]:
 
 @contextmanager
 def graceful_shutdown(stop: Stop) -> Iterator[None]:
-    """Set ``stop`` on SIGTERM and SIGINT, inside this block; a second signal ends the process at once."""
+    """Make SIGTERM and SIGINT set ``stop`` inside this block; a second signal ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame

@@ -1,7 +1,7 @@
-"""Bounded hand-over between threads: how one part of the flow works while another does. Knows no images.
+"""Bounded hand-over between threads, so that one stage of the flow works while another does.
 
-Nothing here is unbounded: whoever is ahead waits. A failure in a thread comes out where the flow touches
-the stage next, as the exception that it was.
+Every buffer is bounded: a stage that is ahead waits for the next one. A failure in a thread is raised where
+the flow next touches the stage, as the original exception.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ T = TypeVar("T")
 
 
 class StageTimer:
-    """Seconds spent by stage, added up over threads.
+    """Seconds spent in each stage, summed over threads.
 
-    ``heard``, if given, is told of each time: the stage, what it was spent on (where the caller said so), its
-    start and its end, by ``clock``.
+    ``on_time``, if given, is called for each measured time with the stage, what the time was spent on (as
+    far as the caller named it), the start and the end, by ``clock``.
     """
 
     def __init__(
         self,
-        heard: Callable[[str, Sequence[object], float, float], None] | None = None,
+        on_time: Callable[[str, Sequence[object], float, float], None] | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._heard = heard
+        self._on_time = on_time
         self._clock = clock
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def __call__(self, stage: str, *of: object) -> Iterator[None]:
-        """Add the time spent inside to ``stage``; it is spent on these."""
+    def __call__(self, stage: str, *subjects: object) -> Iterator[None]:
+        """Add the time spent in the block to ``stage``; ``subjects`` are what it is spent on."""
         started = self._clock()
         try:
             yield
@@ -48,78 +48,78 @@ class StageTimer:
             ended = self._clock()
             with self._lock:
                 self._seconds[stage] += ended - started
-            if self._heard is not None:
-                self._heard(stage, of, started, ended)
+            if self._on_time is not None:
+                self._on_time(stage, subjects, started, ended)
 
-    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, one after another; the time that each takes to come is added to ``stage``."""
-        coming = iter(items)
+    def iterate(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and add the time that the iterable takes for each of them to ``stage``."""
+        iterator = iter(items)
         while True:
             with self(stage):
-                item = next(coming, None)
+                item = next(iterator, None)
             if item is None:
                 return
             yield item
 
     def seconds(self) -> Mapping[str, float]:
-        """Seconds so far, by stage."""
+        """Return the seconds so far, by stage."""
         with self._lock:
             return dict(self._seconds)
 
 
 class BatchPrefetcher(Generic[T]):
-    """An iterable that works ahead of whoever takes from it, in a thread of its own.
+    """An iterable that computes its items ahead, in a thread of its own.
 
-    At most ``room`` items wait to be taken. Leaving the ``with`` block ends the iterable at its next item
-    and waits for its thread.
+    At most ``capacity`` items wait to be taken. Leaving the ``with`` block ends the iterable at its next item
+    and joins the thread.
     """
 
-    def __init__(self, items: Iterable[T], room: int) -> None:
+    def __init__(self, items: Iterable[T], capacity: int) -> None:
         self._items = items
-        self._room = threading.Semaphore(room - 1)
-        self._made: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
-        self._left = False
-        self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
+        self._free = threading.Semaphore(capacity - 1)
+        self._ready: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._left = True
-        self._room.release()
+        self._closed = True
+        self._free.release()
         self._thread.join()
 
     def __iter__(self) -> Iterator[T]:
-        while item := self._made.get():
+        while item := self._ready.get():
             if isinstance(item, BaseException):
                 raise item
-            self._room.release()
+            self._free.release()
             yield item[0]
 
-    def _work(self) -> None:
+    def _produce(self) -> None:
         try:
             for item in self._items:
-                self._made.put((item,))
-                self._room.acquire()
-                if self._left:
+                self._ready.put((item,))
+                self._free.acquire()
+                if self._closed:
                     return
-            self._made.put(None)
-        except BaseException as exc:  # noqa: BLE001 - it is raised again where the items are taken
-            self._made.put(exc)
+            self._ready.put(None)
+        except BaseException as exc:  # noqa: BLE001 - raised again where the items are taken
+            self._ready.put(exc)
 
 
 class Stage(Generic[T]):
-    """``threads`` threads that do ``work`` on whatever is put; at most ``room`` items wait.
+    """``threads`` threads that call ``work`` on every item put; at most ``capacity`` items wait.
 
-    Leaving the ``with`` block waits until all that was put has been worked on, also when the block failed:
-    what is finished is worth keeping. The first failure of ``work`` is raised by the next ``put`` and, at
-    the latest, on leaving; after it nothing more is worked on.
+    Leaving the ``with`` block waits until every item has been worked on, also when the block failed:
+    finished work is worth keeping. The first failure of ``work`` is raised by the next ``put``, or at the
+    latest on leaving; items after it are dropped.
     """
 
-    def __init__(self, name: str, work: Callable[[T], None], *, threads: int, room: int) -> None:
+    def __init__(self, name: str, work: Callable[[T], None], *, threads: int, capacity: int) -> None:
         self._work_on = work
-        self._waiting: queue.Queue[tuple[T] | None] = queue.Queue(room)
+        self._waiting: queue.Queue[tuple[T] | None] = queue.Queue(capacity)
         self._failure: BaseException | None = None
         self._threads = _threads(name, threads, self._work)
 
@@ -139,7 +139,7 @@ class Stage(Generic[T]):
             raise self._failure
 
     def put(self, item: T) -> None:
-        """Hand an item over; waits while there is no room. Raises the stage's first failure."""
+        """Hand an item over; blocks while the stage is full. Raises the stage's first failure."""
         if self._failure is not None:
             raise self._failure
         self._waiting.put((item,))
@@ -147,30 +147,35 @@ class Stage(Generic[T]):
     def _work(self) -> None:
         while item := self._waiting.get():
             if self._failure is not None:
-                continue  # taken and dropped, so that nobody waits for room for ever
+                continue  # drop the item, so that a blocked put can return
             try:
                 self._work_on(item[0])
-            except BaseException as exc:  # noqa: BLE001 - it is raised again in the flow's own thread
+            except BaseException as exc:  # noqa: BLE001 - raised again in the flow's own thread
                 self._failure = self._failure or exc
 
 
 class WriteBuffer(Generic[T]):
-    """``threads`` threads, each of which does ``work`` on what has gathered meanwhile, all of it at once.
+    """``threads`` threads, each of which calls ``work`` on all items that wait.
 
-    That is when ``enough`` items wait, or ``patience`` seconds after the first of them came, or when the
-    block is left. Whoever puts more has to wait while ``enough`` do. The first failure of ``work`` is raised
-    by the next ``put`` and, at the latest, on leaving; after it nothing more is worked on.
+    A call starts when ``batch_size()`` items wait, ``max_delay`` seconds after the first of them arrived, or
+    when the block is left. ``put`` blocks while ``batch_size()`` items wait. The first failure of ``work`` is
+    raised by the next ``put``, or at the latest on leaving; items after it are dropped.
     """
 
     def __init__(
-        self, work: Callable[[list[T]], None], *, threads: int, enough: Callable[[], int], patience: float
+        self,
+        work: Callable[[list[T]], None],
+        *,
+        threads: int,
+        batch_size: Callable[[], int],
+        max_delay: float,
     ) -> None:
-        self._work_on, self._enough, self._patience = work, enough, patience
+        self._work_on, self._batch_size, self._max_delay = work, batch_size, max_delay
         self._waiting: list[T] = []
-        self._left = False
+        self._closed = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._threads = _threads("gather", threads, self._work)
+        self._threads = _threads("buffer", threads, self._work)
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -181,7 +186,7 @@ class WriteBuffer(Generic[T]):
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._changed:
-            self._left = True
+            self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -189,24 +194,24 @@ class WriteBuffer(Generic[T]):
             raise self._failure
 
     def put(self, items: Sequence[T]) -> None:
-        """Hand items over; waits while enough wait. Raises the failure of the work."""
+        """Hand items over; blocks while the buffer is full. Raises the first failure of the work."""
         if not items:
             return
         with self._changed:
-            self._changed.wait_for(lambda: self._failure or len(self._waiting) < self._enough())
+            self._changed.wait_for(lambda: self._failure or len(self._waiting) < self._batch_size())
             if self._failure is not None:
                 raise self._failure
             self._waiting.extend(items)
             self._changed.notify_all()
 
-    def _gathered(self) -> list[T]:
-        """What is to be worked on next; nothing once the block was left, or after a failure."""
+    def _take(self) -> list[T]:
+        """Wait for the next items and take them; none once the block was left, or after a failure."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._waiting)
-            # Another thread may take what both wait for: what comes then has a patience of its own.
+            # Another thread may take the items that both wait for; later items then get a full delay.
             self._changed.wait_for(
-                lambda: self._over or not self._waiting or len(self._waiting) >= self._enough(),
-                self._patience,
+                lambda: self._over or not self._waiting or len(self._waiting) >= self._batch_size(),
+                self._max_delay,
             )
             items, self._waiting = self._waiting, []
             self._changed.notify_all()
@@ -214,19 +219,19 @@ class WriteBuffer(Generic[T]):
 
     @property
     def _over(self) -> bool:
-        return self._left or self._failure is not None
+        return self._closed or self._failure is not None
 
     def _work(self) -> None:
-        # Another thread may have taken what both waited for: then there is nothing, and still more to come.
-        while (items := self._gathered()) or not self._over:
+        # No items does not mean the end: another thread may have taken the ones that both waited for.
+        while (items := self._take()) or not self._over:
             try:
                 if items:
                     self._work_on(items)
-            except BaseException as exc:  # noqa: BLE001 - it is raised again where items are put
+            except BaseException as exc:  # noqa: BLE001 - raised again where items are put
                 with self._changed:
                     self._failure = self._failure or exc
                     self._changed.notify_all()
 
 
-def _threads(name: str, number: int, work: Callable[[], None]) -> list[threading.Thread]:
-    return [threading.Thread(target=work, name=f"{name}-{each}", daemon=True) for each in range(number)]
+def _threads(name: str, count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    return [threading.Thread(target=work, name=f"{name}-{index}", daemon=True) for index in range(count)]

@@ -1,4 +1,4 @@
-"""Call what may hang, and wait for it so long and no longer. Knows nothing of what is called."""
+"""Time limits: call a function with a timeout, back off between attempts, read a Retry-After header."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
-_LOOK = 0.2  # seconds between looks at an event
+_POLL_INTERVAL = 0.2  # seconds between checks of the cancel event
 
 
 def run_with_timeout(
-    seconds: float, action: Callable[[], _Result], unless: threading.Event | None = None
+    timeout: float, action: Callable[[], _Result], cancel: threading.Event | None = None
 ) -> _Result:
-    """What ``action`` returns or raises; TimeoutError where it has done neither after ``seconds``, or soon
-    after ``unless`` is set.
+    """Return what ``action`` returns, or raise what it raises, within ``timeout`` seconds.
 
-    Socket timeouts do not bound a name lookup, nor an answer that trickles in byte by byte. The action
-    runs in a daemon thread, which is left behind when it overruns: it must be harmless if it ends later.
+    Raises TimeoutError after ``timeout``, or soon after ``cancel`` is set.
+
+    Socket timeouts bound neither a name lookup nor an answer that trickles in byte by byte. The action
+    runs in a daemon thread, which is abandoned when it overruns: it must be harmless if it ends later.
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -35,53 +36,51 @@ def run_with_timeout(
     def run() -> None:
         try:
             results.append(action())
-        except BaseException as exc:  # noqa: BLE001 - raised again in the thread that waits
+        except BaseException as exc:  # noqa: BLE001 - raised again in the waiting thread
             errors.append(exc)
 
-    thread = threading.Thread(target=run, name="within", daemon=True)
+    thread = threading.Thread(target=run, name="with-timeout", daemon=True)
     thread.start()
-    _join(thread, seconds, unless)
+    _join(thread, timeout, cancel)
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"no end after {seconds:g} s")
+        raise TimeoutError(f"timed out after {timeout:g} s")
     return results[0]
 
 
-def _join(thread: threading.Thread, seconds: float, unless: threading.Event | None) -> None:
-    if unless is None:
-        thread.join(seconds)
+def _join(thread: threading.Thread, timeout: float, cancel: threading.Event | None) -> None:
+    if cancel is None:
+        thread.join(timeout)
         return
-    until = time.monotonic() + seconds
-    while thread.is_alive() and not unless.is_set() and (left := until - time.monotonic()) > 0:
-        thread.join(min(_LOOK, left))
+    until = time.monotonic() + timeout
+    while thread.is_alive() and not cancel.is_set() and (left := until - time.monotonic()) > 0:
+        thread.join(min(_POLL_INTERVAL, left))
 
 
-def exponential_backoff(tries: int, longest: float) -> float:
-    """Seconds after so many tries (from 1): 1, 2, 4 … ``longest``, less up to a quarter.
+def exponential_backoff(attempts: int, max_delay: float) -> float:
+    """Return the seconds to wait after the given number of attempts (from 1): 1, 2, 4 … ``max_delay``.
 
-    What is taken off at random keeps workers from marching in step.
+    Up to a quarter is taken off at random, so that workers do not retry in step.
     """
-    return min(longest, 2.0 ** min(max(tries, 1) - 1, 10)) * secrets.SystemRandom().uniform(0.75, 1)
+    return min(max_delay, 2.0 ** min(max(attempts, 1) - 1, 10)) * secrets.SystemRandom().uniform(0.75, 1)
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def parse_retry_after(
-    retry_after: str | None, longest: float, *, clock: Callable[[], datetime] = _now
-) -> float:
-    """The seconds that a Retry-After asks for, by number or by date (RFC 9110, 10.2.3), at most ``longest``.
+def parse_retry_after(header: str | None, max_delay: float, *, clock: Callable[[], datetime] = _now) -> float:
+    """Return the seconds of a Retry-After header, at most ``max_delay``; 0 if it is missing or invalid.
 
-    0 where there is none, or none that can be read. ``clock`` says what a date is compared with.
+    The header holds a number of seconds or a date (RFC 9110, 10.2.3); dates are compared with ``clock``.
     """
-    value = (retry_after or "").strip()
+    value = (header or "").strip()
     if re.fullmatch(r"[0-9]{1,18}", value):
-        return min(float(value), longest)
+        return min(float(value), max_delay)
     try:
         date = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return 0.0
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return min(max((date - clock()).total_seconds(), 0.0), longest)
+    return min(max((date - clock()).total_seconds(), 0.0), max_delay)

@@ -1,1 +1,1 @@
-"""What a run leaves to look at: gallery, comparison, contact sheets, and the files beside the images."""
+"""Reports on a run: gallery, comparison, contact sheets, and the files next to the images."""

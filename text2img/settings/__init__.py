@@ -1,8 +1,7 @@
-"""Every option, declared once: its flag, its variable, its default, what it means.
+"""Settings: every option of a run, and the values that follow from several options at once.
 
-The dataclass is what the program reads; the command line is made from it, and ``environment`` fills it. It is
-declared in three parts, ``places``, ``drawing`` and ``running``; here is what follows from several options at
-once. Knows not what the options do, and imports little, so that ``--help`` is quick.
+``options`` declares the options, from which the command line is made; ``loader`` fills them from flags and
+environment. This module imports little, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["DATABASE_NAME", "DEFAULTS", "DEFAULT_MODEL", "Option", "Settings", "options"]
 
 DATABASE_NAME = "text2img.db"
-"""The file in an output folder that holds its database."""
-_HOSTED = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,7}", re.ASCII)
-"""A model's name with its owner, and what of it is asked: fal-ai/flux/dev. It becomes a part of URLs."""
+"""The database file in an output folder."""
+_HOSTED_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,7}", re.ASCII)
+"""A hosted model's owner, name and variant, such as fal-ai/flux/dev. It becomes a part of URLs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(RuntimeSettings):
-    """All options with their values. Secrets stay out of ``repr``; ``secrets`` lists them for masking."""
+    """All options with their values. ``repr`` shows no secrets; ``secrets`` lists them for masking."""
 
     def __repr__(self) -> str:
         shown = {option.name: getattr(self, option.name) for option in options() if not option.secret}
@@ -48,33 +47,33 @@ class Settings(RuntimeSettings):
 
     @property
     def requested(self) -> RequestedParameters:
-        """What the flags and variables ask of every picture."""
+        """The parameters that flags and variables request for every image."""
         return RequestedParameters(
             **{
-                f.name: getattr(self, f.name)
-                for f in dataclasses.fields(RequestedParameters)
-                if hasattr(self, f.name)
+                parameter.name: getattr(self, parameter.name)
+                for parameter in dataclasses.fields(RequestedParameters)
+                if hasattr(self, parameter.name)
             }
         )
 
     @property
     def batches(self) -> BatchSize:
-        """How many prompts share a batch; raises ConfigurationError for what is no batch size."""
+        """The batch size; raises ConfigurationError for an invalid one."""
         try:
             return BatchSize.parse(self.batch_size)
         except ValueError:
             raise ConfigurationError(
-                "--batch-size (BATCH_SIZE): it should be a whole number from 1 on, auto, or auto:N;"
+                "--batch-size (BATCH_SIZE) must be a whole number from 1, auto, or auto:N;"
                 f" it is {self.batch_size[:60]!r}"
             ) from None
 
     @property
     def object_names(self) -> ObjectName | IterationFolderName:
-        """What pictures are called; raises ConfigurationError for a template that cannot be."""
+        """The naming scheme of image files; raises ConfigurationError for an invalid template."""
         if self.folders:
             if self.object_name != ObjectName.TEMPLATE:
                 raise ConfigurationError(
-                    "--object-name (OBJECT_NAME) does nothing for a layout of folders; give --layout flat, or"
+                    "--object-name (OBJECT_NAME) has no effect with --layout folders; use --layout flat, or"
                     " leave it out"
                 )
             return IterationFolderName()
@@ -87,72 +86,72 @@ class Settings(RuntimeSettings):
 
     @property
     def folders(self) -> bool:
-        """Whether each prompt gets a folder of its own, with all that is known of it."""
+        """True if each prompt gets its own folder, with its iterations and metadata."""
         return (self.layout or ("folders" if self.output_dir else "flat")) == "folders"
 
     @property
     def loop(self) -> Loop | None:
-        """How often a prompt is drawn until it is good enough; None: once, whatever becomes of it.
+        """The refinement loop of each prompt; None if each prompt is generated once, whatever its score.
 
-        Raises ConfigurationError where nothing could say how good a picture is, or several shall be kept.
+        Raises ConfigurationError if there is no evaluator to score images, or ``num_images`` is above 1.
         """
         if (self.iterations, self.candidates, self.min_score) == (1, 1, None):
             return None
         if self.evaluator == "none":
             raise ConfigurationError(
-                "--iterations, --candidates and --min-score need scores; say by --evaluator (EVALUATOR) who"
-                " gives them"
+                "--iterations, --candidates and --min-score need scores; choose an evaluator with"
+                " --evaluator (EVALUATOR)"
             )
         if (self.num_images or 1) > 1:
             raise ConfigurationError(
-                f"--num-images (NUM_IMAGES) is {self.num_images}, and the loop (--iterations, --candidates,"
-                " --min-score) keeps one picture of a prompt; leave one of the two out"
+                f"--num-images (NUM_IMAGES) is {self.num_images}, but the loop (--iterations, --candidates,"
+                " --min-score) keeps one image of each prompt; leave one of the two out"
             )
-        enough = 1.0 if self.min_score is None else self.min_score
-        return Loop(iterations=self.iterations, candidates=self.candidates, min_score=enough)
+        min_score = 1.0 if self.min_score is None else self.min_score
+        return Loop(iterations=self.iterations, candidates=self.candidates, min_score=min_score)
 
     @property
     def hosted_model(self) -> str | None:
-        """The service's name of the model that draws, None where it is drawn here.
+        """The name of the hosted model that generates, None for a local model.
 
-        Raises ConfigurationError for a generator that there is not.
+        Raises ConfigurationError for an unknown generator.
         """
         if self.generator == "local":
             return None
         kind, _, model = self.generator.partition(":")
-        if kind != "fal" or not _HOSTED.fullmatch(model):
+        if kind != "fal" or not _HOSTED_MODEL.fullmatch(model):
             raise ConfigurationError(
-                "--generator (GENERATOR): it should be local, or fal:MODEL, such as fal:fal-ai/flux/dev;"
+                "--generator (GENERATOR) must be local, or fal:MODEL, such as fal:fal-ai/flux/dev;"
                 f" it is {self.generator[:60]!r}"
             )
         return model
 
     @property
     def folder(self) -> Path | None:
-        """The folder for all of it, None where none was named; raises ConfigurationError for what is none."""
+        """The output folder, None if none is set; raises ConfigurationError for an invalid one."""
         if not self.output_dir:
             return None
         if "://" in self.output_dir:
             raise ConfigurationError(
-                "--output-dir (OUTPUT_DIR) is a folder on this machine; for a bucket give --database,"
+                "--output-dir (OUTPUT_DIR) must be a folder on this machine; for a bucket use --database,"
                 " --output and --layout folders"
             )
         try:
             return Path(self.output_dir).expanduser().absolute()
         except RuntimeError:
             raise ConfigurationError(
-                f"--output-dir (OUTPUT_DIR): there is no such home; it is {self.output_dir[:60]!r}"
+                f"--output-dir (OUTPUT_DIR): no such home directory; it is {self.output_dir[:60]!r}"
             ) from None
 
     @property
     def database_url(self) -> str:
         """The database's URL; raises ConfigurationError unless exactly one was given."""
-        ours = f"sqlite:///{quote(str(self.folder / DATABASE_NAME))}" if self.folder else None
+        folder_url = f"sqlite:///{quote(str(self.folder / DATABASE_NAME))}" if self.folder else None
         return _one_of(
             {
                 "--mongo-uri (MONGO_URI)": self.mongo_uri,
                 "--database (DATABASE_URL)": self.database,
-                "--output-dir (OUTPUT_DIR)": ours,
+                "--output-dir (OUTPUT_DIR)": folder_url,
             }
         )
 
@@ -170,20 +169,22 @@ class Settings(RuntimeSettings):
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
-        """The host and port where metrics can be asked for; raises ConfigurationError for what is none."""
+        """The host and port that serve metrics, None if none is set.
+
+        Raises ConfigurationError for an invalid address.
+        """
         if self.metrics_port is None:
             return None
         host, _, port = self.metrics_port.rpartition(":")
         if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65_535:
             raise ConfigurationError(
-                "--metrics-port (METRICS_PORT): it should be PORT or HOST:PORT;"
-                f" it is {self.metrics_port[:60]!r}"
+                f"--metrics-port (METRICS_PORT) must be PORT or HOST:PORT; it is {self.metrics_port[:60]!r}"
             )
         return host.strip("[]") or "127.0.0.1", int(port)
 
     @property
     def broker_url(self) -> str | None:
-        """RabbitMQ's URL; None where none is given. Raises ConfigurationError where two are."""
+        """The URL of RabbitMQ, None if none is set; raises ConfigurationError if two are."""
         if not (self.rabbitmq_url or self.rabbitmq_host):
             return None
         return _one_of(
@@ -195,12 +196,12 @@ class Settings(RuntimeSettings):
 
 
 def options() -> Iterator[Option]:
-    """All options, in the order of their declaration."""
+    """Return all options, in the order of their declaration."""
     return declared_in(Settings)
 
 
 def _one_of(values: Mapping[str, str | None]) -> str:
-    """The one value that is given, of options by their names; ConfigurationError for none or several."""
+    """Return the one value that is set; raise ConfigurationError for none or several."""
     given = {name: value for name, value in values.items() if value}
     if len(given) > 1:
         raise ConfigurationError(f"{_listed(given, 'and')} are given; give only one of them")
@@ -209,6 +210,6 @@ def _one_of(values: Mapping[str, str | None]) -> str:
     return next(iter(given.values()))
 
 
-def _listed(names: Iterable[str], word: str) -> str:
+def _listed(names: Iterable[str], conjunction: str) -> str:
     *first, last = names
-    return f"{', '.join(first)} {word} {last}"
+    return f"{', '.join(first)} {conjunction} {last}"

@@ -1,7 +1,7 @@
-"""Fills the settings, by pydantic-settings: flags, then the environment, then ``.env.local``, then ``.env``.
+"""Load the settings with pydantic-settings: from flags, the environment, ``.env.local``, then ``.env``.
 
-A secret may also stand in a file that ``<NAME>_FILE`` names, as container platforms mount them; such a file
-counts as the place where its name was given. Apart from ``settings`` so that only real work imports pydantic.
+A secret may also be read from a file that ``<NAME>_FILE`` names, as container platforms mount them; the file
+has the precedence of that variable. A separate module, so that ``--help`` does not import pydantic.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 
-_SAME = (
+_ALIASES = (
     frozenset({"mongo_uri", "database_url"}),
     frozenset({"gcs_bucket", "s3_bucket", "output_url"}),
     frozenset({"rabbitmq_url", "rabbitmq_host"}),
 )
-"""Variables that say the same in several ways: only the highest level that has one of them is asked."""
-_BOTH = ("output_dir", (_SAME[0], _SAME[1]))
-"""The variable that says at once what either set does: it yields to both of them together, and they to it."""
+"""Sets of variables for one thing: a source is ignored for a set that a higher source has a variable of."""
+_COMBINED = ("output_dir", (_ALIASES[0], _ALIASES[1]))
+"""A variable that replaces both sets: it overrides them, and is overridden if a higher source has both."""
 
 
-class _Level(PydanticBaseSettingsSource):
-    """A place for variables and the files its ``<NAME>_FILE`` name, less what a higher level has said."""
+class _Source(PydanticBaseSettingsSource):
+    """Variables of one source and its ``<NAME>_FILE`` files, unless a higher source set them."""
 
     def __init__(self, settings_cls: type[BaseSettings], source: EnvSettingsSource) -> None:
         super().__init__(settings_cls)
         self._source = source
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Unused: ``__call__`` reads all fields at once."""
+        """Return nothing: ``__call__`` reads all fields at once."""
         del field
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        settled = set(self.current_state)
-        settled = settled.union(*(same for same in _SAME if same & settled))
-        both, sets = _BOTH
-        if both in settled:
-            settled = settled.union(*sets)
-        elif all(same & settled for same in sets):
-            settled.add(both)
-        said = {name: value for name, value in self._source().items() if name not in settled}
+        assigned = set(self.current_state)
+        assigned = assigned.union(*(aliases for aliases in _ALIASES if aliases & assigned))
+        combined, sets = _COMBINED
+        if combined in assigned:
+            assigned = assigned.union(*sets)
+        elif all(aliases & assigned for aliases in sets):
+            assigned.add(combined)
+        values = {name: value for name, value in self._source().items() if name not in assigned}
         secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else {}
-        for name in secrets.keys() - settled - said.keys():
+        for name in secrets.keys() - assigned - values.keys():
             if value := self._secret((name, *secrets[name])):
-                said[name] = value
-        return said
+                values[name] = value
+        return values
 
-    def _secret(self, spellings: Sequence[str]) -> str | None:
-        """What the first of these variables says, or the file that it names."""
-        for name in spellings:
+    def _secret(self, names: Sequence[str]) -> str | None:
+        """Return the value of the first of these variables that is set, itself or by its file."""
+        for name in names:
             if value := self._source.env_vars.get(name):
                 return value
             if path := self._source.env_vars.get(f"{name}_file"):
@@ -81,7 +81,7 @@ class _Environment(BaseSettings):
     secrets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     flags_alone: ClassVar[bool] = False
     model_config = SettingsConfigDict(
-        env_ignore_empty=True,  # compose files pass what is unset as empty
+        env_ignore_empty=True,  # compose files pass unset variables as empty
         extra="ignore",
     )
 
@@ -94,26 +94,26 @@ class _Environment(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The levels, the highest first."""
+        """Return the sources, the highest first."""
         del env_settings, dotenv_settings, file_secret_settings
         if cls.flags_alone:
             return (init_settings,)
         files = (DotEnvSettingsSource(settings_cls, env_file=name) for name in (".env.local", ".env"))
-        levels = (EnvSettingsSource(settings_cls), *files)
-        return (init_settings, *(_Level(settings_cls, level) for level in levels))
+        sources = (EnvSettingsSource(settings_cls), *files)
+        return (init_settings, *(_Source(settings_cls, source) for source in sources))
 
 
 def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
-    """The settings from ``flags`` (option name → text), then the environment, ``.env.local``, ``.env``.
+    """Load the settings from ``flags`` (option name → text), then the environment, ``.env.local``, ``.env``.
 
-    Without ``environment`` from the flags alone. Raises ConfigurationError with a line that names the option.
+    Without ``environment``, only the flags are read. Raises ConfigurationError, which names the option.
     """
     try:
         values = _read(
             tuple(options()), get_type_hints(Settings, include_extras=True), flags, environment=environment
         )
     except ValidationError as exc:
-        raise ConfigurationError(_sentence(exc.errors()[0])) from None
+        raise ConfigurationError(_error_message(exc.errors()[0])) from None
     settings = Settings(**values)
     _check(settings)
     return settings
@@ -137,11 +137,11 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("--run-id must be at most 100 letters, digits, dots, dashes and underscores")
 
 
-def _sentence(error: Any) -> str:
-    """One line for pydantic's first complaint; a secret's value is never part of it."""
-    where = str(error["loc"][0])
-    option = next((option for option in options() if option.variable.lower() == where), None)
-    name = f"{option.flag} ({option.variable})" if option else where
+def _error_message(error: Any) -> str:
+    """Return pydantic's error as one line, without the value of a secret."""
+    location = str(error["loc"][0])
+    option = next((option for option in options() if option.variable.lower() == location), None)
+    name = f"{option.flag} ({option.variable})" if option else location
     message = error["msg"].removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
     shown = "" if option is None or option.secret else f"; it is {str(error['input'])[:60]!r}"
@@ -151,10 +151,10 @@ def _sentence(error: Any) -> str:
 def _read(
     options: Sequence[Option], types: Mapping[str, Any], flags: Mapping[str, str], *, environment: bool
 ) -> dict[str, Any]:
-    """Every option's value by its name, of its declared type; without ``environment`` from flags alone.
+    """Return every option's value by its name, in its declared type.
 
-    Raises pydantic's ValidationError (its locations are variables in lower case), and ConfigurationError
-    for a secret's file or a ``.env`` that cannot be read.
+    Without ``environment``, only the flags are read. Raises pydantic's ValidationError (its locations are
+    variables in lower case), and ConfigurationError for a secret's file or a ``.env`` that cannot be read.
     """
     fields: dict[str, Any] = {
         option.variable.lower(): (types[option.name], option.default) for option in options

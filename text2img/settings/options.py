@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option as people meet it. ``default`` is shown where the field's own default does not say it.
+    """An option of the command line and the environment.
 
-    ``also``: further variables that say the same, where ``variable`` says nothing.
+    ``shown`` is the default in help and README, if the field's own default does not explain itself. ``also``
+    are further variables for the same option, used if ``variable`` is not set.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Option:
 
     @property
     def switch(self) -> bool:
-        """Whether the flag alone says yes."""
+        """True if the flag needs no value."""
         return isinstance(self.default, bool)
 
     @property
@@ -46,69 +47,73 @@ class Option:
 
 
 def option(default: Any, group: str, meaning: str, **more: Any) -> Any:
-    """A field of a class of options: its default, the group it is listed in, what it means."""
+    """Declare a field of a class of options: its default, the group that lists it, its meaning."""
     return field(default=default, metadata={"group": group, "meaning": meaning, **more})
 
 
 def declared_in(settings: Any) -> Iterator[Option]:
-    """The options of a class, in the order of their declaration."""
+    """Yield the options of a class, in the order of their declaration."""
     for declared in dataclasses.fields(settings):
-        more = declared.metadata
+        metadata = declared.metadata
         yield Option(
             name=declared.name,
             flag="--" + declared.name.replace("_", "-"),
-            variable=more.get("variable", declared.name.upper()),
-            group=more["group"],
-            meaning=more["meaning"],
+            variable=metadata.get("variable", declared.name.upper()),
+            group=metadata["group"],
+            meaning=metadata["meaning"],
             default=declared.default,
-            secret=more.get("secret", False),
-            shown=more.get("shown"),
-            also=more.get("also", ()),
+            secret=metadata.get("secret", False),
+            shown=metadata.get("shown"),
+            also=metadata.get("also", ()),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSettings:
-    """Database, output, callbacks, and which prompts."""
+    """Options for the database, the output, callbacks, and the selection of prompts."""
 
     mongo_uri: str | None = option(
-        None, "database", "MongoDB connection string; its path names the database, else text2img", secret=True
+        None,
+        "database",
+        "MongoDB connection string; its path names the database (text2img if it has none)",
+        secret=True,
     )
     database: str | None = option(
         None,
         "database",
-        "the same by URL: mongodb://…, mongodb+srv://… or sqlite:///FILE; one of the two is required, "
-        "or --output-dir",
+        "database URL: mongodb://…, mongodb+srv://… or sqlite:///FILE; one of --mongo-uri, --database and "
+        "--output-dir is required",
         variable="DATABASE_URL",
         secret=True,
     )
     output_dir: str | None = option(
         None,
         "database",
-        "a folder for all of it: the database DIR/text2img.db, and in DIR/results/ a folder for each prompt",
+        "folder for database and images: DIR/text2img.db, and a folder for each prompt in DIR/results/",
     )
-    datasets_collection: str = option("datasets", "database", "where the prompts are")
-    model_configs_collection: str = option("model_configs", "database", "where the model configurations are")
-    dataset_records_collection: str = option("dataset_records", "database", "where the results go")
-    runs_collection: str = option("runs", "database", "where the runs are kept")
-    callbacks_collection: str = option("callbacks", "database", "where what is to be told is kept")
+    datasets_collection: str = option("datasets", "database", "collection of prompts")
+    model_configs_collection: str = option("model_configs", "database", "collection of model configurations")
+    dataset_records_collection: str = option("dataset_records", "database", "collection of results")
+    runs_collection: str = option("runs", "database", "collection of runs")
+    callbacks_collection: str = option("callbacks", "database", "collection of undelivered notifications")
 
     gcs_bucket: str | None = option(None, "output", "short for --output gs://BUCKET/generated")
     s3_bucket: str | None = option(None, "output", "short for --output s3://BUCKET/generated")
     output: str | None = option(
         None,
         "output",
-        "where images go: gs://bucket/prefix, s3://bucket/prefix or a folder; one of these is required",
+        "destination of images: gs://bucket/prefix, s3://bucket/prefix or a folder; one of --gcs-bucket, "
+        "--s3-bucket, --output and --output-dir is required",
         variable="OUTPUT_URL",
     )
     layout: Literal["flat", "folders"] | None = option(
         None,
         "output",
-        "flat: a file for each picture; folders: one for each prompt, with its iterations and what is known",
+        "flat: one file for each image; folders: one folder for each prompt, with iterations and metadata",
         shown="flat; folders with --output-dir",
     )
     s3_endpoint: str | None = option(
-        None, "output", "the URL of an S3-compatible service; else what AWS_ENDPOINT_URL says, else Amazon's"
+        None, "output", "URL of an S3-compatible service; by default AWS_ENDPOINT_URL, else Amazon's"
     )
     acl: (
         Literal[
@@ -118,34 +123,38 @@ class EndpointSettings:
     ) = option(
         None,
         "output",
-        "who may read the pictures in a bucket: private, public-read, authenticated-read, bucket-owner-read "
-        "or bucket-owner-full-control",
+        "access to the images in a bucket: private, public-read, authenticated-read, bucket-owner-read or "
+        "bucket-owner-full-control",
         shown="the bucket's rules",
     )
     public_urls: bool = option(
         default=False,
         group="output",
-        meaning="image_url is the https:// URL of the picture in its bucket",
+        meaning="record the https:// URL of the image in its bucket as image_url",
         shown="no",
     )
     upload_workers: Annotated[int, Ge(1)] = option(
-        16, "output", "pictures encoded and uploaded at once, at the most (encoded: four)"
+        16, "output", "upload threads; at most four images are encoded at once"
     )
 
-    callback_url: str | None = option(None, "callback", "told of results by POST", secret=True)
-    callback_secret: str | None = option(None, "callback", "whsec_…; signs callbacks", secret=True)
+    callback_url: str | None = option(None, "callback", "URL that receives results by POST", secret=True)
+    callback_secret: str | None = option(None, "callback", "key that signs callbacks, whsec_…", secret=True)
     callback_token: str | None = option(
-        None, "callback", "sent as Authorization: Bearer", variable="INTERNAL_API_TOKEN", secret=True
+        None,
+        "callback",
+        "token of callbacks, sent as Authorization: Bearer",
+        variable="INTERNAL_API_TOKEN",
+        secret=True,
     )
     webhook_host: str | None = option(
         None,
         "callback",
-        "hosts that prompts' own webhooks may be on, with commas between: backend.example, "
+        "allowed hosts of prompts' own webhooks, separated by commas: backend.example, "
         "backend.example:8000, *.example.com",
         shown="none",
     )
     callback_patience: Annotated[float, Ge(0), Le(86_400)] = option(
-        30, "callback", "seconds a finished run goes on trying to tell before it leaves that to the next one"
+        30, "callback", "seconds that a finished run retries callbacks before it leaves them to the next run"
     )
 
     dataset_id: str | None = option(
@@ -153,41 +162,41 @@ class EndpointSettings:
         "selection",
         "only prompts whose dataset_id equals it (as text, or as the ObjectId or number it reads as)",
     )
-    limit: Annotated[int, Ge(1)] | None = option(None, "selection", "prompts this run takes at the most")
+    limit: Annotated[int, Ge(1)] | None = option(None, "selection", "maximum number of prompts in this run")
 
     input_file: str | None = option(
         None,
         "input",
-        "prompts of a .json, .jsonl, .yaml, .csv or .txt file, added first; one that is there with other "
-        "content is made again",
+        "a .json, .jsonl, .yaml, .csv or .txt file of prompts, added first; a prompt whose content changed "
+        "is generated again",
     )
 
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULTS = RequestedParameters(num_inference_steps=50, guidance_scale=7.5)
-"""What a picture gets where nobody wishes otherwise; its size is the model's own."""
+"""Parameters of an image that nothing else sets; its default size is the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSettings(EndpointSettings):
-    """Model, generator, parameters, what is done to the pixels, and the evaluator."""
+    """Options for the model, the generator, its parameters, the image files, and the evaluator."""
 
     model_config_id: str | None = option(
         None,
         "model",
-        "the model configuration to use, by _id; else the first with model_type stable_diffusion",
+        "_id of the model configuration; by default the first with model_type stable_diffusion",
     )
     model_id: str | None = option(
         None,
         "model",
-        "hub id, folder, gs://… or s3://… of the model; beats the model configuration's",
+        "hub id, folder, gs://… or s3://… of the model; overrides the model configuration",
         shown=DEFAULT_MODEL,
     )
-    model_revision: str | None = option(None, "model", "pins a hub revision")
+    model_revision: str | None = option(None, "model", "hub revision of the model")
     model_cache: str | None = option(
         None,
         "model",
-        "folder that keeps models from buckets for later runs",
+        "cache folder for models from buckets",
         shown="~/.cache/text2img/models",
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = option("auto", "model", "auto, cuda, mps or cpu")
@@ -197,53 +206,53 @@ class GenerationSettings(EndpointSettings):
     compile: Literal["auto", "always", "never"] = option(
         "auto",
         "model",
-        "compile the denoiser: auto (on a GPU, where the run is long enough), always or never",
+        "compile the denoiser: auto (on a GPU, if the run is long enough), always or never",
     )
     compile_cache: str | None = option(
-        None, "model", "folder that keeps what was compiled and measured for later runs; may be a volume"
+        None, "model", "cache folder for compiled code and measurements; may be a volume"
     )
     offload: Literal["none", "model", "sequential"] = option(
         "none",
         "model",
-        "for small cards, weights wait in the host's memory: none, model (a part at a time is on the device) "
-        "or sequential (a layer at a time: slow)",
+        "keep weights in host memory, for small GPUs: none, model (one component at a time on the device) or "
+        "sequential (one layer at a time; slow)",
     )
     feature_cache: Annotated[int, Ge(0), Le(1000)] | None = option(
         None,
         "model",
-        "an approximation: compute the deep part of a UNet at every N-th step only (from 2 on)",
+        "approximation: compute the deep part of a UNet only at every N-th step (N ≥ 2)",
         shown="0",
     )
     autoencoder: str | None = option(
         None,
         "model",
-        "an approximation: folder or hub id of a tiny autoencoder that decodes instead of the model's own",
+        "approximation: folder or hub id of a tiny autoencoder that replaces the model's own decoder",
     )
     lora_source: str | None = option(
         None,
         "model",
-        "where LoRAs may come from, with commas between: a folder, hub:, hub:OWNER/, gs://BUCKET/PREFIX/, "
+        "allowed sources of LoRAs, separated by commas: a folder, hub:, hub:OWNER/, gs://BUCKET/PREFIX/, "
         "s3://BUCKET/PREFIX/, https://HOST/PATH/",
         shown="nowhere",
     )
     lora_cache: str | None = option(
-        None, "model", "folder that keeps fetched LoRAs for later runs", shown="~/.cache/text2img/loras"
+        None, "model", "cache folder for fetched LoRAs", shown="~/.cache/text2img/loras"
     )
     lora_cache_size: Annotated[float, Gt(0), Le(100_000)] = option(
-        10, "model", "GB that it may hold; the least recently used go first"
+        10, "model", "maximum size of the LoRA cache in GB; the least recently used are removed first"
     )
 
     generator: str = option(
-        "local", "generator", "local, or fal:MODEL: a model that fal hosts, such as fal:fal-ai/flux/dev"
+        "local", "generator", "local, or fal:MODEL for a model hosted by fal, such as fal:fal-ai/flux/dev"
     )
     generator_url: str | None = option(
-        None, "generator", "the URL of another service that speaks like the generator's", shown="fal's own"
+        None, "generator", "URL of another service with the generator's API", shown="fal's own"
     )
     generator_patience: Annotated[float, Gt(0), Le(86_400)] = option(
-        60, "generator", "seconds that a run goes on asking a hosted generator that does not answer"
+        60, "generator", "seconds that a run retries an unavailable hosted generator before it fails"
     )
     fal_ai_api_key: str | None = option(
-        None, "generator", "the key for fal; FAL_KEY says the same", secret=True, also=("FAL_KEY",)
+        None, "generator", "API key for fal; also read from FAL_KEY", secret=True, also=("FAL_KEY",)
     )
 
     num_inference_steps: int | None = option(
@@ -252,13 +261,15 @@ class GenerationSettings(EndpointSettings):
     guidance_scale: float | None = option(
         None, "generation", "how closely to follow the text", shown=str(DEFAULTS.guidance_scale)
     )
-    width: int | None = option(None, "generation", "pixels", shown="the model's own")
-    height: int | None = option(None, "generation", "pixels", shown="the model's own")
+    width: int | None = option(None, "generation", "width in pixels", shown="the model's own")
+    height: int | None = option(None, "generation", "height in pixels", shown="the model's own")
     aspect_ratio: str | None = option(
-        None, "generation", "1:1, 2:2, 1:2, 2:1, 3:2, 2:3, 4:3, 3:4, 16:9 or 9:16, of the model's own size"
+        None,
+        "generation",
+        "1:1, 2:2, 1:2, 2:1, 3:2, 2:3, 4:3, 3:4, 16:9 or 9:16, relative to the model's own size",
     )
     num_images: int | None = option(
-        None, "generation", "pictures of each prompt (1 … 100), with seed, seed + 1, …", shown="1"
+        None, "generation", "images for each prompt (1 … 100), with seeds seed, seed + 1, …", shown="1"
     )
     scheduler: str | None = option(
         None,
@@ -266,142 +277,147 @@ class GenerationSettings(EndpointSettings):
         "dpm++, euler, euler-a, ddim, unipc, pndm, heun or lcm",
         shown="the model's own",
     )
-    negative_prompt: str | None = option(None, "generation", "what the pictures shall not show")
+    negative_prompt: str | None = option(None, "generation", "negative prompt")
     seed: int | None = option(
         None,
         "generation",
-        "for prompts without a seed of their own; else one derived from the prompt's _id, the same for ever",
+        "seed of prompts without their own; by default derived from the prompt's _id, the same in every run",
     )
 
     artist_name: str | None = option(
-        None, "picture", "signs the pictures of prompts without an artist_name of their own"
+        None, "image", "name that signs the images of prompts without their own artist_name"
     )
     signature_position: str | None = option(
-        None, "picture", "bottom-right or bottom-left", shown="bottom-right"
+        None, "image", "bottom-right or bottom-left", shown="bottom-right"
     )
-    signature_opacity: int | None = option(
-        None, "picture", "0 (not to be seen) … 255 (hides what is below)", shown="128"
-    )
+    signature_opacity: int | None = option(None, "image", "0 (invisible) to 255 (opaque)", shown="128")
     signature_font: str | None = option(
         None,
-        "picture",
-        "a TrueType or OpenType font's file, for names in other scripts",
+        "image",
+        "TrueType or OpenType font file, for names in other scripts",
         shown="DejaVu Sans Bold",
     )
     object_name: str = option(
-        "{id}", "picture", "a picture's name without its ending, around {id} or {generation_id} (the same)"
+        "{id}",
+        "image",
+        "name of an image without its extension; must contain {id} or its alias {generation_id}",
     )
-    image_format: str | None = option(None, "picture", "png, jpeg or webp", shown="png")
+    image_format: str | None = option(None, "image", "png, jpeg or webp", shown="png")
     image_quality: int | None = option(
         None,
-        "picture",
-        "1 … 100, of a JPEG; a WebP is lossless unless it is given; a PNG always is",
+        "image",
+        "JPEG quality, 1 … 100; if set, WebP is lossy at this quality; PNG is always lossless",
         shown="95",
     )
 
     evaluator: str = option(
         "none",
         "evaluation",
-        "scores each picture: none, clip or clip:MODEL (folder or hub id), gemini or gemini:MODEL, demo",
+        "evaluator that scores each image: none, clip or clip:MODEL (folder or hub id), gemini or "
+        "gemini:MODEL, demo",
     )
     iterations: Annotated[int, Ge(1), Le(MAX_ITERATIONS)] = option(
         1,
         "evaluation",
-        "rounds that a prompt gets, refined from the second on, until a picture scores enough",
+        "maximum iterations for each prompt, refined from the second on, until an image reaches --min-score",
     )
     candidates: Annotated[int, Ge(1), Le(MAX_CANDIDATES)] = option(
-        1, "evaluation", "pictures in each round, with a seed each; the best of all is the result"
+        1, "evaluation", "images in each iteration, each with its own seed; the best of all is the result"
     )
     min_score: Annotated[float, Ge(0), Le(1)] | None = option(
-        None, "evaluation", "the score, from 0 to 1, that is enough", shown="1"
+        None, "evaluation", "score from 0 to 1 that ends the iterations", shown="1"
     )
-    gemini_api_key: str | None = option(None, "evaluation", "the key of --evaluator gemini", secret=True)
+    gemini_api_key: str | None = option(None, "evaluation", "API key for --evaluator gemini", secret=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSettings(GenerationSettings):
-    """Batches, leases, patience, workers, figures, serving, logs."""
+    """Options for batches, leases, timeouts, workers, metrics, serving, and logs."""
 
     batch_size: str = option(
-        "10", "run", "prompts a batch at the most; auto or auto:N: the fastest size, found up to N (64)"
+        "10", "run", "maximum batch size; auto or auto:N searches for the fastest size up to N (64)"
     )
     run_id: str | None = option(
         None,
         "run",
-        "names the run in documents, logs and callbacks; a task of a job adds its index",
+        "name of the run in documents, logs and callbacks; a task of a job adds its index",
         shown="made",
     )
-    max_attempts: Annotated[int, Ge(1)] = option(3, "run", "tries a prompt gets when it fails itself")
-    lease_seconds: Annotated[float, Gt(0), Le(86_400)] = option(
-        60, "run", "how long a silent worker keeps its prompts"
+    max_attempts: Annotated[int, Ge(1)] = option(
+        3, "run", "maximum attempts per prompt; only the prompt's own failures count"
     )
+    lease_seconds: Annotated[float, Gt(0), Le(86_400)] = option(60, "run", "lease duration in seconds")
 
     database_patience: Annotated[float, Ge(0), Le(86_400)] = option(
-        60, "run", "seconds that a run goes on asking a database that has gone away"
+        60, "run", "seconds that a run retries an unavailable database before it fails"
     )
     stall_timeout: Annotated[float, Gt(0), Le(86_400)] = option(
         300, "run", "seconds without a step after which the device counts as hung and the run ends"
     )
     metrics_textfile: str | None = option(
-        None, "metrics", "a .prom file for node_exporter, written anew every --metrics-seconds and at the end"
+        None, "metrics", ".prom file for node_exporter, written every --metrics-seconds and at the end"
     )
     pushgateway: str | None = option(
-        None, "metrics", "URL of a Prometheus Pushgateway that gets the run's metrics as often", secret=True
+        None,
+        "metrics",
+        "URL of a Prometheus Pushgateway, sent the metrics every --metrics-seconds and at the end",
+        secret=True,
     )
     metrics_seconds: Annotated[float, Ge(1), Le(86_400)] = option(
-        15, "metrics", "seconds between looks at the database for the metrics, and between writing them"
+        15, "metrics", "seconds between publications of the metrics, each with a query of the database"
     )
     gpu_hour_price: Annotated[float, Ge(0), Le(1_000_000)] | None = option(
-        None, "run", "dollars that an hour of the machine costs; the run then says what 1,000 images cost"
+        None, "run", "price of the machine in dollars per hour; adds the cost of 1,000 images to the summary"
     )
 
     workers: Annotated[int, Ge(1), Le(10_000)] | Literal["auto"] | None = option(
         None,
         "distributed",
-        "workers in processes of their own, by Ray: how many, or auto: one for each GPU, else one",
+        "number of worker processes, run by Ray; auto: one for each GPU, at least one",
         shown="one, in this process",
     )
     ray_address: str | None = option(
         None,
         "distributed",
-        "the Ray cluster that --workers work on, auto or HOST:PORT; else one is started on this machine",
+        "Ray cluster for --workers, auto or HOST:PORT; by default one is started on this machine",
     )
 
     rabbitmq_url: str | None = option(
         None,
         "serving",
-        "amqp://… or amqps://… of a RabbitMQ whose messages become prompts; else the database is looked at",
+        "amqp://… or amqps://… URL of a RabbitMQ whose messages become prompts; by default only the database "
+        "is polled",
         secret=True,
     )
     rabbitmq_host: str | None = option(None, "serving", "short for --rabbitmq-url amqp://HOST")
     rabbitmq_queue: str = option(
-        "image_generation", "serving", "the queue that is consumed; made, durable, where it is not there"
+        "image_generation", "serving", "queue to consume; created as durable if it does not exist"
     )
     rabbitmq_dead_letter_queue: str | None = option(
         None,
         "serving",
-        "where messages go that are not valid, with the reason in a header",
+        "queue for invalid messages, with the reason in a header",
         shown="the queue's name and .dead",
     )
     rabbitmq_prefetch: Annotated[int, Ge(1), Le(10_000)] = option(
-        100, "serving", "messages that may be on their way into the database at once"
+        100, "serving", "maximum unacknowledged messages, which are being written to the database"
     )
     metrics_port: str | None = option(
         None,
         "serving",
-        "PORT, or HOST:PORT: answers Prometheus at /metrics there; on 127.0.0.1 where no host is named",
+        "PORT or HOST:PORT that serves Prometheus metrics at /metrics; the default host is 127.0.0.1",
     )
     idle_exit: Annotated[float, Gt(0), Le(10_000_000)] | None = option(
-        None, "serving", "seconds without work after which the server ends, with status 0"
+        None, "serving", "seconds without work after which the server exits with status 0"
     )
     poll_seconds: Annotated[float, Gt(0), Le(3600)] = option(
-        5, "serving", "seconds between looks at the database while it is idle, at the most; one at first"
+        5, "serving", "maximum seconds between polls of an idle database; the first interval is one second"
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = option(
         "INFO", "logging", "DEBUG, INFO, WARNING or ERROR"
     )
-    log_file: str | None = option(None, "logging", "a file that gets every log line as JSON as well")
+    log_file: str | None = option(None, "logging", "file that also receives every log line, as JSON")
     log_format: Literal["auto", "text", "json"] = option(
-        "auto", "logging", "auto: for people on a terminal, JSON lines with severity elsewhere; text; json"
+        "auto", "logging", "auto (text on a terminal, JSON lines with severity elsewhere), text or json"
     )

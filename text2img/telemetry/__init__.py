@@ -1,5 +1,5 @@
-"""What a run says of itself to those who watch many: figures for Prometheus, spans for OpenTelemetry.
+"""Logs, progress, statistics, Prometheus metrics and OpenTelemetry spans of a run.
 
-It reads what the flow counts and times anyway (tally, stopwatch, progress) and is never asked by it. The two
-vendors' libraries are extras; each is imported in its own module, when somebody asks for it.
+Metrics and spans are derived from what the flow counts and times anyway. The libraries of both vendors are
+extras; each is imported in its own module, and only when the settings enable it.
 """

@@ -1,6 +1,6 @@
-"""Log lines, for people or for machines, in a stream and in a file; none of them shows a secret.
+"""Log lines for people or for machines, on standard error and in a file; secrets are masked in all of them.
 
-Knows nothing of what happens; ``progress`` shows that.
+``progress`` shows the state of the run.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-_STANDS_IN_URLS = "!#$%&'()*+,/:;=?@[]~"
+_URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
 class Mask:
-    """Replaces secrets, and the passwords inside URLs, wherever they turn up in a text."""
+    """Replaces secrets, and the passwords inside URLs, wherever they occur in a text."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         words: set[str] = set()
         for secret in secrets:
-            words |= _parts(secret) if "://" in secret else {secret, secret.removeprefix("whsec_")}
-        words |= {json.dumps(word)[1:-1] for word in words}  # as they stand in a line of JSON
-        # The longest first: a part that is masked too early would leave the rest of the whole standing.
+            words |= _secret_parts(secret) if "://" in secret else {secret, secret.removeprefix("whsec_")}
+        words |= {json.dumps(word)[1:-1] for word in words}  # as JSON escapes them
+        # The longest first: masking a part first would leave the rest of the whole secret in the text.
         self._words = sorted((word for word in words if len(word) > 2), key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """The text with ``***`` in place of every secret."""
+        """Return the text with ``***`` in place of every secret."""
         for word in self._words:
             text = text.replace(word, "***")
         return text
 
 
-def _parts(url: str) -> set[str]:
-    """What must not be shown of a URL, also where it is taken apart: itself, its password, its query."""
+def _secret_parts(url: str) -> set[str]:
+    """Return what must not be shown of a URL: the URL, its password and its query, plain and encoded."""
     scheme, _, rest = url.partition("://")
     if scheme == "sqlite":
         return set()
@@ -57,14 +57,14 @@ def _parts(url: str) -> set[str]:
     authority, _, path = rest.partition("/")
     password = authority.rpartition("@")[0].partition(":")[2]
     # A webhook's path may be its password; a database's is its name, which may be shown.
-    own = path if scheme in {"http", "https"} and len(path) > 8 else ""
-    # HTTP libraries escape what a URL should not hold, and speak of it in that form.
-    sent = {quote(part, safe=_STANDS_IN_URLS) for part in (url, query, own)}
-    return {url, query, own, *sent, password, unquote(password), quote(unquote(password), safe="")}
+    secret_path = path if scheme in {"http", "https"} and len(path) > 8 else ""
+    # HTTP libraries escape invalid characters of a URL, and log it in that form.
+    sent = {quote(part, safe=_URL_SAFE) for part in (url, query, secret_path)}
+    return {url, query, secret_path, *sent, password, unquote(password), quote(unquote(password), safe="")}
 
 
 class _Masked(logging.Formatter):
-    """A formatter whose output passes the mask; ``traces`` keeps stack traces in."""
+    """A formatter that masks its output; ``traces`` includes stack traces."""
 
     def __init__(self, mask: Mask, *, traces: bool) -> None:
         super().__init__()
@@ -79,15 +79,15 @@ class _Masked(logging.Formatter):
         return self._mask(self.write(record, facts, trace))
 
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
-        """The record as text."""
+        """Return the record as text; ``facts`` are the fields that the event carries."""
         raise NotImplementedError
 
 
 class JsonLines(_Masked):
-    """One JSON object a line, with ``severity`` as Google Cloud's log agents read it."""
+    """A formatter of one JSON object a line, with ``severity`` as Google Cloud's log agents read it."""
 
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
-        """``time``, ``severity`` and ``message``, then what the event carries."""
+        """Return ``time``, ``severity`` and ``message``, then the event's own fields, as JSON."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {"time": moment, "severity": record.levelname, "message": record.getMessage(), **facts}
         if trace:
@@ -96,10 +96,10 @@ class JsonLines(_Masked):
 
 
 class TextLines(_Masked):
-    """A line for people."""
+    """A formatter of lines for people."""
 
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
-        """Time, level where it matters, and the message."""
+        """Return the time, the level unless it is INFO, and the message."""
         del facts
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}"
@@ -107,7 +107,7 @@ class TextLines(_Masked):
 
 
 class _Console(logging.Handler):
-    """Writes above the bar instead of through it."""
+    """A handler that prints above the progress bar instead of through it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -118,63 +118,73 @@ class _Console(logging.Handler):
 
 
 def set_up(settings: Settings, mask: Mask) -> Progress:
-    """Route all logging as the settings ask, and give the progress that goes with it.
+    """Configure all logging from the settings, and return the progress display that goes with it.
 
     Raises ConfigurationError for a log file that cannot be written.
     """
     root = logging.getLogger()
     root.handlers.clear()
-    root.setLevel(logging.WARNING)  # other people's libraries speak up only when something is wrong
+    root.setLevel(logging.WARNING)  # third-party libraries log only what is wrong
     logging.getLogger("text2img").setLevel(settings.log_level)
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     debug = settings.log_level == "DEBUG"
-    people = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     progress: Progress = NullProgress()
     handler: logging.Handler = logging.StreamHandler()
-    if people and sys.stderr.isatty():
+    if text and sys.stderr.isatty():
         from rich.console import Console
 
         console = Console(stderr=True)
         progress, handler = Bar(console), _Console(console)
-        handler.setLevel(logging.DEBUG if debug else logging.WARNING)  # the bar says the rest
-    handler.setFormatter((TextLines if people else JsonLines)(mask, traces=debug))
+        handler.setLevel(logging.DEBUG if debug else logging.WARNING)  # the bar shows the rest
+    handler.setFormatter((TextLines if text else JsonLines)(mask, traces=debug))
     root.addHandler(handler)
     if settings.log_file:
-        root.addHandler(_file(settings.log_file, mask))
+        root.addHandler(_file_handler(settings.log_file, mask))
     return progress
 
 
 def report_failure(exc: Exception) -> int:
-    """Say in one line what ended the command (a stack trace where the settings want it); its exit status."""
+    """Log in one line what ended the command, and return the exit status.
+
+    The log's settings decide whether a stack trace follows.
+    """
     log = logging.getLogger("text2img")
     if isinstance(exc, Stopped):
-        log.warning("%s; what was claimed is released", exc)
+        log.warning("%s; claimed prompts are released", exc)
     elif isinstance(exc, Text2ImgError):
         log.error("%s", exc, exc_info=exc)
     else:
         first = (str(exc).splitlines() or [""])[0]
-        log.error("unexpected %s: %s; --log-level DEBUG shows where", type(exc).__name__, first, exc_info=exc)
+        log.error(
+            "unexpected %s: %s; use --log-level DEBUG for a stack trace",
+            type(exc).__name__,
+            first,
+            exc_info=exc,
+        )
     return getattr(exc, "exit_status", 1)
 
 
-class _File(logging.FileHandler):
-    """A log file that is given up, with a word to the other handlers, once it takes no more."""
+class _LogFile(logging.FileHandler):
+    """A log file; the first write error removes this handler and is reported to the others."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """As Handler.handleError, without its traces: a full disk must cost the run no more than its log."""
+        """Remove the handler instead of printing a trace: a full disk must not end the run."""
         del record
-        reason = sys.exc_info()[1]
+        error = sys.exc_info()[1]
         logging.getLogger().removeHandler(self)
-        why = reason.strerror if isinstance(reason, OSError) else reason
+        reason = error.strerror if isinstance(error, OSError) else error
         logging.getLogger("text2img").warning(
-            "--log-file %s cannot be written any more: %s", self.baseFilename, why
+            "--log-file %s cannot be written any more and is not used from here on: %s",
+            self.baseFilename,
+            reason,
         )
 
 
-def _file(path: str, mask: Mask) -> logging.Handler:
+def _file_handler(path: str, mask: Mask) -> logging.Handler:
     try:
-        handler = _File(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as exc:
         raise ConfigurationError(f"--log-file {path} cannot be written: {exc.strerror}") from exc
     handler.setFormatter(JsonLines(mask, traces=True))

@@ -1,6 +1,6 @@
-"""Spans by OpenTelemetry's SDK, sent where the standard OTEL variables say. Knows nothing of what they mean.
+"""OpenTelemetry spans, exported as the standard OTEL variables configure.
 
-The provider is our own and not the process's: what the libraries beside us could tell is not ours to send.
+The provider is not the global one of the process: spans of other libraries are not exported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GROUP: Final = "opentelemetry_traces_exporter"
 
 
 class SdkTracer:
-    """Implements ``traced.Tracer`` by a provider."""
+    """Implementation of ``tracing.Tracer`` on an OpenTelemetry provider."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -52,36 +52,36 @@ class SdkTracer:
         """See Tracer.close."""
         try:
             run_with_timeout(seconds, self._provider.shutdown)
-        except Exception as exc:  # noqa: BLE001 - whatever a collector does, the run is about pictures
+        except Exception as exc:  # noqa: BLE001 - a collector's failure must not fail the run
             log.warning("the last traces could not be sent: %s", exc)
 
     def _time(self, at: float) -> int:
-        """Nanoseconds since 1970."""
+        """Return nanoseconds since 1970."""
         return self._epoch + round(at * 1e9)
 
 
 class _LogOnceExporter(SpanExporter):
-    """Another exporter, whose failures are said once: the library says each, with all of its tries."""
+    """Wrapper of an exporter that logs a failure once; the library would log every attempt."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
         self._failed = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send them."""
+        """Send the spans; log the first of several failures in a row."""
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS and not self._failed:
-            log.warning("traces could not be sent; the run goes on without: check the OTEL variables")
+            log.warning("traces could not be sent; the run continues without them: check the OTEL variables")
         self._failed = result is not SpanExportResult.SUCCESS
         return result
 
     def shutdown(self) -> None:
-        """End it, in the middle of a try if need be."""
+        """Shut the exporter down, even during an attempt."""
         self._exporter.shutdown()
 
 
 def tracer(names: Sequence[str], environment: Mapping[str, str]) -> SdkTracer | None:
-    """What sends spans to the exporters of these names; None where there is none of them."""
+    """Return a tracer for the exporters of these names; None if none of them is available."""
     if not log.isEnabledFor(logging.DEBUG):
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     exporters = [exporter for name in names if (exporter := _exporter(name, environment)) is not None]
@@ -94,27 +94,29 @@ def tracer(names: Sequence[str], environment: Mapping[str, str]) -> SdkTracer | 
 
 
 def _exporter(name: str, environment: Mapping[str, str]) -> SpanExporter | None:
-    """The exporter that calls itself so; ``otlp`` is one for each protocol."""
+    """Return the exporter of this name, None if it is unavailable; ``otlp`` has one for each protocol."""
     if name == "otlp":
         protocols = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-        chosen = next((environment[each] for each in protocols if environment.get(each)), "http/protobuf")
-        name = "otlp_proto_grpc" if chosen == "grpc" else "otlp_proto_http"
+        protocol = next(
+            (environment[variable] for variable in protocols if environment.get(variable)), "http/protobuf"
+        )
+        name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     try:
-        (found,) = entry_points(group=_GROUP, name=name)
-        made: SpanExporter = found.load()()
-    except Exception as exc:  # noqa: BLE001 - wrong variables must not cost the run
+        (entry_point,) = entry_points(group=_GROUP, name=name)
+        exporter: SpanExporter = entry_point.load()()
+    except Exception as exc:  # noqa: BLE001 - wrong variables must not fail the run
         log.warning(
-            "there are no traces by %s: %s",
+            "no traces by %s: %s",
             name,
-            "it is not installed" if isinstance(exc, ValueError) else exc,
+            "the exporter is not installed" if isinstance(exc, ValueError) else exc,
         )
         return None
-    return made
+    return exporter
 
 
 def _resource(environment: Mapping[str, str]) -> Resource:
-    named = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get(
+    has_name = "OTEL_SERVICE_NAME" in environment or "service.name=" in environment.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
-    name = {} if named else {"service.name": "text2img"}
+    name = {} if has_name else {"service.name": "text2img"}
     return Resource.create({"service.version": __version__, **name})

@@ -1,4 +1,4 @@
-"""How far a run is, shown to people by a bar on a terminal. Knows outcomes, not how they come about."""
+"""The progress of a run: what the flow reports, and the bar that shows it on a terminal."""
 
 from __future__ import annotations
 
@@ -19,84 +19,84 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told of what happens, from several threads."""
+    """A receiver of a run's events; called from several threads."""
 
     def begin(self, total: int | None) -> None:
-        """A run begins, the model first; about ``total`` prompts wait, or there is no end to them."""
+        """Begin a run, which loads the model first; about ``total`` prompts wait, None for an endless run."""
         ...
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """This batch goes on the device now."""
+        """Report that this batch goes to the device now."""
         ...
 
     def step(self, done: int, of: int) -> None:
-        """The batch on the device has made ``done`` of its steps."""
+        """Report that the batch on the device has done ``done`` of its steps."""
         ...
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """These outcomes are recorded."""
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Report that these outcomes are recorded."""
         ...
 
     def end(self) -> None:
-        """The work is over, well or not. May be repeated."""
+        """Report that the work is over, successful or not. May be called again."""
         ...
 
 
 class MultiProgress:
-    """Hands on to several, in their order."""
+    """Progress that forwards every event to several others, in their order."""
 
-    def __init__(self, *several: Progress) -> None:
-        self._several = several
+    def __init__(self, *receivers: Progress) -> None:
+        self._receivers = receivers
 
     def begin(self, total: int | None) -> None:
-        """To each."""
-        for each in self._several:
-            each.begin(total)
+        """Forward the event."""
+        for receiver in self._receivers:
+            receiver.begin(total)
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """To each."""
-        for each in self._several:
-            each.batch(requests)
+        """Forward the event."""
+        for receiver in self._receivers:
+            receiver.batch(requests)
 
     def step(self, done: int, of: int) -> None:
-        """To each."""
-        for each in self._several:
-            each.step(done, of)
+        """Forward the event."""
+        for receiver in self._receivers:
+            receiver.step(done, of)
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """To each."""
-        for each in self._several:
-            each.settled(outcomes)
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Forward the event."""
+        for receiver in self._receivers:
+            receiver.recorded(outcomes)
 
     def end(self) -> None:
-        """To each."""
-        for each in self._several:
-            each.end()
+        """Forward the event."""
+        for receiver in self._receivers:
+            receiver.end()
 
 
 class NullProgress:
-    """No bar: the log lines say it all."""
+    """Progress that shows nothing: the log lines suffice."""
 
     def begin(self, total: int | None) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def step(self, done: int, of: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """Say nothing."""
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Do nothing."""
 
     def end(self) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class Bar:
     """A bar on a terminal: prompts done, images a second, time left, failures, scores, steps in the batch.
 
-    Once a prompt goes on to another iteration of its loop, each iteration has a bar of its own below.
+    Once a prompt goes on to another iteration of its loop, each iteration gets its own bar below.
     """
 
     def __init__(self, console: Console) -> None:
@@ -112,11 +112,11 @@ class Bar:
             console=console,
         )
         self._task = self._row("prompts", steps="loading the model")
-        self._rounds: dict[int, TaskID] = {}
-        self._ended: Counter[int] = Counter()  # prompts that have got through each iteration
-        self._went_on: Counter[int] = Counter()  # those of them that were not good enough yet
+        self._iterations: dict[int, TaskID] = {}
+        self._ended: Counter[int] = Counter()  # prompts that finished each iteration
+        self._continued: Counter[int] = Counter()  # those of them that need another iteration
         self._begun: float | None = None
-        self._tally = RunStats()
+        self._stats = RunStats()
         self._total: int | None = None
 
     def begin(self, total: int | None) -> None:
@@ -126,33 +126,33 @@ class Bar:
         self._progress.start()
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """Its first step will show it."""
+        """Do nothing: the batch's first step will show it."""
 
     def step(self, done: int, of: int) -> None:
         """Show the steps of the batch that is on the device; the first one starts the clock."""
         self._begun = self._begun or time.monotonic()
         self._progress.update(self._task, steps=f"step {done}/{of}")
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """Move the bar on by what is final, and the iterations' bars by what has got through each."""
-        self._tally.add(outcomes)
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Advance the bar by the final outcomes, and the iterations' bars by what finished each."""
+        self._stats.add(outcomes)
         for outcome in outcomes:
             if isinstance(outcome, Completed | NeedsRefinement):
                 self._ended[outcome.iterations or 1] += 1
             if isinstance(outcome, NeedsRefinement):
-                self._went_on[outcome.iterations] += 1
-        pace = self._tally.pictures / (time.monotonic() - self._begun) if self._begun else 0.0
+                self._continued[outcome.iterations] += 1
+        pace = self._stats.images / (time.monotonic() - self._begun) if self._begun else 0.0
         self._progress.update(
             self._task,
-            completed=self._tally.completed + self._tally.failed,
+            completed=self._stats.completed + self._stats.failed,
             pace=f"{pace:.2f} images/s" if pace else "",
             notes=self._notes(),
         )
-        if self._tally.iterated:
-            self._show_rounds()
+        if self._stats.iterated:
+            self._show_iterations()
 
     def end(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         self._progress.update(self._task, steps="")
         self._progress.stop()
 
@@ -160,14 +160,14 @@ class Bar:
         return self._progress.add_task(name, total=None, pace="", notes="", steps=steps)
 
     def _notes(self) -> str:
-        failed = f"[red]{self._tally.failed} failed[/] " if self._tally.failed else ""
-        return failed + ("" if self._tally.score is None else f"score {self._tally.score:.2f} ")
+        failed = f"[red]{self._stats.failed} failed[/] " if self._stats.failed else ""
+        return failed + ("" if self._stats.score is None else f"score {self._stats.score:.2f} ")
 
-    def _show_rounds(self) -> None:
-        """Into each iteration but the first go the prompts that were not good enough after the one before."""
-        for iteration in range(1, max(self._went_on) + 2):
-            if iteration not in self._rounds:
-                self._rounds[iteration] = self._row(f"iteration {iteration}")
+    def _show_iterations(self) -> None:
+        """Update each iteration's bar; prompts enter an iteration when they need one after the last."""
+        for iteration in range(1, max(self._continued) + 2):
+            if iteration not in self._iterations:
+                self._iterations[iteration] = self._row(f"iteration {iteration}")
             ended = self._ended[iteration]
-            entered = self._total if iteration == 1 else max(self._went_on[iteration - 1], ended)
-            self._progress.update(self._rounds[iteration], completed=ended, total=entered)
+            entered = self._total if iteration == 1 else max(self._continued[iteration - 1], ended)
+            self._progress.update(self._iterations[iteration], completed=ended, total=entered)

@@ -1,4 +1,4 @@
-"""Publishes a run's figures every so many seconds while it works, and once more when it is over."""
+"""Publish a run's metrics at a fixed interval while it works, and once more when it is over."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_A_TURN: Final = 5.0  # seconds for one look at the database, and for one place
-_AT_THE_END: Final = 3.0  # seconds that all of it may take once the run is over
-_IN_A_HURRY: Final = 0.8  # the same for a run that was stopped or has failed: its end has a bound of its own
+_TIMEOUT: Final = 5.0  # seconds for one query of the database, and for publishing to one sink
+_FINAL_TIMEOUT: Final = 3.0  # seconds for all of the final publication
+_FINAL_TIMEOUT_AFTER_FAILURE: Final = 0.8  # for a run that was stopped or failed: its shutdown is bounded
 
 
 class MetricsSink(Protocol):
-    """Where figures go."""
+    """A destination of metrics."""
 
     name: str
 
     def publish(self, registry: CollectorRegistry, seconds: float) -> None:
-        """Put them there, within so many seconds; raises OSError."""
+        """Publish the metrics within ``seconds``; raises OSError."""
         ...
 
 
 class MetricsPublisher:
-    """Inside the ``with`` block a thread looks at the database and publishes, ``every`` so many seconds.
+    """Background thread that queries the database and publishes the metrics every ``interval`` seconds.
 
-    Leaving it publishes the end. Nothing here raises, and nothing waits for what does not answer.
+    It runs inside the ``with`` block; leaving the block publishes the run's end. Nothing here raises, and
+    every query and publication has a timeout.
     """
 
     def __init__(
         self,
-        figures: MetricsCollector,
+        collector: MetricsCollector,
         registry: CollectorRegistry,
-        look: Callable[[], Backlog],
-        places: Sequence[MetricsSink],
-        every: float,
+        query: Callable[[], Backlog],
+        sinks: Sequence[MetricsSink],
+        interval: float,
     ) -> None:
-        self._figures, self._registry, self._look = figures, registry, look
-        self._places, self._every = places, every
+        self._collector, self._registry, self._query = collector, registry, query
+        self._sinks, self._interval = sinks, interval
         self._over = threading.Event()
-        self._silent: set[str] = set()
-        self._turns = {place.name: threading.Lock() for place in places}
-        self._thread = threading.Thread(target=self._keep, name="metrics", daemon=True)
+        self._failing: set[str] = set()
+        self._locks = {sink.name: threading.Lock() for sink in sinks}
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -69,122 +70,119 @@ class MetricsPublisher:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._over.set()
-        self._figures.succeeded, self._figures.ended_at = kind is None, time.time()
-        seconds = _AT_THE_END if kind is None else _IN_A_HURRY
+        self._collector.succeeded, self._collector.ended_at = kind is None, time.time()
+        seconds = _FINAL_TIMEOUT if kind is None else _FINAL_TIMEOUT_AFTER_FAILURE
         try:
-            run_with_timeout(seconds, lambda: self._end(seconds))
+            run_with_timeout(seconds, lambda: self._publish_end(seconds))
         except TimeoutError:
             log.warning("the metrics of the run's end could not be published within %g s", seconds)
 
-    def _end(self, seconds: float) -> None:
-        """Each place by itself: one that does not answer must not cost another its last figures."""
-        self._look_again(seconds / 3)
-        turns = [
-            threading.Thread(target=self._publish, args=(place, seconds), daemon=True)
-            for place in self._places
+    def _publish_end(self, seconds: float) -> None:
+        """Publish to all sinks in parallel: one that does not answer must not delay the others."""
+        self._update_backlog(seconds / 3)
+        threads = [
+            threading.Thread(target=self._publish, args=(sink, seconds), daemon=True) for sink in self._sinks
         ]
-        for turn in turns:
-            turn.start()
-        for turn in turns:
-            turn.join()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while True:
-            self._look_again(_A_TURN)
-            for place in self._places:
+            self._update_backlog(_TIMEOUT)
+            for sink in self._sinks:
                 if not self._over.is_set():
-                    self._publish(place, _A_TURN)
-            if self._over.wait(self._every):
+                    self._publish(sink, _TIMEOUT)
+            if self._over.wait(self._interval):
                 return
 
-    def _look_again(self, seconds: float) -> None:
+    def _update_backlog(self, seconds: float) -> None:
         try:
-            self._figures.backlog = run_with_timeout(seconds, self._look)
+            self._collector.backlog = run_with_timeout(seconds, self._query)
         except (DatabaseFailed, TimeoutError) as exc:
-            self._figures.backlog = None
-            log.debug("what waits in the database is left out of the metrics: %s", exc)
+            self._collector.backlog = None
+            log.debug("the metrics are published without the database's backlog: %s", exc)
 
-    def _publish(self, place: MetricsSink, seconds: float) -> None:
+    def _publish(self, sink: MetricsSink, seconds: float) -> None:
         try:
-            with self._turns[place.name]:  # else an older state could arrive after a newer one
-                place.publish(self._registry, seconds)
-        except Exception as exc:  # noqa: BLE001 - whatever a place does, the run is about pictures
-            if place.name not in self._silent:
-                log.warning("%s: the metrics could not be published: %s", place.name, exc)
-            self._silent.add(place.name)
+            with self._locks[sink.name]:  # else an older state could arrive after a newer one
+                sink.publish(self._registry, seconds)
+        except Exception as exc:  # noqa: BLE001 - a sink's failure must not fail the run
+            if sink.name not in self._failing:
+                log.warning("%s: the metrics could not be published: %s", sink.name, exc)
+            self._failing.add(sink.name)
         else:
-            self._silent.discard(place.name)
+            self._failing.discard(sink.name)
 
 
-_LAST_TRACES, _LAST_TRACES_OF_A_FAILED_RUN = (
-    3.0,
-    0.5,
-)  # seconds to send the last traces; the latter of a run that ends early
+_TRACES_TIMEOUT: Final = 3.0  # seconds to send the last traces
+_TRACES_TIMEOUT_AFTER_FAILURE: Final = 0.5  # for a run that was stopped or failed
 
 
 class Published(Protocol):
-    """What of a job is published."""
+    """The part of a job that is published."""
 
     stats: RunStats
     traces: Traces
 
     def spent(self) -> dict[str, float]:
-        """Seconds so far, by stage."""
+        """Return the seconds so far, by stage."""
         ...
 
     def lost(self) -> int:
-        """How many claims went to other workers so far."""
+        """Return the number of claims that went to other workers so far."""
         ...
 
 
 @contextmanager
 def publishing(
-    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+    settings: Settings, job: Published, query: Callable[[], Backlog], instance: str
 ) -> Iterator[None]:
-    """Inside this block the job's figures are published wherever the settings say; its traces end with it.
+    """Publish the job's metrics inside this block, as the settings ask; close its traces at the end.
 
-    ``look`` queries what waits in the database. ``instance`` names this process at a push gateway.
+    ``query`` gets the database's backlog. ``instance`` names this process at a push gateway.
     """
-    last: list[threading.Thread] = []
+    closing: list[threading.Thread] = []
     with ExitStack() as stack:
-        stack.callback(_wait_for, last)  # sent beside the last figures, not after them
-        if asked(settings):
-            stack.enter_context(_figures(settings, job, look, instance))
+        stack.callback(_join, closing)  # the traces are sent in parallel to the last metrics
+        if is_enabled(settings):
+            stack.enter_context(_metrics(settings, job, query, instance))
         succeeded = False
         try:
             yield
             succeeded = True
         finally:
-            seconds = _LAST_TRACES if succeeded else _LAST_TRACES_OF_A_FAILED_RUN
+            seconds = _TRACES_TIMEOUT if succeeded else _TRACES_TIMEOUT_AFTER_FAILURE
             send = partial(job.traces.close, seconds, succeeded=succeeded)
-            last.append(threading.Thread(target=send, name="traces", daemon=True))
-            last[0].start()
+            closing.append(threading.Thread(target=send, name="traces", daemon=True))
+            closing[0].start()
 
 
-def _wait_for(threads: Iterable[threading.Thread]) -> None:
-    for each in threads:
-        each.join()
+def _join(threads: Iterable[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager
-def _figures(
-    settings: Settings, job: Published, look: Callable[[], Backlog], instance: str
+def _metrics(
+    settings: Settings, job: Published, query: Callable[[], Backlog], instance: str
 ) -> Iterator[None]:
-    places = check(settings, instance)
+    sinks = metrics_sinks(settings, instance)
     from text2img.telemetry.metrics import MetricsCollector, listen, registry_of
 
-    figures = MetricsCollector(job.stats, job.spent, job.lost, time.time() - job.stats.seconds)
-    registry = registry_of(figures)
+    collector = MetricsCollector(job.stats, job.spent, job.lost, time.time() - job.stats.seconds)
+    registry = registry_of(collector)
     with ExitStack() as stack:
         if settings.metrics_address is not None:
             stack.callback(listen(registry, *settings.metrics_address))
-        stack.enter_context(MetricsPublisher(figures, registry, look, places, settings.metrics_seconds))
+        stack.enter_context(MetricsPublisher(collector, registry, query, sinks, settings.metrics_seconds))
         yield
 
 
-def check(settings: Settings, instance: str) -> list[MetricsSink]:
-    """Where figures go besides a port; raises ConfigurationError for what cannot be."""
-    if not asked(settings):
+def metrics_sinks(settings: Settings, instance: str) -> list[MetricsSink]:
+    """Return the sinks that the settings name, besides a port; raise ConfigurationError for invalid ones."""
+    if not is_enabled(settings):
         return []
     try:
         from text2img.telemetry.metrics import Gateway, TextFile
@@ -192,28 +190,30 @@ def check(settings: Settings, instance: str) -> list[MetricsSink]:
         raise ConfigurationError(
             f"metrics need {exc.name}, which is not installed; pip install 'prometheus-client>=0.22'"
         ) from exc
-    places: list[MetricsSink] = []
+    sinks: list[MetricsSink] = []
     if settings.metrics_textfile:
-        places.append(TextFile(settings.metrics_textfile))
+        sinks.append(TextFile(settings.metrics_textfile))
     if settings.pushgateway:
-        places.append(Gateway.parse(settings.pushgateway, instance))
-    return places
+        sinks.append(Gateway.parse(settings.pushgateway, instance))
+    return sinks
 
 
-def asked(settings: Settings) -> bool:
-    """Whether anybody wants figures at all."""
+def is_enabled(settings: Settings) -> bool:
+    """Return True if the settings ask for metrics in any way."""
     return bool(settings.metrics_textfile or settings.pushgateway or settings.metrics_port)
 
 
 RECEIVERS = {"callback": False, "webhooks": True}
-"""Who is told, and whether these are prompts' own webhooks."""
+"""The receivers of outcomes, each with True for prompts' own webhooks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """Prompts of the selection that can be claimed now or later, claims, and what is still to be told.
+    """The work that waits in the database: claimable and postponed prompts, claims, and deliveries.
 
-    ``untold`` outcomes are in no notice yet; ``notices`` are kept and not told, ``refused`` told of no more.
+    ``workers`` counts live workers with claims, ``expired`` prompts whose lease expired. By receiver:
+    ``undelivered`` outcomes that are in no notification yet, ``notifications`` still to be sent, and those
+    ``refused`` permanently.
     """
 
     claimable: int
@@ -225,15 +225,15 @@ class Backlog:
     refused: Mapping[str, int]
 
 
-def look(database: Database, selection: Selection) -> Backlog:
-    """How it stands; raises DatabaseFailed."""
+def query_backlog(database: Database, selection: Selection) -> Backlog:
+    """Query the backlog of the selection; raises DatabaseFailed."""
     claims_by_worker = database.claims_by_worker(selection)
     notifications = {name: database.notifications(webhooks=own) for name, own in RECEIVERS.items()}
     return Backlog(
         claimable=database.pending(selection),
         postponed=database.postponed(selection),
-        workers=sum(each.prompts > each.expired for each in claims_by_worker),
-        expired=sum(each.expired for each in claims_by_worker),
+        workers=sum(claims.prompts > claims.expired for claims in claims_by_worker),
+        expired=sum(claims.expired for claims in claims_by_worker),
         undelivered={name: database.undelivered(webhooks=own) for name, own in RECEIVERS.items()},
         notifications={name: due for name, (due, _) in notifications.items()},
         refused={name: refused for name, (_, refused) in notifications.items()},

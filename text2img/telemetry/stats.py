@@ -1,4 +1,4 @@
-"""What a run has come to so far: outcomes, pace, and how busy the device was. Knows no database."""
+"""Statistics of a run so far: outcomes, pace, and how busy the device was."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from text2img.prompts import Outcome
 
 DEVICE_STAGES: Final = ("load", "compile", "denoise", "decode", "wait")
-"""What the device's thread does, one after another: ``wait`` is for a batch, or for room behind it."""
+"""Stages of the device's thread, in sequence. In ``wait`` it waits for a batch, or for the next stage."""
 BACKGROUND_STAGES: Final = ("claim", "encode", "upload", "evaluate", "record")
-"""What other threads do at the same time. Their times are added up, and may exceed the run's duration."""
+"""Stages of background threads. Their times are summed over threads, and may exceed the run's duration."""
 
 
 class RunStats:
-    """Counts outcomes as they are recorded and batches as they are made, from several threads.
+    """Counters of recorded outcomes and generated batches; safe to use from several threads.
 
-    ``completed`` and ``failed`` are prompts that are final, ``failures`` the failed by their codes;
-    ``postponed`` counts prompts that were put back to be tried again, once for each time, ``iterated`` those
-    that go on with another iteration. ``pictures`` are those that were recorded, ``made`` those that the
-    device has worked on, in so many ``batches``, ``busy`` with them for so many seconds. ``devices``: how
-    many work, which are busy each for themselves.
+    ``completed`` and ``failed`` count final prompts, and ``failures`` the failed ones by error code.
+    ``postponed`` counts each time that a prompt was requeued for a retry. ``iterated`` counts each time that
+    a prompt went on to another iteration. ``images`` counts recorded images. ``made`` counts the images
+    that the device generated in ``batches`` batches, for which it was ``busy`` seconds. ``devices`` is the
+    number of devices; ``busy`` is summed over them.
     """
 
     def __init__(self) -> None:
         self.completed = 0
-        self.pictures = 0
+        self.images = 0
         self.failed = 0
         self.iterated = 0
         self.postponed = 0
@@ -48,18 +48,20 @@ class RunStats:
         self._first: tuple[int, float, float] | None = None  # the first batch: its size, start and end
         self._last_end = 0.0
         self._last_record = 0.0
-        self._warming = 0.0  # seconds since the first batch began
+        self._compile_time = 0.0  # seconds since the first batch began
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count recorded outcomes."""
         with self._lock:
             done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
             self.completed += len(done)
-            scores = [one.first.score for one in done if one.first.score is not None]
+            scores = [outcome.first.score for outcome in done if outcome.first.score is not None]
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
             self.iterated += sum(isinstance(outcome, NeedsRefinement) for outcome in outcomes)
-            self.pictures += sum(
-                one.images_made for one in outcomes if isinstance(one, Completed | NeedsRefinement)
+            self.images += sum(
+                outcome.images_made
+                for outcome in outcomes
+                if isinstance(outcome, Completed | NeedsRefinement)
             )
             failed = [outcome.code for outcome in outcomes if isinstance(outcome, Failed)]
             self.failed += len(failed)
@@ -68,7 +70,7 @@ class RunStats:
             self._last_record = time.monotonic()
 
     def batch(self, size: int, started: float, ended: float) -> None:
-        """The device worked on so many pictures between these moments (``time.monotonic``)."""
+        """Count a batch of ``size`` images, generated between these moments (``time.monotonic``)."""
         with self._lock:
             self.made += size
             self.batches += 1
@@ -76,17 +78,20 @@ class RunStats:
             self._last_end = ended
             self.busy += ended - started
 
-    def set_totals(self, completed: int, failed: int, pictures: int) -> None:
-        """Outcomes were recorded of which nobody here was told: these are all."""
+    def set_totals(self, completed: int, failed: int, images: int) -> None:
+        """Replace the counters with the database's totals.
+
+        Workers that died may have recorded more than they reported.
+        """
         with self._lock:
             self.completed, self.failed = completed, failed
-            self.pictures = max(self.pictures, pictures)  # the database counts no tries of loops
+            self.images = max(self.images, images)  # the database does not count the loops' tries
 
     def add_compile_time(self, seconds: float) -> None:
-        """The engine spent so long on making itself faster, for what comes after."""
+        """Add the seconds that the engine spent on compiling, to leave them out of the steady pace."""
         with self._lock:
             if self._first is not None:
-                self._warming += seconds
+                self._compile_time += seconds
 
     @property
     def score(self) -> float | None:
@@ -95,42 +100,43 @@ class RunStats:
             return self._scores / self._scored if self._scored else None
 
     @property
-    def settled(self) -> int:
-        """How many outcomes were recorded, of whatever kind."""
+    def recorded(self) -> int:
+        """The number of outcomes recorded, of every kind."""
         with self._lock:
             return self.completed + self.failed + self.postponed + self.iterated
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return time.monotonic() - self._begun
 
     @property
     def images_per_second(self) -> float:
-        """Recorded pictures a second, from the first batch's start to the last record."""
-        return 0.0 if self._first is None else _share(self.pictures, self._last_record - self._first[1])
+        """Recorded images a second, from the first batch's start to the last record."""
+        return 0.0 if self._first is None else _share(self.images, self._last_record - self._first[1])
 
     @property
     def steady_images_per_second(self) -> float:
-        """Pictures a second from the first batch's end to the last one's, warming aside; 0 for one batch."""
+        """Images a second between the first and the last batch's end, without compiling; 0 for one batch."""
         if self._first is None:
             return 0.0
         size, _, ended = self._first
-        return _share(self.made - size, self._last_end - ended - self._warming)
+        return _share(self.made - size, self._last_end - ended - self._compile_time)
 
     @property
     def device_busy(self) -> float:
-        """The share of the time from the first batch's start to the last one's end in which the device worked
-        on a batch, in [0, 1]. Time that was spent on warming does not count.
+        """The share of the time in which the device worked on a batch, in [0, 1].
+
+        The time runs from the first batch's start to the last one's end, without compiling.
         """
         if self._first is None:
             return 0.0
-        whole = self._last_end - self._first[1] - self._warming
+        whole = self._last_end - self._first[1] - self._compile_time
         return min(1.0, _share(self.busy, whole * self.devices))
 
     @property
     def device_busy_of_run(self) -> float:
-        """The share of the whole run, loading and all, in which the device worked on a batch, in [0, 1]."""
+        """The share of the whole run, with loading, in which the device worked on a batch, in [0, 1]."""
         return min(1.0, _share(self.busy, self.seconds * self.devices))
 
 

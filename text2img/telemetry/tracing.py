@@ -1,6 +1,6 @@
-"""Whether a run is traced: what the standard OTEL variables ask for, and what a job hangs its parts on.
+"""Traces of a run: the interface that the flow reports to, and the recorder of batches and their stages.
 
-Imports nothing for it unless they ask. Knows neither what is traced nor how it is sent.
+The standard OTEL variables enable them; OpenTelemetry is imported only then.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEAD
 
 
 class Traces(Protocol):
-    """What a job hangs its parts on, so that they are seen."""
+    """A receiver of what a job does and when, to be recorded as spans."""
 
     def device(self, stage: str, started: float) -> None:
-        """The device was busy with ``stage`` since ``started`` (``time.monotonic``), for no batch."""
+        """Record device time since ``started`` (``time.monotonic``) in ``stage``, for no batch."""
         ...
 
     def generated(
@@ -43,30 +43,30 @@ class Traces(Protocol):
         spent: Mapping[str, float],
         started: float,
     ) -> None:
-        """The device has worked on a batch since ``started``, ``spent`` seconds on each stage in turn.
+        """Record a batch on the device since ``started``, with ``spent`` seconds on each stage in turn.
 
         ``results``: an image or a PromptFailed for each request; None where the device failed.
         """
         ...
 
     def wrap_progress(self, progress: Progress) -> Progress:
-        """The same progress, from which it is known what is settled."""
+        """Return a progress that also reports recorded outcomes to these traces."""
         ...
 
-    def stage(self, stage: str, of: Sequence[object], started: float, ended: float) -> None:
-        """A stage took this time (``time.monotonic``), for these requests or outcomes, where it is known."""
+    def stage(self, stage: str, subjects: Sequence[object], started: float, ended: float) -> None:
+        """Record a stage's time (``time.monotonic``) and the requests or outcomes it was for, if known."""
         ...
 
     def close(self, seconds: float, *, succeeded: bool) -> None:
-        """The run is over: send what is left, within so many seconds. Never raises."""
+        """End the run's trace, and send the remaining spans within ``seconds``. Never raises."""
         ...
 
 
 class NoopTraces:
-    """Nobody asked for traces."""
+    """Traces that record nothing, for a run without tracing."""
 
     def device(self, stage: str, started: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def generated(
         self,
@@ -75,38 +75,43 @@ class NoopTraces:
         spent: Mapping[str, float],
         started: float,
     ) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def wrap_progress(self, progress: Progress) -> Progress:
-        """The progress itself."""
+        """Return the progress unchanged."""
         return progress
 
-    def stage(self, stage: str, of: Sequence[object], started: float, ended: float) -> None:
-        """Nothing."""
+    def stage(self, stage: str, subjects: Sequence[object], started: float, ended: float) -> None:
+        """Do nothing."""
 
     def close(self, seconds: float, *, succeeded: bool) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def traces(environment: Mapping[str, str], run_id: str, *, endless: bool) -> Traces:
-    """What the standard OTEL variables ask for. The spans of an ``endless`` run stand under no common one."""
-    names = _exporters(environment)
+def traces(environment: Mapping[str, str], run_id: str, *, long_running: bool) -> Traces:
+    """Return the traces that the standard OTEL variables configure.
+
+    The spans of a ``long_running`` run have no common parent.
+    """
+    names = _exporter_names(environment)
     if not names:
         return NoopTraces()
     try:
         from text2img.telemetry.otel import tracer
     except ModuleNotFoundError:
         log.info(
-            "the OTEL variables ask for traces, which need OpenTelemetry; "
+            "the OTEL variables enable traces, but OpenTelemetry is not installed; "
             "pip install 'opentelemetry-sdk>=1.35' 'opentelemetry-exporter-otlp-proto-http>=1.35'"
         )
         return NoopTraces()
-    made = tracer(names, environment)
-    return NoopTraces() if made is None else TraceRecorder(made, run_id, endless=endless)
+    sdk_tracer = tracer(names, environment)
+    if sdk_tracer is None:
+        return NoopTraces()
+    return TraceRecorder(sdk_tracer, run_id, long_running=long_running)
 
 
 def secrets(environment: Mapping[str, str]) -> Iterator[str]:
-    """What of the OTEL variables is not to be shown: headers' values, and URLs with a password or a query."""
+    """Yield the secrets in the OTEL variables: headers' values, and URLs with a password or a query."""
     yield from (url for name in _ENDPOINTS if {"@", "?"} & set(url := environment.get(name, "")))
     for name in _HEADERS:
         for header in environment.get(name, "").split(","):
@@ -114,36 +119,36 @@ def secrets(environment: Mapping[str, str]) -> Iterator[str]:
             yield from {value, unquote(value), unquote(value).rpartition(" ")[2]} - {""}
 
 
-def _exporters(environment: Mapping[str, str]) -> list[str]:
+def _exporter_names(environment: Mapping[str, str]) -> list[str]:
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
-    named = environment.get("OTEL_TRACES_EXPORTER", "")
-    if not named and any(environment.get(name) for name in _ENDPOINTS):
-        named = "otlp"
-    return [name for each in named.split(",") if (name := each.strip()) not in {"", "none"}]
+    names = environment.get("OTEL_TRACES_EXPORTER", "")
+    if not names and any(environment.get(name) for name in _ENDPOINTS):
+        names = "otlp"
+    return [name for part in names.split(",") if (name := part.strip()) not in {"", "none"}]
 
 
-_OPEN: Final = 32  # batches whose end is waited for; of one whose claims were lost it never comes
+_MAX_OPEN_BATCHES: Final = 32  # a batch whose claims were lost would never end
 
-_BRIEF: Final = 0.001  # seconds; what an engine's stage takes less than has no span
+_MIN_SPAN_SECONDS: Final = 0.001  # shorter engine stages have no span
 
-_Key = tuple[Claim, int]
-"""One picture: its claim, and its number among the prompt's."""
+_ImageKey = tuple[Claim, int]
+"""An image's claim, and its number among the prompt's images."""
 
 
 class Tracer(Protocol):
-    """Makes spans; moments are those of ``time.monotonic``. Safe to use from several threads."""
+    """A maker of spans, with times of ``time.monotonic``. Safe to use from several threads."""
 
     def begin(self, name: str, at: float, parent: Any, attributes: Mapping[str, Any]) -> Any:
-        """A span that has begun then, under that one, or under none."""
+        """Return a span that began at ``at``, under ``parent`` (None for a root)."""
         ...
 
     def end(self, span: Any, at: float, *, failed: bool = False) -> None:
-        """It has ended then."""
+        """End the span at ``at``."""
         ...
 
     def close(self, seconds: float) -> None:
-        """Send what is left, within so many seconds. Never raises."""
+        """Send the remaining spans within ``seconds``. Never raises."""
         ...
 
 
@@ -158,39 +163,41 @@ class _Stage:
 
 @dataclass(slots=True)
 class _Batch:
-    """A batch whose outcomes are not all recorded: ``left`` are its requests by claim and number."""
+    """A batch with outcomes that are not recorded yet; ``open_images`` are the images of those outcomes."""
 
     span: Any
     ended: float
-    left: set[_Key]
+    open_images: set[_ImageKey]
     stages: dict[str, _Stage] = field(default_factory=dict)
 
     def add(self, stage: str, started: float, ended: float) -> None:
-        known = self.stages.setdefault(stage, _Stage(started, ended))
-        known.began, known.ended = min(known.began, started), max(known.ended, ended)
-        known.seconds += ended - started
+        times = self.stages.setdefault(stage, _Stage(started, ended))
+        times.began, times.ended = min(times.began, started), max(times.ended, ended)
+        times.seconds += ended - started
         self.ended = max(self.ended, ended)
 
 
 class TraceRecorder(NullProgress):
-    """Traces one run by a ``tracer``. A batch's span ends when its last outcome is recorded."""
+    """Recorder of one run's spans. A batch's span ends when its last outcome is recorded."""
 
-    def __init__(self, tracer: Tracer, run_id: str, *, endless: bool) -> None:
+    def __init__(self, tracer: Tracer, run_id: str, *, long_running: bool) -> None:
         self._tracer, self._run = tracer, {"text2img.run.id": run_id}
-        self._root = None if endless else tracer.begin("run", time.monotonic(), None, self._run)
+        self._root = None if long_running else tracer.begin("run", time.monotonic(), None, self._run)
         self._lock = threading.Lock()
         self._batches: dict[int, _Batch] = {}
-        self._made = 0
-        self._of: dict[Claim, dict[int, int]] = {}  # which batch a claim's pictures are of, by their number
+        self._last_number = 0
+        self._batch_of: dict[Claim, dict[int, int]] = {}  # claim → image number → batch number
 
     def wrap_progress(self, progress: Progress) -> Progress:
-        """See Traces.following."""
+        """See Traces.wrap_progress."""
         return MultiProgress(progress, self)
 
-    def stage(self, stage: str, of: Sequence[object], started: float, ended: float) -> None:
-        """See Traces.stage. What is of a batch that is open is added up there, all else has its own span."""
+    def stage(self, stage: str, subjects: Sequence[object], started: float, ended: float) -> None:
+        """See Traces.stage. Time spent on an open batch is added to it; any other time has its own span."""
         with self._lock:
-            batches = {number for each in of for number in self._numbers(each)} & self._batches.keys()
+            batches = {
+                number for subject in subjects for number in self._batch_numbers(subject)
+            } & self._batches.keys()
             for number in batches:
                 self._batches[number].add(stage, started, ended)
         if not batches:
@@ -205,38 +212,40 @@ class TraceRecorder(NullProgress):
     ) -> None:
         """See Traces.generated."""
         ended = time.monotonic()
-        span = self._tracer.begin("batch", started, self._root, {**self._run, **_described(batch, results)})
+        attributes = {**self._run, **_attributes(batch, results)}
+        span = self._tracer.begin("batch", started, self._root, attributes)
         for stage, seconds in spent.items():
-            if seconds < _BRIEF:
+            if seconds < _MIN_SPAN_SECONDS:
                 continue
-            over_at = min(ended, started + seconds)
-            self._span(stage, span, started, over_at)
-            started = over_at
+            stage_end = min(ended, started + seconds)
+            self._span(stage, span, started, stage_end)
+            started = stage_end
         if results is None:
             self._tracer.end(span, ended, failed=True)
             return
         with self._lock:
-            over = self._opened(_Batch(span, ended, {(each.prompt.claim, each.number) for each in batch}))
-        self._close_all(over)
+            images = {(request.prompt.claim, request.number) for request in batch}
+            ended_batches = self._open(_Batch(span, ended, images))
+        self._end_spans(ended_batches)
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
-        """These outcomes are recorded: whatever batch has none left is over."""
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Remove these outcomes from their batches, and end the batches that have none left."""
         with self._lock:
-            over = [
+            ended_batches = [
                 batch
                 for outcome in outcomes
-                for image in [*self._of.get(outcome.claim, ())]
-                for batch in self._leave((outcome.claim, image))
+                for image in [*self._batch_of.get(outcome.claim, ())]
+                for batch in self._remove((outcome.claim, image))
             ]
-        self._close_all(over)
+        self._end_spans(ended_batches)
 
     def end(self) -> None:
-        """The work is over: so are all batches."""
+        """End all open batches: the work is over."""
         with self._lock:
-            over = list(self._batches.values())
+            ended_batches = list(self._batches.values())
             self._batches.clear()
-            self._of.clear()
-        self._close_all(over)
+            self._batch_of.clear()
+        self._end_spans(ended_batches)
 
     def close(self, seconds: float, *, succeeded: bool) -> None:
         """See Traces.close."""
@@ -249,38 +258,38 @@ class TraceRecorder(NullProgress):
         """See Traces.device."""
         self._span(stage, self._root, started, time.monotonic())
 
-    def _opened(self, batch: _Batch) -> list[_Batch]:
-        """The batches that are over with this one: those whose pictures it draws anew, and the oldest."""
-        over = [gone for key in batch.left for gone in self._leave(key)]
-        if len(self._batches) >= _OPEN:
+    def _open(self, batch: _Batch) -> list[_Batch]:
+        """Add the batch; return the batches that this ends: those whose images it redraws, and the oldest."""
+        ended_batches = [ended for key in batch.open_images for ended in self._remove(key)]
+        if len(self._batches) >= _MAX_OPEN_BATCHES:
             oldest = next(iter(self._batches.values()))
-            over += [gone for key in [*oldest.left] for gone in self._leave(key)]
-        self._made += 1
-        self._batches[self._made] = batch
-        for claim, image in batch.left:
-            self._of.setdefault(claim, {})[image] = self._made
-        return over
+            ended_batches += [ended for key in [*oldest.open_images] for ended in self._remove(key)]
+        self._last_number += 1
+        self._batches[self._last_number] = batch
+        for claim, image in batch.open_images:
+            self._batch_of.setdefault(claim, {})[image] = self._last_number
+        return ended_batches
 
-    def _leave(self, key: _Key) -> list[_Batch]:
-        """The picture is of its batch no more; the batch, where it was the last."""
+    def _remove(self, key: _ImageKey) -> list[_Batch]:
+        """Remove the image from its batch; return the batch if this was its last image."""
         claim, image = key
-        pictures = self._of.get(claim, {})
-        number = pictures.pop(image, 0)
-        if not pictures:
-            self._of.pop(claim, None)
+        numbers = self._batch_of.get(claim, {})
+        number = numbers.pop(image, 0)
+        if not numbers:
+            self._batch_of.pop(claim, None)
         batch = self._batches.get(number)
         if batch is None:
             return []
-        batch.left.discard(key)
-        return [] if batch.left else [self._batches.pop(number)]
+        batch.open_images.discard(key)
+        return [] if batch.open_images else [self._batches.pop(number)]
 
-    def _numbers(self, of: object) -> Iterable[int]:
-        if isinstance(of, Request):
-            number = self._of.get(of.prompt.claim, {}).get(of.number)
+    def _batch_numbers(self, subject: object) -> Iterable[int]:
+        if isinstance(subject, Request):
+            number = self._batch_of.get(subject.prompt.claim, {}).get(subject.number)
             return () if number is None else (number,)
-        return self._of.get(cast("Outcome", of).claim, {}).values()
+        return self._batch_of.get(cast("Outcome", subject).claim, {}).values()
 
-    def _close_all(self, batches: Iterable[_Batch]) -> None:
+    def _end_spans(self, batches: Iterable[_Batch]) -> None:
         for batch in batches:
             for name, stage in batch.stages.items():
                 self._span(name, batch.span, stage.began, stage.ended, seconds=stage.seconds)
@@ -293,12 +302,12 @@ class TraceRecorder(NullProgress):
         self._tracer.end(self._tracer.begin(stage, started, parent, attributes), ended)
 
 
-def _described(batch: Sequence[Request], results: Sequence[object] | None) -> dict[str, Any]:
-    """What all of a batch share; nothing that an owner wrote."""
+def _attributes(batch: Sequence[Request], results: Sequence[object] | None) -> dict[str, Any]:
+    """Return the attributes of a batch's span; they hold no text from a prompt's owner."""
     shared = batch[0].parameters
     return {
         "text2img.batch.size": len(batch),
-        "text2img.batch.failed": sum(isinstance(each, PromptFailed) for each in results or ()),
+        "text2img.batch.failed": sum(isinstance(result, PromptFailed) for result in results or ()),
         "text2img.width": shared.width,
         "text2img.height": shared.height,
         "text2img.steps": shared.num_inference_steps,

@@ -224,7 +224,7 @@ class Milestones:
         if done == steps > first:
             _remember(self._pace, self._batch_key, pace)
 
-    def settled(self, outcomes: Sequence[Outcome]) -> None:
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Forget the prompts whose outcomes are recorded."""
         with self._lock:
             for outcome in outcomes:

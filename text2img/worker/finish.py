@@ -146,7 +146,7 @@ class PostProcessor:
         with self._run.seconds("evaluate", request):
             score = partial(evaluator.evaluate, image.pixels, request.original_text)
             try:
-                return run_with_timeout(_EVALUATION_TIMEOUT, score, unless=self._run.stop.event)
+                return run_with_timeout(_EVALUATION_TIMEOUT, score, cancel=self._run.stop.event)
             except TimeoutError:
                 if self._deps.loop is not None:
                     self._run.stop.check()
@@ -182,7 +182,7 @@ class PostProcessor:
         refinements = [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
         self._budget.requeued(retries + refinements)
         self._run.stats.add(recorded)
-        self._run.progress.settled(recorded)
+        self._run.progress.recorded(recorded)
         self._run.recorded(recorded)
         for outcome in recorded:
             _log(outcome)

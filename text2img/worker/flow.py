@@ -90,13 +90,13 @@ class Worker:
         post = self._post
         with (
             WriteBuffer(  # record and notify: a usual batch's outcomes at once
-                post.record_and_notify, threads=2, enough=self._usual_size, patience=OUTCOME_FLUSH_DELAY
+                post.record_and_notify, threads=2, batch_size=self._usual_size, max_delay=OUTCOME_FLUSH_DELAY
             ) as outcomes,
-            Stage("finish", partial(post.encode_and_store, outcomes.put), threads=2, room=1) as finish,
-            BatchPrefetcher(self._claim_batches(outcomes), room=1) as claimed,
+            Stage("finish", partial(post.encode_and_store, outcomes.put), threads=2, capacity=1) as finish,
+            BatchPrefetcher(self._claim_batches(outcomes), capacity=1) as claimed,
         ):
             self._load()
-            for batch in self._run.seconds.each("wait", claimed):
+            for batch in self._run.seconds.iterate("wait", claimed):
                 images = self._generate(batch)
                 with self._run.seconds("wait"):
                     finish.put((batch, images))
@@ -129,10 +129,10 @@ class Worker:
                 outcomes.put(failed)
                 fetching.put(ready)
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=fetching.waiting))
-                room = MAX_PREFETCH_BATCHES * self._sizes.usual
-                while batcher.ready() or (len(batcher) and fetching.waiting > room):
+                capacity = MAX_PREFETCH_BATCHES * self._sizes.usual
+                while batcher.ready() or (len(batcher) and fetching.waiting > capacity):
                     yield batcher.take()
-                batcher.add(self._with_loras(fetching, outcomes, allow_pending=room))
+                batcher.add(self._with_loras(fetching, outcomes, allow_pending=capacity))
             while len(batcher) or fetching.waiting:  # wait for a LoRA only when nothing else is left
                 pending = fetching.waiting - (0 if len(batcher) else 1)
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=pending))
@@ -262,7 +262,7 @@ class Worker:
             return self._wait_for_retry()
         with self._run.seconds("wait"):
             has_work = partial(self._run.database.has_claimable, self._deps.selection)
-            return serving.wait_for_work(has_work, self._run.stats.settled, self._budget.next_retry_at())
+            return serving.wait_for_work(has_work, self._run.stats.recorded, self._budget.next_retry_at())
 
     def _wait_for_retry(self) -> bool:
         """Wait for the next of this run's own retries; return False where none is due soon enough."""

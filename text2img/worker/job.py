@@ -41,7 +41,7 @@ def summary_line(
     """The line; ``spent`` in seconds by stage, ``cost`` in dollars for 1,000 images, ``place`` the storage's
     URL.
     """
-    several = f" ({stats.pictures} pictures)" if stats.pictures != stats.completed else ""
+    several = f" ({stats.images} pictures)" if stats.images != stats.completed else ""
     done = f"completed {stats.completed}{several}, failed {stats.failed}, remaining {remaining}"
     score = [] if stats.score is None else [f"mean score {stats.score:.2f}"]
     pace = f"{stats.images_per_second:.2f} images/s"
@@ -120,7 +120,7 @@ class Job:
         every = None if serving is None else _TOLD_EVERY
         self._teller = build.notifier(deps, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
-        self.traces = traces(os.environ, self._run.id, endless=serving is not None)
+        self.traces = traces(os.environ, self._run.id, long_running=serving is not None)
         self._ended: str | None = None
         self._finished_at: datetime | None = None
         self.stats = RunStats()
@@ -132,7 +132,7 @@ class Job:
         try:
             with Watchdog(self._stop, self._settings.stall_timeout, self.force_exit) as watchdog:
                 self.execute(progress, watchdog)
-                if look_over is not None and self.stats.settled:
+                if look_over is not None and self.stats.recorded:
                     look_over(self._state("completed"))
         except (Stopped, RunFailed):
             self.print_partial_summary(1)
@@ -177,7 +177,7 @@ class Job:
             print(line, flush=True)
 
     def _line(self, left: str) -> str:
-        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.stats.pictures)
+        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.stats.images)
         cost = so_far.dollars_per_1000_images
         return summary_line(self.stats, self.spent(), left, cost, self._settings.output_url)
 
@@ -236,7 +236,7 @@ class Job:
             finished_at=None if status == "running" else self._end_or_now(),
             completed=stats.completed,
             failed=stats.failed,
-            images=stats.pictures,
+            images=stats.images,
             postponed=stats.postponed,
             images_per_second=round(stats.images_per_second, 4),
             steady_images_per_second=round(stats.steady_images_per_second, 4),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from text2img.cli.status import as_picture, in_terminal
+from text2img.cli.status import as_image, in_terminal
 from text2img.databases import Run
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
@@ -59,12 +59,12 @@ def test_figures_stand_beside_the_bars():
 def test_a_run_of_any_kind_is_drawn(run):
     """One that made nothing, is not over, or whose document another program has changed."""
     assert in_terminal(run)
-    assert as_picture(run).size[0] == 900
+    assert as_image(run).size[0] == 900
 
 
 def test_the_picture_shows_the_same_bars():
     """In the picture, too, a bar is as long as its time: denoising takes three times as long as loading."""
-    image = as_picture(RUN)
+    image = as_image(RUN)
     blue = (0x2B, 0x6C, 0xB0)
     rows = range(27, image.height, 30)
     lengths = [sum(image.getpixel((x, y)) == blue for x in range(150, 671)) for y in rows]

@@ -19,7 +19,7 @@ HANG = 300  # seconds until a test gives up
 def test_a_stage_works_on_everything_before_it_is_left() -> None:
     """Leaving the block waits for all that was put."""
     done: list[int] = []
-    with Stage("test", done.append, threads=2, room=1) as stage:
+    with Stage("test", done.append, threads=2, capacity=1) as stage:
         for number in range(100):
             stage.put(number)
     assert sorted(done) == list(range(100))
@@ -37,7 +37,7 @@ def test_a_stage_is_bounded() -> None:
         stage.put(3)
         third_is_in.set()
 
-    with Stage("test", work, threads=1, room=1) as stage:
+    with Stage("test", work, threads=1, capacity=1) as stage:
         stage.put(1)
         assert working.wait(HANG)
         stage.put(2)
@@ -59,7 +59,7 @@ def test_a_stages_failure_reaches_who_puts_next() -> None:
             raise failure
         done.append(number)
 
-    with pytest.raises(StorageFailed) as raised, Stage("test", work, threads=1, room=1) as stage:
+    with pytest.raises(StorageFailed) as raised, Stage("test", work, threads=1, capacity=1) as stage:
         for number in range(1000):
             stage.put(number)
     assert raised.value is failure
@@ -69,7 +69,7 @@ def test_a_stages_failure_reaches_who_puts_next() -> None:
 def test_a_stage_finishes_what_it_has_when_the_flow_fails() -> None:
     """An exception in the block does not throw away what was handed over before it."""
     done: list[int] = []
-    with pytest.raises(Stopped), Stage("test", done.append, threads=1, room=5) as stage:
+    with pytest.raises(Stopped), Stage("test", done.append, threads=1, capacity=5) as stage:
         stage.put(1)
         stage.put(2)
         raise Stopped(15)
@@ -77,7 +77,7 @@ def test_a_stage_finishes_what_it_has_when_the_flow_fails() -> None:
 
 
 def test_ahead_makes_no_more_than_there_is_room_for() -> None:
-    """While one item is being used, at most ``room`` others are made."""
+    """While one item is being used, at most ``capacity`` others are made."""
     made: list[int] = []
     second = threading.Event()
 
@@ -88,7 +88,7 @@ def test_ahead_makes_no_more_than_there_is_room_for() -> None:
                 second.set()
             yield number
 
-    with BatchPrefetcher(items(), room=1) as ahead:
+    with BatchPrefetcher(items(), capacity=1) as ahead:
         taken = next(iter(ahead))
         assert second.wait(HANG)
         assert (taken, len(made)) == (0, 2)
@@ -103,7 +103,7 @@ def test_ahead_raises_what_its_items_raise() -> None:
         raise StorageFailed("gone")
 
     taken = []
-    with pytest.raises(StorageFailed), BatchPrefetcher(items(), room=3) as ahead:
+    with pytest.raises(StorageFailed), BatchPrefetcher(items(), capacity=3) as ahead:
         taken.extend(ahead)
     assert taken == [1]
 
@@ -144,7 +144,7 @@ def test_what_gathers_is_worked_on_together() -> None:
         first_is_in.set()
         may_end.wait(HANG)
 
-    with WriteBuffer(work, threads=1, enough=lambda: 3, patience=HANG) as gather:
+    with WriteBuffer(work, threads=1, batch_size=lambda: 3, max_delay=HANG) as gather:
         gather.put([1, 2, 3])
         assert first_is_in.wait(HANG)
         gather.put([4])
@@ -156,7 +156,7 @@ def test_what_gathers_is_worked_on_together() -> None:
 def test_too_few_are_worked_on_when_the_first_has_waited_long_enough() -> None:
     """A single item does not wait for company for ever."""
     worked = threading.Event()
-    with WriteBuffer(lambda _: worked.set(), threads=1, enough=lambda: 10, patience=0.05) as gather:
+    with WriteBuffer(lambda _: worked.set(), threads=1, batch_size=lambda: 10, max_delay=0.05) as gather:
         gather.put([1])
         assert worked.wait(HANG)
 
@@ -166,7 +166,7 @@ def test_leaving_works_on_what_has_gathered() -> None:
     done: list[int] = []
     with (
         pytest.raises(Stopped),
-        WriteBuffer(done.extend, threads=1, enough=lambda: 10, patience=10 * HANG) as gather,
+        WriteBuffer(done.extend, threads=1, batch_size=lambda: 10, max_delay=10 * HANG) as gather,
     ):
         gather.put([1, 2])
         raise Stopped(15)
@@ -185,7 +185,7 @@ def test_gathering_is_bounded() -> None:
         gather.put([3])
         third_is_in.set()
 
-    with WriteBuffer(work, threads=1, enough=lambda: 1, patience=0) as gather:
+    with WriteBuffer(work, threads=1, batch_size=lambda: 1, max_delay=0) as gather:
         gather.put([1])
         assert taken.wait(HANG)
         gather.put([2])
@@ -209,7 +209,7 @@ def test_one_that_hangs_does_not_hold_up_the_others() -> None:
         if len(done) == 2:
             both.set()
 
-    with WriteBuffer(work, threads=2, enough=lambda: 1, patience=0) as gather:
+    with WriteBuffer(work, threads=2, batch_size=lambda: 1, max_delay=0) as gather:
         for number in (1, 2, 3):
             gather.put([number])
         assert both.wait(HANG)
@@ -227,7 +227,7 @@ def test_a_failure_of_what_gathers_reaches_who_puts_next() -> None:
 
     with (
         pytest.raises(StorageFailed) as raised,
-        WriteBuffer(work, threads=1, enough=lambda: 1, patience=0) as gather,
+        WriteBuffer(work, threads=1, batch_size=lambda: 1, max_delay=0) as gather,
     ):
         for number in range(1000):
             gather.put([number])
@@ -245,7 +245,7 @@ def test_the_stopwatch_tells_how_long_items_take_to_come() -> None:
             yield number
 
     taken = []
-    for number in watch.each("wait", items()):
+    for number in watch.iterate("wait", items()):
         clock.advance(60)
         taken.append(number)
     assert (taken, watch.seconds()) == ([1, 2, 3], {"wait": 6})

@@ -357,7 +357,7 @@ def test_the_card_needs_no_network():
     ("model", "requested", "words"),
     [
         ("fal-ai/flux/schnell", {"num_inference_steps": 13}, "at most 12"),
-        (MODEL, {"scheduler": "euler"}, "it takes only its own"),
+        (MODEL, {"scheduler": "euler"}, "it supports only its own"),
         (MODEL, {"lora": {"path": "someone/lora"}}, "takes no LoRAs"),
     ],
 )

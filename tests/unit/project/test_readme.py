@@ -34,7 +34,7 @@ def test_the_option_table_is_the_code() -> None:
     """Flag, variable, default and meaning of every option stand in the README as the code has them."""
     documented = [[_plain(cell) for cell in row] for row in _rows("<!-- options:", "<!-- end of options -->")]
     declared = [[o.flag, o.variable, o.default_shown, _plain(o.meaning)] for o in options()]
-    assert documented == [*declared, ["--dry-run", "–", "–", "says what would be done, batch by batch"]]
+    assert documented == [*declared, ["--dry-run", "–", "–", "prints the planned batches and writes nothing"]]
 
 
 def test_the_table_of_sizes_is_the_code() -> None:

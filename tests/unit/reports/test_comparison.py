@@ -19,13 +19,13 @@ from text2img.databases import CompletedPrompt, Run
 from text2img.errors import EvaluationFailed, ObjectUnreadable
 from text2img.prompts import PromptId
 from text2img.reports.comparison import (
-    MOST_VALUES,
+    MAX_VALUES,
     Comparison,
     Side,
     comparison_stats,
     differences,
-    matched,
-    pictures_of,
+    images_of,
+    match_images,
 )
 from text2img.reports.comparison.html import page
 from text2img.reports.comparison.similarity import image_similarity, in_parallel, measure_pairs, ssim
@@ -52,12 +52,12 @@ def _run(run_id="r", **fields):
 
 
 def _side(*made, runs=None, name="A"):
-    pictures = tuple(image for one in made for image in pictures_of(one))
-    return Side(name=name, runs=(_run(),) if runs is None else runs, pictures=pictures)
+    images = tuple(image for one in made for image in images_of(one))
+    return Side(name=name, runs=(_run(),) if runs is None else runs, images=images)
 
 
 def _compared(a, b, read=None):
-    pairs = matched(a.pictures, b.pictures)
+    pairs = match_images(a.images, b.images)
     return Comparison(a=a, b=b, pairs=measure_pairs(pairs, read, None) if read else pairs)
 
 
@@ -107,7 +107,7 @@ def test_what_differs_is_told_once_with_its_pairs():
         *(_made("1", num_inference_steps=20), _made("2", num_inference_steps=30, seed=1)),
         runs=(_run(versions={"torch": "2.9"}),),
     )
-    found = {each.name: each for each in differences(a, b, matched(a.pictures, b.pictures))}
+    found = {each.name: each for each in differences(a, b, match_images(a.images, b.images))}
     assert found.keys() == {"num_inference_steps", "loras", "seed", "torch version"}
     assert (found["num_inference_steps"].a, found["num_inference_steps"].b) == ((10,), (20, 30))
     assert [found[name].pairs for name in ("num_inference_steps", "loras", "seed")] == [2, 1, 1]
@@ -118,7 +118,7 @@ def test_what_differs_is_told_once_with_its_pairs():
 def test_a_loop_is_told_by_what_it_used():
     """A prompt that took three iterations differs in that from one that was drawn once."""
     a, b = _side(_made("1")), _side(replace(_made("1"), iterations=3))
-    (found,) = differences(a, b, matched(a.pictures, b.pictures))
+    (found,) = differences(a, b, match_images(a.images, b.images))
     assert (found.name, found.a, found.b, found.pairs) == ("iterations", (None,), (3,), 1)
 
 
@@ -126,8 +126,8 @@ def test_values_without_end_are_cut():
     """A seed for each prompt makes a list of bounded length and the right number of pairs."""
     several = [(_made(str(n), seed=n), _made(str(n), seed=-n)) for n in range(1, 100)]
     a, b = (_side(*side) for side in zip(*several, strict=True))
-    (seeds,) = differences(a, b, matched(a.pictures, b.pictures))
-    assert (len(seeds.a), seeds.pairs) == (MOST_VALUES, 99)
+    (seeds,) = differences(a, b, match_images(a.images, b.images))
+    assert (len(seeds.a), seeds.pairs) == (MAX_VALUES, 99)
 
 
 def test_speed_is_that_of_all_its_runs():
@@ -173,7 +173,7 @@ def test_another_size_is_brought_down_and_other_proportions_are_refused():
     large = _file(smooth.resize((512, 768), Image.Resampling.BICUBIC))
     found = _likeness(large, _file(smooth))
     assert found.ssim > 0.98
-    assert found.note == "512×768 and 256×384, brought to 256×384"
+    assert found.note == "512×768 and 256×384, resized to 256×384"
     assert _likeness(_file(_plain(1, (64, 64))), _file(_plain(1, (64, 96)))).ssim is None
     assert "proportions" in _likeness(_file(_plain(1, (64, 64))), _file(_plain(1, (64, 96)))).note
     assert "smaller than 11" in _likeness(_file(_plain(1, (8, 8))), _file(_plain(2, (8, 8)))).note

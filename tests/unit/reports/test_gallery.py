@@ -141,7 +141,7 @@ def test_what_is_no_picture_says_so():
     vast = bytearray(_file((8, 8)))
     vast[16:24] = (30_000).to_bytes(4, "big") * 2  # what its header claims
     for data in (b"", b"text", whole[: len(whole) // 2], gif.getvalue(), bytes(vast)):
-        with quiet(), pytest.raises(ObjectUnreadable, match=r"no picture that can be read|too many"):
+        with quiet(), pytest.raises(ObjectUnreadable, match=r"not a readable image|too many"):
             thumbnail(data)
 
 
@@ -160,7 +160,7 @@ def test_the_page_holds_each_thing_once(tmp_path):
     tries = ({"iteration": 1, "image_url": "gs://b/1.png", "score": 1.0, "best": True}, {"image_url": 7})
     made = [_made(1, tries=tries, iterations=1, scores=(1.0,)), _made(2, scores=(None,)), _made(3)]
     written = _write(tmp_path / "r.html", made, [_failure(4)], [_run()], reading)
-    assert (written.prompts, written.pictures, written.unreadable, written.failures) == (3, 3, 1, 1)
+    assert (written.prompts, written.images, written.unreadable, written.failures) == (3, 3, 1, 1)
     text = (tmp_path / "r.html").read_text("utf-8")
     (items,) = _scripts(text, 'class="items"')
     (thumbnails,) = _scripts(text, 'class="thumbnails"')

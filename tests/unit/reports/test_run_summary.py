@@ -20,6 +20,6 @@ def test_a_file_that_is_refused_fails_no_run(tmp_path, caplog):
     (tmp_path / "summary.json").mkdir()
     settings = load({"output_dir": str(tmp_path)})
     with closing(build.database(settings)) as database, caplog.at_level(logging.WARNING):
-        write = run.overview(settings, build.build(settings), database, Stop())
+        write = run.summary_writer(settings, build.build(settings), database, Stop())
         write(Run(id="r", started_at=datetime.now(UTC), host="h"))
     assert "could not be written" in caplog.text

@@ -25,7 +25,7 @@ def shown(*settled):
     bar.begin(4)
     bar.step(1, 4)
     for outcomes in settled:
-        bar.settled(outcomes)
+        bar.recorded(outcomes)
     bar.end()
     return dict(re.findall(r"(prompts|iteration \d) [━╸╺ ]*(\d[^\r\n]*)", screen.getvalue()))
 

@@ -30,10 +30,13 @@ class Timed(Painter):
 class Spans:
     """The spans of a bench's run, once it is over."""
 
-    def __init__(self, bench, *, endless=False):
+    def __init__(self, bench, *, long_running=False):
         provider, self._kept = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
         provider.add_span_processor(SimpleSpanProcessor(self._kept))
-        self._bench, self._traced = bench, TraceRecorder(SdkTracer(provider), "night", endless=endless)
+        self._bench, self._traced = (
+            bench,
+            TraceRecorder(SdkTracer(provider), "night", long_running=long_running),
+        )
         bench.seconds = StageTimer(self._traced.stage)
         bench.traces = self._traced
         bench.progress = self._traced.wrap_progress(bench.progress)
@@ -119,7 +122,7 @@ def test_a_batch_whose_claims_were_lost_is_not_kept_open(bench):
 
 def test_a_servers_batches_are_traces_of_their_own(bench):
     """Without an end there is no span that all of them could stand under."""
-    spans = Spans(bench, endless=True)
+    spans = Spans(bench, long_running=True)
     spans.work(Timed())
     batches = spans.named("batch")
     assert len({batch.context.trace_id for batch in batches}) == len(batches) == 3

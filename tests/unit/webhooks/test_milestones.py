@@ -143,7 +143,7 @@ def test_what_is_recorded_is_remembered_no_more():
     for number in range(30):
         (made,) = requests(str(number))
         heard.make([made])
-        heard.milestones.settled([completed(made)])
+        heard.milestones.recorded([completed(made)])
     assert heard.milestones._earlier == {}
 
 

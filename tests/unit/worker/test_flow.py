@@ -372,7 +372,7 @@ def test_a_storage_that_hangs_stops_the_device_in_the_end(tmp_path):
     try:
         until(lambda: len(painter.batches) >= 4 and bench.counts[1] >= 20)
         until(
-            lambda: waiting_in(Stage.put) and waiting_in(BatchPrefetcher._work)
+            lambda: waiting_in(Stage.put) and waiting_in(BatchPrefetcher._produce)
         )  # the device, and what claims for it
         assert (len(painter.batches), bench.counts[1] <= 24, bench.counts[2]) == (4, True, 0)
     finally:

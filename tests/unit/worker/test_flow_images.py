@@ -66,7 +66,7 @@ def test_each_picture_has_its_seed_and_its_name(bench):
     ]
     assert max(map(len, painter.batches)) == bench.batch_size
     assert sum(map(len, painter.batches)) == 1 + 5 + 1 + 12
-    assert (bench.stats.completed, bench.stats.pictures, bench.stats.made) == (4, 19, 19)
+    assert (bench.stats.completed, bench.stats.images, bench.stats.made) == (4, 19, 19)
 
 
 def test_the_name_follows_the_template(bench):
@@ -83,7 +83,7 @@ def test_one_picture_that_fails_fails_its_prompt_alone(bench):
     assert sorted(claim.id.text for claim in recorded) == ["0", "1", "2", "3"]
     assert _urls(bench, 3) is None
     assert _pictures(bench) >= {"0", "2"} | FIVE
-    assert bench.stats.pictures == 7
+    assert bench.stats.images == 7
 
 
 def test_what_is_spoilt_is_made_no_further(tmp_path):

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from text2img.concurrency.file_locks import ALONE, SHARED, lock, locked, try_lock
+from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, lock, locked, try_lock
 from text2img.engine.loras import SUFFIX
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
@@ -178,7 +178,7 @@ class Cache:
     def _remove(self, name: str) -> bool:
         file = self._folder / name
         with contextlib.suppress(OSError), file.open("rb") as opened:
-            if try_lock(opened, ALONE):
+            if try_lock(opened, EXCLUSIVE):
                 file.unlink()
                 return True
         return False

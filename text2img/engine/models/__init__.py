@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from text2img.concurrency.file_locks import ALONE, SHARED, locked, try_lock
+from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, locked, try_lock
 from text2img.engine import hub
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, locate, open_bucket
@@ -229,7 +229,7 @@ class Snapshots:
 def _remove(snapshot: Path) -> None:
     descriptor = os.open(snapshot, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if try_lock(descriptor, ALONE):
+        if try_lock(descriptor, EXCLUSIVE):
             log.info("removing %s: the bucket no longer has it and no run uses it", snapshot)
             shutil.rmtree(snapshot, ignore_errors=True)
     finally:

@@ -1,7 +1,6 @@
-"""Two runs over the same prompts, side by side: which pictures belong together, what the runs did
-differently, how fast they were, how their pictures scored and how alike they are.
+"""Comparison of two runs over the same prompts: matched images, parameters, speed, scores, similarity.
 
-Knows recorded prompts and runs, and no database; pictures are bytes that somebody else reads.
+It works on recorded prompts and runs, and reads no images itself.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """One of a prompt's pictures, the ``number``-th from 0, as its run recorded it.
+class RecordedImage:
+    """One of a prompt's images, with its ``number`` from 0, as its run recorded it.
 
-    ``score`` in [0, 1], None where it has none; ``used`` are its parameters.
+    ``score`` is in [0, 1], None without an evaluation; ``used`` are the image's parameters.
     """
 
     prompt: PromptId
@@ -39,23 +38,23 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the two. ``name`` is what its owner calls it, ``runs`` are those that made its pictures."""
+    """One side of a comparison: its ``name`` as the user gave it, its images, and the runs that made them."""
 
     name: str
     runs: tuple[Run, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[RecordedImage, ...]
 
     @property
     def images_per_second(self) -> float:
-        """Of all its runs together; 0 where none of them has a pace."""
-        paced = [(run.images or run.completed, run.images_per_second) for run in self.runs]
-        paced = [(images, pace) for images, pace in paced if images and pace > 0]
-        seconds = sum(images / pace for images, pace in paced)
-        return sum(images for images, _ in paced) / seconds if seconds else 0.0
+        """The speed of all its runs together; 0 if none of them has one."""
+        speeds = [(run.images or run.completed, run.images_per_second) for run in self.runs]
+        speeds = [(images, speed) for images, speed in speeds if images and speed > 0]
+        seconds = sum(images / speed for images, speed in speeds)
+        return sum(images for images, _ in speeds) / seconds if seconds else 0.0
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By stage, all its runs together."""
+        """The seconds of all its runs, by stage."""
         total: dict[str, float] = defaultdict(float)
         for run in self.runs:
             for stage, seconds in run.seconds.items():
@@ -66,9 +65,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Similarity:
-    """How alike two pictures are. ``ssim`` is at most 1, which equal pictures have; ``clip`` in [-1, 1],
-    where a CLIP model was asked. What could not be told is None, and ``note`` says why, or what
-    was done to the pictures first.
+    """The similarity of two images.
+
+    ``ssim`` is at most 1, the value of equal images. ``clip`` is in [-1, 1], if a CLIP model was given. An
+    unknown value is None; ``note`` gives the reason, or how the images were resized first.
     """
 
     ssim: float | None = None
@@ -78,22 +78,22 @@ class Similarity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Pictures of the same prompt. ``by_id``: matched by their prompts' ids, else by text and seed."""
+    """Two images of the same prompt, matched ``by_id`` of their prompts, else by text and seed."""
 
-    a: Picture
-    b: Picture
+    a: RecordedImage
+    b: RecordedImage
     by_id: bool
     similarity: Similarity = field(default_factory=Similarity)
 
     @property
     def gain(self) -> float | None:
-        """How much better B scores than A; None unless both have a score."""
+        """B's score minus A's; None unless both have a score."""
         return None if self.a.score is None or self.b.score is None else self.b.score - self.a.score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What the sides did differently: in so many ``pairs``, by these values, each once, in order."""
+    """A parameter that differs between the sides in ``pairs`` pairs, with its distinct values in order."""
 
     name: str
     a: tuple[object, ...]
@@ -103,7 +103,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two sides, the pairs of their pictures in A's order, and how many pictures have no partner."""
+    """Two sides, and the pairs of their images in A's order."""
 
     a: Side
     b: Side
@@ -111,67 +111,67 @@ class Comparison:
 
     @property
     def alone(self) -> tuple[int, int]:
-        """How many pictures only A has, and only B."""
-        return len(self.a.pictures) - len(self.pairs), len(self.b.pictures) - len(self.pairs)
+        """The number of images that only A has, and of those that only B has."""
+        return len(self.a.images) - len(self.pairs), len(self.b.images) - len(self.pairs)
 
 
-MOST_VALUES: Final = 20
-"""Of a parameter that each prompt has for itself, so many values are told."""
+MAX_VALUES: Final = 20
+"""Values that are listed of a parameter that differs from prompt to prompt."""
 
 
-def pictures_of(made: CompletedPrompt) -> Iterator[Picture]:
-    """The pictures of a completed prompt; the n-th has the seed of the first and n, as they are made."""
-    seed = made.used.get("seed")
-    used = made.used if made.iterations is None else {**made.used, "iterations": made.iterations}
-    first = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
-    for number, url in enumerate(made.image_urls):
-        yield Picture(
-            prompt=made.id,
+def images_of(prompt: CompletedPrompt) -> Iterator[RecordedImage]:
+    """Yield the images of a completed prompt; image n has the first seed plus n, as in generation."""
+    seed = prompt.used.get("seed")
+    used = prompt.used if prompt.iterations is None else {**prompt.used, "iterations": prompt.iterations}
+    first_seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+    for number, url in enumerate(prompt.image_urls):
+        yield RecordedImage(
+            prompt=prompt.id,
             number=number,
-            text=made.text,
-            seed=None if first is None else first + number,
+            text=prompt.text,
+            seed=None if first_seed is None else first_seed + number,
             url=url,
-            score=made.scores[number] if number < len(made.scores) else None,
+            score=prompt.scores[number] if number < len(prompt.scores) else None,
             used=used,
         )
 
 
-def matched(a: Iterable[Picture], b: Iterable[Picture]) -> tuple[Pair, ...]:
-    """The pairs in A's order: by the prompt's id, and what that leaves over by its text and the seed.
+def match_images(a: Iterable[RecordedImage], b: Iterable[RecordedImage]) -> tuple[Pair, ...]:
+    """Match images by the prompt's id, and the remaining ones by text and seed; return pairs in A's order.
 
-    Each picture is in one pair at the most.
+    Each image is in at most one pair.
     """
     pairs: dict[int, Pair] = {}
-    left: dict[int, Picture] = {}
-    theirs = {(one.prompt, one.number): one for one in b}
-    for place, ours in enumerate(a):
-        if partner := theirs.pop((ours.prompt, ours.number), None):
-            pairs[place] = Pair(a=ours, b=partner, by_id=True)
+    unmatched_a: dict[int, RecordedImage] = {}
+    unmatched_b = {(image.prompt, image.number): image for image in b}
+    for index, image in enumerate(a):
+        if partner := unmatched_b.pop((image.prompt, image.number), None):
+            pairs[index] = Pair(a=image, b=partner, by_id=True)
         else:
-            left[place] = ours
+            unmatched_a[index] = image
     by_text = defaultdict(list)
-    for their in reversed(theirs.values()):
-        by_text[their.text, their.seed].append(their)
-    for place, ours in left.items():
-        if partners := by_text.get((ours.text, ours.seed)):
-            pairs[place] = Pair(a=ours, b=partners.pop(), by_id=False)
-    return tuple(pairs[place] for place in sorted(pairs))
+    for image in reversed(unmatched_b.values()):
+        by_text[image.text, image.seed].append(image)
+    for index, image in unmatched_a.items():
+        if partners := by_text.get((image.text, image.seed)):
+            pairs[index] = Pair(a=image, b=partners.pop(), by_id=False)
+    return tuple(pairs[index] for index in sorted(pairs))
 
 
 def differences(a: Side, b: Side, pairs: Sequence[Pair]) -> list[Difference]:
-    """What differs: the texts, seeds and parameters of pairs, then where and with what the runs were made."""
-    recorded = [(_recorded(pair.a), _recorded(pair.b)) for pair in pairs]
-    names = dict.fromkeys(name for both in recorded for one in both for name in one)
+    """Return what differs: texts, seeds and parameters of pairs, then hosts and versions of the runs."""
+    recorded = [(_recorded_fields(pair.a), _recorded_fields(pair.b)) for pair in pairs]
+    names = dict.fromkeys(name for pair in recorded for fields in pair for name in fields)
     found = [_difference(name, recorded) for name in names]
-    around = [_around(a.runs), _around(b.runs)]
-    for name in dict.fromkeys((*around[0], *around[1])):
-        ours, theirs = (one.get(name, ()) for one in around)
-        if ours != theirs:
-            found.append(Difference(name=name, a=ours, b=theirs, pairs=0))
-    return [each for each in found if each.a != each.b or each.pairs]
+    environment_a, environment_b = _environment(a.runs), _environment(b.runs)
+    for name in dict.fromkeys((*environment_a, *environment_b)):
+        values_a, values_b = environment_a.get(name, ()), environment_b.get(name, ())
+        if values_a != values_b:
+            found.append(Difference(name=name, a=values_a, b=values_b, pairs=0))
+    return [difference for difference in found if difference.a != difference.b or difference.pairs]
 
 
-def _recorded(image: Picture) -> Mapping[str, object]:
+def _recorded_fields(image: RecordedImage) -> Mapping[str, object]:
     parameters = {
         name: value for name, value in image.used.items() if name not in (*PROVIDER_METADATA_FIELDS, "seed")
     }
@@ -182,22 +182,27 @@ def _difference(
     name: str, recorded: Sequence[tuple[Mapping[str, object], Mapping[str, object]]]
 ) -> Difference:
     differing = [(a.get(name), b.get(name)) for a, b in recorded if a.get(name) != b.get(name)]
-    ours, theirs = (_distinct(values) for values in zip(*differing, strict=True)) if differing else ((), ())
-    return Difference(name=name, a=ours, b=theirs, pairs=len(differing))
+    values_a, values_b = (
+        (_distinct(values) for values in zip(*differing, strict=True)) if differing else ((), ())
+    )
+    return Difference(name=name, a=values_a, b=values_b, pairs=len(differing))
 
 
-def _around(runs: Sequence[Run]) -> dict[str, tuple[object, ...]]:
-    """What of a run is not a picture's: its host and the versions of what it used."""
-    said = [{"host": run.host, **{f"{name} version": v for name, v in run.versions.items()}} for run in runs]
-    names = dict.fromkeys(name for one in said for name in one)
-    return {name: _distinct(one[name] for one in said if name in one) for name in names}
+def _environment(runs: Sequence[Run]) -> dict[str, tuple[object, ...]]:
+    """Return the hosts of the runs, and the versions of the libraries that they used."""
+    fields = [
+        {"host": run.host, **{f"{name} version": version for name, version in run.versions.items()}}
+        for run in runs
+    ]
+    names = dict.fromkeys(name for of_run in fields for name in of_run)
+    return {name: _distinct(of_run[name] for of_run in fields if name in of_run) for name in names}
 
 
 def _distinct(values: Iterable[object]) -> tuple[object, ...]:
-    """Each value once, in order, MOST_VALUES at the most; lists and objects are no keys, their JSON is."""
+    """Return the first MAX_VALUES distinct values; lists and objects are compared as JSON."""
     seen: dict[str, object] = {}
     for value in values:
-        if len(seen) == MOST_VALUES:
+        if len(seen) == MAX_VALUES:
             break
         seen.setdefault(json.dumps(value, sort_keys=True, default=str), value)
     return tuple(seen.values())
@@ -205,7 +210,7 @@ def _distinct(values: Iterable[object]) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Of some numbers: how many, their mean, their median, and the least of them."""
+    """Count, mean, median and minimum of a sample."""
 
     count: int
     mean: float
@@ -214,7 +219,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where there are none."""
+        """Return the spread of the values; None if there are none."""
         if not values:
             return None
         return cls(count=len(values), mean=fmean(values), median=median(values), least=min(values))
@@ -225,9 +230,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonStats:
-    """Of all pairs. ``score_a`` and ``score_b`` are those of pairs in which both have one; of these
-    ``better`` counts in how many B's is higher, ``worse`` in how many lower. ``not_compared``: pairs without
-    an SSIM.
+    """Statistics of all pairs.
+
+    ``score_a`` and ``score_b`` cover the pairs in which both images have a score. Of these, ``better`` counts
+    the pairs in which B's score is higher, ``worse`` those in which it is lower. ``not_compared`` counts the
+    pairs without an SSIM.
     """
 
     by_id: int
@@ -242,11 +249,11 @@ class ComparisonStats:
 
 
 def comparison_stats(comparison: Comparison) -> ComparisonStats:
-    """What it comes to."""
+    """Return the statistics of a comparison."""
     pairs = comparison.pairs
-    scored = [(pair.a.score, pair.b.score) for pair in pairs]
-    both = [(a, b) for a, b in scored if a is not None and b is not None]
-    alike = [pair.similarity.ssim for pair in pairs if pair.similarity.ssim is not None]
+    scores = [(pair.a.score, pair.b.score) for pair in pairs]
+    both = [(a, b) for a, b in scores if a is not None and b is not None]
+    ssims = [pair.similarity.ssim for pair in pairs if pair.similarity.ssim is not None]
     by_id = sum(pair.by_id for pair in pairs)
     return ComparisonStats(
         by_id=by_id,
@@ -255,7 +262,7 @@ def comparison_stats(comparison: Comparison) -> ComparisonStats:
         score_b=Spread.of([b for _, b in both]),
         better=sum(b > a for a, b in both),
         worse=sum(b < a for a, b in both),
-        ssim=Spread.of(alike),
+        ssim=Spread.of(ssims),
         clip=Spread.of([pair.similarity.clip for pair in pairs if pair.similarity.clip is not None]),
-        not_compared=len(pairs) - len(alike),
+        not_compared=len(pairs) - len(ssims),
     )

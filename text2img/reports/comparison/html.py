@@ -1,7 +1,6 @@
-"""A comparison as one HTML page that needs nothing but itself: small pictures are in it, originals are
-linked.
+"""A comparison as one self-contained HTML page, with embedded thumbnails and links to the originals.
 
-Whatever comes from a prompt, a run or a picture is escaped; the page holds no script, and forbids any.
+All text from prompts, runs and images is escaped; the page contains no script, and its policy forbids any.
 """
 
 from __future__ import annotations
@@ -13,7 +12,13 @@ from typing import TYPE_CHECKING, Final
 from text2img.errors import ObjectUnreadable
 from text2img.reports.comparison import comparison_stats, differences
 from text2img.reports.comparison.similarity import in_parallel
-from text2img.reports.comparison.table import least_alike, name_of, one_line, pace, shown
+from text2img.reports.comparison.table import (
+    least_similar_first,
+    name_of,
+    one_line,
+    shown,
+    speed_and_stages,
+)
 from text2img.reports.gallery import link_of
 from text2img.reports.gallery.page import thumbnail
 
@@ -21,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from text2img.reports.comparison import Comparison, ComparisonStats, Pair, Picture
+    from text2img.reports.comparison import Comparison, ComparisonStats, Pair, RecordedImage
 
 SHOWN: Final = 500
-"""Pairs that the page shows, some 16 kB each, those that are least alike first; JSON has all."""
+"""Pairs that the page shows, about 16 kB each, the least similar first; JSON has all."""
 _TITLE: Final = "Two runs compared"
-_TEXT = 2000  # characters of a prompt
+_MAX_TEXT = 2000  # characters of a prompt
 _STYLE: Final = """
 :root { color-scheme: light dark;
   --ink: #1a202c; --faint: #5a6577; --line: #d5dbe5; --paper: #fff; --card: #f6f8fb }
@@ -54,26 +59,26 @@ _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """How pictures are read, and the folder (absolute) that the page is for."""
+class _RenderContext:
+    """The function that reads images, and the page's folder (absolute)."""
 
     read: Callable[[str], bytes]
     folder: Path
 
 
 def page(comparison: Comparison, read: Callable[[str], bytes], folder: Path) -> Iterator[str]:
-    """The page, piece by piece, for that folder, which must be absolute: links to files start there.
+    """Yield the page piece by piece; links to files are relative to ``folder``, which must be absolute.
 
-    ``read`` gives the bytes that a URL means, or raises Unreadable; it is asked by several threads at once.
+    ``read`` returns the bytes at a URL, or raises ObjectUnreadable; several threads call it at once.
     """
-    look = _Look(read, folder)
+    context = _RenderContext(read, folder)
     yield _head()
     yield from _summary(comparison)
-    ordered = least_alike(comparison.pairs)[:SHOWN]
+    ordered = least_similar_first(comparison.pairs)[:SHOWN]
     if len(comparison.pairs) > SHOWN:
-        yield f"<p>The {SHOWN:,} pairs of {len(comparison.pairs):,} that are least alike:</p>"
+        yield f"<p>The {SHOWN:,} least similar of {len(comparison.pairs):,} pairs:</p>"
     yield '<div class="pairs">\n'
-    yield from in_parallel(lambda pair: _pair(pair, look), ordered)
+    yield from in_parallel(lambda pair: _pair(pair, context), ordered)
     yield "</div>\n</body>\n</html>\n"
 
 
@@ -87,63 +92,64 @@ def _head() -> str:
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:
-    found, (a, b) = comparison_stats(comparison), comparison.alone
+    stats, (only_a, only_b) = comparison_stats(comparison), comparison.alone
     yield "<table>\n" + _row("th", "", "A", "B")
     sides = (comparison.a, comparison.b)
     yield _row("td", "run", *(side.name for side in sides))
-    yield _row("td", "pictures", *(f"{len(side.pictures):,}" for side in sides))
-    yield _row("td", "without a partner", f"{a:,}", f"{b:,}")
-    yield _row("td", "speed", *map(pace, sides))
-    for each in differences(*sides, comparison.pairs):
-        pairs = f" ({each.pairs:,} pairs)" if each.pairs else ""
-        yield _row("td", one_line(each.name, 40) + pairs, shown(each.a), shown(each.b))
-    if found.score_a and found.score_b:
-        yield _row("td", "mean score", f"{found.score_a.mean:.3f}", f"{found.score_b.mean:.3f}")
-    yield "</table>\n" + _sentences(found)
+    yield _row("td", "images", *(f"{len(side.images):,}" for side in sides))
+    yield _row("td", "without a partner", f"{only_a:,}", f"{only_b:,}")
+    yield _row("td", "speed", *map(speed_and_stages, sides))
+    for difference in differences(*sides, comparison.pairs):
+        pairs = f" ({difference.pairs:,} pairs)" if difference.pairs else ""
+        name = one_line(difference.name, 40) + pairs
+        yield _row("td", name, shown(difference.a), shown(difference.b))
+    if stats.score_a and stats.score_b:
+        yield _row("td", "mean score", f"{stats.score_a.mean:.3f}", f"{stats.score_b.mean:.3f}")
+    yield "</table>\n" + _stats_paragraph(stats)
 
 
-def _sentences(found: ComparisonStats) -> str:
-    said = [f"{found.by_id:,} pairs by their ids, {found.by_text:,} by text and seed."]
-    if found.score_a:
-        said.append(
-            f"B scores better in {found.better:,} of {found.score_a.count:,}, worse in {found.worse:,}."
+def _stats_paragraph(stats: ComparisonStats) -> str:
+    lines = [f"{stats.by_id:,} pairs by their ids, {stats.by_text:,} by text and seed."]
+    if stats.score_a:
+        lines.append(
+            f"B scores better in {stats.better:,} of {stats.score_a.count:,}, worse in {stats.worse:,}."
         )
-    said.append(f"SSIM (1 is equal): {found.ssim or 'of no pair'}.")
-    if found.clip:
-        said.append(f"CLIP similarity: {found.clip}.")
-    if found.not_compared:
-        said.append(f"{found.not_compared:,} pairs have no SSIM.")
-    return f"<p>{' '.join(said)}</p>\n"
+    lines.append(f"SSIM (1 is equal): {stats.ssim or 'of no pair'}.")
+    if stats.clip:
+        lines.append(f"CLIP similarity: {stats.clip}.")
+    if stats.not_compared:
+        lines.append(f"{stats.not_compared:,} pairs have no SSIM.")
+    return f"<p>{' '.join(lines)}</p>\n"
 
 
-def _row(kind: str, *cells: str) -> str:
-    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>\n"
+def _row(tag: str, *cells: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
 
 
-def _pair(pair: Pair, look: _Look) -> str:
-    like = pair.similarity
+def _pair(pair: Pair, context: _RenderContext) -> str:
+    similarity = pair.similarity
     numbers = [
         f"{name} {value:.3f}"
-        for name, value in (("SSIM", like.ssim), ("CLIP", like.clip))
+        for name, value in (("SSIM", similarity.ssim), ("CLIP", similarity.clip))
         if value is not None
     ]
-    said = " · ".join([name_of(pair.a), *numbers, *([like.note] if like.note else [])])
-    texts = dict.fromkeys(one_line(each.text, _TEXT) for each in (pair.a, pair.b))
+    caption = " · ".join([name_of(pair.a), *numbers, *([similarity.note] if similarity.note else [])])
+    texts = dict.fromkeys(one_line(image.text, _MAX_TEXT) for image in (pair.a, pair.b))
     return (
         f"<article><p>{'</p><p>'.join(map(escape, texts))}</p>"
-        f"<div>{_figure('A', pair.a, look)}{_figure('B', pair.b, look)}</div>"
-        f"<small>{escape(one_line(said, 500))}</small></article>\n"
+        f"<div>{_figure('A', pair.a, context)}{_figure('B', pair.b, context)}</div>"
+        f"<small>{escape(one_line(caption, 500))}</small></article>\n"
     )
 
 
-def _figure(letter: str, image: Picture, look: _Look) -> str:
+def _figure(letter: str, image: RecordedImage, context: _RenderContext) -> str:
     score = "no score" if image.score is None else f"score {image.score:.3f}"
     seed = "" if image.seed is None else f" · seed {image.seed}"
     try:
-        small = thumbnail(look.read(image.url)).url
-        shown_here = f'<img src="{small}" loading="lazy" alt="{escape(one_line(image.text, 200))}">'
+        small = thumbnail(context.read(image.url)).url
+        element = f'<img src="{small}" loading="lazy" alt="{escape(one_line(image.text, 200))}">'
     except ObjectUnreadable as exc:
-        shown_here = f'<p class="none">{escape(one_line(str(exc), 300))}</p>'
-    if link := link_of(image.url, look.folder):
-        shown_here = f'<a href="{escape(link)}" rel="noreferrer">{shown_here}</a>'
-    return f"<figure>{shown_here}<figcaption>{letter}: {score}{seed}</figcaption></figure>"
+        element = f'<p class="none">{escape(one_line(str(exc), 300))}</p>'
+    if link := link_of(image.url, context.folder):
+        element = f'<a href="{escape(link)}" rel="noreferrer">{element}</a>'
+    return f"<figure>{element}<figcaption>{letter}: {score}{seed}</figcaption></figure>"

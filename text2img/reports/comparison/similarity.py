@@ -1,6 +1,6 @@
-"""How alike two pictures are: SSIM by scikit-image, and by a CLIP model where one is given.
+"""Similarity of two images: SSIM by scikit-image, and the similarity by a CLIP model if one is given.
 
-Knows pictures as files' bytes, and neither prompts nor where pictures are kept.
+Images are the bytes of their files.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from text2img.reports.comparison import Pair
 
 
-_SMALLEST: Final = 11
-"""Pixels that the window of Wang et al. is wide: smaller pictures have no SSIM."""
-_SEEN: Final = 256
-"""Pixels of the shorter side at which pictures are compared: structure as it is seen, not grain."""
-_PROPORTIONS: Final = 0.01
-"""How much width ÷ height may differ, as a part of it, for one picture to be brought to the other's size."""
+_MIN_SIDE: Final = 11
+"""Pixels; the width of the window of Wang et al. Smaller images have no SSIM."""
+_COMPARED_SIDE: Final = 256
+"""Pixels of the shorter side at which images are compared: visible structure, not grain."""
+_MAX_RATIO_DIFFERENCE: Final = 0.01
+"""Largest relative difference of width ÷ height at which one image is resized to the other's size."""
 
 
 def check() -> None:
-    """Raise ConfigurationError where scikit-image is not there."""
+    """Raise ConfigurationError if scikit-image is not installed."""
     try:
-        import skimage.metrics  # noqa: F401 - whether it is there
+        import skimage.metrics  # noqa: F401 - to see if it is installed
     except ImportError:
         raise ConfigurationError("compare needs scikit-image; pip install 'scikit-image>=0.26'") from None
 
@@ -45,11 +45,11 @@ def image_similarity(
     read: tuple[Callable[[], bytes], Callable[[], bytes]],
     clip: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None,
 ) -> Similarity:
-    """Of two pictures, whose files' bytes ``read`` gives; ``clip`` says how alike a model finds their pixels.
+    """Return the similarity of two images, whose files' bytes ``read`` returns.
 
-    Of two sizes with the same proportions the larger is shrunk to the smaller for SSIM; of other proportions
-    there is none: what should be compared with what, nobody could say. A picture that cannot be read makes a
-    note and no error.
+    ``clip`` returns the similarity of their pixels by a model. For SSIM, the larger of two sizes is shrunk to
+    the smaller if both have the same proportions. Other proportions have no SSIM: their pixels do not
+    correspond. An image that cannot be read yields a note, not an error.
     """
     try:
         files = read[0](), read[1]()
@@ -58,13 +58,13 @@ def image_similarity(
         return Similarity(note=f"not compared: {exc}")
     if files[0] == files[1]:
         return Similarity(ssim=1.0, clip=1.0 if clip else None, note="the same file")
-    similar, note = _similar(a, b, clip)
-    ssim, other = _sized(a, b)
-    notes = "; ".join(each for each in (other, note) if each)
-    return Similarity(ssim=ssim, clip=similar, note=notes or None)
+    clip_similarity, clip_note = _clip_similarity(a, b, clip)
+    ssim, ssim_note = _resized_ssim(a, b)
+    notes = "; ".join(note for note in (ssim_note, clip_note) if note)
+    return Similarity(ssim=ssim, clip=clip_similarity, note=notes or None)
 
 
-def _similar(
+def _clip_similarity(
     a: NDArray[np.uint8],
     b: NDArray[np.uint8],
     clip: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None,
@@ -75,53 +75,53 @@ def _similar(
         return None, str(exc)
 
 
-def _sized(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[float | None, str | None]:
-    """The SSIM, and what was done about the sizes, or why there is none."""
-    (high, wide), (height, width) = a.shape[:2], b.shape[:2]
-    said = f"{wide}×{high} and {width}×{height}"
-    if abs((wide / high) / (width / height) - 1) > _PROPORTIONS:
-        return None, f"no SSIM: {said} have other proportions"
-    small = (min(wide, width), min(high, height))
-    if min(small) < _SMALLEST:
-        return None, f"no SSIM: a picture of {said} is smaller than {_SMALLEST} pixels"
-    return ssim(
-        _at(a, small), _at(b, small)
-    ), None if a.shape == b.shape else f"{said}, brought to {small[0]}×{small[1]}"
+def _resized_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[float | None, str | None]:
+    """Return the SSIM, and a note of how the images were resized, or why there is no SSIM."""
+    (height_a, width_a), (height_b, width_b) = a.shape[:2], b.shape[:2]
+    sizes = f"{width_a}×{height_a} and {width_b}×{height_b}"
+    if abs((width_a / height_a) / (width_b / height_b) - 1) > _MAX_RATIO_DIFFERENCE:
+        return None, f"no SSIM: {sizes} have other proportions"
+    small = (min(width_a, width_b), min(height_a, height_b))
+    if min(small) < _MIN_SIDE:
+        return None, f"no SSIM: an image of {sizes} is smaller than {_MIN_SIDE} pixels"
+    note = None if a.shape == b.shape else f"{sizes}, resized to {small[0]}×{small[1]}"
+    return ssim(_resized(a, small), _resized(b, small)), note
 
 
-def _at(image: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    whole = Image.fromarray(image)
-    return whole if whole.size == size else whole.resize(size, Image.Resampling.LANCZOS)
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(pixels)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """The mean structural similarity of two RGB pictures of the same size.
+    """Return the mean structural similarity of two RGB images of the same size.
 
     Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment (IEEE TIP 13(4), 2004), with their window and
-    constants and, as in their later code, first averaged over squares so that the shorter side has some 256
-    pixels; the mean of the three channels, since in grey values alone a red and a green shape may agree.
+    constants. As in their later code, the images are first averaged over squares, so that the shorter side
+    has about 256 pixels. The result is the mean of the three channels: in grey values alone, a red and a
+    green shape may be equal.
     """
     import numpy as np
     from skimage.metrics import structural_similarity
 
-    square = max(1, round(min(a.size) / _SEEN))
-    ours, theirs = (np.asarray(each.reduce(square)) for each in (a, b))
-    found = structural_similarity(
-        ours,
-        theirs,
+    square = max(1, round(min(a.size) / _COMPARED_SIDE))
+    pixels_a, pixels_b = (np.asarray(image.reduce(square)) for image in (a, b))
+    similarity = structural_similarity(
+        pixels_a,
+        pixels_b,
         channel_axis=2,
         data_range=255,
         gaussian_weights=True,
         sigma=1.5,
         use_sample_covariance=False,
     )
-    return float(found)
+    return float(similarity)
 
 
-_AT_ONCE: Final = 4
-"""Pictures are decoded and compared on few cores, and read over the network in between."""
-_One = TypeVar("_One")
-_Other = TypeVar("_Other")
+_MAX_CONCURRENCY: Final = 4
+"""Images are decoded and compared on few cores, and read over the network in between."""
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def measure_pairs(
@@ -129,20 +129,22 @@ def measure_pairs(
     read: Callable[[str], bytes],
     clip: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float] | None,
 ) -> tuple[Pair, ...]:
-    """The pairs, each with how alike its pictures are; ``read`` gives the bytes that a URL means, or raises
-    Unreadable, from several threads at once; ``clip`` as ``likeness`` takes it.
+    """Return the pairs with the similarity of their images.
+
+    ``read`` returns the bytes at a URL, or raises ObjectUnreadable; several threads call it at once. ``clip``
+    is as for ``image_similarity``.
     """
 
-    def look(pair: Pair) -> Pair:
-        both = partial(read, pair.a.url), partial(read, pair.b.url)
-        return replace(pair, similarity=image_similarity(both, clip))
+    def measure(pair: Pair) -> Pair:
+        readers = partial(read, pair.a.url), partial(read, pair.b.url)
+        return replace(pair, similarity=image_similarity(readers, clip))
 
-    return tuple(in_parallel(look, pairs))
+    return tuple(in_parallel(measure, pairs))
 
 
-def in_parallel(function: Callable[[_One], _Other], items: Iterable[_One]) -> Iterator[_Other]:
-    """What the function makes of each item, in their order; whoever stops asking leaves nothing waiting."""
-    pool = ThreadPoolExecutor(_AT_ONCE)
+def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield the function's result for each item, in order; closing the iterator cancels pending calls."""
+    pool = ThreadPoolExecutor(_MAX_CONCURRENCY)
     try:
         yield from pool.map(function, items)
     finally:

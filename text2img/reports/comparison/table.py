@@ -1,4 +1,4 @@
-"""A comparison as lines for a terminal."""
+"""A comparison as lines for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,60 +11,67 @@ from text2img.reports.comparison import comparison_stats, differences
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from text2img.reports.comparison import Comparison, ComparisonStats, Difference, Pair, Picture, Side
-
-
-SHOWN: Final = 40
-"""Pairs that are listed, those that are least alike first; JSON has all."""
-_TEXT, _VALUES = 44, 3
-
-
-def table(comparison: Comparison) -> str:
-    """What differs, how fast, how good, how alike, then the pairs."""
-    found = comparison_stats(comparison)
-    lines = [
-        *(_side("A", comparison.a), _side("B", comparison.b)),
-        *_different(differences(comparison.a, comparison.b, comparison.pairs)),
-        _matched(comparison, found),
-        *_figures(found),
-    ]
-    return "\n".join([*lines, *_pairs(comparison.pairs)])
-
-
-def _matched(comparison: Comparison, found: ComparisonStats) -> str:
-    ours, theirs = comparison.alone
-    return (
-        f"pairs    {len(comparison.pairs):,} (by id {found.by_id:,}, by text and seed {found.by_text:,});"
-        f" without a partner: {ours:,} of A, {theirs:,} of B"
+    from text2img.reports.comparison import (
+        Comparison,
+        ComparisonStats,
+        Difference,
+        Pair,
+        RecordedImage,
+        Side,
     )
 
 
-def one_line(text: str, longest: int) -> str:
-    """A text as a terminal may show it, whatever it holds: no control character, and cut with an ellipsis."""
+SHOWN: Final = 40
+"""Pairs that are listed, the least similar first; JSON has all."""
+_TEXT_WIDTH, _MAX_VALUES = 44, 3
+
+
+def table(comparison: Comparison) -> str:
+    """Return the table: sides, differences, scores and similarity, then the pairs."""
+    stats = comparison_stats(comparison)
+    lines = [
+        *(_side_line("A", comparison.a), _side_line("B", comparison.b)),
+        *_difference_lines(differences(comparison.a, comparison.b, comparison.pairs)),
+        _matches(comparison, stats),
+        *_stats_lines(stats),
+    ]
+    return "\n".join([*lines, *_pair_lines(comparison.pairs)])
+
+
+def _matches(comparison: Comparison, stats: ComparisonStats) -> str:
+    only_a, only_b = comparison.alone
+    return (
+        f"pairs    {len(comparison.pairs):,} (by id {stats.by_id:,}, by text and seed {stats.by_text:,});"
+        f" without a partner: {only_a:,} of A, {only_b:,} of B"
+    )
+
+
+def one_line(text: str, max_length: int) -> str:
+    """Return a text on one line, without control characters, and cut with an ellipsis."""
     line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
-    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
 def shown(values: Sequence[object]) -> str:
-    """Some values of a parameter, three at the most."""
-    said = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
-    more = ", …" if len(said) > _VALUES else ""
-    return ", ".join(one_line(each, 60) or '""' for each in said[:_VALUES]) + more or "–"
+    """Return at most three values of a parameter as text."""
+    texts = [value if isinstance(value, str) else json.dumps(value, default=str) for value in values]
+    more = ", …" if len(texts) > _MAX_VALUES else ""
+    return ", ".join(one_line(text, 60) or '""' for text in texts[:_MAX_VALUES]) + more or "–"
 
 
-def least_alike(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs by their SSIM, the lowest first; those without one come last."""
+def least_similar_first(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs by their SSIM, the lowest first; those without one come last."""
     return sorted(pairs, key=lambda pair: 2.0 if pair.similarity.ssim is None else pair.similarity.ssim)
 
 
-def name_of(image: Picture) -> str:
-    """The prompt's id, and which of its pictures it is where that is not the first."""
+def name_of(image: RecordedImage) -> str:
+    """Return the prompt's id, followed by the image's number unless it is the first."""
     return f"{image.prompt}{f' ({image.number + 1})' if image.number else ''}"
 
 
-def pace(side: Side) -> str:
-    """How fast it was, and where its time went."""
-    stages = sorted(side.seconds.items(), key=lambda one: -one[1])
+def speed_and_stages(side: Side) -> str:
+    """Return the side's speed, and its seconds by stage, the longest first."""
+    stages = sorted(side.seconds.items(), key=lambda stage: -stage[1])
     spent = ", ".join(
         f"{one_line(stage, 20)} {seconds:,.1f} s" for stage, seconds in stages if seconds >= 0.05
     )
@@ -72,92 +79,104 @@ def pace(side: Side) -> str:
     return f"{speed}; {spent}" if spent else speed
 
 
-def _side(letter: str, side: Side) -> str:
-    return f"{letter}        {one_line(side.name, 100)}: {len(side.pictures):,} pictures, {pace(side)}"
+def _side_line(letter: str, side: Side) -> str:
+    speed = speed_and_stages(side)
+    return f"{letter}        {one_line(side.name, 100)}: {len(side.images):,} images, {speed}"
 
 
-def _different(found: Sequence[Difference]) -> Iterator[str]:
+def _difference_lines(found: Sequence[Difference]) -> Iterator[str]:
     if not found:
         yield "differs  nothing that is recorded"
-    for each in found:
-        pairs = f" ({each.pairs:,} pairs)" if each.pairs else ""
-        yield f"differs  {one_line(each.name, 40)}: A {shown(each.a)}; B {shown(each.b)}{pairs}"
+    for difference in found:
+        pairs = f" ({difference.pairs:,} pairs)" if difference.pairs else ""
+        values = f"A {shown(difference.a)}; B {shown(difference.b)}"
+        yield f"differs  {one_line(difference.name, 40)}: {values}{pairs}"
 
 
-def _figures(found: ComparisonStats) -> Iterator[str]:
-    if found.score_a and found.score_b:
-        count = found.score_a.count
-        equal = count - found.better - found.worse
+def _stats_lines(stats: ComparisonStats) -> Iterator[str]:
+    if stats.score_a and stats.score_b:
+        count = stats.score_a.count
+        equal = count - stats.better - stats.worse
         yield (
-            f"score    A {found.score_a.mean:.3f}, B {found.score_b.mean:.3f}, means of {count:,};"
-            f" B is better in {found.better:,}, worse in {found.worse:,}, equal in {equal:,}"
+            f"score    A {stats.score_a.mean:.3f}, B {stats.score_b.mean:.3f}, means of {count:,};"
+            f" B is better in {stats.better:,}, worse in {stats.worse:,}, equal in {equal:,}"
         )
     else:
         yield "score    no pair in which both have one"
-    yield f"SSIM     {found.ssim or 'of no pair'}" + (
-        f"; {found.not_compared:,} not compared" if found.not_compared else ""
+    yield f"SSIM     {stats.ssim or 'of no pair'}" + (
+        f"; {stats.not_compared:,} not compared" if stats.not_compared else ""
     )
-    if found.clip:
-        yield f"CLIP     {found.clip}"
+    if stats.clip:
+        yield f"CLIP     {stats.clip}"
 
 
-def _pairs(pairs: Sequence[Pair]) -> Iterator[str]:
+def _pair_lines(pairs: Sequence[Pair]) -> Iterator[str]:
     if not pairs:
         return
-    ordered = least_alike(pairs)[:SHOWN]
+    ordered = least_similar_first(pairs)[:SHOWN]
     ids = [one_line(name_of(pair.a), 24) for pair in ordered]
-    wide = max(map(len, (*ids, "prompt")))
-    clip = any(pair.similarity.clip is not None for pair in ordered)
+    width = max(map(len, (*ids, "prompt")))
+    has_clip = any(pair.similarity.clip is not None for pair in ordered)
     yield ""
-    yield f"{'prompt':<{wide}}  {'text':<{_TEXT}}  score A  score B     SSIM" + ("     CLIP" if clip else "")
+    yield f"{'prompt':<{width}}  {'text':<{_TEXT_WIDTH}}  score A  score B     SSIM" + (
+        "     CLIP" if has_clip else ""
+    )
     for name, pair in zip(ids, ordered, strict=True):
-        like = pair.similarity
-        numbers = [pair.a.score, pair.b.score, like.ssim, *([like.clip] if clip else [])]
+        similarity = pair.similarity
+        numbers = [
+            pair.a.score,
+            pair.b.score,
+            similarity.ssim,
+            *([similarity.clip] if has_clip else []),
+        ]
         cells = "  ".join("      –" if number is None else f"{number:7.3f}" for number in numbers)
-        note = f"  {one_line(like.note, 120)}" if like.note else ""
-        yield f"{name:<{wide}}  {one_line(pair.a.text, _TEXT):<{_TEXT}}  {cells}{note}"
+        note = f"  {one_line(similarity.note, 120)}" if similarity.note else ""
+        text = one_line(pair.a.text, _TEXT_WIDTH)
+        yield f"{name:<{width}}  {text:<{_TEXT_WIDTH}}  {cells}{note}"
     if len(pairs) > SHOWN:
-        yield f"… and {len(pairs) - SHOWN:,} more that are more alike; --json has all"
+        yield f"… and {len(pairs) - SHOWN:,} more similar pairs; --json has all"
 
 
 def document(comparison: Comparison) -> str:
-    """One JSON object, in ASCII, which ends with a line's end."""
-    alone = comparison.alone
-    said = {
-        "a": {**_side_document(comparison.a), "alone": alone[0]},
-        "b": {**_side_document(comparison.b), "alone": alone[1]},
-        "differences": [asdict(each) for each in differences(comparison.a, comparison.b, comparison.pairs)],
+    """Return the comparison as one JSON object in ASCII, with a newline at its end."""
+    only_a, only_b = comparison.alone
+    fields = {
+        "a": {**_side_document(comparison.a), "alone": only_a},
+        "b": {**_side_document(comparison.b), "alone": only_b},
+        "differences": [
+            asdict(difference) for difference in differences(comparison.a, comparison.b, comparison.pairs)
+        ],
         "figures": asdict(comparison_stats(comparison)),
         "pairs": [_pair_document(pair) for pair in comparison.pairs],
     }
-    return json.dumps(said, indent=1, default=str) + "\n"
+    return json.dumps(fields, indent=1, default=str) + "\n"
 
 
 def _side_document(side: Side) -> dict[str, object]:
     return {
         "name": side.name,
         "runs": [run.id for run in side.runs],
-        "pictures": len(side.pictures),
+        "pictures": len(side.images),
         "images_per_second": side.images_per_second or None,
         "seconds": side.seconds,
     }
 
 
 def _pair_document(pair: Pair) -> dict[str, object]:
-    like = pair.similarity
+    similarity = pair.similarity
     return {
         "prompt_id": str(pair.a.prompt),
         "text": pair.a.text,
         "matched_by": "id" if pair.by_id else "text and seed",
-        "a": _picture_document(pair.a),
-        "b": _picture_document(pair.b),
-        "ssim": like.ssim,
-        "clip": like.clip,
-        "note": like.note,
+        "a": _image_document(pair.a),
+        "b": _image_document(pair.b),
+        "ssim": similarity.ssim,
+        "clip": similarity.clip,
+        "note": similarity.note,
     }
 
 
-def _picture_document(image: Picture) -> dict[str, object]:
+def _image_document(image: RecordedImage) -> dict[str, object]:
     return {
         "prompt_id": str(image.prompt),
         "number": image.number,

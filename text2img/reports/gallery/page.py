@@ -1,7 +1,7 @@
-"""The report's file, written piece by piece: the template, its styles and script, and the data in between.
+"""The report's HTML file, written piece by piece, and its thumbnails.
 
-Data stands in ``<script type="application/json">``, which no browser runs, with every ``<`` escaped, so that
-no text can end it. The page's own policy lets nothing run or be loaded but what stands in it.
+The data are in ``<script type="application/json">`` elements, which never run. Every ``<`` is escaped, so
+that no text can end the element. The page's policy forbids scripts and resources from outside the file.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 _ITEMS: Final = 100
-"""Items in a script."""
+"""Items in one script element."""
 _THUMBNAILS: Final = 32
-"""Thumbnails in a script, which is read when one of them comes into view; page/1-data.js knows the number."""
+"""Thumbnails in one script element, parsed when one of them comes into view; as in page/1-data.js."""
 
 
 class Page:
-    """A page that is being written to an open file: ``add`` what there is, then ``finish``.
+    """A page that is being written to an open file: call ``add`` for each item, then ``finish``.
 
-    What it holds in memory is what stands in one script.
+    It holds the data of one script element in memory.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -45,7 +45,7 @@ class Page:
         file.write(head)
 
     def thumbnail(self, url: str) -> int:
-        """Add a thumbnail, a ``data:`` URL; the number by which items name it."""
+        """Add a thumbnail, a ``data:`` URL; return the number by which items refer to it."""
         self._thumbnails.append(url)
         if len(self._thumbnails) == _THUMBNAILS:
             self._flush("thumbnails", self._thumbnails)
@@ -59,31 +59,31 @@ class Page:
             self._flush("items", self._items)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the rest, and what is said of all of it."""
+        """Write the remaining data and the summary."""
         self._flush("items", self._items)
         self._flush("thumbnails", self._thumbnails)
         self._file.write(f'<script type="application/json" id="summary">{as_json(summary)}</script>\n')
         self._file.write(self._tail)
 
-    def _flush(self, kind: str, waiting: list[Any]) -> None:
-        if waiting:
-            self._file.write(f'<script type="application/json" class="{kind}">{as_json(waiting)}</script>\n')
-            waiting.clear()
+    def _flush(self, kind: str, data: list[Any]) -> None:
+        if data:
+            self._file.write(f'<script type="application/json" class="{kind}">{as_json(data)}</script>\n')
+            data.clear()
 
 
 def as_json(value: object) -> str:
-    """JSON that can stand in a script: ASCII, and no ``<`` that could begin an end tag or a comment."""
+    """Return JSON for a script element: ASCII, without ``<``, which could begin an end tag or a comment."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
 def _template() -> tuple[str, str]:
-    """What stands before the data, and what after it."""
+    """Return the page's text before the data, and the text after it."""
     folder = files("text2img.reports.gallery") / "page"
     scripts = sorted(
-        (each for each in folder.iterdir() if each.name.endswith(".js")), key=lambda each: each.name
+        (file for file in folder.iterdir() if file.name.endswith(".js")), key=lambda file: file.name
     )
-    body = "".join(each.read_text("utf-8") for each in scripts)
+    body = "".join(file.read_text("utf-8") for file in scripts)
     script = f'"use strict";\n(() => {{\n{body}}})();\n'
     style = (folder / "page.css").read_text("utf-8")
     policy = (
@@ -96,50 +96,54 @@ def _template() -> tuple[str, str]:
 
 
 def _hash(text: str) -> str:
-    """How a policy names a script or style that may stand in the page."""
+    """Return the hash by which a policy allows a script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
 
 
 SIDE: Final = 256
-"""Pixels of a thumbnail's longer side, at the most."""
+"""Maximum pixels of a thumbnail's longer side."""
 _QUALITY: Final = 74
 _QUALITY_OF_SMALL: Final = 90
-"""Of originals that are no larger themselves: shown large, they show every fault."""
-_MOST_PIXELS: Final = 64_000_000
-"""A picture with more would take a quarter of a gigabyte to look at; no model draws as many."""
+"""Quality for originals that are no larger than a thumbnail: enlarged, they would show every artefact."""
+_MAX_PIXELS: Final = 64_000_000
+"""Decoding a larger image takes a quarter of a gigabyte; no model generates one."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """``url`` is a ``data:`` URL; ``size`` is the original's width and height in pixels."""
+    """A thumbnail: ``url`` is a ``data:`` URL, ``size`` the original's width and height in pixels."""
 
     url: str
     size: tuple[int, int]
 
 
 def thumbnail(data: bytes) -> Thumbnail:
-    """The thumbnail of a PNG, JPEG or WebP file; raises Unreadable for what is none, or is too large."""
+    """Return the thumbnail of a PNG, JPEG or WebP file.
+
+    Raises ObjectUnreadable for any other file, and for an image with too many pixels.
+    """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             size = image.size
-            if size[0] * size[1] > _MOST_PIXELS:
-                raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow itself does, at another number
+            if size[0] * size[1] > _MAX_PIXELS:
+                raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow does, at another limit
             quality = _QUALITY if max(size) > SIDE else _QUALITY_OF_SMALL
-            return Thumbnail(_encoded(_small(image), quality), size)
+            return Thumbnail(_data_url(_small(image), quality), size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
-        raise ObjectUnreadable(f"it has more than {_MOST_PIXELS:,} pixels: too many for a thumbnail") from exc
-    except Exception as exc:  # whatever a decoder says of bytes that anybody may have written
+        raise ObjectUnreadable(f"it has more than {_MAX_PIXELS:,} pixels: too many for a thumbnail") from exc
+    except Exception as exc:  # a decoder may raise anything on untrusted bytes
         reason = "it is broken or of another format" if isinstance(exc, OSError) else type(exc).__name__
-        raise ObjectUnreadable(f"it is no picture that can be read: {reason}") from exc
+        raise ObjectUnreadable(f"it is not a readable image: {reason}") from exc
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow warns nobody inside; a picture of too many pixels is an error. For the thread that starts the
-    others: Python's filters belong to all of them.
+    """Suppress Pillow's warnings in the block; an image with too many pixels raises an exception instead.
+
+    Use it in the thread that starts the others: Python's warning filters are global.
     """
     from PIL import Image
 
@@ -151,13 +155,13 @@ def quiet() -> Iterator[None]:
 
 def _small(image: Image) -> Image:
     image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
-    clear = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
-    small = image.convert("RGBA" if clear else "RGB")
+    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
+    small = image.convert("RGBA" if has_alpha else "RGB")
     small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
     return small
 
 
-def _encoded(image: Image, quality: int) -> str:
-    written = io.BytesIO()
-    image.save(written, "WEBP", quality=quality, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+def _data_url(image: Image, quality: int) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

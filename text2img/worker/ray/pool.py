@@ -145,7 +145,7 @@ class RayExecutor:
                 worker.deaths = 0
                 worker.quota -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
                 run.stats.add(outcomes)
-                run.progress.settled(outcomes)
+                run.progress.recorded(outcomes)
                 run.recorded(outcomes)
             case BatchStarted(requests):
                 run.progress.batch(requests)

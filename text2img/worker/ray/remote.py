@@ -127,7 +127,7 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
                 run_with_timeout(1, leases.release)
             os._exit(status)
 
-        stats, run_traces = _ReportingStats(channel), traces(os.environ, spec.run_id, endless=True)
+        stats, run_traces = _ReportingStats(channel), traces(os.environ, spec.run_id, long_running=True)
         progress = run_traces.wrap_progress(notifier.wrap_progress(_ReportingProgress(channel)))
         notifier.start()
         try:

@@ -1,5 +1,5 @@
 // What the file holds: items (finished prompts), thumbnails, runs. Text is only ever set as text.
-const SIDE_BY_SIDE = 32; // thumbnails in a script, as report/page.py writes them
+const SIDE_BY_SIDE = 32; // thumbnails in a script, as page.py writes them
 const KEPT = 24; // scripts of thumbnails that stay parsed
 const $ = (id) => document.getElementById(id);
 const parsed = (script) => JSON.parse(script.textContent);
@@ -42,7 +42,7 @@ const pace = (number) => (number >= 100 ? whole.format(Math.round(number)) : num
 const best = (item) => item.scores?.find((score) => score !== null) ?? null;
 const failed = (item) => item.code !== undefined;
 
-// Only what report/links.py found harmless is here at all; looked at once more where it becomes a link.
+// Only links that link_of found harmless are in the data; checked again before one becomes a link.
 function link(url, href) {
   if (!href || !/^(https:\/\/|s3:\/\/|\.{1,2}\/)/.test(href))
     return make("span", { class: "mono", text: url });
@@ -53,9 +53,9 @@ function absent(title, reason, kind = "") {
   return make("div", { class: `absent ${kind}` }, make("b", { text: title }), make("span", { text: reason }));
 }
 
-// A picture's thumbnail, or why there is none. `lazy` ones get theirs when they come into view.
+// An image's thumbnail, or why there is none. `lazy` ones get theirs when they come into view.
 function picture(shown, lazy) {
-  if (shown?.thumbnail === undefined) return absent("No picture", shown?.reason ?? "none is recorded");
+  if (shown?.thumbnail === undefined) return absent("No image", shown?.reason ?? "none is recorded");
   const image = make("img", { alt: "", decoding: "async" });
   if (lazy) image.dataset.number = shown.thumbnail;
   else image.src = thumbnail(shown.thumbnail);

@@ -26,7 +26,7 @@ const resized = new ResizeObserver(() => {
   if (fit()) draw();
 });
 
-// How many cards stand in a row, and how tall they are; says whether the first has changed.
+// How many cards stand in a row, and how tall they are; returns whether the first has changed.
 function fit() {
   const gap = parseFloat(getComputedStyle($("grid")).getPropertyValue("--gap"));
   const width = $("grid").clientWidth;
@@ -54,11 +54,11 @@ function blocks(those) {
 }
 
 function marks(item) {
-  const said = [];
-  if (item.pictures?.length > 1) said.push(`×${item.pictures.length}`);
-  if (item.tries?.length > 1) said.push(plural(item.tries.length, "try", "tries"));
-  if (best(item) !== null) said.push(best(item).toFixed(2));
-  return make("span", { class: "marks" }, ...said.map((text) => make("span", { class: "mark", text })));
+  const labels = [];
+  if (item.pictures?.length > 1) labels.push(`×${item.pictures.length}`);
+  if (item.tries?.length > 1) labels.push(plural(item.tries.length, "try", "tries"));
+  if (best(item) !== null) labels.push(best(item).toFixed(2));
+  return make("span", { class: "marks" }, ...labels.map((text) => make("span", { class: "mark", text })));
 }
 
 function card(item) {
@@ -137,7 +137,7 @@ function draw() {
     (shown.length === items.length
       ? `${whole.format(items.length)} shown`
       : `${whole.format(shown.length)} of ${whole.format(items.length)} shown`) +
-    (unread ? "; some pictures could not be read, and say why" : "");
+    (unread ? "; some images could not be read and show the reason" : "");
   const left = Math.min(AT_ONCE, shown.length - reach);
   $("further").hidden = left <= 0;
   $("further").textContent = `Show ${whole.format(left)} more`;

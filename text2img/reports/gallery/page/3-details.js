@@ -13,8 +13,8 @@ const NAMES = {
 };
 
 function rows(pairs) {
-  const said = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  const cells = said.flatMap(([name, value]) => [
+  const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const cells = known.flatMap(([name, value]) => [
     make("dt", { text: name }),
     make("dd", { text: plainly(value) }),
   ]);

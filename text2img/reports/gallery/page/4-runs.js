@@ -16,15 +16,15 @@ function drawPace(chosen) {
   const columns = last.map((run) => {
     const bar = make("i");
     bar.style.height = `${(88 * run.pace) / top}%`; // what is left is for the figure above it
-    const said = `${run.id}: ${pace(run.pace)} images/s, ${moment(run.started)}, ${run.status}`;
+    const label = `${run.id}: ${pace(run.pace)} images/s, ${moment(run.started)}, ${run.status}`;
     const figure = last.length <= 12 ? make("span", { text: pace(run.pace) }) : null;
     const pressed = String(chosen === `= ${run.id}`);
     return make(
       "button",
       {
         type: "button",
-        title: said,
-        "aria-label": said,
+        title: label,
+        "aria-label": label,
         "aria-pressed": pressed,
         onclick: () => choose("run", `= ${run.id}`),
       },

@@ -111,7 +111,7 @@ function drawParts() {
   const parts = [
     ["failures", "What failed"],
     ["runs", "Runs"],
-    ["pictures", "Pictures"],
+    ["pictures", "Images"],
   ].filter(([id]) => !$(id).hidden);
   $("parts").append(...parts.map(([id, text]) => make("a", { href: `#${id}`, text })));
   $("parts").addEventListener("click", (event) => {
