@@ -177,7 +177,7 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
         stop=stop,
         recorded=lambda _: None,
         waiting=waiting,
-        tell=True,
+        notify=True,
     )
     Worker(deps, context, hand.engine, hand.engine.inspect(), [_WISHES]).run()
     collect(database, run.id, "completed", final=True)

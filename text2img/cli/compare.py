@@ -13,9 +13,8 @@ from urllib.parse import quote
 from text2img.databases import Selection
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.reports.comparison import Comparison, Side, images_of, match_images
-from text2img.reports.comparison.html import page
 from text2img.reports.comparison.similarity import check, measure_pairs
-from text2img.reports.comparison.table import document, table
+from text2img.reports.comparison.table import document, page, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
 from text2img.storage import ImageReader, StorageOptions

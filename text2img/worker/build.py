@@ -1,4 +1,4 @@
-"""Builds what the commands work with from the settings."""
+"""Build what the commands work with, from the settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from text2img.telemetry.progress import Progress
     from text2img.telemetry.tracing import Traces
     from text2img.webhooks.client import CallbackClient, Webhooks
-    from text2img.webhooks.policies import RunNotifier
+    from text2img.webhooks.delivery import RunNotifier
     from text2img.worker.leases import Leases
     from text2img.worker.polling import WorkSource
     from text2img.worker.watchdog import Watchdog
@@ -80,7 +80,8 @@ class RunContext:
 
     ``recorded`` is called with outcomes once they are recorded. ``serving`` waits for more work when none is
     left; without it the run ends then. ``more(wanted)`` requests a part of the run's limit from the pool,
-    where several workers share it. ``tell``: outcomes are kept for the callback.
+    where several workers share it. ``notify``: outcomes
+    are kept for the callback.
     """
 
     run_id: str
@@ -95,7 +96,7 @@ class RunContext:
     seconds: StageTimer = field(default_factory=StageTimer)
     traces: Traces = field(default_factory=NoopTraces)
     waiting: int = 0
-    tell: bool = False
+    notify: bool = False
     serving: WorkSource | None = None
     more: Callable[[int], int] | None = None
 
@@ -132,7 +133,7 @@ def build(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Dep
 
 
 def database(settings: Settings, *, url: str | None = None, create: bool = True) -> Database:
-    """The database (or the one of ``url``), opened; with ``create`` its tables and indexes are made."""
+    """Open the database of the settings, or of ``url``; with ``create``, make its tables and indexes."""
     collections = Collections(
         datasets=settings.datasets_collection,
         model_configs=settings.model_configs_collection,
@@ -142,11 +143,11 @@ def database(settings: Settings, *, url: str | None = None, create: bool = True)
     )
     place = url or settings.database_url
     if create and url is None and settings.folder:
-        _made_ready(settings.folder)
+        _make_folder(settings.folder)
     return open_database(place, collections, create=create)
 
 
-def _made_ready(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -154,7 +155,7 @@ def _made_ready(folder: Path) -> None:
 
 
 def storage(settings: Settings) -> ImageStorage:
-    """Where pictures go. Touches no network yet."""
+    """Return the storage of the images, without connecting to it."""
     options = StorageOptions(
         acl=settings.acl, public_urls=settings.public_urls, s3_endpoint=settings.s3_endpoint
     )
@@ -171,7 +172,7 @@ def sidecars(deps: Dependencies, run: RunContext) -> Sidecars | None:
 
 
 def selection(settings: Settings) -> Selection:
-    """Which prompts the command is about."""
+    """Return the selection of prompts that the command works on."""
     return Selection(settings.dataset_id)
 
 
@@ -208,15 +209,15 @@ def notifier(
 
     The receiver is notified of 1,000 outcomes at once, and also after ``every`` seconds, where given.
     """
+    from text2img.webhooks.delivery import NotifyTargets, RunNotifier
     from text2img.webhooks.dispatcher import WebhookDispatcher
-    from text2img.webhooks.policies import NotifyTargets, RunNotifier
 
-    courier = None if deps.webhooks is None else WebhookDispatcher(database, deps.webhooks, worker)
-    return RunNotifier(database, NotifyTargets(deps.callback, courier, every), run_id, worker)
+    dispatcher = None if deps.webhooks is None else WebhookDispatcher(database, deps.webhooks, worker)
+    return RunNotifier(database, NotifyTargets(deps.callback, dispatcher, every), run_id, worker)
 
 
 def broker(settings: Settings) -> Broker | None:
-    """The queue whose messages become prompts; None where nobody named one. Touches no network yet."""
+    """Return the RabbitMQ broker, without connecting to it; None where none is configured."""
     url = settings.broker_url
     if url is None:
         return None
@@ -227,7 +228,7 @@ def broker(settings: Settings) -> Broker | None:
 
 
 def check_device(settings: Settings) -> None:
-    """Raise what is wrong with where the pictures are to be drawn, as far as that takes no time."""
+    """Check the device, or the options of the hosted generator, as far as that takes no time."""
     if settings.hosted_model is not None:
         hosted(settings, None)
         return
@@ -262,16 +263,16 @@ def check_shared(settings: Settings) -> None:
 def engine(
     settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None] = time.sleep
 ) -> Engine:
-    """What draws: the hosted generator, or the engine for the model that wins; ``wait`` as in ``loras``."""
+    """Return the engine: a hosted generator, or the model of the settings; ``wait`` as in ``loras``."""
     if settings.hosted_model is not None:
         return hosted(settings, configuration)
     return _local(settings, configuration, wait)
 
 
 def hosted(settings: Settings, configuration: ModelConfiguration | None) -> HostedEngine:
-    """The engine that asks a hosted generator. Touches no network yet.
+    """Return the engine of a hosted generator, without connecting to it.
 
-    Raises ConfigurationError where there is no key, and for options that mean a model that is loaded here.
+    Raises ConfigurationError where there is no key, and for options that only a local model supports.
     """
     from text2img.engine.hosted import HostedOptions
     from text2img.engine.hosted.engine import HostedEngine
@@ -294,7 +295,7 @@ def hosted(settings: Settings, configuration: ModelConfiguration | None) -> Host
 
 
 def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) -> None:
-    """What only a model that is loaded here could heed would be a wish that nobody fulfils."""
+    """Reject options that only a local model supports."""
     given = {
         "--model-id (MODEL_ID)": settings.model_id,
         "--model-revision (MODEL_REVISION)": settings.model_revision,
@@ -316,7 +317,7 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
 def _local(
     settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None]
 ) -> Engine:
-    """The engine for the model that wins: the flag's, then the configuration's, then the default."""
+    """Return the engine of the model: the flag's, else the configuration's, else the default."""
     from text2img.engine import EngineOptions
     from text2img.engine.diffusers import DiffusersEngine
     from text2img.engine.models import ModelCache
@@ -324,7 +325,7 @@ def _local(
     from text2img.settings import DEFAULT_MODEL
 
     configuration = configuration or ModelConfiguration()
-    # Another model than the configuration's has none of its revision, variant and approximations.
+    # The configuration's revision, variant and approximations belong to its own model only.
     ours = configuration if settings.model_id is None else ModelConfiguration()
     every = ours.feature_cache if settings.feature_cache is None else settings.feature_cache
     return DiffusersEngine(
@@ -346,13 +347,13 @@ def _local(
 
 
 def _kept(folder: str | None, name: str) -> Path:
-    """Where what was fetched stays for later runs, unless the settings name a ``folder``."""
+    """Return the folder that keeps downloads for later runs: ``folder``, or one in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder or f"{home}/text2img/{name}").expanduser()
 
 
 def evaluator(settings: Settings) -> Evaluator | None:
-    """What scores pictures; None where nobody asked for it. Raises ConfigurationError for what is none."""
+    """Return the evaluator; None without one. Raises ConfigurationError for an unknown one."""
     kind, colon, model = settings.evaluator.partition(":")
     chosen = [model] if model else []
     if kind == "clip" and (model or not colon):
@@ -376,7 +377,7 @@ def evaluator(settings: Settings) -> Evaluator | None:
 
 
 def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> LoraCache:
-    """What gets LoRAs; ``wait`` sleeps, and raises when the run is to end. Touches no network and no file."""
+    """Return the LoRA cache; ``wait`` sleeps, and raises when the run is to end. Touches no file yet."""
     from text2img.engine.loras.cache import Cache
 
     cache = Cache(_kept(settings.lora_cache, "loras"), round(settings.lora_cache_size * 1e9), wait)
@@ -385,19 +386,19 @@ def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Lor
 
 
 def encoder(settings: Settings) -> Encoder:
-    """What signs pictures and writes their files."""
+    """Return the encoder, which signs images and makes their files."""
     return Encoder(settings.signature_font)
 
 
 def worker_name() -> str:
-    """Who claims: the host, the process, and a mark that no other worker has."""
+    """Return a unique name for a worker's claims: host, process and a random suffix."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def run_defaults(
     settings: Settings, model_info: ModelInfo, configuration: ModelConfiguration | None
 ) -> tuple[RequestedParameters, ...]:
-    """What the run wishes for every picture, the most specific first."""
+    """Return the run's own parameters, the most specific first."""
     configured = configuration.requested if configuration else RequestedParameters()
     own_size = RequestedParameters(width=model_info.width, height=model_info.height)
     return (settings.requested, configured, model_info.requested, DEFAULTS, own_size)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _EVALUATION_TIMEOUT = 300.0
 """Seconds for the score of one image; a run that is stopped does not wait for a score."""
 _MAX_ENCODERS = 4
-"""Images encoded at once. Uploads wait for the network, so many threads help; encoding needs cores, and more
+"""Images encoded at once. Uploads wait for the network, many threads help; encoding needs cores, and more
 threads than cores would only slow down the thread that owns the device."""
 
 
@@ -171,7 +171,7 @@ class PostProcessor:
         """Record the outcomes whose claims are held; return them."""
         run = self._run
         with run.seconds("record", *outcomes):
-            recorded = run.database.record(outcomes, run.run_id, notify=run.tell)
+            recorded = run.database.record(outcomes, run.run_id, notify=run.notify)
         self._mark_lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
         run.leases.forget(outcome.claim for outcome in outcomes)
         return recorded

@@ -1,4 +1,4 @@
-"""The one line that a run ends with: how many, how fast, where the time went, where the pictures are."""
+"""One run of the job: its document in the database, its notifications, its summary line and its end."""
 
 from __future__ import annotations
 
@@ -36,33 +36,34 @@ if TYPE_CHECKING:
 
 
 def summary_line(
-    stats: RunStats, spent: Mapping[str, float], remaining: str, cost: float | None, place: str
+    stats: RunStats, spent: Mapping[str, float], remaining: str, cost: float | None, location: str
 ) -> str:
-    """The line; ``spent`` in seconds by stage, ``cost`` in dollars for 1,000 images, ``place`` the storage's
-    URL.
+    """Return the line that a run ends with: how many, how fast, where the time went, where the images are.
+
+    ``spent`` is in seconds by stage, ``cost`` in dollars for 1,000 images; ``location`` is the storage's URL.
     """
-    several = f" ({stats.images} pictures)" if stats.images != stats.completed else ""
+    several = f" ({stats.images} images)" if stats.images != stats.completed else ""
     done = f"completed {stats.completed}{several}, failed {stats.failed}, remaining {remaining}"
     score = [] if stats.score is None else [f"mean score {stats.score:.2f}"]
     pace = f"{stats.images_per_second:.2f} images/s"
     priced = [] if cost is None else [dollars(cost)]
-    return "; ".join([done, *score, pace, *_where_time_went(stats, spent), *priced, place])
+    return "; ".join([done, *score, pace, *_where_time_went(stats, spent), *priced, location])
 
 
 def dollars(cost: float) -> str:
-    """What 1,000 images cost, as people read it; less than a dollar to a hundredth of a cent."""
+    """Return the cost of 1,000 images as text; below a dollar, to a hundredth of a cent."""
     return f"${cost:,.2f} per 1,000 images" if cost >= 1 else f"${cost:.4f} per 1,000 images"
 
 
 def remaining(left: Counts, later: int) -> str:
-    """How many remain, of which ``later`` wait for their next try, and how many others work on."""
+    """Return as text how many prompts remain, ``later`` of them retries, and how many others work on."""
     waits = f" ({later} to be tried again later)" if later else ""
     others = f", {left.processing} with other workers" if left.processing else ""
     return f"{left.pending}{waits}{others}"
 
 
 def _where_time_went(stats: RunStats, spent: Mapping[str, float]) -> list[str]:
-    """What the device's thread spent most of the run on; nothing for a run that made nothing."""
+    """Return the parts of the line on time: the device thread's main stages; none without a batch."""
     if not stats.made:
         return []
     whole = stats.seconds
@@ -71,16 +72,16 @@ def _where_time_went(stats: RunStats, spent: Mapping[str, float]) -> list[str]:
     return [f"{whole:.1f} s: {', '.join(most)}", busy]
 
 
-_NAMED: Final = (
+_LIBRARIES: Final = (
     *("torch", "diffusers", "transformers", "peft"),
     *("pymongo", "google-cloud-storage", "boto3", "pillow"),
 )
 
 
 def versions() -> dict[str, str]:
-    """By name; what is not installed is left out."""
+    """Return the versions of Python, text2img and the libraries that are installed, by name."""
     known = {"python": platform.python_version(), "text2img": __version__}
-    for name in _NAMED:
+    for name in _LIBRARIES:
         with suppress(PackageNotFoundError):
             known[name] = version(name)
     return known
@@ -88,14 +89,14 @@ def versions() -> dict[str, str]:
 
 log = logging.getLogger("text2img.run")
 
-_TOLD_EVERY = 2.0  # seconds that a server's outcomes wait for others, to be told together
-_LAST_WORDS = 3.0  # seconds for a run that has failed, or was stopped, to write that down and tell of it
-_GIVING_BACK = 1.0  # seconds to release what is claimed where a run is given up
-_WRITING_DOWN = 0.5  # seconds to write down then how it ended
+_NOTIFY_INTERVAL = 2.0  # seconds for which a server collects outcomes for one callback
+_SHUTDOWN_TIMEOUT = 3.0  # seconds for a failed or stopped run to record its end and notify of it
+_RELEASE_TIMEOUT = 1.0  # seconds to release the claims of a run that is forced to exit
+_SAVE_TIMEOUT = 0.5  # seconds to record then how it ended
 
 
 class Job:
-    """One run: its document, what is told of it, its line and its end. ``labour`` does the work.
+    """One run: its document, its notifications, its summary line and its end. ``executor`` does the work.
 
     With ``serving`` it is a server's: the model is loaded though nothing waits, and the end is the server's.
     """
@@ -117,23 +118,24 @@ class Job:
         self._run = replace(
             platform_task.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
         )
-        every = None if serving is None else _TOLD_EVERY
-        self._teller = build.notifier(deps, database, self._run.id, self._name, every=every)
+        every = None if serving is None else _NOTIFY_INTERVAL
+        self._notifier = build.notifier(deps, database, self._run.id, self._name, every=every)
         self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
         self.traces = traces(os.environ, self._run.id, long_running=serving is not None)
         self._ended: str | None = None
         self._finished_at: datetime | None = None
         self.stats = RunStats()
 
-    def run(self, progress: Progress, look_over: Callable[[Run], None] | None = None) -> None:
-        """Run, and print the one line at the end, whatever the end. ``look_over``, if there was something to
-        settle, writes down what can be looked at; the run has ended well by then.
+    def run(self, progress: Progress, on_success: Callable[[Run], None] | None = None) -> None:
+        """Run, and print the summary line, whatever the end.
+
+        ``on_success`` is called with the run's document once the run has ended well, if it recorded anything.
         """
         try:
             with Watchdog(self._stop, self._settings.stall_timeout, self.force_exit) as watchdog:
                 self.execute(progress, watchdog)
-                if look_over is not None and self.stats.recorded:
-                    look_over(self._state("completed"))
+                if on_success is not None and self.stats.recorded:
+                    on_success(self._state("completed"))
         except (Stopped, RunFailed):
             self.print_partial_summary(1)
             raise
@@ -144,15 +146,15 @@ class Job:
         waiting = self._database.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status, worked = "failed", waiting > 0 or self._serving is not None
-        progress = self.traces.wrap_progress(self._teller.wrap_progress(progress))
-        self._teller.start()
+        progress = self.traces.wrap_progress(self._notifier.wrap_progress(progress))
+        self._notifier.start()
         try:
             if worked:
                 self._work(waiting, progress, watchdog)
             status = "completed"
         except (Stopped, RunFailed):
             status = "stopped" if self._stop.event.is_set() else "failed"
-            self._stop.check()  # what fails while a run is being stopped is not what it ends of
+            self._stop.check()  # a failure during shutdown must not replace the signal's exit status
             raise
         finally:
             progress.end()
@@ -161,12 +163,12 @@ class Job:
         self._stop.check()
 
     def summary(self) -> str:
-        """The one line that a run ends with."""
+        """Return the line that a run ends with."""
         left, later = self._database.counts(self._selection), self._database.postponed(self._selection)
         return self._line(remaining(left, later))
 
     def print_partial_summary(self, seconds: float) -> None:
-        """Print the line of a run that ends early, with what the database says of it within ``seconds``.
+        """Print the line of a run that ends early, with what the database answers within ``seconds``.
 
         Never raises: how the run ended must not be hidden by what comes after.
         """
@@ -182,20 +184,20 @@ class Job:
         return summary_line(self.stats, self.spent(), left, cost, self._settings.output_url)
 
     def lost(self) -> int:
-        """How many claims went to other workers so far."""
+        """Return how many claims other workers have taken over so far."""
         return self._leases.lost
 
     def spent(self) -> dict[str, float]:
-        """Seconds so far, by stage."""
+        """Return the seconds spent so far, by stage."""
         return self._executor.spent()
 
     def force_exit(self, status: int) -> None:
-        """The last resort: give back what is claimed, if that takes no time, and leave at once."""
+        """Exit at once; before that, release the claims and record the end, if that takes no time."""
         with suppress(Exception):
-            run_with_timeout(_GIVING_BACK, self._leases.release)
+            run_with_timeout(_RELEASE_TIMEOUT, self._leases.release)
         with suppress(Exception):
             run_with_timeout(
-                _WRITING_DOWN, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped"))
+                _SAVE_TIMEOUT, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped"))
             )
         self.print_partial_summary(0)
         logging.shutdown()
@@ -210,21 +212,21 @@ class Job:
                 worker=self._name,
                 database=with_retries(self._database, self._settings.database_patience, self._stop.wait),
                 waiting=waiting,
-                tell=self._settings.callback_url is not None,
+                notify=self._settings.callback_url is not None,
                 leases=self._leases,
                 watchdog=watchdog,
                 progress=progress,
                 stats=self.stats,
                 seconds=StageTimer(self.traces.stage),
                 stop=self._stop,
-                recorded=self._teller.recorded,
+                recorded=self._notifier.recorded,
                 serving=self._serving,
                 traces=self.traces,
             )
         )
 
     def _save(self, status: str) -> None:
-        """Write down how the run stands; while it runs this also says that it is alive."""
+        """Save the run's document; while it runs, this also is its heartbeat."""
         self._database.save_run(self._state(status), self._settings.lease_seconds)
 
     def _state(self, status: str) -> Run:
@@ -242,34 +244,34 @@ class Job:
             steady_images_per_second=round(stats.steady_images_per_second, 4),
             device_busy=round(stats.device_busy, 4),
             device_busy_of_run=round(stats.device_busy_of_run, 4),
-            # Not before the first batch: while its libraries are being imported, an engine cannot say.
+            # Not before the first batch: while its libraries are being imported, an engine has no figure.
             peak_memory=executor.peak_memory() if stats.made else 0,
             seconds={stage: round(spent, 3) for stage, spent in self.spent().items()},
             versions=versions(),
         )
 
     def _end_or_now(self) -> datetime:
-        """When the work was over; before that, the present moment."""
+        """Return when the work ended; now, while it goes on."""
         return self._finished_at or datetime.now(UTC)
 
     def _close(self, status: str, *, worked: bool) -> None:
-        """Keep the run's end and tell of it; a database that has failed has been reported already."""
+        """Record the run's end and notify of it; a failed database has been reported already."""
         try:
             if status == "completed":
                 self._end(status, self._settings.callback_patience, self._stop.event, worked=worked)
             else:
-                patience = min(self._settings.callback_patience, 2)
+                timeout = min(self._settings.callback_patience, 2)
                 run_with_timeout(
-                    _LAST_WORDS, lambda: self._end(status, patience, threading.Event(), worked=worked)
+                    _SHUTDOWN_TIMEOUT, lambda: self._end(status, timeout, threading.Event(), worked=worked)
                 )
         except (DatabaseFailed, TimeoutError) as exc:
             if status == "completed":
                 self._stop.check()
                 raise
-            log.warning("the run's end could not be written down: %s", exc)
+            log.warning("the run's end could not be recorded: %s", exc)
 
-    def _end(self, status: str, patience: float, stop: threading.Event, *, worked: bool) -> None:
-        self._teller.close(status, patience)
+    def _end(self, status: str, timeout: float, stop: threading.Event, *, worked: bool) -> None:
+        self._notifier.close(status, timeout)
         if worked:
             self._save(status)
-        self._teller.finish(patience, stop)
+        self._notifier.finish(timeout, stop)

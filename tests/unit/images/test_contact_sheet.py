@@ -14,14 +14,15 @@ from tests.examples import examples
 from text2img.errors import Stopped, StorageFailed
 from text2img.images.contact_sheet import (
     COLUMNS,
+    ELLIPSIS,
     IMAGE_SIDE,
     MARGIN,
     TEXT_WIDTH,
     Candidate,
     Row,
+    TextLayout,
     contact_sheets,
 )
-from text2img.images.text_layout import ELLIPSIS, TextLayout
 
 GREEN = (0x1C, 0x6B, 0x41)
 

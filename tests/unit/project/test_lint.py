@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.lint import docstrings
 from tests.lint.clocks import findings
 
 
@@ -49,3 +50,24 @@ def test_what_depends_on_the_machine_s_speed_is_refused(body):
 def test_what_holds_on_any_machine_passes(body):
     """Order, a clock of the test's own, a limit that only ends what hangs, and a reason given in place."""
     assert findings(f"def test_it():\n    {body}\n") == []
+
+
+@pytest.mark.parametrize(
+    "text", ["Whether it is.", "Of a prompt.", "What it is.", "Work. Knows no file."]
+)
+def test_a_docstring_that_does_not_say_what_the_function_does_is_refused(text):
+    """A clause in place of an imperative is found, and so is what the function does not know."""
+    assert list(docstrings.findings(f'def work():\n    """{text}"""\n'))
+
+
+@pytest.mark.parametrize("text", ["Return whether it is.", "Whole images are kept.", "Check a prompt."])
+def test_a_plain_docstring_is_let_through(text):
+    """An imperative, and a noun that only begins like a clause, are no findings."""
+    assert not list(docstrings.findings(f'def work():\n    """{text}"""\n'))
+
+
+def test_a_room_may_say_what_it_does_not_know():
+    """The docstring of a package, and only that, may name what the room does not know."""
+    source = '"""The domain. Knows no database."""\n'
+    assert not list(docstrings.findings(source, room=True))
+    assert list(docstrings.findings(source))

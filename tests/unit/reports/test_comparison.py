@@ -27,9 +27,8 @@ from text2img.reports.comparison import (
     images_of,
     match_images,
 )
-from text2img.reports.comparison.html import page
 from text2img.reports.comparison.similarity import image_similarity, in_parallel, measure_pairs, ssim
-from text2img.reports.comparison.table import document, table
+from text2img.reports.comparison.table import document, page, table
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 

@@ -44,7 +44,7 @@ def limits(monkeypatch):
     def limit(name, seconds):
         monkeypatch.setattr(f"text2img.worker.job.{name}", seconds)
 
-    for name in ("_LAST_WORDS", "_GIVING_BACK", "_WRITING_DOWN"):
+    for name in ("_SHUTDOWN_TIMEOUT", "_RELEASE_TIMEOUT", "_SAVE_TIMEOUT"):
         limit(name, 60)
     return limit
 
@@ -95,7 +95,7 @@ def test_what_fails_during_a_stop_does_not_change_its_status(database, settings)
 
 def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, limits):
     """What has failed ends as that failure, though its end cannot be written down."""
-    limits("_LAST_WORDS", 0.1)
+    limits("_SHUTDOWN_TIMEOUT", 0.1)
     stuck, stop = Stuck(database, "save_run"), Stop()
     job = failing(settings, stuck, Failing(stuck.stuck.set), stop)
     try:
@@ -103,7 +103,7 @@ def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings,
             run(job, stop)
     finally:
         stuck.end.set()
-    assert "the run's end could not be written down" in caplog.text
+    assert "the run's end could not be recorded" in caplog.text
 
 
 def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
@@ -112,7 +112,7 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     """A release that hangs is waited for no longer than its limit, and the run's document still says how it
     ended.
     """
-    limits("_GIVING_BACK", 0.1)
+    limits("_RELEASE_TIMEOUT", 0.1)
     monkeypatch.setattr("text2img.worker.leases._RELEASE_TIMEOUT", 600)
     stuck, statuses = Stuck(database, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)

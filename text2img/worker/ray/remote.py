@@ -138,7 +138,7 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
                         worker=name,
                         database=with_retries(database, settings.database_patience, channel.stop.wait),
                         stop=channel.stop,
-                        tell=settings.callback_url is not None,
+                        notify=settings.callback_url is not None,
                         seconds=StageTimer(run_traces.stage),
                         waiting=spec.waiting,
                         leases=leases,
