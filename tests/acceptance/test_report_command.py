@@ -78,7 +78,7 @@ def test_pictures_in_buckets_are_seen_or_say_why(kind, request, tmp_path):
     """Found by their URLs alone or by --output; beside that, and where the object is gone, a reason."""
     output, server = _in_a_bucket(kind, request, tmp_path)
     for arguments, reasons in [
-        ((), ("", "not there")),
+        ((), ("", "does not exist")),
         (("--output", output), ("", "is not in")),
         (("--output", str(tmp_path / "pictures")), ("is not in", "is not in")),
     ]:

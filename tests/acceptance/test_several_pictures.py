@@ -58,7 +58,7 @@ def test_what_was_asked_for_is_made_stored_and_told(tmp_path, httpserver):
     assert "1 × 3:2 of the model's own size" in planned
     finished = sleeping.run(*JOB, *QUICK, *told, folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("completed 3 (7 pictures), failed 0, remaining 0; ")
+    assert finished.stdout.startswith("completed 3 (7 images), failed 0, remaining 0; ")
     assert "3 completed (7 images), 0 failed" in product.run("status", *JOB[:2], folder=tmp_path).stdout
     pictures, names = _pictures(tmp_path), ["gen_1", *(f"gen_1~{n}" for n in range(1, 5))]
     assert set(pictures) == {*names, "gen_2", "gen_3"}
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_of_five_pictures_a_prompt_is_made_once(tmp_path):
     (tmp_path / "release").touch()
     until(lambda: not claims.any_runs(tmp_path / "prompts.db"))
     finished = sleeping.run(*JOB, *flags, folder=tmp_path)
-    assert finished.stdout.startswith("completed 1 (5 pictures), failed 0, remaining 0"), finished.stderr
+    assert finished.stdout.startswith("completed 1 (5 images), failed 0, remaining 0"), finished.stderr
     row = _row(tmp_path, 1)
     assert (row["status"], len(json.loads(row["image_urls"])), row["deaths"]) == ("completed", 5, None)
     assert set(_pictures(tmp_path)) == {"1", "1~1", "1~2", "1~3", "1~4"}
@@ -154,7 +154,7 @@ def test_a_retry_reads_what_its_owner_wrote(tmp_path):
     blocked.rmdir()
     assert "reset 1 failed" in product.run("retry", *JOB[:2], folder=tmp_path).stdout
     done = sleeping.run(*JOB, *QUICK, "--num-images", "2", folder=tmp_path)
-    assert done.stdout.startswith("completed 1 (3 pictures)"), done.stderr
+    assert done.stdout.startswith("completed 1 (3 images)"), done.stderr
     row = _row(tmp_path, 1)
     assert (row["num_images"], row["aspect_ratio"], row["seed"], row["error"]) == (3, "1:1", None, None)
     assert set(_pictures(tmp_path)) == {"1", "1~1", "1~2"}
