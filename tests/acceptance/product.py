@@ -27,7 +27,7 @@ MODEL = ROOT / "text2img" / "demo" / "model"
 SCENE = "a large red circle on a blue background"
 HANG = 250
 """Seconds after which a process counts as hung; no test waits so long for one that works."""
-LEFT_BEHIND = "what is still under way after"
+GRACE_EXCEEDED = "shutdown grace period ("
 """Words of a log, only where a run that was asked to end had to be cut off."""
 _KEPT = ("PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR")
 

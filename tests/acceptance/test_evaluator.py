@@ -92,7 +92,7 @@ def _stopped_while_judging(tmp_path, httpserver, *loop):
         process.send_signal(signal.SIGTERM)
         said, log = process.communicate()
     over.set()
-    assert (process.returncode, product.LEFT_BEHIND in log) == (143, False)
+    assert (process.returncode, product.GRACE_EXCEEDED in log) == (143, False)
     (row,) = _rows(tmp_path, "SELECT * FROM datasets", "_id").values()
     return row, said
 

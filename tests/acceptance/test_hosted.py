@@ -148,7 +148,7 @@ def test_a_signal_takes_the_requests_back(tmp_path, fal, number, status):
         until(lambda: len(fal.requests) == 3, ended=process.poll)
         process.send_signal(number)
         _, log = process.communicate()
-    assert (process.returncode, product.LEFT_BEHIND in log) == (status, False)
+    assert (process.returncode, product.GRACE_EXCEEDED in log) == (status, False)
     assert sorted(fal.cancelled) == texts
     assert all(_untouched(prompt) for prompt in _prompts(tmp_path).values())
 

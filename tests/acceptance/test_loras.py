@@ -184,7 +184,7 @@ def test_a_run_that_waits_for_a_lora_stops_at_once(tmp_path, httpserver):
             _, errors = job.communicate()
         finally:
             end.set()
-    assert (job.returncode, "is left behind" in errors) == (143, False), errors
+    assert (job.returncode, product.GRACE_EXCEEDED in errors) == (143, False), errors
     row = rows(tmp_path)["a"]
     assert (row["status"], row["attempts"] or 0) == ("pending", 0)
 

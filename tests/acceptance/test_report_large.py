@@ -45,9 +45,7 @@ def report(tmp_path_factory):
     with closing(sqlite3.connect(folder / "prompts.db")) as connection, connection:
         connection.executemany(insert, rows)
     finished = product.run("report", "--database", "sqlite:///prompts.db", folder=folder)
-    assert finished.stdout.startswith("report.html: 2,000 images of 2,000 prompts, 0 failed"), (
-        finished.stderr
-    )
+    assert finished.stdout.startswith("report.html: 2,000 images of 2,000 prompts, 0 failed"), finished.stderr
     return folder / "report.html"
 
 

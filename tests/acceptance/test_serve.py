@@ -54,7 +54,7 @@ class Server:
             self._process.send_signal(number)
         output = self._process.stdout.read()
         self._reader.join()
-        assert product.LEFT_BEHIND not in self.said
+        assert product.GRACE_EXCEEDED not in self.said
         return self._process.wait(), output
 
 

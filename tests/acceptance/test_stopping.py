@@ -39,7 +39,7 @@ def _ended(process):
     """Its exit status, its last line, and whether it had to be cut off, once it has ended."""
     said, log = process.communicate()
     (summary_line,) = said.splitlines() or [""]
-    return process.returncode, summary_line, product.LEFT_BEHIND in log
+    return process.returncode, summary_line, product.GRACE_EXCEEDED in log
 
 
 @pytest.mark.smoke
@@ -150,7 +150,7 @@ def test_a_stop_before_the_database_has_answered(tmp_path, number, status):
             asked.recv(1)
             process.send_signal(number)
             _, log = process.communicate()
-    assert (process.returncode, product.LEFT_BEHIND in log) == (status, False)
+    assert (process.returncode, product.GRACE_EXCEEDED in log) == (status, False)
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
@@ -165,7 +165,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
         until(asked_again)
         said, log = process.communicate()
-    assert (process.returncode, said, product.LEFT_BEHIND in log) == (130, "", False)
+    assert (process.returncode, said, product.GRACE_EXCEEDED in log) == (130, "", False)
 
 
 def test_a_device_that_hangs_ends_the_run(tmp_path):

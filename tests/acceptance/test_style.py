@@ -57,7 +57,7 @@ def test_what_cannot_be_signed_fails_alone(outcome):
     assert finished.returncode == 3, finished.stderr
     assert finished.stdout.startswith("completed 4, failed 2, remaining 0")
     rows = _rows(folder)
-    for name, words in (("undrawable", "北 (U+5317)"), ("endless", "too long for a picture of 128×128")):
+    for name, words in (("undrawable", "北 (U+5317)"), ("endless", "too long for an image of 128×128")):
         assert (rows[name]["status"], rows[name]["error_code"]) == ("error", "invalid_parameters")
         assert words in rows[name]["error"]
         assert rows[name]["deaths"] in {None, 0}

@@ -51,7 +51,7 @@ def test_no_file(tmp_path, command):
     """A SQLite file that is not there is named, and not made by who only asks for what is in it."""
     finished = product.run(command, "--database", "sqlite:///promts.db", folder=tmp_path)
     assert finished.returncode == 1
-    assert "there is no promts.db" in finished.stderr
+    assert "promts.db does not exist" in finished.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -132,7 +132,7 @@ def test_more_room(studio, tmp_path, caplog):
     assert [(made, compiled) for _, made, compiled in drawn] == [(1, True), (1, True), (0, True)]
     assert np.abs(drawn[0][0] - drawn[2][0]).max() <= 1
     assert studio.draw((beyond, 1.0), (large, 1.0))[1:] == (0, False)
-    assert caplog.text.count("of so high a rank") == 1
+    assert caplog.text.count("LoRAs of this rank") == 1
     assert studio.draw((queries, 1.0))[1:] == (0, True)
 
 
@@ -186,5 +186,5 @@ def test_loras_that_cannot_be_compiled(studio, tmp_path, caplog):
     studio.broken = True
     assert [studio.draw((file, 1.0))[2] for file in styles] == [False, False]
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
-    assert "cannot be compiled with LoRAs here" in warning.getMessage()
+    assert "compiling with LoRAs failed" in warning.getMessage()
     assert studio.draw()[2]

@@ -52,9 +52,7 @@ def test_what_holds_on_any_machine_passes(body):
     assert findings(f"def test_it():\n    {body}\n") == []
 
 
-@pytest.mark.parametrize(
-    "text", ["Whether it is.", "Of a prompt.", "What it is.", "Work. Knows no file."]
-)
+@pytest.mark.parametrize("text", ["Whether it is.", "Of a prompt.", "What it is.", "Work. Knows no file."])
 def test_a_docstring_that_does_not_say_what_the_function_does_is_refused(text):
     """A clause in place of an imperative is found, and so is what the function does not know."""
     assert list(docstrings.findings(f'def work():\n    """{text}"""\n'))
