@@ -180,7 +180,7 @@ def test_killed_before_it_acknowledges(tmp_path, broker):
             assert rows(tmp_path, "SELECT count(*) FROM datasets") == [(5,)]
             assert server.ends(signal.SIGKILL)[0] == -signal.SIGKILL
     with serving(tmp_path, *arguments, *brief) as server:
-        server.says("there already")
+        server.says("already exist")
         until(lambda: rows(tmp_path, "SELECT count(*) FROM dataset_records") == [(5,)])
         server.ends(signal.SIGTERM)
     assert rows(tmp_path, "SELECT status, count(*) FROM datasets GROUP BY status") == [("completed", 5)]

@@ -141,7 +141,7 @@ def test_a_run_comes_to_the_end_of_any_documents(mongo, tmp_path_factory, docume
     before = mongo.fill(documents)
     bench = Bench(tmp_path_factory.mktemp("pass"), 0, url=mongo.url)
     with closing(bench.database):
-        bench.work(Painter(), tell=True)
+        bench.work(Painter(), notify=True)
         assert bench.counts[:2] == (0, 0)
         _check_told(bench.database)
     _check_settled(before, mongo.read(), mongo.same)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests import arbitrary
 from tests.examples import examples
 from tests.painter import Bench, Painter
+from text2img.databases import Selection
 from text2img.errors import ErrorCode
 from text2img.webhooks.payloads import callback_payload
 
@@ -77,13 +78,13 @@ def test_a_run_comes_to_the_end_of_any_rows(tmp_path_factory, rows):
     with closing(bench.database):
         _write(folder / "prompts.db", rows)
         before = _rows(folder / "prompts.db")
-        bench.work(Painter(), tell=True)
+        bench.work(Painter(), notify=True)
         assert bench.counts[:2] == (0, 0)
         told, _ = bench.database.collect("night", "msg_now", 1000)
         json.loads(callback_payload("night", "completed", told, final=True))
         bench.database.undelivered_runs()
-        assert bench.database.retry(None, bench.plan.selection) >= 0
-        bench.work(Painter(), tell=True)
+        assert bench.database.retry(None, Selection()) >= 0
+        bench.work(Painter(), notify=True)
     for was, now in zip(before, _rows(folder / "prompts.db"), strict=True):
         # What a dead run had marked as untold anybody may gather again.
         own = arbitrary.OWN if _waits(was) or was["status"] == b"error" else ("untold",)
