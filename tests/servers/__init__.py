@@ -19,6 +19,7 @@ from tests.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+_RAY_BELOW = 20_000  # Ray gives the ports from 10,002 on to its workers, and refuses one of these for itself
 _OUTGOING_FROM = 32_768  # Linux's first port for outgoing connections; other systems begin higher
 
 
@@ -36,7 +37,7 @@ def free_port() -> int:
     a connection of another test.
     """
     while True:
-        port = random.SystemRandom().randrange(15_000, _OUTGOING_FROM)
+        port = random.SystemRandom().randrange(_RAY_BELOW, _OUTGOING_FROM)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
