@@ -37,10 +37,11 @@ def full_above(most, error=None):
 
 @pytest.fixture
 def engine(loaded):
-    """The shared engine, with no memory of what did not fit."""
+    """The shared engine, with no memory of what did not fit, before and after the test."""
     engine = loaded("sd1")
     engine._loaded.splitter._max_sizes.clear()
-    return engine
+    yield engine
+    engine._loaded.splitter._max_sizes.clear()
 
 
 @pytest.mark.parametrize(
