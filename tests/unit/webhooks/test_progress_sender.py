@@ -20,16 +20,19 @@ class Backend:
     def __init__(self, *slow):
         self.slow, self.go, self.busy = slow, threading.Event(), threading.Semaphore(0)
         self.heard, self.now, self.most = [], [], 0
+        self.lock = threading.Lock()  # several threads send at once
 
     def send(self, address, generation_id, milestone):
-        self.now.append((address, generation_id))
-        self.most = max(self.most, len(self.now))
-        assert len(set(self.now)) == len(self.now)
+        with self.lock:
+            assert (address, generation_id) not in self.now
+            self.now.append((address, generation_id))
+            self.most = max(self.most, len(self.now))
         if address in self.slow:
             self.busy.release()
             self.go.wait()
-        self.heard.append((generation_id, milestone.percent))
-        self.now.remove((address, generation_id))
+        with self.lock:
+            self.heard.append((generation_id, milestone.percent))
+            self.now.remove((address, generation_id))
 
     def percents(self, generation_id="a"):
         return [percent for name, percent in self.heard if name == generation_id]
