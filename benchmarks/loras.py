@@ -37,7 +37,7 @@ def add(place: Place, prompts: int, loras: Sequence[Path]) -> None:
     """Let so many prompts wait, each for the next of the LoRAs in turn."""
     captions = [scene.caption for scene in all_scenes()]
     with closing(open_database(place.near, Collections())) as database:
-        database.enqueue(
+        database.runs.enqueue(
             NewPrompt(
                 id=PromptId("int", str(number)),
                 text=captions[number % len(captions)],
@@ -65,7 +65,7 @@ def pace(place: Place, prompts: int, steps: int, script: Path = PRODUCT) -> floa
     if done.returncode:
         raise RuntimeError(f"the run ended with status {done.returncode}: {done.stderr[-1000:]}")
     with closing(open_database(place.near, Collections(), create=False)) as database:
-        run = database.run("measured")
+        run = database.runs.run("measured")
     if run is None or run.completed != prompts:
         raise RuntimeError(f"not all of the prompts were made: {run}")
     return run.images_per_second

@@ -48,7 +48,7 @@ class Place:
 def add_prompts(url: str, prompts: int) -> None:
     """Let so many prompts wait in that database; each has its number as id and seed."""
     with closing(open_database(url, Collections())) as database:
-        database.enqueue(
+        database.runs.enqueue(
             NewPrompt(id=PromptId("int", str(n)), text=f"picture {n}", requested=RequestedParameters(seed=n))
             for n in range(prompts)
         )

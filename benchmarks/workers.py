@@ -38,7 +38,7 @@ def pace(workers: int, pictures: int, seconds: float) -> float:
     with TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/prompts.db"
         with closing(open_database(url, Collections())) as database:
-            database.enqueue(
+            database.runs.enqueue(
                 NewPrompt(id=PromptId("int", str(number)), text="a boat", requested=RequestedParameters())
                 for number in range(1, pictures + 1)
             )
@@ -51,7 +51,7 @@ def pace(workers: int, pictures: int, seconds: float) -> float:
                 text=True,
                 check=False,
             )
-            (run,) = database.last_runs(1)
+            (run,) = database.runs.last_runs(1)
     if (finished.returncode, run.completed) != (0, pictures):
         raise RuntimeError(f"the run ended with status {finished.returncode}: {finished.stderr[-1000:]}")
     return run.images_per_second

@@ -27,16 +27,16 @@ def finished_run(url, place, run_id, prompts, **used):
             NewPrompt(id=PromptId("str", name), text=text, requested=RequestedParameters(seed=seed))
             for name, (text, seed) in prompts.items()
         ]
-        database.enqueue(new)
+        database.runs.enqueue(new)
         outcomes = []
-        for prompt in database.claim("w", len(new), 60, Selection()):
+        for prompt in database.queue.claim("w", len(new), 60, Selection()):
             file = image(prompts[prompt.id.text][1], marked=run_id == "b")
             put = storage.put(f"{prompt.id.name}.png", file, "image/png", lambda: True)
             outcomes.append(completed(prompt, put, **used))
-        assert len(database.record(outcomes, run_id, notify=False)) == len(new)
+        assert len(database.queue.record(outcomes, run_id, notify=False)) == len(new)
         ended = {"finished_at": BEGAN + timedelta(seconds=9), "status": "completed", "images": len(new)}
         run = Run(id=run_id, started_at=BEGAN, host="h", images_per_second=2.0, **ended)
-        database.save_run(run, 60)
+        database.runs.save_run(run, 60)
 
 
 def image(level, *, marked=False):

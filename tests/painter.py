@@ -87,7 +87,7 @@ class Bench:
 
     def __init__(self, folder: Path, prompts: int, url: str | None = None) -> None:
         self.database = open_database(url or f"sqlite:///{folder}/prompts.db", Collections())
-        self.database.enqueue(
+        self.database.runs.enqueue(
             NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters(seed=n))
             for n in range(prompts)
         )
@@ -97,7 +97,7 @@ class Bench:
         self.loras = LoraCache()
         self.serving = self.evaluator = None
         self.seconds, self.progress, self.traces = StageTimer(), NullProgress(), NoopTraces()
-        self.leases = lambda: Leases(self.database, 60, lambda: None)
+        self.leases = lambda: Leases(self.database.queue, 60, lambda: None)
         self.waiting, self.requested, self.batch_size = prompts, WISHES, 4
 
     def hurry(self) -> Clock:
@@ -147,5 +147,5 @@ class Bench:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        counts = self.database.counts(Selection())
+        counts = self.database.runs.counts(Selection())
         return counts.pending, counts.processing, counts.completed, counts.error

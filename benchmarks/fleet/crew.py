@@ -162,8 +162,8 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
     """What ``text2img.worker.job`` does with a worker, in its order."""
     database, selection = hand.database, Selection()
     run = Run(id=hand.name, started_at=datetime.now(UTC), host="simulated", status="running")
-    waiting = database.pending(selection)
-    database.save_run(run, _LEASE)
+    waiting = database.queue.pending(selection)
+    database.runs.save_run(run, _LEASE)
     deps = Dependencies(
         storage=Nowhere(), selection=selection, batch_size=shift.batch, limit=shift.share, upload_workers=2
     )
@@ -171,7 +171,7 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
         run_id=run.id,
         worker=hand.name,
         database=with_retries(database, _PATIENCE, stop.wait),
-        leases=Leases(database, _LEASE, lambda: database.save_run(run, _LEASE)),
+        leases=Leases(database.queue, _LEASE, lambda: database.runs.save_run(run, _LEASE)),
         watchdog=Watchdog(stop, _PATIENCE, lambda _: None),
         progress=NullProgress(),
         stop=stop,
@@ -180,4 +180,4 @@ def _run(shift: Shift, hand: _Hand, stop: Stop) -> None:
         notify=True,
     )
     Worker(deps, context, hand.engine, hand.engine.inspect(), [_WISHES]).run()
-    collect(database, run.id, "completed", final=True)
+    collect(database.outbox, run.id, "completed", final=True)

@@ -32,7 +32,7 @@ def document_sizes(url: str, prompts: int = _PROMPTS) -> dict[str, float]:
         def mean(collection: str) -> float:
             return sum(len(bson.encode(each)) for each in documents[collection].find()) / prompts
 
-        database.enqueue(
+        database.runs.enqueue(
             NewPrompt(
                 id=PromptId("objectid", str(bson.ObjectId())),
                 text=_TEXT,
@@ -41,9 +41,9 @@ def document_sizes(url: str, prompts: int = _PROMPTS) -> dict[str, float]:
             for number in range(prompts)
         )
         waiting = mean("datasets")
-        while claimed := database.claim(_WORKER, 10, 60.0, Selection()):
-            database.record([_completed(prompt) for prompt in claimed], _RUN, notify=True)
-        collect(database, _RUN, "completed", final=True)
+        while claimed := database.queue.claim(_WORKER, 10, 60.0, Selection()):
+            database.queue.record([_completed(prompt) for prompt in claimed], _RUN, notify=True)
+        collect(database.outbox, _RUN, "completed", final=True)
         return {
             "waiting": waiting,
             "completed": mean("datasets"),

@@ -87,7 +87,7 @@ def attempt(kind: str, workers: int, shift: Shift) -> Trial:
     done = _carried(shift, workers)
     spent = _cpu(servers) - before if ours else None
     with closing(open_database(shift.url, Collections())) as database:
-        counts = database.counts(Selection())
+        counts = database.runs.counts(Selection())
     return Trial(
         database=kind,
         workers=workers,

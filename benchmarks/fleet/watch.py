@@ -10,17 +10,16 @@ import os
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from text2img.databases import Collections, open_database
+from text2img.databases import Collections, Database, open_database
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator
 
-    from text2img.databases import Database
 
 _A_WAIT = 0.001
 """Seconds: whoever gets a lock sooner has not waited for it."""
@@ -80,20 +79,21 @@ def watched(url: str, log: Log) -> Database:
     """The database of that URL, opened, whose calls are logged. Of SQLite's the lock is watched as well."""
     if url.startswith("sqlite"):
         database = _file(url, log)
-        database.open()
+        database.connection.open()
     else:
         database = open_database(url, Collections())
-    return cast("Database", _Watched(database, log))
+    parts = {part.name: _Watched(getattr(database, part.name), log) for part in fields(Database)}
+    return Database(**cast("dict[str, Any]", parts))
 
 
 class _Watched:
-    """Stands before a database; every method is the database's own, timed."""
+    """A part of a database whose methods are timed."""
 
-    def __init__(self, database: Database, log: Log) -> None:
-        self._database, self._log = database, log
+    def __init__(self, part: object, log: Log) -> None:
+        self._part, self._log = part, log
 
     def __getattr__(self, name: str) -> Any:
-        asked = getattr(self._database, name)
+        asked = getattr(self._part, name)
         return functools.partial(self._timed, name, asked) if callable(asked) else asked
 
     def _timed(self, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -110,21 +110,22 @@ class _Watched:
 
 
 def _file(url: str, log: Log) -> Database:
-    from text2img.databases.sqlite import SqliteDatabase
+    from text2img.databases.sqlite import database_of
+    from text2img.databases.sqlite.session import Session
 
-    class Watched(SqliteDatabase):
+    class Watched(Session):
         """The lock is taken as a transaction begins and let go as it ends: both happen in one place there."""
 
         @contextmanager
-        def _writing(self) -> Iterator[sqlite3.Connection]:
+        def writing(self) -> Iterator[sqlite3.Connection]:
             asked = time.monotonic()
-            with super()._writing() as connection:
+            with super().writing() as connection:
                 got = time.monotonic()
                 yield connection
             log.waited.append(got - asked)
             log.held.append(time.monotonic() - got)
 
-    return Watched(url, Collections())
+    return database_of(Watched(url, Collections()))
 
 
 def count_commands(log: Log) -> None:

@@ -81,7 +81,7 @@ def distant_job(task: Task) -> dict[str, Any]:
         ):
             span = run_job(engine, [*here.arguments, *task.arguments()], here.variables, here.folder)
         near = open_database(here.near, Collections(), create=False)
-        (document,) = near.last_runs(1)
+        (document,) = near.runs.last_runs(1)
         near.close()
     first, last = engine.batches[0][0], engine.batches[-1][1]
     busy = sum(ended - begun for begun, ended in engine.batches)

@@ -26,8 +26,8 @@ class Nights:
         self.backend = SqliteBackend(folder)
         with closing(open_database(self.backend.url, Collections())) as database:
             for number, (name, pace, price) in enumerate((("monday", 1.5, None), ("tuesday", 3.0, 2.1))):
-                database.save_run(_run(name, BEGAN + timedelta(days=number), pace, price), 60)
-            database.save_run(
+                database.runs.save_run(_run(name, BEGAN + timedelta(days=number), pace, price), 60)
+            database.runs.save_run(
                 Run(id="idle", started_at=BEGAN + timedelta(days=3), host="h", status="completed"), 60
             )
 

@@ -115,7 +115,7 @@ def add(folder: Path, *prompts: str | Mapping[str, object]) -> None:
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, entries)))
     with closing(open_database(f"sqlite:///{folder}/prompts.db", Collections())) as database:
-        assert database.enqueue(read_prompts(str(file))) == len(entries)
+        assert database.runs.enqueue(read_prompts(str(file))) == len(entries)
     file.unlink()
 
 

@@ -76,7 +76,7 @@ def watching(folder, url, *, terminal=False):
 
 def filled(url, prompts):
     database = open_database(url, Collections())
-    database.enqueue(
+    database.runs.enqueue(
         NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters())
         for n in range(prompts)
     )
@@ -91,10 +91,10 @@ def test_it_follows_what_happens(tmp_path, terminal):
     url = f"sqlite:///{tmp_path}/prompts.db"
     with filled(url, 20) as database, watching(tmp_path, url, terminal=terminal) as screen:
         place = screen.shows(r"pending +20 [\s\S]*undelivered +0 [\s\S]*pace +not known[\s\S]*no workers")
-        database.claim("dead-1-cd", 3, -90, ALL)
-        mine = database.claim("live-2-ab", 4, 60, ALL)
+        database.queue.claim("dead-1-cd", 3, -90, ALL)
+        mine = database.queue.claim("live-2-ab", 4, 60, ALL)
         run = {"worker": "live-2-ab", "host": "live"}
-        database.save_run(Run(id="night", started_at=datetime.now(UTC), **run), 60)
+        database.runs.save_run(Run(id="night", started_at=datetime.now(UTC), **run), 60)
         place = screen.shows(r"processing +7  \(leases: 4 live, 3 expired\)", place)
         place = screen.shows(
             r"dead-1-cd  lease expired 2 min ago; 3 prompts claimed, 3 of their leases expired\s+"
@@ -103,7 +103,7 @@ def test_it_follows_what_happens(tmp_path, terminal):
         )
         three = tuple(f"gs://b/{n}.png" for n in range(3))
         done = [completed(mine[0], image_urls=three), completed(mine[1]), failed(mine[2])]
-        database.record(done, "night", notify=True)
+        database.queue.record(done, "night", notify=True)
         place = screen.shows(
             r"completed +2\s+error +1  \(safety 1\)\s+undelivered +3 [\s\S]*"
             r"pace +(?!0\.00)\d+\.\d\d images/s over the last \d+ s; about [\d]+ (s|min) left",
@@ -124,7 +124,7 @@ def test_a_database_that_is_away_is_said_and_asked_again(tmp_path, mongodb_serve
             place = screen.shows(r"pending +2 ")
             with gate.away():
                 place = screen.shows(r"the database is unavailable, retrying: .*\npending +2 ", place)
-            database.claim("w", 1, 60, ALL)
+            database.queue.claim("w", 1, 60, ALL)
             screen.shows(r"\npending +1 [\s\S]*w  lease expires in", place)
             assert screen.ends(signal.SIGTERM) == 143
 

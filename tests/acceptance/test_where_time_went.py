@@ -99,8 +99,8 @@ def test_a_run_whose_process_is_gone_is_not_said_to_run(tmp_path):
     """Of two runs that were never ended, the one whose lease is over is interrupted, the other is running."""
     now = datetime.now(UTC)
     with closing(open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())) as database:
-        database.save_run(Run(id="killed", started_at=now, host="h"), -1)
-        database.save_run(Run(id="alive", started_at=now, host="h"), 600)
+        database.runs.save_run(Run(id="killed", started_at=now, host="h"), -1)
+        database.runs.save_run(Run(id="alive", started_at=now, host="h"), 600)
     said = product.run("status", *JOB[:2], folder=tmp_path).stdout
     found = dict(re.findall(r"^  (killed|alive) .* (interrupted|running) ", said, re.MULTILINE))
     assert found == {"killed": "interrupted", "alive": "running"}, said

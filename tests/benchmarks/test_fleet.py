@@ -60,7 +60,7 @@ def test_what_goes_to_two_workers_is_counted(tmp_path):
     add_prompts(url, 1)
     with closing(watched(url, log)) as database:
         for worker in ("a", "b"):
-            assert database.claim(worker, 1, -1.0, Selection())
+            assert database.queue.claim(worker, 1, -1.0, Selection())
     assert (_trial(log, pictures=2).twice, _trial(log, pictures=2).again) == (0, 1)
     assert _trial(log, pictures=3).twice == 1
     log.claimed.append(log.claimed[0])
@@ -90,7 +90,7 @@ def test_a_trial_that_takes_too_long_is_cut_short(databases):
 
         def run(self):
             with closing(open_database(url, Collections())) as database:
-                until(lambda: database.counts(Selection()).completed)
+                until(lambda: database.runs.counts(Selection()).completed)
             self._stopping()
             released.set()
 
@@ -100,7 +100,7 @@ def test_a_trial_that_takes_too_long_is_cut_short(databases):
     shift = Shift(url=url, share=20, batch=2, seconds=0.2, ramp=0.0, limit=0.5)
     done = carry(shift, range(2), 2, lambda: None, AfterTheFirst)
     with closing(open_database(url, Collections())) as database:
-        counts = database.counts(Selection())
+        counts = database.runs.counts(Selection())
     assert limits == [0.5]
     assert 0 < counts.completed < 40
     assert (counts.completed + counts.pending, counts.processing) == (40, 0)

@@ -136,14 +136,14 @@ class Stand:
         return self.backend.get(document_id, "dataset_records", "dataset_id")
 
     def claim(self, worker="w", limit=10, lease=MINUTE, selection=ALL):
-        return self.database.claim(worker, limit, lease, selection)
+        return self.database.queue.claim(worker, limit, lease, selection)
 
     def claim_one(self, worker="w", lease=MINUTE):
         (prompt,) = self.claim(worker, 1, lease)
         return prompt
 
     def record(self, *outcomes, run_id="run-1", notify=False):
-        return self.database.record(outcomes, run_id, notify=notify)
+        return self.database.queue.record(outcomes, run_id, notify=notify)
 
 
 def opened(url, collections=None):

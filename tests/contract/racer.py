@@ -17,7 +17,7 @@ def main(url, worker):
     _say("ready")
     for limit in sys.stdin:
         got = []
-        while prompts := database.claim(worker, int(limit), 60, Selection()):
+        while prompts := database.queue.claim(worker, int(limit), 60, Selection()):
             got.append([prompt.id.text for prompt in prompts])
         _say(json.dumps(got))
     database.close()

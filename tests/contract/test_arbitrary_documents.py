@@ -104,19 +104,19 @@ def test_no_document_harms_the_queue(mongo, documents):
     """Claimed and settled by hand, a document raises nothing but PromptFailed, and its outcome is kept."""
     before = mongo.fill(documents)
     database = mongo.database
-    assert database.counts(ALL).completed <= len(before)
-    database.peek(50, ALL)
-    prompts = database.claim("w", 50, 60, ALL)
+    assert database.runs.counts(ALL).completed <= len(before)
+    database.queue.peek(50, ALL)
+    prompts = database.queue.claim("w", 50, 60, ALL)
     assert len(prompts) == sum(map(_waits, before.values()))
-    assert database.claim("other", 50, 60, ALL) == []
-    database.start([prompt.claim for prompt in prompts])
-    assert database.extend([prompt.claim for prompt in prompts], 60) == []
+    assert database.queue.claim("other", 50, 60, ALL) == []
+    database.queue.start([prompt.claim for prompt in prompts])
+    assert database.queue.extend([prompt.claim for prompt in prompts], 60) == []
     outcomes = [_outcome(prompt) for prompt in prompts]
-    assert database.record(outcomes, "night", notify=True) == outcomes
+    assert database.queue.record(outcomes, "night", notify=True) == outcomes
     _check_settled(before, mongo.read(), mongo.same)
     _check_told(database)
-    database.retry(None, ALL)
-    database.undelivered_runs()
+    database.runs.retry(None, ALL)
+    database.outbox.undelivered_runs()
 
 
 def _outcome(prompt):
@@ -129,7 +129,7 @@ def _outcome(prompt):
 
 def _check_told(database):
     """Whatever counts as untold fits in a callback."""
-    told, more = database.collect("night", "msg_now", 1000)
+    told, more = database.outbox.collect("night", "msg_now", 1000)
     body = json.loads(callback_payload("night", "completed", told, final=True))
     assert (len(body["results"]) + len(body["errors"]), more) == (len(told), False)
 
@@ -164,7 +164,7 @@ def test_no_model_configuration_harms_the_run(mongo, document, extra):
     mongo.fill([{**extra, **document}], "model_configs")
     said = "model configuration read"
     try:
-        assert isinstance(mongo.database.model_configuration(None), ModelConfiguration)
+        assert isinstance(mongo.database.runs.model_configuration(None), ModelConfiguration)
     except ConfigurationError as exc:
         said = str(exc)
     assert said.startswith("model configuration ")

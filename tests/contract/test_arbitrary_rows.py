@@ -80,10 +80,10 @@ def test_a_run_comes_to_the_end_of_any_rows(tmp_path_factory, rows):
         before = _rows(folder / "prompts.db")
         bench.work(Painter(), notify=True)
         assert bench.counts[:2] == (0, 0)
-        told, _ = bench.database.collect("night", "msg_now", 1000)
+        told, _ = bench.database.outbox.collect("night", "msg_now", 1000)
         json.loads(callback_payload("night", "completed", told, final=True))
-        bench.database.undelivered_runs()
-        assert bench.database.retry(None, Selection()) >= 0
+        bench.database.outbox.undelivered_runs()
+        assert bench.database.runs.retry(None, Selection()) >= 0
         bench.work(Painter(), notify=True)
     for was, now in zip(before, _rows(folder / "prompts.db"), strict=True):
         # What a dead run had marked as untold anybody may gather again.

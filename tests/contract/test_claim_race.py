@@ -70,4 +70,4 @@ def test_racing_threads_of_one_worker_never_share_a_prompt(stand):
         thread.join()
     assert sorted(map(int, got)) == list(range(60))
     assert lost == []
-    assert stand.database.counts(ALL).completed == 60
+    assert stand.database.runs.counts(ALL).completed == 60

@@ -17,7 +17,7 @@ PROMPTS = 100
 def test_a_run_sends_few_commands_a_prompt(tmp_path, mongo_stand, counter, shapes):
     """At batch size 10: at most 0.6 a prompt (heartbeats aside), for one shape and for 5 or 20 at random."""
     bench, chance = Bench(tmp_path, 0, mongo_stand.backend.url), random.Random(shapes)
-    bench.database.enqueue(
+    bench.database.runs.enqueue(
         NewPrompt(
             id=PromptId("int", str(n)),
             text="a cat",
@@ -32,14 +32,14 @@ def test_a_run_sends_few_commands_a_prompt(tmp_path, mongo_stand, counter, shape
     assert bench.counts == (0, 0, PROMPTS, 0)
     assert len(painter.batches) > PROMPTS / 10 or shapes == 1
     assert sent <= 0.6 * PROMPTS, sent
-    assert bench.database.counts(Selection()).undelivered == 0
+    assert bench.database.runs.counts(Selection()).undelivered == 0
     bench.database.close()
 
 
 def test_a_full_batch_is_recorded_by_itself_and_at_once(tmp_path, mongo_stand, counter):
     """One command for its results and one for its prompts: nothing waits for the batch after it."""
     bench = Bench(tmp_path, 30, mongo_stand.backend.url)
-    recorded, kept = [], bench.database.record
+    recorded, kept = [], bench.database.queue.record
 
     def record(outcomes, run_id, *, notify):
         before = len(counter.names)
@@ -47,7 +47,7 @@ def test_a_full_batch_is_recorded_by_itself_and_at_once(tmp_path, mongo_stand, c
         recorded.append((len(outcomes), counter.names[before:].count("update") >= 2))
         return written
 
-    bench.database.record = record
+    bench.database.queue.record = record
     bench.work(Painter(), batch_size=10)
     assert recorded == [(10, True)] * 3
     bench.database.close()

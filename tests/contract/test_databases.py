@@ -43,7 +43,7 @@ def test_a_worker_named_like_a_field_is_taken_literally(stand):
     stand.put({"_id": 1})
     prompt = stand.claim_one("$text")
     assert stand.get(1)["claimed_by"] == "$text"
-    assert stand.database.holds(prompt.claim)
+    assert stand.database.queue.holds(prompt.claim)
 
 
 def test_the_highest_priority_goes_first(stand):
@@ -85,7 +85,7 @@ def test_other_statuses_are_left_alone(stand, status):
     """What is done, failed, or set aside by its owner is not claimable."""
     stand.put({"_id": 1, "status": status})
     assert stand.claim() == []
-    assert stand.database.pending(ALL) == 0
+    assert stand.database.queue.pending(ALL) == 0
 
 
 def test_a_postponed_prompt_waits(stand):
@@ -93,7 +93,7 @@ def test_a_postponed_prompt_waits(stand):
     soon, past = datetime.now(UTC) + timedelta(hours=1), datetime.now(UTC) - timedelta(hours=1)
     kept = str if stand.backend.kind == "sqlite" else (lambda moment: moment)
     stand.put({"_id": 1, "not_before": kept(soon)}, {"_id": 2, "not_before": kept(past)})
-    assert stand.database.postponed(ALL) == 1
+    assert stand.database.queue.postponed(ALL) == 1
     assert texts(stand.claim()) == ["2"]
     assert "not_before" not in stand.get(2)
 
@@ -104,8 +104,8 @@ def test_an_expired_lease_is_claimed_again_with_a_greater_number(stand):
     first = stand.claim_one("a", lease=0)
     second = stand.claim_one("b")
     assert (first.claim.number, second.claim.number) == (1, 2)
-    assert not stand.database.holds(first.claim)
-    assert stand.database.holds(second.claim)
+    assert not stand.database.queue.holds(first.claim)
+    assert stand.database.queue.holds(second.claim)
 
 
 def test_pending_goes_before_expired(stand):
@@ -129,12 +129,12 @@ def test_a_death_counts_only_after_start(stand):
     stand.claim_one("a", lease=0)
     second = stand.claim_one("b", lease=0)
     assert second.deaths == 0
-    stand.database.start([second.claim])
+    stand.database.queue.start([second.claim])
     third = stand.claim_one("c", lease=0)
     assert third.deaths == 1
     fourth = stand.claim_one("d", lease=0)  # the third had not started
     assert fourth.deaths == 1
-    stand.database.start([fourth.claim])
+    stand.database.queue.start([fourth.claim])
     assert stand.claim_one("e").deaths == 2
 
 
@@ -145,9 +145,9 @@ def test_what_has_left_the_device_counts_no_death(stand):
     stand.put({"_id": 1}, {"_id": 2}, {"_id": 3})
     before, poison = stand.claim_one("a", lease=0), stand.claim_one("a", lease=0)
     others = stand.claim_one("b", lease=0)
-    stand.database.start([before.claim])
-    stand.database.start([others.claim])
-    stand.database.start([poison.claim], left=[before.claim])
+    stand.database.queue.start([before.claim])
+    stand.database.queue.start([others.claim])
+    stand.database.queue.start([poison.claim], left=[before.claim])
     again = {prompt.text: prompt.deaths for prompt in stand.claim("c", limit=3)}
     assert again == {before.text: 0, poison.text: 1, others.text: 1}
 
@@ -156,9 +156,9 @@ def test_a_release_counts_no_death(stand):
     """Given back after its start, the prompt is pending at once, unchanged but for its number."""
     stand.put({"_id": 1})
     prompt = stand.claim_one("a")
-    stand.database.start([prompt.claim])
-    stand.database.release([prompt.claim])
-    stand.database.release([prompt.claim])
+    stand.database.queue.start([prompt.claim])
+    stand.database.queue.release([prompt.claim])
+    stand.database.queue.release([prompt.claim])
     found = stand.get(1)
     assert found["status"] == "pending"
     assert not {"claimed_by", "lease_expires_at", "started_claim", "claim_token"} & set(found)
@@ -173,13 +173,13 @@ def test_the_leases_of_the_dead_run_out_at_once(stand):
     stand.put({"_id": 1}, {"_id": 2}, {"_id": 3})
     started, waiting = stand.claim("$dead", limit=2)
     living = stand.claim_one("alive")
-    stand.database.start([started.claim])
-    assert stand.database.release_dead("$dead") == 2
-    assert stand.database.holds(started.claim)
+    stand.database.queue.start([started.claim])
+    assert stand.database.queue.release_dead("$dead") == 2
+    assert stand.database.queue.holds(started.claim)
     assert {prompt.id.text: prompt.deaths for prompt in stand.claim("next")} == {"1": 1, "2": 0}
-    assert stand.database.release_dead("$dead") == 0
-    assert stand.database.holds(living.claim)
-    assert not stand.database.holds(waiting.claim)
+    assert stand.database.queue.release_dead("$dead") == 0
+    assert stand.database.queue.holds(living.claim)
+    assert not stand.database.queue.holds(waiting.claim)
 
 
 def test_extend_keeps_the_lease_and_names_the_lost(stand):
@@ -187,9 +187,9 @@ def test_extend_keeps_the_lease_and_names_the_lost(stand):
     stand.put({"_id": 1}, {"_id": 2})
     kept, lost = (prompt.claim for prompt in stand.claim("a", lease=0))
     stand.backend.change(1, {"lease_expires_at": None})  # so that it is claimable, and 2 is as well
-    assert stand.database.extend([kept], MINUTE) == []
+    assert stand.database.queue.extend([kept], MINUTE) == []
     assert texts(stand.claim("b")) == ["2"]
-    assert stand.database.extend([kept, lost], MINUTE) == [lost]
+    assert stand.database.queue.extend([kept, lost], MINUTE) == [lost]
     assert stand.claim("c") == []
 
 
@@ -197,15 +197,15 @@ def test_extend_can_let_a_lease_run_out(stand):
     """The lease runs from now on, also when that is shorter than before."""
     stand.put({"_id": 1})
     prompt = stand.claim_one("a")
-    assert stand.database.extend([prompt.claim], 0) == []
+    assert stand.database.queue.extend([prompt.claim], 0) == []
     assert stand.claim_one("b").claim.number == 2
 
 
 def test_empty_sequences_do_nothing(stand):
     """No claims and no outcomes are no error."""
-    stand.database.start([])
-    stand.database.release([])
-    assert stand.database.extend([], MINUTE) == []
+    stand.database.queue.start([])
+    stand.database.queue.release([])
+    assert stand.database.queue.extend([], MINUTE) == []
     assert stand.record() == []
 
 
@@ -214,27 +214,27 @@ def test_a_stale_claim_changes_nothing(stand):
     stand.put({"_id": 1})
     stale, holder = stand.claim_one("a", lease=0), stand.claim_one("b")
     before = stand.get(1)
-    stand.database.start([stale.claim])
-    stand.database.release([stale.claim])
-    assert stand.database.extend([stale.claim], MINUTE) == [stale.claim]
+    stand.database.queue.start([stale.claim])
+    stand.database.queue.release([stale.claim])
+    assert stand.database.queue.extend([stale.claim], MINUTE) == [stale.claim]
     assert stand.record(failed(stale), postponed(stale), completed(stale)) == []
     assert stand.get(1) == before
-    assert stand.database.holds(holder.claim)
+    assert stand.database.queue.holds(holder.claim)
 
 
 def test_the_same_worker_name_is_fenced_by_number(stand):
     """A worker that claims its own expired prompt again holds only the later claim."""
     stand.put({"_id": 1})
     first, second = stand.claim_one("w", lease=0), stand.claim_one("w")
-    assert not stand.database.holds(first.claim)
-    assert stand.database.holds(second.claim)
+    assert not stand.database.queue.holds(first.claim)
+    assert stand.database.queue.holds(second.claim)
 
 
 def test_an_expired_claim_holds_until_somebody_takes_it(stand):
     """As long as nobody else has claimed it, the late worker may still finish."""
     stand.put({"_id": 1})
     prompt = stand.claim_one(lease=0)
-    assert stand.database.holds(prompt.claim)
+    assert stand.database.queue.holds(prompt.claim)
     assert len(stand.record(completed(prompt))) == 1
 
 
@@ -243,10 +243,10 @@ def test_pending_counts_what_can_be_claimed(stand):
     stand.put(*({"_id": n} for n in range(4)))
     stand.claim("a", 1, 0)
     stand.claim("a", 1)
-    assert stand.database.pending(ALL) == 3
+    assert stand.database.queue.pending(ALL) == 3
     (prompt,) = stand.claim("b", 1)
     stand.record(postponed(prompt, 3600))
-    assert (stand.database.pending(ALL), stand.database.postponed(ALL)) == (2, 1)
+    assert (stand.database.queue.pending(ALL), stand.database.queue.postponed(ALL)) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_pending_counts_what_can_be_claimed(stand):
 def test_a_look_for_work(stand, document, waits):
     """There is some where something pending or expired can be claimed, of the data set that is asked for."""
     stand.put({"_id": 1, "dataset_id": "spring", **document})
-    assert stand.database.has_claimable(Selection("spring")) is waits
+    assert stand.database.queue.has_claimable(Selection("spring")) is waits
     if waits:
         stand.claim("a")
-        assert not stand.database.has_claimable(Selection("spring"))
+        assert not stand.database.queue.has_claimable(Selection("spring"))
 
 
 @pytest.mark.parametrize(("asked", "ids"), [("7", ["1", "2"]), ("spring", ["3"]), ("8", []), ("2.5", ["4"])])
@@ -273,7 +273,7 @@ def test_a_selection_matches_text_and_number(stand, asked, ids):
     stand.put({"_id": 1, "dataset_id": 7}, {"_id": 2, "dataset_id": "7"}, {"_id": 3, "dataset_id": "spring"})
     stand.put({"_id": 4, "dataset_id": 2.5}, {"_id": 5})
     selection = Selection(asked)
-    assert stand.database.pending(selection) == len(ids)
+    assert stand.database.queue.pending(selection) == len(ids)
     assert texts(stand.claim(selection=selection)) == ids
 
 
@@ -282,7 +282,7 @@ def test_peeking_changes_nothing(stand):
     stand.put({"_id": 1}, {"_id": 2, "priority": 1}, {"_id": 3, "status": "completed"})
     stand.claim("a", 1, 0)
     before = [stand.get(n) for n in (1, 2, 3)]
-    assert texts(stand.database.peek(10, ALL)) == ["1", "2"]
-    assert texts(stand.database.peek(1, ALL)) == ["1"]
-    assert stand.database.peek(0, ALL) == []
+    assert texts(stand.database.queue.peek(10, ALL)) == ["1", "2"]
+    assert texts(stand.database.queue.peek(1, ALL)) == ["1"]
+    assert stand.database.queue.peek(0, ALL) == []
     assert [stand.get(n) for n in (1, 2, 3)] == before

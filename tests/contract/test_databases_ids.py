@@ -53,13 +53,13 @@ _IDS = [
 def _goes_all_the_way(stand, value):
     """Claim, hold, start, extend and complete the one prompt, whose document has that id."""
     prompt = stand.claim_one()
-    assert stand.database.holds(prompt.claim)
-    stand.database.start([prompt.claim])
-    assert stand.database.extend([prompt.claim], 60) == []
+    assert stand.database.queue.holds(prompt.claim)
+    stand.database.queue.start([prompt.claim])
+    assert stand.database.queue.extend([prompt.claim], 60) == []
     assert len(stand.record(completed(prompt), notify=True)) == 1
     assert stand.get(value)["status"] == "completed"
     assert stand.result(value)["prompt"] == "a boat"
-    undelivered, _ = stand.database.collect("run-1", "n", 10)
+    undelivered, _ = stand.database.outbox.collect("run-1", "n", 10)
     assert [each.id for each in undelivered] == [prompt.id]
     return prompt.id
 
@@ -92,19 +92,19 @@ def test_ids_of_different_types_are_different_prompts(stand):
 def test_enqueued_ids_come_back_exactly(stand):
     """Ids of every kind go in and come out of the claim the same, whatever the database has for them."""
     new = [NewPrompt(id=each, text="a boat", requested=RequestedParameters()) for each in _IDS]
-    assert stand.database.enqueue(new) == len(_IDS)
-    assert stand.database.enqueue(new) == 0
+    assert stand.database.runs.enqueue(new) == len(_IDS)
+    assert stand.database.runs.enqueue(new) == 0
     prompts = stand.claim(limit=50)
     assert {prompt.id for prompt in prompts} == set(_IDS)
     assert len(stand.record(*(completed(prompt) for prompt in prompts))) == len(_IDS)
-    assert stand.database.counts(ALL).completed == len(_IDS)
+    assert stand.database.runs.counts(ALL).completed == len(_IDS)
 
 
 def test_half_a_surrogate_pair_is_an_error_in_one_line(stand):
     """Text that no encoding has a form for is refused by the adapter, with none of it written."""
     new = NewPrompt(id=PromptId("str", "a"), text="half \ud800", requested=RequestedParameters())
     with pytest.raises(DatabaseFailed, match="surrogates not allowed"):
-        stand.database.enqueue([new])
+        stand.database.runs.enqueue([new])
     assert stand.backend.count("datasets") == 0
 
 
@@ -115,5 +115,5 @@ def test_an_objectid_in_text_finds_both(mongo_stand):
     mongo_stand.put(
         {"_id": ObjectId(name), "model_type": "stable_diffusion", "model_path": "m"}, table="model_configs"
     )
-    assert mongo_stand.database.model_configuration(name).model_path == "m"
-    assert mongo_stand.database.pending(Selection(name)) == 2
+    assert mongo_stand.database.runs.model_configuration(name).model_path == "m"
+    assert mongo_stand.database.queue.pending(Selection(name)) == 2

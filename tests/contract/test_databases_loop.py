@@ -49,7 +49,7 @@ def test_a_completed_loop_links_its_tries(stand):
         ]
         assert [one["score"] for one in found["tries"]] == [0.75, 0.5]
     assert "next_prompt" not in stand.get(1)
-    told, _ = stand.database.collect("run-1", "n1", 10)
+    told, _ = stand.database.outbox.collect("run-1", "n1", 10)
     assert [(one.iterations, one.score, one.image_url) for one in told] == [(2, 0.75, "gs://b/0.png")]
 
 
@@ -73,7 +73,7 @@ def test_nothing_of_a_loop_outlives_it(stand):
     stand.put({"_id": "p", "text": "a boat"})
     stand.record(iterated(stand.claim_one()))
     changed = NewPrompt(id=PromptId("str", "p"), text="two boats", requested=RequestedParameters())
-    assert stand.database.requeue_changed([changed]) == 1
+    assert stand.database.runs.requeue_changed([changed]) == 1
     assert not _LOOP & stand.get("p").keys()
 
 
@@ -93,12 +93,12 @@ def test_an_iteration_whose_claim_is_lost_is_not_written(stand):
     """Who was too slow leaves no tries behind; a repetition of what was written is recognised."""
     stand.put({"_id": 1, "text": "a boat"})
     slow = stand.claim_one()
-    stand.database.release([slow.claim])
+    stand.database.queue.release([slow.claim])
     assert stand.record(iterated(slow)) == []
     first = iterated(stand.claim_one())
     assert stand.record(first) == [first]
     assert stand.record(first) == [first]
-    assert stand.database.counts(ALL).pending == 1
+    assert stand.database.runs.counts(ALL).pending == 1
 
 
 @pytest.mark.parametrize("left", ["nonsense", 7, ["x"], [{"iteration": 1}], {"a": 1}])

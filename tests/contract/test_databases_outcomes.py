@@ -97,7 +97,7 @@ def test_tags_stand_for_a_text(stand):
     stand.record(*map(completed, stand.claim()), notify=True)
     assert [stand.result(n)["prompt"] for n in (1, 2)] == ["a red boat $5", "a boat"]
     assert stand.get(1)["prompt_tags"] == tags
-    told, _ = stand.database.collect("run-1", "n1", 10)
+    told, _ = stand.database.outbox.collect("run-1", "n1", 10)
     assert [one.text for one in told] == ["a red boat $5", "a boat"]
 
 
@@ -106,7 +106,7 @@ def test_several_pictures_are_told_of(stand):
     stand.put({"_id": 1, "num_images": 2}, {"_id": 2})
     one, two = stand.claim()
     stand.record(completed(one, image_urls=("gs://b/1.png", "gs://b/1~1.png")), completed(two), notify=True)
-    told, _ = stand.database.collect("run-1", "n1", 10)
+    told, _ = stand.database.outbox.collect("run-1", "n1", 10)
     assert [each.image_urls for each in told] == [("gs://b/1.png", "gs://b/1~1.png"), ()]
 
 
@@ -137,7 +137,7 @@ def test_a_postponed_prompt_comes_back_with_its_attempts(stand):
     assert len(stand.record(postponed(first, 0), postponed(second, 3600))) == 2
     assert stand.get(1)["status"] == "pending"
     assert not _CLAIM & set(stand.get(1))
-    assert stand.database.postponed(ALL) == 1
+    assert stand.database.queue.postponed(ALL) == 1
     again = stand.claim()
     assert texts(again) == ["1"]
     assert again[0].attempts == 1
@@ -170,7 +170,7 @@ def test_only_lost_claims_are_dropped(stand):
     """Of a batch of which one claim was lost, the rest is written."""
     stand.put({"_id": 1}, {"_id": 2})
     mine, lost = stand.claim("a", lease=0)
-    stand.database.extend([mine.claim], 60)
+    stand.database.queue.extend([mine.claim], 60)
     stand.claim_one("b")
     kept = completed(mine)
     assert stand.record(kept, completed(lost)) == [kept]
@@ -282,7 +282,7 @@ def test_every_error_code_is_kept(stand, code):
     stand.put({"_id": 1})
     stand.record(Failed(prompt=stand.claim_one(), code=code, message="no", attempts=2))
     assert stand.get(1)["error_code"] == code.value
-    assert dict(stand.database.counts(ALL).errors) == {code.value: 1}
+    assert dict(stand.database.runs.counts(ALL).errors) == {code.value: 1}
 
 
 def test_what_an_evaluator_said_is_recorded(stand):

@@ -28,7 +28,7 @@ def test_a_completed_prompt_is_there_with_all_that_was_recorded(stand):
     urls = ("gs://b/7.png", "gs://b/7~1.png")
     judged = (Evaluation(evaluator="eye", score=0.75, missing=("boat",)), Evaluation(evaluator="eye"))
     stand.record(completed(prompt, image_url=urls[0], image_urls=urls, evaluations=judged), run_id="night")
-    (made,) = stand.database.completed(ALL)
+    (made,) = stand.database.results.completed(ALL)
     assert (made.id.text, made.text, made.dataset_id, made.run_id) == ("7", "a red boat", "spring", "night")
     assert (made.image_urls, made.scores) == (urls, (0.75, None))
     assert made.used["num_inference_steps"] == 20
@@ -36,7 +36,7 @@ def test_a_completed_prompt_is_there_with_all_that_was_recorded(stand):
     assert made.evaluation == {"evaluator": "eye", "score": 0.75, "missing": ["boat"]}
     assert abs(made.completed_at - datetime.now(UTC)) < timedelta(minutes=5)
     assert (made.iterations, made.tries) == (None, ())
-    assert list(stand.database.failures(ALL)) == []
+    assert list(stand.database.results.failures(ALL)) == []
 
 
 def test_a_failure_is_there_with_its_reason(stand):
@@ -44,11 +44,11 @@ def test_a_failure_is_there_with_its_reason(stand):
     stand.put({"_id": 1}, {"_id": 2}, {"_id": 3, "status": "pending"})
     one, _ = stand.claim(limit=2)
     stand.record(failed(one, ErrorCode.SAFETY), run_id="night")
-    (failure,) = stand.database.failures(ALL)
+    (failure,) = stand.database.results.failures(ALL)
     assert (failure.id.text, failure.text, failure.run_id) == ("1", "a boat", "night")
     assert (failure.code, failure.message, failure.attempts) == ("safety", "$it was flagged", 1)
     assert abs(failure.failed_at - datetime.now(UTC)) < timedelta(minutes=5)
-    assert list(stand.database.completed(ALL)) == []
+    assert list(stand.database.results.completed(ALL)) == []
 
 
 def test_data_set_and_run_narrow_it(stand):
@@ -57,19 +57,19 @@ def test_data_set_and_run_narrow_it(stand):
     one, two, three, four = stand.claim()
     stand.record(completed(one), failed(three), run_id="a")
     stand.record(completed(two), completed(four), run_id="b")
-    assert _names(stand.database.completed(ALL)) == ["1", "2", "4"]
-    assert _names(stand.database.completed(Selection("5"))) == ["1", "2"]
-    assert _names(stand.database.completed(ALL, "b")) == ["2", "4"]
-    assert _names(stand.database.completed(Selection("5"), "b")) == ["2"]
-    assert _names(stand.database.failures(ALL, "a")) == ["3"]
-    assert _names(stand.database.failures(ALL, "b")) == []
+    assert _names(stand.database.results.completed(ALL)) == ["1", "2", "4"]
+    assert _names(stand.database.results.completed(Selection("5"))) == ["1", "2"]
+    assert _names(stand.database.results.completed(ALL, "b")) == ["2", "4"]
+    assert _names(stand.database.results.completed(Selection("5"), "b")) == ["2"]
+    assert _names(stand.database.results.failures(ALL, "a")) == ["3"]
+    assert _names(stand.database.results.failures(ALL, "b")) == []
 
 
 def test_tries_come_as_they_were_recorded(stand):
     """A prompt that was tried several times says how often, and each try is there."""
     tries = [{"iteration": 1, "image_url": "x", "score": 0.5}, {"iteration": 2, "score": 1.0, "best": True}]
     stand.put({"_id": 1, "status": "completed", "image_url": "y", "iterations": 2, "tries": tries})
-    (made,) = stand.database.completed(ALL)
+    (made,) = stand.database.results.completed(ALL)
     assert (made.iterations, list(made.tries), made.image_urls) == (2, tries, ("y",))
 
 
@@ -81,8 +81,8 @@ def test_fields_of_any_other_type_stop_nothing(stand, odd):
     for place, status in enumerate(("completed", "error")):
         stand.put({"_id": place, "status": status, **dict.fromkeys((*own, *more), odd)})
         stand.put({"_id": place + 2, "status": status, "text": odd})
-    assert _names(stand.database.completed(ALL)) == ["0", "2"]
-    assert _names(stand.database.failures(ALL)) == ["1", "3"]
+    assert _names(stand.database.results.completed(ALL)) == ["0", "2"]
+    assert _names(stand.database.results.failures(ALL)) == ["1", "3"]
 
 
 def test_looking_through_many_takes_little_memory(stand):
@@ -90,7 +90,7 @@ def test_looking_through_many_takes_little_memory(stand):
     stand.put(*({"_id": n, "status": "completed", "text": f"{n:04}" * 1000} for n in range(1500)))
     tracemalloc.start()
     try:
-        seen = sum(len(made.text) for made in stand.database.completed(ALL))
+        seen = sum(len(made.text) for made in stand.database.results.completed(ALL))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -102,11 +102,11 @@ def test_one_that_stops_looking_leaves_nothing_behind(stand):
     """An iterator that is left in the midst holds up nobody who writes, and another starts anew."""
     stand.put(*({"_id": n, "status": "completed"} for n in range(250)))
     stand.put(*({"_id": n} for n in range(250, 260)))
-    looking = stand.database.completed(ALL)
+    looking = stand.database.results.completed(ALL)
     next(looking)
     stand.record(*(completed(prompt) for prompt in stand.claim("v")))
     del looking
-    assert len(list(stand.database.completed(ALL))) == 260
+    assert len(list(stand.database.results.completed(ALL))) == 260
 
 
 def test_a_database_that_breaks_is_told(sqlite_stand):
@@ -115,7 +115,7 @@ def test_a_database_that_breaks_is_told(sqlite_stand):
     sqlite_stand.database.close()
     sqlite_stand.backend.file.write_bytes(b"no database any more, and longer than a header would be" * 100)
     with pytest.raises(DatabaseFailed, match="is not a SQLite database"):
-        list(sqlite_stand.database.completed(ALL))
+        list(sqlite_stand.database.results.completed(ALL))
 
 
 def test_sqlite_looks_by_the_index(sqlite_stand):
@@ -123,7 +123,7 @@ def test_sqlite_looks_by_the_index(sqlite_stand):
     where, values = selected(ALL)
     statement = _FINISHED.format(datasets="datasets", status=STATUS, where=where)
     for run in (None, "night"):
-        with sqlite_stand.database._reading() as connection:
+        with sqlite_stand.database.connection.reading() as connection:
             plan = connection.execute(
                 f"EXPLAIN QUERY PLAN {statement}", {**values, "status": "error", "run": run}
             ).fetchall()

@@ -22,11 +22,11 @@ def test_a_batch_costs_six_commands(mongo_stand, counter):
     mongo_stand.put(*({"_id": n} for n in range(30)))
     database = opened(mongo_stand.backend.url)
     counter.names.clear()
-    while prompts := database.claim("w", 10, MINUTE, ALL):
+    while prompts := database.queue.claim("w", 10, MINUTE, ALL):
         claims = [prompt.claim for prompt in prompts]
-        database.start(claims)
-        assert database.extend(claims, MINUTE) == []
-        assert len(database.record([completed(prompt) for prompt in prompts], "r", notify=True)) == 10
+        database.queue.start(claims)
+        assert database.queue.extend(claims, MINUTE) == []
+        assert len(database.queue.record([completed(prompt) for prompt in prompts], "r", notify=True)) == 10
     assert counter.names.pop() == "aggregate"  # the look that found nothing more
     assert len(counter.names) <= 0.6 * 30, counter.names
     database.close()
@@ -79,7 +79,7 @@ def test_collections_can_be_named(mongo_stand):
     """Each collection's name is an option; the default ones stay unborn."""
     names = Collections(**{field.name: f"my_{field.name}" for field in fields(Collections)})
     database = opened(f"{mongo_stand.backend.url}x", names)
-    database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())])
+    database.runs.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())])
     found = mongo_stand.backend.client[f"{mongo_stand.backend.name}x"].list_collection_names()
     database.close()
     assert set(found) == {"my_datasets", "my_dataset_records", "my_callbacks", "my_runs"}
@@ -96,7 +96,7 @@ def test_other_types_are_no_hindrance(mongo_stand):
     prompts = mongo_stand.claim()
     assert texts(prompts) == ["1", "2", "3", "5", "7", "4"]
     assert (prompts[2].deaths, prompts[2].attempts, prompts[2].claim.number) == (0, 0, 1)
-    assert all(mongo_stand.database.holds(prompt.claim) for prompt in prompts)
+    assert all(mongo_stand.database.queue.holds(prompt.claim) for prompt in prompts)
 
 
 def test_numbers_stored_as_doubles_work(mongo_stand):
@@ -110,7 +110,7 @@ def test_numbers_stored_as_doubles_work(mongo_stand):
 def test_a_broken_connection_is_tried_once_more(mongo_stand, monkeypatch):
     """When the primary steps down in the midst of a command, the method is repeated."""
     mongo_stand.put({"_id": 1})
-    collection, failures = mongo_stand.database.datasets, [AutoReconnect("primary stepped down")]
+    collection, failures = mongo_stand.database.connection.datasets, [AutoReconnect("primary stepped down")]
     aggregate = collection.aggregate
 
     def breaking(*args, **kwargs):
@@ -127,13 +127,13 @@ def test_what_others_took_in_between_is_not_claimed(mongo_stand, monkeypatch, st
     """Between the look and the claim another worker takes some, or all: the rest is claimed, or the next."""
     mongo_stand.put(*({"_id": n} for n in range(4)))
     thief = opened(mongo_stand.backend.url)
-    collection, thefts = mongo_stand.database.datasets, [stolen]
+    collection, thefts = mongo_stand.database.connection.datasets, [stolen]
     aggregate = collection.aggregate
 
     def late(*args, **kwargs):
         found = list(aggregate(*args, **kwargs))
         if thefts:
-            thief.claim("w", thefts.pop(), MINUTE, ALL)  # under the same name, to make it harder
+            thief.queue.claim("w", thefts.pop(), MINUTE, ALL)  # under the same name, to make it harder
         return found
 
     monkeypatch.setattr(collection, "aggregate", late)
@@ -141,12 +141,12 @@ def test_what_others_took_in_between_is_not_claimed(mongo_stand, monkeypatch, st
     thief.close()
     expected = {"1"} if stolen == 1 else {"2", "3"}
     assert set(texts(got)) == expected
-    assert all(mongo_stand.database.holds(prompt.claim) for prompt in got)
+    assert all(mongo_stand.database.queue.holds(prompt.claim) for prompt in got)
 
 
 def test_prompts_from_a_generator_survive_a_broken_connection(mongo_stand, monkeypatch):
     """What yields prompts once only is not asked again: none is lost when an insert is repeated."""
-    collection, failures = mongo_stand.database.datasets, [AutoReconnect("primary stepped down")]
+    collection, failures = mongo_stand.database.connection.datasets, [AutoReconnect("primary stepped down")]
     insert_many = collection.insert_many
 
     def breaking(*args, **kwargs):
@@ -156,12 +156,12 @@ def test_prompts_from_a_generator_survive_a_broken_connection(mongo_stand, monke
 
     monkeypatch.setattr(collection, "insert_many", breaking)
     new = (NewPrompt(id=PromptId("int", str(n)), text="x", requested=RequestedParameters()) for n in range(5))
-    assert mongo_stand.database.enqueue(new) == 5
+    assert mongo_stand.database.runs.enqueue(new) == 5
 
 
 def test_an_id_too_long_for_mongodb_is_a_clear_error(mongo_stand):
     """A whole number beyond 64 bits is refused with what to do about it."""
     with pytest.raises(ConfigurationError, match="write it as text"):
-        mongo_stand.database.enqueue(
+        mongo_stand.database.runs.enqueue(
             [NewPrompt(id=PromptId("int", str(2**70)), text="x", requested=RequestedParameters())]
         )

@@ -69,19 +69,19 @@ class Machine(RuleBasedStateMachine):
     def one_more_is_done(self, become, url=None):
         name = PromptId("int", str(next(self.numbers)))
         requested = RequestedParameters(seed=1)
-        self.database.enqueue([NewPrompt(id=name, text="a boat", requested=requested, webhook_url=url)])
-        (prompt,) = self.database.claim("w", 1, MINUTE, ALL)
-        assert self.database.record([become(prompt)], RUN, notify=True)
+        self.database.runs.enqueue([NewPrompt(id=name, text="a boat", requested=requested, webhook_url=url)])
+        (prompt,) = self.database.queue.claim("w", 1, MINUTE, ALL)
+        assert self.database.queue.record([become(prompt)], RUN, notify=True)
         self.undelivered.add(name.text)
         if url:
-            (new,) = [each for each in self.database.pending_webhooks(9) if each.outcome.id == name]
+            (new,) = [each for each in self.database.outbox.pending_webhooks(9) if each.outcome.id == name]
             self.pending_webhooks[new.notification_id] = name.text
 
     @precondition(lambda self: self.pending_webhooks)
     @rule(limit=st.integers(1, 2))
     def look_what_is_owed(self, limit):
         """Nothing is marked by it: another may see, and settle, the same."""
-        pending_webhooks = self.database.pending_webhooks(limit)
+        pending_webhooks = self.database.outbox.pending_webhooks(limit)
         assert len(pending_webhooks) == min(limit, len(self.pending_webhooks))
         assert {each.notification_id for each in pending_webhooks} <= self.pending_webhooks.keys()
         self.seen.append(pending_webhooks)
@@ -92,7 +92,7 @@ class Machine(RuleBasedStateMachine):
         """Old sightings are used as readily as new ones; who dies in between has kept the notices alone."""
         pending_webhooks = data.draw(st.sampled_from(self.seen))
         notifications = [_webhook_notification(each) for each in pending_webhooks]
-        self.database.enqueue_webhooks([] if dies else pending_webhooks, notifications)
+        self.database.outbox.enqueue_webhooks([] if dies else pending_webhooks, notifications)
         for notification in notifications:
             if notification.id not in self.notifications:
                 self.notifications[notification.id], self.tries[notification.id] = "due", 0
@@ -102,7 +102,7 @@ class Machine(RuleBasedStateMachine):
 
     def _gather(self, limit):
         name = f"msg_{next(self.numbers)}"
-        told, more = self.database.collect(RUN, name, limit)
+        told, more = self.database.outbox.collect(RUN, name, limit)
         assert {each.id.text for each in told} <= self.undelivered
         assert (len(told), more) == (min(limit, len(self.undelivered)), len(self.undelivered) > limit)
         return name, told
@@ -113,7 +113,7 @@ class Machine(RuleBasedStateMachine):
         name, told = self._gather(limit)
         self.bodies[name] = callback_payload(RUN, "interrupted", told, final=False)
         for _ in range(2):
-            self.database.save_notification(Notification(id=name, run_id=RUN, body=self.bodies[name]))
+            self.database.outbox.save_notification(Notification(id=name, run_id=RUN, body=self.bodies[name]))
         self.notifications[name], self.tries[name] = "due", 0
         self.in_notices += [each.id.text for each in told]
         self.undelivered -= set(self.in_notices)
@@ -123,11 +123,11 @@ class Machine(RuleBasedStateMachine):
     def die_while_gathering(self, limit):
         """What was marked for a notice that is never kept is found by whoever asks for what the dead left."""
         self._gather(limit)
-        assert self.database.undelivered_runs() == [RUN]
+        assert self.database.outbox.undelivered_runs() == [RUN]
 
     @rule()
     def ask_what_the_dead_left(self):
-        assert self.database.undelivered_runs() == ([RUN] if self.undelivered else [])
+        assert self.database.outbox.undelivered_runs() == ([RUN] if self.undelivered else [])
 
     @precondition(lambda self: self.notifications)
     @rule(worker=TELLERS, lease=st.sampled_from([0.0, MINUTE]), but=st.sets(st.sampled_from(BACKENDS)))
@@ -138,7 +138,9 @@ class Machine(RuleBasedStateMachine):
             for name, own in self.own.items()
             if own.origin not in but and self.notifications[name] == "due"
         }
-        notification = self.database.claim_notification(worker, lease, webhooks=True, exclude_origins=but)
+        notification = self.database.outbox.claim_notification(
+            worker, lease, webhooks=True, exclude_origins=but
+        )
         assert (notification is None) == (not due)
         if notification is None:
             return
@@ -153,7 +155,7 @@ class Machine(RuleBasedStateMachine):
     def begin_to_send(self, worker, lease):
         """With a lease over nothing the teller dies of it, and the notice is anybody's."""
         due = {name for name, state in self.notifications.items() if state == "due" and name not in self.own}
-        notification = self.database.claim_notification(worker, lease)
+        notification = self.database.outbox.claim_notification(worker, lease)
         assert (notification is None) == (not due)
         if notification is None:
             return
@@ -169,7 +171,7 @@ class Machine(RuleBasedStateMachine):
     def close(self, data, told):
         """The first answer closes it for good."""
         notification = data.draw(st.sampled_from(self.sendings))
-        self.database.complete_notification(notification, delivered=told, detail="said")
+        self.database.outbox.complete_notification(notification, delivered=told, detail="said")
         if self.notifications[notification.id] in OPEN:
             self.notifications[notification.id] = "told" if told else "refused"
 
@@ -178,7 +180,7 @@ class Machine(RuleBasedStateMachine):
     def put_off(self, data, wait):
         """Of the tries at a notice only the latest has a say in when the next is."""
         notification = data.draw(st.sampled_from(self.sendings))
-        self.database.reschedule_notification(notification, wait, "later")
+        self.database.outbox.reschedule_notification(notification, wait, "later")
         if self.notifications[notification.id] in OPEN and notification.tries == self.tries[notification.id]:
             self.notifications[notification.id] = "put off" if wait else "due"
 
@@ -187,11 +189,11 @@ class Machine(RuleBasedStateMachine):
         for webhooks in (False, True):
             states = [state for name, state in self.notifications.items() if (name in self.own) == webhooks]
             still = sum(state in OPEN for state in states)
-            assert self.database.notifications(webhooks=webhooks) == (still, states.count("refused"))
+            assert self.database.outbox.notifications(webhooks=webhooks) == (still, states.count("refused"))
 
     @invariant()
     def each_outcome_waits_or_is_in_one_notice(self):
-        counts = self.database.counts(ALL)
+        counts = self.database.runs.counts(ALL)
         assert (counts.undelivered, counts.pending_webhooks) == (
             len(self.undelivered),
             len(self.pending_webhooks),

@@ -38,7 +38,7 @@ class Desk:
         if self.away.is_set() or self.failures:
             self.failures = max(0, self.failures - 1)
             raise DatabaseFailed("the database is away")
-        self.database.enqueue(prompts)
+        self.database.runs.enqueue(prompts)
 
     @contextmanager
     def consuming(self, *, url=None, add=None, **options):
@@ -55,7 +55,7 @@ class Desk:
         self.server.publish(self.queue, *bodies, **properties)
 
     def prompts(self):
-        return self.database.counts(Selection()).pending
+        return self.database.runs.counts(Selection()).pending
 
     def await_prompts(self, number):
         until(lambda: self.prompts() == number)
@@ -85,7 +85,7 @@ def test_messages_become_prompts(desk):
     with consumers_left(desk, 0), desk.consuming():
         desk.publish(*map(message, range(250)))
         desk.await_prompts(250)
-    claimed = desk.database.claim("w", 1, 60, Selection())
+    claimed = desk.database.queue.claim("w", 1, 60, Selection())
     assert [(str(prompt.claim.id), prompt.text, prompt.requested.seed) for prompt in claimed] == [
         ("g-0", "a cat", 0)
     ]
@@ -98,7 +98,7 @@ def test_what_is_delivered_twice_is_one_prompt(desk):
         desk.await_prompts(2)
         desk.publish({**message(2), "seed": 98}, message(3))
         desk.await_prompts(3)
-    claimed = desk.database.claim("w", 9, 60, Selection())
+    claimed = desk.database.queue.claim("w", 9, 60, Selection())
     assert sorted(prompt.requested.seed for prompt in claimed) == [1, 2, 3]
 
 

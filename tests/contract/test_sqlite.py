@@ -50,8 +50,8 @@ def test_a_table_of_the_owners_gets_the_missing_columns(tmp_path):
         "INSERT INTO datasets VALUES (1, 'a boat', 'kept')",
     )
     database = opened(f"sqlite:///{file}")
-    (prompt,) = database.claim("w", 5, 60, ALL)
-    assert database.record([completed(prompt)], "r", notify=False)
+    (prompt,) = database.queue.claim("w", 5, 60, ALL)
+    assert database.queue.record([completed(prompt)], "r", notify=False)
     database.close()
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT mine, status FROM datasets").fetchall() == [("kept", "completed")]
@@ -125,9 +125,10 @@ def test_tables_can_be_named(tmp_path):
     names = Collections(datasets='my "prompts" {1}', runs="select")
     database = opened(f"sqlite:///{tmp_path}/p.db", names)
     assert (
-        database.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())]) == 1
+        database.runs.enqueue([NewPrompt(id=PromptId("int", "1"), text="x", requested=RequestedParameters())])
+        == 1
     )
-    assert texts(database.claim("w", 1, 60, ALL)) == ["1"]
+    assert texts(database.queue.claim("w", 1, 60, ALL)) == ["1"]
     database.close()
     with pytest.raises(ConfigurationError, match="not a valid SQLite table name"):
         opened(f"sqlite:///{tmp_path}/p.db", Collections(datasets="sqlite_master"))
@@ -136,19 +137,19 @@ def test_tables_can_be_named(tmp_path):
 def test_closed_it_opens_again_when_used(sqlite_stand):
     """Closing lets go of every thread's connection, and a later call makes its own."""
     sqlite_stand.put({"_id": 1})
-    thread = threading.Thread(target=sqlite_stand.database.pending, args=(ALL,))
+    thread = threading.Thread(target=sqlite_stand.database.queue.pending, args=(ALL,))
     thread.start()
     thread.join()
     sqlite_stand.database.close()
     sqlite_stand.database.close()
-    assert sqlite_stand.database.pending(ALL) == 1
+    assert sqlite_stand.database.queue.pending(ALL) == 1
 
 
 def test_threads_that_come_and_go_leave_no_connection_open(tmp_path):
     """However many threads have used a file and ended, it is open a few times at the most."""
     with closing(open_database(f"sqlite:///{tmp_path}/p.db", Collections())) as database:
         for _ in range(50):
-            thread = threading.Thread(target=database.pending, args=(ALL,))
+            thread = threading.Thread(target=database.queue.pending, args=(ALL,))
             thread.start()
             thread.join()
         held = [file for file in psutil.Process().open_files() if file.path.endswith("/p.db")]
@@ -160,7 +161,7 @@ def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
     program = (
         "import sys; from text2img.databases import Collections, Selection, open_database; "
         "sys.stdin.readline(); "
-        f"open_database('sqlite:///{tmp_path}/p.db', Collections()).pending(Selection())"
+        f"open_database('sqlite:///{tmp_path}/p.db', Collections()).queue.pending(Selection())"
     )
     starters = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -177,7 +178,7 @@ def test_processes_that_open_a_new_file_at_once_all_get_in(tmp_path):
 def test_a_whole_number_beyond_64_bits_is_an_id(sqlite_stand):
     """What SQLite's integers cannot hold is kept all the same."""
     new = NewPrompt(id=PromptId("int", str(2**70)), text="x", requested=RequestedParameters())
-    assert sqlite_stand.database.enqueue([new, new]) == 1
+    assert sqlite_stand.database.runs.enqueue([new, new]) == 1
     assert sqlite_stand.claim_one().id == new.id
 
 
@@ -187,10 +188,10 @@ def test_without_create_a_bare_table_is_read_as_it_is(tmp_path):
     _execute(file, "CREATE TABLE datasets (_id, text)", "INSERT INTO datasets VALUES (1, 'a boat')")
     before = file.read_bytes()
     database = open_database(f"sqlite:///{file}", Collections(), create=False)
-    assert texts(database.peek(5, ALL)) == ["1"]
-    assert database.model_configuration(None) is None
+    assert texts(database.queue.peek(5, ALL)) == ["1"]
+    assert database.runs.model_configuration(None) is None
     with pytest.raises(DatabaseFailed):
-        database.claim("w", 1, 60, ALL)
+        database.queue.claim("w", 1, 60, ALL)
     database.close()
     assert file.read_bytes() == before
     with pytest.raises(DatabaseFailed, match=r"absent\.db does not exist; create it by enqueue"):
@@ -207,16 +208,16 @@ def test_a_file_of_an_older_version_is_opened_as_it_is(tmp_path):
         "INSERT INTO runs VALUES ('old', '2026-11-20T10:00:00.000Z', 'completed', 0.5)",
     )
     reading = open_database(f"sqlite:///{file}", Collections(), create=False)
-    (old,) = reading.last_runs(5)
+    (old,) = reading.runs.last_runs(5)
     reading.close()
     assert (old.device_busy, old.device_busy_of_run, old.steady_images_per_second) == (0.5, 0, 0)
     database = opened(f"sqlite:///{file}")
     new = Run(
         id="new", started_at=datetime.now(UTC).replace(microsecond=0), host="h", device_busy_of_run=0.25
     )
-    database.save_run(new, 60)
-    assert database.run("new") == new
-    assert database.run("old") == old
+    database.runs.save_run(new, 60)
+    assert database.runs.run("new") == new
+    assert database.runs.run("old") == old
     database.close()
 
 
@@ -227,13 +228,13 @@ def test_closing_lets_another_thread_finish_its_transaction(sqlite_stand):
     database, begun, closed, seen = sqlite_stand.database, threading.Event(), threading.Event(), []
 
     def work():
-        with database._writing() as connection:
+        with database.connection.writing() as connection:
             connection.execute("INSERT INTO datasets (_id, text) VALUES (1, 'a boat')")
             begun.set()
             closed.wait()
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             connection.execute("SELECT 1")
-        seen.extend(texts(database.claim("w", 1, 60, ALL)))
+        seen.extend(texts(database.queue.claim("w", 1, 60, ALL)))
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -68,13 +68,13 @@ class Machine(RuleBasedStateMachine):
             requested=RequestedParameters(seed=id_, num_images=IMAGES[id_], lora=LORA),
             priority=id_ % 2,
         )
-        assert self.database.enqueue([new]) == (id_ not in self.known)
+        assert self.database.runs.enqueue([new]) == (id_ not in self.known)
         self.known.setdefault(id_, Believed())
 
     @rule(worker=WORKERS, limit=st.integers(1, 3), lease=st.sampled_from([0.0, MINUTE, MINUTE]))
     def claim(self, worker, limit, lease):
         free = {id_ for id_, one in self.known.items() if one.status == "pending" or one.expired}
-        prompts = self.database.claim(worker, limit, lease, ALL)
+        prompts = self.database.queue.claim(worker, limit, lease, ALL)
         got = [int(prompt.id.text) for prompt in prompts]
         assert len(set(got)) == len(got) == min(limit, len(free))
         assert set(got) <= free
@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
     def extend(self, data, lease):
         prompt = data.draw(st.sampled_from(self.claims))
         one = self._live(prompt)
-        assert self.database.extend([prompt.claim], lease) == ([] if one else [prompt.claim])
+        assert self.database.queue.extend([prompt.claim], lease) == ([] if one else [prompt.claim])
         if one:
             one.expired = lease == 0
 
@@ -105,7 +105,7 @@ class Machine(RuleBasedStateMachine):
         prompt = data.draw(st.sampled_from(self.claims))
         others = [other for other in self.claims if other.claim.id != prompt.claim.id]
         left = data.draw(st.lists(st.sampled_from(others), max_size=2)) if others else []
-        self.database.start([prompt.claim], left=[other.claim for other in left])
+        self.database.queue.start([prompt.claim], left=[other.claim for other in left])
         for other in left:
             if one := self._live(other):
                 one.started = False
@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data):
         prompt = data.draw(st.sampled_from(self.claims))
-        self.database.release([prompt.claim])
+        self.database.queue.release([prompt.claim])
         if one := self._live(prompt):
             one.status, one.holder, one.expired, one.started = "pending", None, False, False
 
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
         several = become is completed and len(urls) > 1
         outcome = become(prompt, image_urls=urls) if several else become(prompt)
         one = self._live(prompt)
-        written = self.database.record([outcome], RUN, notify=True)
+        written = self.database.queue.record([outcome], RUN, notify=True)
         if one is None:
             # Repeating what was written may say so, and changes nothing: the invariants look.
             assert written in ([], [outcome])
@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def retry(self):
         wrong = [one for one in self.known.values() if one.status == "error"]
-        assert self.database.retry(None, ALL) == len(wrong)
+        assert self.database.runs.retry(None, ALL) == len(wrong)
         for one in wrong:
             one.status, one.deaths, one.attempts, one.undelivered = "pending", 0, 0, False
 
@@ -158,15 +158,15 @@ class Machine(RuleBasedStateMachine):
     def collect(self, limit):
         name = f"msg_{next(self.numbers)}"
         before = sum(one.undelivered for one in self.known.values())
-        told, more = self.database.collect(RUN, name, limit)
+        told, more = self.database.outbox.collect(RUN, name, limit)
         assert len(told) == min(limit, before)
         assert more == (before > limit)
         if told:
             notification = Notification(
                 id=name, run_id=RUN, body=callback_payload(RUN, "running", told, final=False)
             )
-            self.database.save_notification(notification)
-            self.database.save_notification(notification)
+            self.database.outbox.save_notification(notification)
+            self.database.outbox.save_notification(notification)
             self.gathered[name] = notification.body
         for one in (self.known[int(each.id.text)] for each in told):
             assert one.undelivered
@@ -174,28 +174,30 @@ class Machine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, told=st.booleans())
     def send(self, worker, told):
-        due, refused = self.database.notifications()
-        notification = self.database.claim_notification(worker, MINUTE)
+        due, refused = self.database.outbox.notifications()
+        notification = self.database.outbox.claim_notification(worker, MINUTE)
         assert (notification is None) == (due == 0)
         if notification:
             assert notification.body == self.gathered[notification.id]
-            self.database.complete_notification(notification, delivered=told, detail="said")
-            assert self.database.notifications() == (due - 1, refused + (not told))
+            self.database.outbox.complete_notification(notification, delivered=told, detail="said")
+            assert self.database.outbox.notifications() == (due - 1, refused + (not told))
 
     @invariant()
     def nothing_is_lost_and_nobody_shares(self):
-        counts = self.database.counts(ALL)
+        counts = self.database.runs.counts(ALL)
         believed = [one.status for one in self.known.values()]
         seen = {status: getattr(counts, status) for status in ("pending", "processing", "completed", "error")}
         assert seen == {status: believed.count(status) for status in seen}
         for prompt in self.claims:
-            assert self.database.holds(prompt.claim) == (self._live(prompt) is not None)
+            assert self.database.queue.holds(prompt.claim) == (self._live(prompt) is not None)
 
     @invariant()
     def what_is_told_is_told_once(self):
         bodies = [json.loads(body) for body in self.gathered.values()]
         named = [each["prompt_id"] for body in bodies for each in (*body["results"], *body["errors"])]
-        assert self.database.counts(ALL).undelivered == sum(one.undelivered for one in self.known.values())
+        assert self.database.runs.counts(ALL).undelivered == sum(
+            one.undelivered for one in self.known.values()
+        )
         for id_, one in self.known.items():
             assert named.count(str(id_)) == one.noticed
 

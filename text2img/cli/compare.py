@@ -96,13 +96,13 @@ def _with_run(where: str, run_id: str | None) -> str:
 def _side(settings: Settings, location: _RunLocation) -> Side:
     """Return the images of the run, or all in the database, and the runs that generated them."""
     with closing(build.database(settings, url=location.url, create=False)) as database:
-        prompts = list(database.completed(Selection(), location.run_id))
+        prompts = list(database.results.completed(Selection(), location.run_id))
         run_ids = (
             [location.run_id]
             if location.run_id
             else dict.fromkeys(prompt.run_id for prompt in prompts if prompt.run_id)
         )
-        runs = [run for run in map(database.run, run_ids) if run is not None]
+        runs = [run for run in map(database.runs.run, run_ids) if run is not None]
     if not prompts:
         raise ConfigurationError(_no_images_message(location, run_exists=bool(runs)))
     images = sorted(

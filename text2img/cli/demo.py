@@ -68,8 +68,8 @@ def _enqueue(settings: Settings, prompts: Sequence[NewPrompt]) -> int:
     except OSError as exc:
         raise StorageFailed(f"{folder} cannot be created: {exc.strerror}; choose another --output") from exc
     with closing(build.database(settings)) as database:
-        database.enqueue(prompts)
-        return database.pending(Selection())
+        database.runs.enqueue(prompts)
+        return database.queue.pending(Selection())
 
 
 def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:

@@ -35,8 +35,8 @@ class _Doctor:
     def database(self) -> str:
         """Connect, count the waiting prompts, and read the model configuration."""
         with closing(build.database(self._settings)) as database:
-            waiting = database.pending(build.selection(self._settings))
-            self._configuration = database.model_configuration(self._settings.model_config_id)
+            waiting = database.queue.pending(build.selection(self._settings))
+            self._configuration = database.runs.model_configuration(self._settings.model_config_id)
         return f"prompts waiting: {waiting}"
 
     def storage(self) -> str:

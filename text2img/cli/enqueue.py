@@ -20,6 +20,6 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     del progress
     prompts = read_prompts(arguments.file)
     with closing(build.database(settings)) as database:
-        added = database.enqueue(prompts)
+        added = database.runs.enqueue(prompts)
     print(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
     return 0

@@ -37,12 +37,12 @@ def _report_data(database: Database, settings: Settings, run_id: str | None) -> 
     selection = build.selection(settings)
     waiting = None
     if run_id is None:
-        counts = database.counts(selection)
+        counts = database.runs.counts(selection)
         waiting = counts.pending + counts.processing
     return ReportData(
         what=_title(settings.dataset_id, run_id),
-        made=database.completed(selection, run_id),
-        failures=database.failures(selection, run_id),
+        made=database.results.completed(selection, run_id),
+        failures=database.results.failures(selection, run_id),
         runs=_runs(database, run_id),
         waiting=waiting,
     )
@@ -50,8 +50,8 @@ def _report_data(database: Database, settings: Settings, run_id: str | None) -> 
 
 def _runs(database: Database, run_id: str | None) -> list[Run]:
     if run_id is None:
-        return database.last_runs(_MAX_RUNS)
-    run = database.run(run_id)
+        return database.runs.last_runs(_MAX_RUNS)
+    run = database.runs.run(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status lists the last ones")
     return [run]

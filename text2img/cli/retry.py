@@ -20,8 +20,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     del progress
     code = _error_code(arguments.error_code)
     with closing(build.database(settings, create=False)) as database:  # a missing file is a typing error
-        database.open()
-        count = database.retry(code, build.selection(settings))
+        database.connection.open()
+        count = database.runs.retry(code, build.selection(settings))
     print(f"reset {count} failed prompts to pending")
     return 0
 

@@ -82,7 +82,7 @@ def summary_writer(
         from text2img.reports.run_files import RunSummary
 
         try:
-            RunSummary(database, deps.storage, stop.check).write(run, deps.selection, deps.loop)
+            RunSummary(database.results, deps.storage, stop.check).write(run, deps.selection, deps.loop)
         except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # PromptFailed: the file was rejected
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
@@ -105,8 +105,8 @@ def add(database: Database, prompts: Prompts | None) -> None:
     added = changed = 0
     remaining = iter(prompts)
     while chunk := list(islice(remaining, _ENQUEUE_CHUNK)):
-        added += database.enqueue(chunk)
-        changed += database.requeue_changed(chunk)
+        added += database.runs.enqueue(chunk)
+        changed += database.runs.requeue_changed(chunk)
     log.info("of %d prompts %d are new and %d have changed", len(prompts), added, changed)
 
 
@@ -161,10 +161,10 @@ def _waiting_prompts(
     """Return the number of waiting prompts, the first of them, and the model configuration."""
     try:
         with closing(build.database(settings, create=False)) as database:
-            waiting = database.pending(build.selection(settings))
+            waiting = database.queue.pending(build.selection(settings))
             count = min(settings.limit or _MAX_PLANNED, _MAX_PLANNED)
-            prompts = database.peek(count, build.selection(settings))
-            return waiting, prompts, database.model_configuration(settings.model_config_id)
+            prompts = database.queue.peek(count, build.selection(settings))
+            return waiting, prompts, database.runs.model_configuration(settings.model_config_id)
     except DatabaseMissing:
         if may_be_missing:
             return 0, [], None

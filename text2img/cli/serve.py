@@ -74,7 +74,7 @@ def _intake(
     from text2img.intake.rabbitmq import Consumer
 
     def add(prompts: list[NewPrompt]) -> None:
-        added = database.enqueue(prompts)
+        added = database.runs.enqueue(prompts)
         if added:
             arrived.set()
         if added < len(prompts):

@@ -231,10 +231,10 @@ def watch(settings: Settings, pause: float) -> int:
 
 def _query(database: Database, selection: Selection) -> _Snapshot:
     return _Snapshot(
-        counts=database.counts(selection),
-        notifications=(database.notifications(), database.notifications(webhooks=True)),
-        claims_by_worker=database.claims_by_worker(selection),
-        running=[run for run in database.last_runs(_MAX_RUNNING) if run.status == "running"],
+        counts=database.runs.counts(selection),
+        notifications=(database.outbox.notifications(), database.outbox.notifications(webhooks=True)),
+        claims_by_worker=database.runs.claims_by_worker(selection),
+        running=[run for run in database.runs.last_runs(_MAX_RUNNING) if run.status == "running"],
         at=time.monotonic(),
     )
 
@@ -314,10 +314,10 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     if arguments.plot or arguments.plot_file:
         return _plot(settings, arguments.plot, arguments.plot_file)
     with closing(build.database(settings, create=False)) as database:
-        counts = database.counts(build.selection(settings))
-        callbacks = database.notifications()
-        webhooks = database.notifications(webhooks=True)
-        runs = database.last_runs(_MAX_RUNS)
+        counts = database.runs.counts(build.selection(settings))
+        callbacks = database.outbox.notifications()
+        webhooks = database.outbox.notifications(webhooks=True)
+        runs = database.runs.last_runs(_MAX_RUNS)
     lines = [*prompt_lines(counts), *delivery_lines(counts, callbacks, webhooks), *_run_lines(runs)]
     print("\n".join(lines))
     return 0
@@ -344,7 +344,7 @@ def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
     if not run_id:
         raise ConfigurationError("--plot-file needs --plot RUN or --plot last")
     with closing(build.database(settings, create=False)) as database:
-        run = next(iter(database.last_runs(1)), None) if run_id == "last" else database.run(run_id)
+        run = next(iter(database.runs.last_runs(1)), None) if run_id == "last" else database.runs.run(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status without --plot lists the last ones")
     if not file:

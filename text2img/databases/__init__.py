@@ -5,6 +5,7 @@ The Protocols exchange prompts, claims and outcomes, never documents or rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from text2img.databases.records import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Collections",
     "CompletedPrompt",
+    "Connection",
     "Counts",
     "Database",
     "Failure",
@@ -291,8 +293,8 @@ class Results(Protocol):
         ...
 
 
-class Database(Queue, Outbox, RunStore, Results, Protocol):
-    """The whole database. Safe to use from several threads."""
+class Connection(Protocol):
+    """The connection that the parts of a database share."""
 
     def open(self, *, create: bool = True) -> None:
         """Connect, and create the tables and indexes that are missing; without ``create`` write nothing.
@@ -306,6 +308,21 @@ class Database(Queue, Outbox, RunStore, Results, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database: its four parts and the connection that they share. Safe to use from several threads."""
+
+    connection: Connection
+    queue: Queue
+    outbox: Outbox
+    runs: RunStore
+    results: Results
+
+    def close(self) -> None:
+        """Close the connections. May be repeated."""
+        self.connection.close()
+
+
 def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:
     """Return the adapter for a database URL, opened; without ``create`` nothing is written.
 
@@ -313,19 +330,19 @@ def open_database(url: str, collections: Collections, *, create: bool = True) ->
     """
     scheme = url.partition(":")[0].lower()
     if scheme in {"mongodb", "mongodb+srv"}:
-        from text2img.databases.mongo import MongoDatabase
+        from text2img.databases.mongo import mongo_database
 
-        database: Database = MongoDatabase(url, collections)
+        database = mongo_database(url, collections)
     elif scheme == "sqlite":
-        from text2img.databases.sqlite import SqliteDatabase
+        from text2img.databases.sqlite import sqlite_database
 
-        database = SqliteDatabase(url, collections)
+        database = sqlite_database(url, collections)
     else:
         raise ConfigurationError(
             "the database URL must start with mongodb://, mongodb+srv:// or sqlite:///; check --database"
         )
     try:
-        database.open(create=create)
+        database.connection.open(create=create)
     except BaseException:
         database.close()
         raise

@@ -1,4 +1,4 @@
-"""A Database that repeats a call while the database is unavailable.
+"""A database that repeats a call while the database is unavailable.
 
 The contract allows it: every method may be repeated. If the response to a claim is lost, the claim's lease
 expires and its prompts are claimed again.
@@ -15,16 +15,18 @@ from text2img.databases import Database
 from text2img.errors import DatabaseFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from text2img.databases import (
-        CompletedPrompt,
+        Connection,
         Counts,
-        Failure,
         NewPrompt,
         Notification,
+        Outbox,
         PendingWebhook,
+        Queue,
         Run,
+        RunStore,
         RunTotals,
         Selection,
         UndeliveredOutcome,
@@ -48,31 +50,35 @@ def with_retries(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Database:
-    """Return the database with its calls retried; see RetryingDatabase."""
-    return RetryingDatabase(database, retry_timeout, wait, clock)
-
-
-class RetryingDatabase(Database):
-    """A database whose calls fail only after they have failed for ``retry_timeout`` seconds.
+    """Return the database with calls that fail only after they have failed for ``retry_timeout`` seconds.
 
     Once a call has failed, the database counts as lost: from then on every error is raised at once, in every
-    thread.
+    thread. Iterating over the results is not retried.
 
     ``wait(seconds)`` sleeps between attempts; an exception that it raises (a stop) ends the call. ``clock``
     returns seconds.
     """
+    retry = _Retry(retry_timeout, wait, clock)
+    return Database(
+        connection=RetryingConnection(database.connection, retry),
+        queue=RetryingQueue(database.queue, retry),
+        outbox=RetryingOutbox(database.outbox, retry),
+        runs=RetryingRunStore(database.runs, retry),
+        results=database.results,
+    )
+
+
+class _Retry:
+    """Repeat calls while the database is unavailable; one for all parts, which are lost together."""
 
     def __init__(
-        self,
-        database: Database,
-        retry_timeout: float,
-        wait: Callable[[float], None],
-        clock: Callable[[], float],
+        self, retry_timeout: float, wait: Callable[[float], None], clock: Callable[[], float]
     ) -> None:
-        self._database, self._retry_timeout, self._wait, self._clock = database, retry_timeout, wait, clock
+        self._retry_timeout, self._wait, self._clock = retry_timeout, wait, clock
         self._lost = threading.Event()
 
-    def _retry(self, method: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def __call__(self, method: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what the method returns; raise DatabaseFailed once it has failed for the timeout."""
         deadline = self._clock() + self._retry_timeout
         delay = _FIRST_DELAY
         while True:
@@ -86,85 +92,100 @@ class RetryingDatabase(Database):
             self._wait(delay)
             delay = min(delay * 2, _MAX_DELAY)
 
-    # The connection
+
+class RetryingConnection:
+    """The Connection with retried calls, documented by the Protocol."""
+
+    def __init__(self, connection: Connection, retry: _Retry) -> None:
+        self._connection, self._retry = connection, retry
 
     def open(self, *, create: bool = True) -> None:
-        """See Database.open."""
-        self._retry(self._database.open, create=create)
+        """See Connection.open."""
+        self._retry(self._connection.open, create=create)
 
     def close(self) -> None:
-        """See Database.close."""
-        self._retry(self._database.close)
+        """See Connection.close."""
+        self._retry(self._connection.close)
 
-    # Queue
+
+class RetryingQueue:
+    """The Queue with retried calls, documented by the Protocol."""
+
+    def __init__(self, queue: Queue, retry: _Retry) -> None:
+        self._queue, self._retry = queue, retry
 
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
         """See Queue.claim."""
-        return self._retry(self._database.claim, worker, limit, lease_seconds, selection)
+        return self._retry(self._queue.claim, worker, limit, lease_seconds, selection)
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek."""
-        return self._retry(self._database.peek, limit, selection)
+        return self._retry(self._queue.peek, limit, selection)
 
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start."""
-        self._retry(self._database.start, claims, left)
+        self._retry(self._queue.start, claims, left)
 
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
         """See Queue.extend."""
-        return self._retry(self._database.extend, claims, lease_seconds)
+        return self._retry(self._queue.extend, claims, lease_seconds)
 
     def holds(self, claim: Claim) -> bool:
         """See Queue.holds."""
-        return self._retry(self._database.holds, claim)
+        return self._retry(self._queue.holds, claim)
 
     def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
         """See Queue.record."""
-        return self._retry(self._database.record, outcomes, run_id, notify=notify)
+        return self._retry(self._queue.record, outcomes, run_id, notify=notify)
 
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
-        self._retry(self._database.release, claims)
+        self._retry(self._queue.release, claims)
 
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
-        return self._retry(self._database.release_dead, worker)
+        return self._retry(self._queue.release_dead, worker)
 
     def has_claimable(self, selection: Selection) -> bool:
         """See Queue.has_claimable."""
-        return self._retry(self._database.has_claimable, selection)
+        return self._retry(self._queue.has_claimable, selection)
 
     def pending(self, selection: Selection) -> int:
         """See Queue.pending."""
-        return self._retry(self._database.pending, selection)
+        return self._retry(self._queue.pending, selection)
 
     def postponed(self, selection: Selection) -> int:
         """See Queue.postponed."""
-        return self._retry(self._database.postponed, selection)
+        return self._retry(self._queue.postponed, selection)
 
-    # Outbox
+
+class RetryingOutbox:
+    """The Outbox with retried calls, documented by the Protocol."""
+
+    def __init__(self, outbox: Outbox, retry: _Retry) -> None:
+        self._outbox, self._retry = outbox, retry
 
     def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect."""
-        return self._retry(self._database.collect, run_id, notification_id, limit)
+        return self._retry(self._outbox.collect, run_id, notification_id, limit)
 
     def save_notification(self, notification: Notification) -> None:
         """See Outbox.save_notification."""
-        self._retry(self._database.save_notification, notification)
+        self._retry(self._outbox.save_notification, notification)
 
     def undelivered_runs(self) -> list[str]:
         """See Outbox.undelivered_runs."""
-        return self._retry(self._database.undelivered_runs)
+        return self._retry(self._outbox.undelivered_runs)
 
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Outbox.pending_webhooks."""
-        return self._retry(self._database.pending_webhooks, limit)
+        return self._retry(self._outbox.pending_webhooks, limit)
 
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
         """See Outbox.enqueue_webhooks."""
-        self._retry(self._database.enqueue_webhooks, pending_webhooks, notifications)
+        self._retry(self._outbox.enqueue_webhooks, pending_webhooks, notifications)
 
     def claim_notification(
         self,
@@ -176,7 +197,7 @@ class RetryingDatabase(Database):
     ) -> Notification | None:
         """See Outbox.claim_notification."""
         return self._retry(
-            self._database.claim_notification,
+            self._outbox.claim_notification,
             worker,
             lease_seconds,
             webhooks=webhooks,
@@ -185,68 +206,63 @@ class RetryingDatabase(Database):
 
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification."""
-        self._retry(self._database.complete_notification, notification, delivered=delivered, detail=detail)
+        self._retry(self._outbox.complete_notification, notification, delivered=delivered, detail=detail)
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Outbox.reschedule_notification."""
-        self._retry(self._database.reschedule_notification, notification, wait, detail)
+        self._retry(self._outbox.reschedule_notification, notification, wait, detail)
 
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Outbox.notifications."""
-        return self._retry(self._database.notifications, webhooks=webhooks)
+        return self._retry(self._outbox.notifications, webhooks=webhooks)
 
     def undelivered(self, *, webhooks: bool = False) -> int:
         """See Outbox.undelivered."""
-        return self._retry(self._database.undelivered, webhooks=webhooks)
+        return self._retry(self._outbox.undelivered, webhooks=webhooks)
 
-    # RunStore
+
+class RetryingRunStore:
+    """The RunStore with retried calls, documented by the Protocol."""
+
+    def __init__(self, runs: RunStore, retry: _Retry) -> None:
+        self._runs, self._retry = runs, retry
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
         """See RunStore.model_configuration."""
-        return self._retry(self._database.model_configuration, config_id)
+        return self._retry(self._runs.model_configuration, config_id)
 
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See RunStore.save_run."""
-        self._retry(self._database.save_run, run, lease_seconds)
+        self._retry(self._runs.save_run, run, lease_seconds)
 
     def last_runs(self, limit: int) -> list[Run]:
         """See RunStore.last_runs."""
-        return self._retry(self._database.last_runs, limit)
+        return self._retry(self._runs.last_runs, limit)
 
     def run(self, run_id: str) -> Run | None:
         """See RunStore.run."""
-        return self._retry(self._database.run, run_id)
+        return self._retry(self._runs.run, run_id)
 
     def run_totals(self, run_id: str) -> RunTotals:
         """See RunStore.run_totals."""
-        return self._retry(self._database.run_totals, run_id)
+        return self._retry(self._runs.run_totals, run_id)
 
     def counts(self, selection: Selection) -> Counts:
         """See RunStore.counts."""
-        return self._retry(self._database.counts, selection)
+        return self._retry(self._runs.counts, selection)
 
     def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
         """See RunStore.claims_by_worker."""
-        return self._retry(self._database.claims_by_worker, selection)
+        return self._retry(self._runs.claims_by_worker, selection)
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.enqueue. Not retried: an iterator yields its prompts only once."""
-        return self._database.enqueue(prompts)
+        return self._runs.enqueue(prompts)
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. Not retried, for the same reason."""
-        return self._database.requeue_changed(prompts)
+        return self._runs.requeue_changed(prompts)
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See RunStore.retry."""
-        return self._retry(self._database.retry, code, selection)
-
-    # Results
-
-    def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
-        """See Results.completed. An error while iterating is not retried."""
-        return self._database.completed(selection, run_id)
-
-    def failures(self, selection: Selection, run_id: str | None = None) -> Iterator[Failure]:
-        """See Results.failures. An error while iterating is not retried."""
-        return self._database.failures(selection, run_id)
+        return self._retry(self._runs.retry, code, selection)

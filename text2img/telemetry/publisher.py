@@ -227,14 +227,14 @@ class Backlog:
 
 def query_backlog(database: Database, selection: Selection) -> Backlog:
     """Query the backlog of the selection; raises DatabaseFailed."""
-    claims_by_worker = database.claims_by_worker(selection)
-    notifications = {name: database.notifications(webhooks=own) for name, own in RECEIVERS.items()}
+    claims_by_worker = database.runs.claims_by_worker(selection)
+    notifications = {name: database.outbox.notifications(webhooks=own) for name, own in RECEIVERS.items()}
     return Backlog(
-        claimable=database.pending(selection),
-        postponed=database.postponed(selection),
+        claimable=database.queue.pending(selection),
+        postponed=database.queue.postponed(selection),
         workers=sum(claims.prompts > claims.expired for claims in claims_by_worker),
         expired=sum(claims.expired for claims in claims_by_worker),
-        undelivered={name: database.undelivered(webhooks=own) for name, own in RECEIVERS.items()},
+        undelivered={name: database.outbox.undelivered(webhooks=own) for name, own in RECEIVERS.items()},
         notifications={name: due for name, (due, _) in notifications.items()},
         refused={name: refused for name, (_, refused) in notifications.items()},
     )

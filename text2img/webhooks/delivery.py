@@ -24,7 +24,7 @@ from text2img.webhooks.payloads import callback_payload, webhook_payload
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from text2img.databases import Database, Outbox, PendingWebhook
+    from text2img.databases import Outbox, PendingWebhook
     from text2img.prompts import Outcome
     from text2img.telemetry.progress import Progress
     from text2img.webhooks.client import CallbackClient
@@ -115,7 +115,7 @@ _MAX_CLOCK_LAG = 2.0  # seconds by which the database's clock may lag behind the
 _POLL_INTERVAL = 0.25  # seconds between claims while a retry is overdue by our clock
 
 
-def collect(database: Outbox, run_id: str, status: str, *, final: bool, limit: int = MAX_OUTCOMES) -> int:
+def collect(outbox: Outbox, run_id: str, status: str, *, final: bool, limit: int = MAX_OUTCOMES) -> int:
     """Collect a run's undelivered outcomes in notifications of up to ``limit``; return how many outcomes.
 
     Before the end (``final`` false) one notification is made: call it when more than ``limit`` outcomes wait,
@@ -127,36 +127,36 @@ def collect(database: Outbox, run_id: str, status: str, *, final: bool, limit: i
     more = True
     while more:
         notification_id = webhook_id()
-        outcomes, left = database.collect(run_id, notification_id, limit)
+        outcomes, left = outbox.collect(run_id, notification_id, limit)
         if not outcomes:
             break
         body = callback_payload(run_id, status, outcomes, final=final and not left)
-        database.save_notification(Notification(id=notification_id, run_id=run_id, body=body))
+        outbox.save_notification(Notification(id=notification_id, run_id=run_id, body=body))
         collected += len(outcomes)
         more = left and final
     return collected
 
 
-def collect_orphaned(database: Outbox) -> int:
+def collect_orphaned(outbox: Outbox) -> int:
     """Collect the outcomes of runs that ended before they could, as ``interrupted``; return how many.
 
     Raises DatabaseFailed.
     """
-    runs = database.undelivered_runs()
-    return sum(collect(database, run_id, "interrupted", final=True) for run_id in runs)
+    runs = outbox.undelivered_runs()
+    return sum(collect(outbox, run_id, "interrupted", final=True) for run_id in runs)
 
 
-def collect_webhooks(database: Outbox, limit: int = MAX_OUTCOMES) -> int:
+def collect_webhooks(outbox: Outbox, limit: int = MAX_OUTCOMES) -> int:
     """Make a notification of every outcome with a pending webhook; return how many were pending.
 
     Any worker may, at any time: even if several do, an outcome has one notification. Raises DatabaseFailed.
     """
     collected, more = 0, True
     while more:
-        pending = database.pending_webhooks(limit)
+        pending = outbox.pending_webhooks(limit)
         if pending:
             notifications = [made for item in pending if (made := _webhook_notification(item))]
-            database.enqueue_webhooks(pending, notifications)
+            outbox.enqueue_webhooks(pending, notifications)
         collected += len(pending)
         more = len(pending) == limit
     return collected
@@ -185,7 +185,7 @@ class TimeLimit:
     clock: Callable[[], float] = time.monotonic
 
 
-def deliver(database: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
+def deliver(outbox: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
     """Send what is due, and retry, until nothing is left that comes due within the time limit.
 
     At least one notification is attempted, however small the limit; the whole takes at most the limit and one
@@ -193,7 +193,7 @@ def deliver(database: Outbox, client: CallbackClient, worker: str, limit: TimeLi
     receiver asked for it. One may be sent twice (a crash between sending and completing), with the same id
     and body. Never raises for what a receiver does; raises DatabaseFailed.
     """
-    _Delivery(database, client, worker, limit).run()
+    _Delivery(outbox, client, worker, limit).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +213,8 @@ class ScheduledRetry:
 class _Delivery:
     """One call of ``deliver``, and the retries it has scheduled."""
 
-    def __init__(self, database: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
-        self._database, self._client, self._worker = database, client, worker
+    def __init__(self, outbox: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
+        self._outbox, self._client, self._worker = outbox, client, worker
         self._stop, self._clock = limit.stop, limit.clock
         self._deadline = self._clock() + limit.seconds
         self._lease = 2 * client.timeout + 10
@@ -223,7 +223,7 @@ class _Delivery:
     def run(self) -> None:
         """Deliver; see ``deliver``."""
         while not self._stop.is_set():
-            notification = self._database.claim_notification(self._worker, self._lease)
+            notification = self._outbox.claim_notification(self._worker, self._lease)
             if notification is not None:
                 self._attempt(notification)
             elif not self._wait():
@@ -240,14 +240,14 @@ class _Delivery:
             self._schedule_retry(notification, result)
             return
         delivered = result.status is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, delivered=delivered, detail=result.detail)
+        self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "callback %s: %s", notification.id, result.detail)
 
     def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
         now = self._clock()
         wait = max(result.wait, result.retry_after)
-        self._database.reschedule_notification(notification, wait, result.detail)
+        self._outbox.reschedule_notification(notification, wait, result.detail)
         self._retries[notification.id] = ScheduledRetry(
             notification, result.detail, now + wait, now + result.retry_after
         )
@@ -266,7 +266,7 @@ class _Delivery:
         """Cancel our own backoff, as the receiver may be well for the next delivery; keep its Retry-After."""
         now = self._clock()
         for retry in self._retries.values():
-            self._database.reschedule_notification(
+            self._outbox.reschedule_notification(
                 retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )
 
@@ -294,8 +294,8 @@ class RunNotifier:
     ``close`` and ``finish`` deliver the rest.
     """
 
-    def __init__(self, database: Database, targets: NotifyTargets, run_id: str, worker: str) -> None:
-        self._database, self._run_id, self._worker = database, run_id, worker
+    def __init__(self, outbox: Outbox, targets: NotifyTargets, run_id: str, worker: str) -> None:
+        self._outbox, self._run_id, self._worker = outbox, run_id, worker
         self._client, self._dispatcher = targets.client, targets.dispatcher
         self._interval = targets.interval
         self._uncollected = 0
@@ -339,7 +339,7 @@ class RunNotifier:
         self._closed.set()
         self._batch_ready.set()
         self._thread.join(timeout)
-        collect(self._database, self._run_id, status, final=True)
+        collect(self._outbox, self._run_id, status, final=True)
 
     def finish(self, timeout: float, stop: threading.Event) -> None:
         """Deliver what is left, for at most ``timeout`` seconds or until ``stop`` is set.
@@ -351,12 +351,12 @@ class RunNotifier:
             webhooks = threading.Thread(target=self._dispatcher.finish, args=(timeout, stop), daemon=True)
             webhooks.start()
         if self._client is not None:
-            deliver(self._database, self._client, self._worker, TimeLimit(timeout, stop))
+            deliver(self._outbox, self._client, self._worker, TimeLimit(timeout, stop))
         if webhooks is not None:
             webhooks.join()
 
     def _collect_batch(self) -> None:
-        collected = collect(self._database, self._run_id, "running", final=False)
+        collected = collect(self._outbox, self._run_id, "running", final=False)
         with self._lock:
             self._uncollected -= collected
             if self._uncollected <= MAX_OUTCOMES:
@@ -370,9 +370,9 @@ class RunNotifier:
         while not self._closed.is_set():
             try:
                 if must_collect_orphaned:
-                    collect_orphaned(self._database)
+                    collect_orphaned(self._outbox)
                     must_collect_orphaned = False
-                deliver(self._database, client, self._worker, TimeLimit(float("inf"), self._closed))
+                deliver(self._outbox, client, self._worker, TimeLimit(float("inf"), self._closed))
                 self._wait()
                 if not self._closed.is_set():
                     self._collect_batch()

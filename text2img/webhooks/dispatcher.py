@@ -68,14 +68,14 @@ class WebhookDispatcher:
 
     def __init__(
         self,
-        database: Outbox,
+        outbox: Outbox,
         webhooks: Webhooks,
         worker: str,
         *,
         clock: Callable[[], float] = time.monotonic,
         wait_for: Wait = threading.Condition.wait_for,
     ) -> None:
-        self._database, self._webhooks, self._worker = database, webhooks, worker
+        self._outbox, self._webhooks, self._worker = outbox, webhooks, worker
         self._clock, self._wait_for = clock, wait_for
         self._progress_sender = ProgressSender(webhooks.progress, wait_for)
         self.progress = Milestones(self._progress_sender.put)
@@ -117,7 +117,7 @@ class WebhookDispatcher:
             log.warning("webhook delivery failed; the next run will continue it: %s", exc)
 
     def _finish(self, deadline: float, stop: threading.Event) -> None:
-        collect_webhooks(self._database)
+        collect_webhooks(self._outbox)
         while not stop.is_set():
             self._send_due(stop, deadline)
             now, due = self._clock(), self._next_due()
@@ -137,7 +137,7 @@ class WebhookDispatcher:
         while not self._closed.is_set():
             try:
                 if self._take_must_collect():
-                    collect_webhooks(self._database)
+                    collect_webhooks(self._outbox)
                 self._send_due(self._closed, float("inf"))
             except Exception as exc:
                 # Whatever the error: without this thread a server would deliver no more webhooks.
@@ -164,7 +164,7 @@ class WebhookDispatcher:
     def _send_due(self, stop: threading.Event, deadline: float) -> None:
         """Start sending all that is due to backends that are neither busy nor backing off."""
         while not stop.is_set() and len(self._busy) < _MAX_CONCURRENCY:
-            notification = self._database.claim_notification(
+            notification = self._outbox.claim_notification(
                 self._worker, self._lease, webhooks=True, exclude_origins=self._busy_or_backing_off()
             )
             if notification is None:
@@ -211,7 +211,7 @@ class WebhookDispatcher:
         with self._condition:
             self._backoffs.pop(str(notification.origin), None)
         delivered = result.status is DeliveryStatus.DELIVERED
-        self._database.complete_notification(notification, delivered=delivered, detail=result.detail)
+        self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
         log.log(level, "webhook %s: %s", notification.id, result.detail)
 
@@ -225,7 +225,7 @@ class WebhookDispatcher:
             self._retries[notification.id] = ScheduledRetry(
                 notification, result.detail, now + wait, now + result.retry_after
             )
-        self._database.reschedule_notification(notification, wait, result.detail)
+        self._outbox.reschedule_notification(notification, wait, result.detail)
 
     def _next_due(self) -> float | None:
         """Return the seconds until one of our retries may be due, at least 0; None without retries."""
@@ -251,6 +251,6 @@ class WebhookDispatcher:
         with self._condition:
             retries, self._retries = self._retries, {}
         for retry in retries.values():
-            self._database.reschedule_notification(
+            self._outbox.reschedule_notification(
                 retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )

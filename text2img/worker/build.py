@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from text2img.concurrency.signals import Stop
+    from text2img.databases import Outbox
     from text2img.engine import Engine, ModelInfo
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
@@ -168,7 +169,7 @@ def sidecars(deps: Dependencies, run: RunContext) -> Sidecars | None:
         return None
     from text2img.reports.run_files import Sidecars
 
-    return Sidecars(deps.storage, deps.object_name, run.database.holds)
+    return Sidecars(deps.storage, deps.object_name, run.database.queue.holds)
 
 
 def selection(settings: Settings) -> Selection:
@@ -203,7 +204,7 @@ def webhooks(settings: Settings, hosts: HostAllowlist) -> Webhooks | None:
 
 
 def notifier(
-    deps: Dependencies, database: Database, run_id: str, worker: str, *, every: float | None = None
+    deps: Dependencies, outbox: Outbox, run_id: str, worker: str, *, every: float | None = None
 ) -> RunNotifier:
     """Return what notifies the run's receiver and prompts' own webhooks of recorded outcomes.
 
@@ -212,8 +213,8 @@ def notifier(
     from text2img.webhooks.delivery import NotifyTargets, RunNotifier
     from text2img.webhooks.dispatcher import WebhookDispatcher
 
-    dispatcher = None if deps.webhooks is None else WebhookDispatcher(database, deps.webhooks, worker)
-    return RunNotifier(database, NotifyTargets(deps.callback, dispatcher, every), run_id, worker)
+    dispatcher = None if deps.webhooks is None else WebhookDispatcher(outbox, deps.webhooks, worker)
+    return RunNotifier(outbox, NotifyTargets(deps.callback, dispatcher, every), run_id, worker)
 
 
 def broker(settings: Settings) -> Broker | None:

@@ -130,7 +130,7 @@ class PostProcessor:
     def _store(self, request: Request, file: File) -> str:
         """Upload the file; return its URL. Raises ClaimLost where another worker has the claim."""
         name = self._deps.object_name.name_of(request) + file.ending
-        still_ours = partial(self._run.database.holds, request.prompt.claim)
+        still_ours = partial(self._run.database.queue.holds, request.prompt.claim)
         with self._run.seconds("upload", request):
             return self._deps.storage.put(name, file.data, file.content_type, still_ours)
 
@@ -171,7 +171,7 @@ class PostProcessor:
         """Record the outcomes whose claims are held; return them."""
         run = self._run
         with run.seconds("record", *outcomes):
-            recorded = run.database.record(outcomes, run.run_id, notify=run.notify)
+            recorded = run.database.queue.record(outcomes, run.run_id, notify=run.notify)
         self._mark_lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
         run.leases.forget(outcome.claim for outcome in outcomes)
         return recorded

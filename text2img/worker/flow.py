@@ -148,7 +148,7 @@ class Worker:
         if wanted == 0:
             return []
         with run.seconds("claim"):
-            prompts = run.database.claim(run.worker, wanted, run.leases.seconds, self._deps.selection)
+            prompts = run.database.queue.claim(run.worker, wanted, run.leases.seconds, self._deps.selection)
         run.leases.hold(prompt.claim for prompt in prompts)
         self._budget.claimed(len(prompts))
         return prompts
@@ -225,7 +225,7 @@ class Worker:
         """
         claims, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
         left = [claim for claim in before if claim not in claims]
-        marked, self._on_device = self._marker.submit(self._run.database.start, claims, left), claims
+        marked, self._on_device = self._marker.submit(self._run.database.queue.start, claims, left), claims
         if not before:
             marked.result()
         return marked
@@ -261,7 +261,7 @@ class Worker:
         if serving is None:
             return self._wait_for_retry()
         with self._run.seconds("wait"):
-            has_work = partial(self._run.database.has_claimable, self._deps.selection)
+            has_work = partial(self._run.database.queue.has_claimable, self._deps.selection)
             return serving.wait_for_work(has_work, self._run.stats.recorded, self._budget.next_retry_at())
 
     def _wait_for_retry(self) -> bool:

@@ -119,8 +119,8 @@ class Job:
             platform_task.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
         )
         every = None if serving is None else _NOTIFY_INTERVAL
-        self._notifier = build.notifier(deps, database, self._run.id, self._name, every=every)
-        self._leases = Leases(database, settings.lease_seconds, lambda: self._save("running"))
+        self._notifier = build.notifier(deps, database.outbox, self._run.id, self._name, every=every)
+        self._leases = Leases(database.queue, settings.lease_seconds, lambda: self._save("running"))
         self.traces = traces(os.environ, self._run.id, long_running=serving is not None)
         self._ended: str | None = None
         self._finished_at: datetime | None = None
@@ -143,7 +143,7 @@ class Job:
 
     def execute(self, progress: Progress, watchdog: Watchdog) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
-        waiting = self._database.pending(self._selection)
+        waiting = self._database.queue.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status, worked = "failed", waiting > 0 or self._serving is not None
         progress = self.traces.wrap_progress(self._notifier.wrap_progress(progress))
@@ -164,7 +164,10 @@ class Job:
 
     def summary(self) -> str:
         """Return the line that a run ends with."""
-        left, later = self._database.counts(self._selection), self._database.postponed(self._selection)
+        left, later = (
+            self._database.runs.counts(self._selection),
+            self._database.queue.postponed(self._selection),
+        )
         return self._line(remaining(left, later))
 
     def print_partial_summary(self, seconds: float) -> None:
@@ -227,7 +230,7 @@ class Job:
 
     def _save(self, status: str) -> None:
         """Save the run's document; while it runs, this also is its heartbeat."""
-        self._database.save_run(self._state(status), self._settings.lease_seconds)
+        self._database.runs.save_run(self._state(status), self._settings.lease_seconds)
 
     def _state(self, status: str) -> Run:
         stats, executor = self.stats, self._executor

@@ -54,7 +54,7 @@ class LocalExecutor:
         self._deps.storage.check()
         if self._deps.evaluator is not None:
             self._deps.evaluator.check()
-        configuration = run.database.model_configuration(self._settings.model_config_id)
+        configuration = run.database.runs.model_configuration(self._settings.model_config_id)
         engine = self._engine = build.engine(self._settings, configuration, run.stop.wait)
         model_info = engine.inspect()
         self.model = model_info.name

@@ -125,4 +125,4 @@ def test_whatever_a_message_holds(database, message):
     prompt, invalid_value = read(json.dumps(message).encode())
     assert (prompt is None) == bool(invalid_value)
     if prompt is not None:
-        assert database.enqueue([prompt]) in (0, 1)
+        assert database.runs.enqueue([prompt]) in (0, 1)

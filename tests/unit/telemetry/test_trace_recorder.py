@@ -109,8 +109,8 @@ def test_a_batch_whose_claims_were_lost_is_not_kept_open(bench):
 
     class Robbed(Timed):
         def generate(self, batch, on_step):
-            bench.database.extend([request.prompt.claim for request in batch], -60)
-            bench.database.claim("thief", 10, 60, Selection())
+            bench.database.queue.extend([request.prompt.claim for request in batch], -60)
+            bench.database.queue.claim("thief", 10, 60, Selection())
             return super().generate(batch, on_step)
 
     spans = Spans(bench)

@@ -42,7 +42,7 @@ def tell(database, httpserver, clock):
 
     def deliver_to(url=None, patience=10.0, stop=None, timeout=60.0):
         receiver = CallbackClient(url or httpserver.url_for("/hook"), timeout=timeout)
-        deliver(database, receiver, "w", TimeLimit(patience, stop or Event(clock), clock))
+        deliver(database.outbox, receiver, "w", TimeLimit(patience, stop or Event(clock), clock))
 
     return deliver_to
 
@@ -50,18 +50,18 @@ def tell(database, httpserver, clock):
 def work(database, count, run_id="run-1", first=0):
     """So many prompts come in and are done under that run, every third of them in vain."""
     numbers = range(first, first + count)
-    database.enqueue(
+    database.runs.enqueue(
         NewPrompt(id=PromptId("int", str(n)), text=f"prompt {n}", requested=RequestedParameters())
         for n in numbers
     )
-    prompts = database.claim("w", count, 60, Selection())
+    prompts = database.queue.claim("w", count, 60, Selection())
     outcomes = [
         Failed(prompt=prompt, code=ErrorCode.SAFETY, message="flagged", attempts=1)
         if int(prompt.id.text) % 3 == 2
         else completed(request(prompt, [WISHES]))
         for prompt in prompts
     ]
-    assert len(database.record(outcomes, run_id, notify=True)) == count
+    assert len(database.queue.record(outcomes, run_id, notify=True)) == count
 
 
 def script(httpserver, *statuses):
@@ -87,7 +87,7 @@ def test_end_of_a_run_is_one_final_entry(database, httpserver, tell):
     """What a run has done is told by one POST, final, with its counts."""
     work(database, 5)
     script(httpserver, 200)
-    assert collect(database, "run-1", "completed", final=True) == 5
+    assert collect(database.outbox, "run-1", "completed", final=True) == 5
     tell()
     [(_, body)] = posts(httpserver)
     assert body["final"] is True
@@ -100,7 +100,7 @@ def test_only_the_last_entry_is_final(database, httpserver, tell):
     """Seven outcomes, three an entry: three POSTs, each outcome once, the last alone final."""
     work(database, 7)
     script(httpserver, 200, 200, 200)
-    assert collect(database, "run-1", "completed", final=True, limit=3) == 7
+    assert collect(database.outbox, "run-1", "completed", final=True, limit=3) == 7
     tell()
     bodies = [body for _, body in posts(httpserver)]
     assert [body["final"] for body in bodies] == [False, False, True]
@@ -112,9 +112,9 @@ def test_entry_in_the_middle_of_a_run(database, httpserver, tell):
     """Before the end one entry of the given size is made and told as running; the rest is told at the end."""
     work(database, 4)
     script(httpserver, 200, 200)
-    assert collect(database, "run-1", "running", final=False, limit=3) == 3
+    assert collect(database.outbox, "run-1", "running", final=False, limit=3) == 3
     tell()
-    assert collect(database, "run-1", "completed", final=True, limit=3) == 1
+    assert collect(database.outbox, "run-1", "completed", final=True, limit=3) == 1
     tell()
     bodies = [body for _, body in posts(httpserver)]
     assert [(body["status"], body["final"]) for body in bodies] == [("running", False), ("completed", True)]
@@ -122,7 +122,7 @@ def test_entry_in_the_middle_of_a_run(database, httpserver, tell):
 
 def test_nothing_done_is_not_told(database, httpserver, tell):
     """A run without outcomes makes no entry and no POST."""
-    assert collect(database, "run-1", "completed", final=True) == 0
+    assert collect(database.outbox, "run-1", "completed", final=True) == 0
     tell()
     assert posts(httpserver) == []
 
@@ -131,7 +131,7 @@ def test_tried_again_with_same_id_and_body(database, httpserver, tell, clock):
     """503, 503, 200: three POSTs with growing waits, one id, one body; then it is told."""
     work(database, 2)
     script(httpserver, 503, 503, 200)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     tell()
     first, second = clock.pauses
     assert 0.75 <= first <= 1
@@ -149,7 +149,7 @@ def test_retry_after_is_waited_for(database, httpserver, tell, clock):
     answer = Response(status=429, headers={"Retry-After": "2"})
     httpserver.expect_ordered_request("/hook").respond_with_response(answer)
     script(httpserver, 200)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     tell()
     assert clock.pauses == [2]
     assert len(posts(httpserver)) == 2
@@ -160,7 +160,7 @@ def test_retry_after_beyond_the_patience_is_left_and_kept(database, httpserver, 
     work(database, 1)
     answer = Response(status=503, headers={"Retry-After": "3600"})
     httpserver.expect_request("/hook").respond_with_response(answer)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     tell(patience=5)
     tell(patience=5)
     assert (clock.pauses, len(posts(httpserver))) == ([], 1)
@@ -172,7 +172,7 @@ def test_retry_after_beyond_the_patience_is_left_and_kept(database, httpserver, 
 def test_dead_receiver_costs_the_patience_at_most(database, httpserver, tell, clock):
     """Nobody listens: delivery ends in time, and the next run tells at once under the same id."""
     work(database, 2)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     tell(f"http://127.0.0.1:{free_port()}/hook", patience=30)
     assert 15 < sum(clock.pauses) <= 30
     script(httpserver, 200)
@@ -191,7 +191,7 @@ def test_hanging_receiver_costs_patience_and_one_try(database, httpserver, tell,
         return Response()
 
     httpserver.expect_request("/hook").respond_with_handler(hang)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     try:
         tell(patience=0, timeout=0.2)  # it is over while the receiver still thinks
         until(lambda: retry_after)
@@ -204,7 +204,7 @@ def test_hanging_receiver_costs_patience_and_one_try(database, httpserver, tell,
 def test_refusal_closes_the_entry(database, httpserver, tell, status):
     """What a receiver refuses is not sent again, and the entries behind it still are."""
     work(database, 2)
-    collect(database, "run-1", "completed", final=True, limit=1)
+    collect(database.outbox, "run-1", "completed", final=True, limit=1)
     script(httpserver, status, 200)
     tell()
     tell()
@@ -214,7 +214,7 @@ def test_refusal_closes_the_entry(database, httpserver, tell, status):
 def test_stop_ends_a_wait_at_once(database, httpserver, tell):
     """Set the event, and a delivery that waits for its next try ends; the entry is due at once again."""
     work(database, 1)
-    collect(database, "run-1", "completed", final=True)
+    collect(database.outbox, "run-1", "completed", final=True)
     script(httpserver, 503, 200)
     stop = Event(clock := Clock(lambda _: stop.set()))  # asked to stop while it waits
     tell(patience=float("inf"), stop=stop)
@@ -226,13 +226,15 @@ def test_stop_ends_a_wait_at_once(database, httpserver, tell):
 def test_two_deliveries_at_once_send_each_entry_once(database, httpserver):
     """Entries are claimed: two workers share the work and repeat nothing."""
     work(database, 20)
-    collect(database, "run-1", "completed", final=True, limit=1)
+    collect(database.outbox, "run-1", "completed", final=True, limit=1)
     httpserver.expect_request("/hook").respond_with_data("")
     receiver, limit = (
         CallbackClient(httpserver.url_for("/hook"), timeout=60),
         TimeLimit(600, threading.Event()),
     )
-    threads = [threading.Thread(target=deliver, args=(database, receiver, f"w{n}", limit)) for n in range(2)]
+    threads = [
+        threading.Thread(target=deliver, args=(database.outbox, receiver, f"w{n}", limit)) for n in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -242,12 +244,12 @@ def test_two_deliveries_at_once_send_each_entry_once(database, httpserver):
 
 def test_dead_run_is_told_of_by_the_next(database, httpserver, tell):
     """Outcomes of a run whose lease is over are told as interrupted, those of a live run are left alone."""
-    database.save_run(run("dead", "running"), lease_seconds=0)
-    database.save_run(run("alive", "running"), lease_seconds=60)
+    database.runs.save_run(run("dead", "running"), lease_seconds=0)
+    database.runs.save_run(run("alive", "running"), lease_seconds=60)
     work(database, 2, "dead")
     work(database, 3, "alive", first=10)
     script(httpserver, 200)
-    assert collect_orphaned(database) == 2
+    assert collect_orphaned(database.outbox) == 2
     tell()
     [(_, body)] = posts(httpserver)
     assert (body["run_id"], body["status"], body["final"]) == ("dead", "interrupted", True)
@@ -255,10 +257,10 @@ def test_dead_run_is_told_of_by_the_next(database, httpserver, tell):
 
 def test_crash_between_marking_and_keeping_loses_nothing(database, httpserver, tell):
     """What was marked for an entry that was never kept is gathered again once its run is dead."""
-    database.save_run(run("dead", "running"), lease_seconds=0)
+    database.runs.save_run(run("dead", "running"), lease_seconds=0)
     work(database, 3, "dead")
-    database.collect("dead", "msg_never_kept", 1000)
+    database.outbox.collect("dead", "msg_never_kept", 1000)
     script(httpserver, 200)
-    assert collect_orphaned(database) == 3
+    assert collect_orphaned(database.outbox) == 3
     tell()
     assert ids(posts(httpserver)[0][1]) == {"0", "1", "2"}

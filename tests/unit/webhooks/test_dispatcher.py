@@ -48,7 +48,7 @@ def courier(database, clock):
 
     def make(hosts=HOSTS, timeout=60.0, wait_for=None, by=clock):
         sender, wait_for = Webhooks(hosts, Credentials(), timeout), wait_for or quickly(by)
-        made.append(WebhookDispatcher(database, sender, f"w{len(made)}", clock=by, wait_for=wait_for))
+        made.append(WebhookDispatcher(database.outbox, sender, f"w{len(made)}", clock=by, wait_for=wait_for))
         return made[-1]
 
     yield make
@@ -81,7 +81,7 @@ def patiently(condition, predicate, seconds):
 
 def work(database, base, *names, code=None, attempts=1):
     """Prompts with that webhook are done, or have failed; what the worker would announce."""
-    database.enqueue(
+    database.runs.enqueue(
         NewPrompt(
             id=PromptId("str", name), text="a cat", requested=RequestedParameters(seed=7), webhook_url=base
         )
@@ -91,9 +91,9 @@ def work(database, base, *names, code=None, attempts=1):
         Failed(prompt=prompt, code=code, message="it broke", attempts=attempts)
         if code
         else completed(request(prompt, [DEFAULTS]))
-        for prompt in database.claim("w", len(names), 60, Selection())
+        for prompt in database.queue.claim("w", len(names), 60, Selection())
     ]
-    assert len(database.record(outcomes, "run-1", notify=False)) == len(names)
+    assert len(database.queue.record(outcomes, "run-1", notify=False)) == len(names)
 
 
 def heard(httpserver):
@@ -130,7 +130,7 @@ def test_complete_and_failed_say_what_the_contract_says(database, httpserver, co
     })  # fmt: skip
     assert (bodies["c"][1]["error_code"], bodies["c"][1]["retry_count"]) == ("LORA_FAILED", 0)
     assert (bodies["d"][1]["error_code"], bodies["d"][1]["retry_count"]) == ("ABANDONED", 2)
-    assert database.notifications(webhooks=True) == (0, 0)
+    assert database.outbox.notifications(webhooks=True) == (0, 0)
 
 
 def test_what_is_recorded_is_told_at_once(database, httpserver, courier):
@@ -171,7 +171,7 @@ def test_tried_again_with_same_id_and_body(database, httpserver, courier, clock)
     assert 2.25 <= sum(clock.pauses) <= 3.75  # two waits that double, and the looks after them
     assert len(httpserver.log) == 3
     assert len({(sent.headers["webhook-id"], sent.get_data()) for sent, _ in httpserver.log}) == 1
-    assert database.notifications(webhooks=True) == (0, 0)
+    assert database.outbox.notifications(webhooks=True) == (0, 0)
 
 
 @pytest.mark.parametrize("status", [410, 404, 301])
@@ -183,7 +183,7 @@ def test_a_refusal_closes_the_notice(database, httpserver, courier, status):
     courier().finish(10, threading.Event())
     courier().finish(0, threading.Event())
     assert len(httpserver.log) == 2
-    assert database.notifications(webhooks=True) == (0, 1)
+    assert database.outbox.notifications(webhooks=True) == (0, 1)
 
 
 def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, courier, clock):
@@ -194,7 +194,7 @@ def test_retry_after_is_obeyed_by_the_next_run_as_well(database, httpserver, cou
     courier().finish(10, threading.Event())
     courier().finish(10, threading.Event())
     assert (clock.pauses, len(httpserver.log)) == ([], 1)
-    assert database.notifications(webhooks=True) == (1, 0)
+    assert database.outbox.notifications(webhooks=True) == (1, 0)
     clock.advance(3600)
     courier().finish(0, threading.Event())
     assert len(httpserver.log) == 2
@@ -210,14 +210,14 @@ def test_a_dead_backend_holds_up_no_other(database, httpserver, courier, clock):
     )
     port = free_port()
     work(database, f"http://localhost:{port}", *(f"dead {number}" for number in range(20)))
-    ids = {each.notification_id for each in database.pending_webhooks(100)}
+    ids = {each.notification_id for each in database.outbox.pending_webhooks(100)}
     work(database, base(httpserver), "a", "b")
-    collect_webhooks(database)
+    collect_webhooks(database.outbox)
     courier().finish(1.5, threading.Event())
     assert {body["generation_id"] for *_, body in heard(httpserver)} == {"a", "b"}
     assert told == [1000.0] * 2
     assert 0.75 <= sum(clock.pauses) <= 1.75
-    assert database.notifications(webhooks=True) == (20, 0)
+    assert database.outbox.notifications(webhooks=True) == (20, 0)
     with HTTPServer("127.0.0.1", port) as other:
         other.expect_request(f"{PLACE}/complete").respond_with_data("")
         courier().finish(60, threading.Event())
@@ -247,7 +247,7 @@ def test_a_hanging_backend_holds_up_no_other(database, httpserver, courier):
             assert httpserver.log == []
         finally:
             over.set()
-    until(lambda: database.notifications(webhooks=True) == (0, 0))
+    until(lambda: database.outbox.notifications(webhooks=True) == (0, 0))
 
 
 def test_the_end_does_not_wait_for_a_hanging_backend(database, httpserver, courier, clock):
@@ -267,17 +267,17 @@ def test_the_end_does_not_wait_for_a_hanging_backend(database, httpserver, couri
         assert (len(retry_after), clock.pauses) == (1, [])
     finally:
         over.set()
-    assert database.notifications(webhooks=True) == (5, 0)
+    assert database.outbox.notifications(webhooks=True) == (5, 0)
 
 
 def test_what_a_dead_run_has_recorded_is_told_by_the_next(database, httpserver, courier):
     """Whether it died before the notice was made or after: the id is that of the record."""
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     work(database, base(httpserver), "a")
-    ids = {database.pending_webhooks(1)[0].notification_id}
-    collect_webhooks(database)
+    ids = {database.outbox.pending_webhooks(1)[0].notification_id}
+    collect_webhooks(database.outbox)
     work(database, base(httpserver), "b")
-    ids.add(database.pending_webhooks(1)[0].notification_id)
+    ids.add(database.outbox.pending_webhooks(1)[0].notification_id)
     courier().finish(10, threading.Event())
     assert {msg for _, msg, _ in heard(httpserver)} == ids
 
@@ -287,7 +287,7 @@ def test_a_run_that_may_not_tell_a_host_leaves_its_notices(database, httpserver,
     httpserver.expect_request(f"{PLACE}/complete").respond_with_data("")
     work(database, base(httpserver), "a")
     courier(HostAllowlist.parse("other.example")).finish(1, threading.Event())
-    assert (len(httpserver.log), database.notifications(webhooks=True)) == (0, (1, 0))
+    assert (len(httpserver.log), database.outbox.notifications(webhooks=True)) == (0, (1, 0))
     courier().finish(10, threading.Event())
     assert len(httpserver.log) == 1
 
@@ -299,7 +299,7 @@ def test_stop_ends_it_at_once(database, courier):
     clock = Clock(lambda _: stop.set())  # asked to stop during the first pause
     courier(by=clock).finish(60, stop)
     assert clock.pauses == [0.25]
-    assert database.claim_notification("next", 60, webhooks=True).tries == 2
+    assert database.outbox.claim_notification("next", 60, webhooks=True).tries == 2
 
 
 def test_the_end_comes_after_the_progress(database, httpserver, courier):
@@ -347,7 +347,7 @@ class Stumbling:
         if not self.stumbled:
             self.stumbled = True
             raise ValueError("a document of somebody else's")
-        return self._database.claim_notification(*arguments, **named)
+        return self._database.outbox.claim_notification(*arguments, **named)
 
 
 def test_what_nobody_thought_of_does_not_end_the_telling(database, httpserver):

@@ -51,7 +51,7 @@ def test_one_prompts_failure_costs_its_neighbours_nothing(bench):
 
     bench.work(Painter(fault))
     assert bench.counts == (0, 0, 9, 1)
-    assert bench.database.counts(Selection()).errors == {"not_finite": 1}
+    assert bench.database.runs.counts(Selection()).errors == {"not_finite": 1}
 
 
 def test_a_generation_that_failed_is_tried_again_by_the_same_run(bench):
@@ -138,7 +138,7 @@ def test_a_stop_keeps_what_is_finished_and_gives_back_the_rest(bench):
     with pytest.raises(Stopped):
         bench.work(Painter(fault))
     assert bench.counts == (6, 0, 4, 0)
-    assert {prompt.attempts for prompt in bench.database.peek(10, Selection())} == {0}
+    assert {prompt.attempts for prompt in bench.database.queue.peek(10, Selection())} == {0}
 
 
 def test_a_stop_ends_the_wait_for_a_retry(bench):
@@ -173,11 +173,11 @@ def test_a_worker_that_lost_its_claims_records_nothing(bench):
     def fault(request):
         if request.parameters.seed == 0:
             claims = [prompt.claim for prompt in taken]
-            bench.database.release(claims)
-            bench.database.claim("w2", 4, 60, Selection())
+            bench.database.queue.release(claims)
+            bench.database.queue.claim("w2", 4, 60, Selection())
 
     taken: list = []
-    first_claim = bench.database.claim
+    first_claim = bench.database.queue.claim
 
     def claim(worker, *rest):
         prompts = first_claim(worker, *rest)
@@ -185,7 +185,7 @@ def test_a_worker_that_lost_its_claims_records_nothing(bench):
             taken.extend(prompts)
         return prompts
 
-    bench.database.claim = claim
+    bench.database.queue.claim = claim
     bench.work(Painter(fault))
     assert bench.counts == (0, 4, 6, 0)
     assert bench.stats.completed == 6
@@ -220,12 +220,12 @@ def test_a_prompt_that_kills_its_workers_is_abandoned(tmp_path):
     """A prompt that was on the device when five workers died is given up without another try."""
     bench, selection = Bench(tmp_path, 1), Selection()
     for deaths in range(5):
-        (prompt,) = bench.database.claim("doomed", 1, 0, selection)
+        (prompt,) = bench.database.queue.claim("doomed", 1, 0, selection)
         assert prompt.deaths == deaths
-        bench.database.start([prompt.claim])
+        bench.database.queue.start([prompt.claim])
     painter = Painter()
     bench.work(painter)
-    assert bench.database.counts(selection).errors == {"abandoned": 1}
+    assert bench.database.runs.counts(selection).errors == {"abandoned": 1}
     assert painter.batches == []
     bench.database.close()
 
@@ -237,8 +237,8 @@ def test_a_prompt_that_kills_at_once_is_blamed_where_it_comes_first(bench, work)
 
     def killed(batch, _):
         claims = [request.prompt.claim for request in batch]
-        bench.database.extend(claims, 0)  # as if the worker had died and its lease had run out
-        again = bench.database.claim("next", 10, 60, Selection())
+        bench.database.queue.extend(claims, 0)  # as if the worker had died and its lease had run out
+        again = bench.database.queue.claim("next", 10, 60, Selection())
         dead.extend(prompt for prompt in again if prompt.id in {claim.id for claim in claims})
         raise DeviceFailed("killed")
 
@@ -269,7 +269,9 @@ def test_a_model_that_cannot_be_loaded_costs_the_claimed_nothing(bench):
     with pytest.raises(ModelFailed, match="torn"):
         bench.work(painter)
     assert (bench.counts, painter.batches) == ((10, 0, 0, 0), [])
-    assert {(prompt.attempts, prompt.deaths) for prompt in bench.database.peek(10, Selection())} == {(0, 0)}
+    assert {(prompt.attempts, prompt.deaths) for prompt in bench.database.queue.peek(10, Selection())} == {
+        (0, 0)
+    }
 
 
 def test_a_stop_while_the_model_loads_gives_everything_back(bench):
@@ -293,11 +295,11 @@ def test_claims_are_kept_alive_while_the_model_loads(bench):
     def load():
         until(lambda: bench.counts[1] > 0)
         turns.grant(6)  # of a third of a lease each
-        assert len(bench.database.claim("w2", 10, 600, Selection())) == 6
+        assert len(bench.database.queue.claim("w2", 10, 600, Selection())) == 6
 
     painter = Painter()
     painter.load = load
-    bench.leases = lambda: Leases(bench.database, 60, lambda: beats.append(1), wait=turns)
+    bench.leases = lambda: Leases(bench.database.queue, 60, lambda: beats.append(1), wait=turns)
     bench.work(painter)
     assert bench.counts == (0, 6, 4, 0)
     assert len(beats) == 6
@@ -314,13 +316,13 @@ def test_the_engine_may_warm_up_before_each_batch(bench):
 
 def test_small_batches_are_written_down_together(bench):
     """Batches of one are recorded several at a time, and every prompt still gets its outcome."""
-    kept, sizes = bench.database.record, []
+    kept, sizes = bench.database.queue.record, []
 
     def record(outcomes, run_id, *, notify):
         sizes.append(len(outcomes))
         return kept(outcomes, run_id, notify=notify)
 
-    bench.database.record = record
+    bench.database.queue.record = record
     with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_inference_steps = _id + 1")
     bench.work(Painter())

@@ -155,8 +155,8 @@ def test_a_claim_that_is_lost_takes_all_its_pictures_along(bench):
     def fault(request):
         if request.parameters.seed == 40:
             # As when this worker had slept: it learns of the loss with its next sign of life.
-            bench.database.release([request.prompt.claim])
-            assert len(bench.database.claim("w2", 1, 60, SELECTION)) == 1
+            bench.database.queue.release([request.prompt.claim])
+            assert len(bench.database.queue.claim("w2", 1, 60, SELECTION)) == 1
             leases[0].forget([request.prompt.claim])
 
     painter.fault, leases, made = fault, [], bench.leases
@@ -177,7 +177,7 @@ def test_a_stop_between_two_pictures_gives_the_prompt_back(bench):
 
     with pytest.raises(Stopped):
         bench.work(Painter(fault))
-    left = bench.database.peek(10, SELECTION)
+    left = bench.database.queue.peek(10, SELECTION)
     assert [(prompt.id.text, prompt.attempts, prompt.deaths) for prompt in left] == [("3", 0, 0)]
 
 
@@ -186,13 +186,13 @@ def test_a_death_counts_for_prompts_with_a_picture_on_the_device(bench):
     other batches is not.
     """
     marks = []
-    kept = bench.database.start
+    kept = bench.database.queue.start
 
     def start(claims, left=()):
         marks.append(([claim.id.text for claim in claims], [claim.id.text for claim in left]))
         kept(claims, left)
 
-    bench.database.start = start
+    bench.database.queue.start = start
     bench.work(Painter())
     for claims, left in marks:
         assert len(set(claims)) == len(claims)
@@ -219,7 +219,7 @@ def test_seeds_beyond_the_largest_are_refused(bench):
     rows.close()
     bench.work(Painter())
     assert bench.counts == (0, 0, 3, 1)
-    assert bench.database.counts(SELECTION).errors == {"invalid_parameters": 1}
+    assert bench.database.runs.counts(SELECTION).errors == {"invalid_parameters": 1}
     assert _pictures(bench) == {"0", "2"} | FIVE
 
 
@@ -229,8 +229,8 @@ def test_fewer_prompts_are_claimed_where_each_has_many_pictures(tmp_path):
     with closing(sqlite3.connect(bench.file)) as rows, rows:
         rows.execute("UPDATE datasets SET num_images = 4")
     rows.close()
-    kept = bench.database.claim
-    bench.database.claim = lambda worker, limit, *rest: most.append(limit) or kept(worker, limit, *rest)
+    kept = bench.database.queue.claim
+    bench.database.queue.claim = lambda worker, limit, *rest: most.append(limit) or kept(worker, limit, *rest)
     bench.work(Painter())
     assert bench.counts == (0, 0, 60, 0)
     assert max(most[3:]) <= 2
@@ -277,12 +277,12 @@ def test_whatever_fails_each_prompt_has_one_outcome(tmp_path_factory, images, si
 
 def _recorded(bench):
     """The claims of which something was recorded, as they come."""
-    claims, kept = [], bench.database.record
+    claims, kept = [], bench.database.queue.record
 
     def record(outcomes, run_id, *, notify):
         written = kept(outcomes, run_id, notify=notify)
         claims.extend(outcome.claim for outcome in written)
         return written
 
-    bench.database.record = record
+    bench.database.queue.record = record
     return claims

@@ -71,7 +71,7 @@ def test_a_bad_lora_fails_only_who_asked_for_it(bench):
         shelf.events[path].set()
     bench.work(painter)
     assert bench.counts == (0, 0, 8, 2)
-    assert bench.database.counts(Selection()).errors == {"lora_failed": 2}
+    assert bench.database.runs.counts(Selection()).errors == {"lora_failed": 2}
     assert not {"0", "2"} & {prompt for batch in painter.batches for prompt in batch}
 
 

@@ -42,7 +42,7 @@ def bench(tmp_path):
 
 def made(bench):
     """The completed prompts by id."""
-    return {each.id.text: each for each in bench.database.completed(Selection())}
+    return {each.id.text: each for each in bench.database.results.completed(Selection())}
 
 
 def test_a_stop_before_the_verdict_ends_no_loop(bench):

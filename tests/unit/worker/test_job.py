@@ -61,16 +61,16 @@ class Failing:
 
 
 class Stuck:
-    """The same database, but one of its methods never comes back once ``stuck`` is set."""
+    """A part of a database of which one method never returns once ``stuck`` is set."""
 
-    def __init__(self, database, method):
-        self._database, self._method = database, method
+    def __init__(self, part, method):
+        self._part, self._method = part, method
         self.stuck, self.end = threading.Event(), threading.Event()
 
     def __getattr__(self, name):
         if name == self._method and self.stuck.is_set():
             return lambda *_: self.end.wait()
-        return getattr(self._database, name)
+        return getattr(self._part, name)
 
 
 def failing(settings, database, storage, stop):
@@ -90,14 +90,14 @@ def test_what_fails_during_a_stop_does_not_change_its_status(database, settings)
     with pytest.raises(Stopped) as stopped:
         run(job, stop)
     assert stopped.value.exit_status == 143
-    assert [each.status for each in database.last_runs(1)] == ["stopped"]
+    assert [each.status for each in database.runs.last_runs(1)] == ["stopped"]
 
 
 def test_a_database_that_hangs_does_not_hold_up_a_failed_run(database, settings, caplog, limits):
     """What has failed ends as that failure, though its end cannot be written down."""
     limits("_SHUTDOWN_TIMEOUT", 0.1)
-    stuck, stop = Stuck(database, "save_run"), Stop()
-    job = failing(settings, stuck, Failing(stuck.stuck.set), stop)
+    stuck, stop = Stuck(database.runs, "save_run"), Stop()
+    job = failing(settings, replace(database, runs=stuck), Failing(stuck.stuck.set), stop)
     try:
         with pytest.raises(StorageFailed):
             run(job, stop)
@@ -114,25 +114,25 @@ def test_giving_up_writes_down_the_end_though_the_claims_cannot_be_released(
     """
     limits("_RELEASE_TIMEOUT", 0.1)
     monkeypatch.setattr("text2img.worker.leases._RELEASE_TIMEOUT", 600)
-    stuck, statuses = Stuck(database, "release"), []
+    stuck, statuses = Stuck(database.queue, "release"), []
     monkeypatch.setattr(os, "_exit", statuses.append)
-    job = failing(settings, stuck, Failing(lambda: None), Stop())
-    job._leases.hold(prompt.claim for prompt in database.claim("w1", 1, 60, Selection()))
+    job = failing(settings, replace(database, queue=stuck), Failing(lambda: None), Stop())
+    job._leases.hold(prompt.claim for prompt in database.queue.claim("w1", 1, 60, Selection()))
     stuck.stuck.set()
     try:
         job.force_exit(143)
     finally:
         stuck.end.set()
     assert statuses == [143]
-    assert [each.status for each in database.last_runs(1)] == ["stopped"]
+    assert [each.status for each in database.runs.last_runs(1)] == ["stopped"]
 
 
 def test_giving_up_does_not_belie_a_run_that_was_completed(database, settings, monkeypatch):
     """Asked to end while it is telling, with all its work done and written down, a run stays completed."""
-    database.claim("w1", 1, 600, Selection())
+    database.queue.claim("w1", 1, 600, Selection())
     monkeypatch.setattr(os, "_exit", lambda status: None)
     stop = Stop()
     job = failing(settings, database, Failing(lambda: None), stop)
     run(job, stop)
     job.force_exit(143)
-    assert [each.status for each in database.last_runs(1)] == ["completed"]
+    assert [each.status for each in database.runs.last_runs(1)] == ["completed"]

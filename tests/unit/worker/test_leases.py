@@ -36,22 +36,22 @@ def turns(tmp_path):
 def test_a_held_claim_outlives_its_lease(database, turns):
     """Twice the lease later nobody else gets the prompts; once they are given back, anybody does."""
     beats = []
-    with Leases(database, LEASE, lambda: beats.append(1), wait=turns) as leases:
-        leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
+    with Leases(database.queue, LEASE, lambda: beats.append(1), wait=turns) as leases:
+        leases.hold(prompt.claim for prompt in database.queue.claim("w1", 2, LEASE, Selection()))
         turns.grant(7)  # of a third of a lease each
-        assert database.claim("w2", 2, 60, Selection()) == []
+        assert database.queue.claim("w2", 2, 60, Selection()) == []
     assert len(beats) == 7
-    assert len(database.claim("w2", 2, 60, Selection())) == 2
+    assert len(database.queue.claim("w2", 2, 60, Selection())) == 2
 
 
 def test_what_was_dropped_is_not_given_back(database):
     """Leaving gives back only what is still held: what is done with stays as it was recorded."""
-    prompts = database.claim("w1", 2, 60, Selection())
-    with Leases(database, 60, lambda: None) as leases:
+    prompts = database.queue.claim("w1", 2, 60, Selection())
+    with Leases(database.queue, 60, lambda: None) as leases:
         leases.hold(prompt.claim for prompt in prompts)
         leases.forget([prompts[0].claim])
-    assert database.holds(prompts[0].claim)
-    assert not database.holds(prompts[1].claim)
+    assert database.queue.holds(prompts[0].claim)
+    assert not database.queue.holds(prompts[1].claim)
 
 
 def test_a_database_that_is_away_for_a_moment_is_asked_again():
@@ -108,17 +108,17 @@ def test_a_beat_that_fails_costs_no_claim(database, turns):
         beats.append(1)
         raise RuntimeError("a library that is not all there yet")
 
-    with Leases(database, LEASE, beat, wait=turns) as leases:
-        leases.hold(prompt.claim for prompt in database.claim("w1", 2, LEASE, Selection()))
+    with Leases(database.queue, LEASE, beat, wait=turns) as leases:
+        leases.hold(prompt.claim for prompt in database.queue.claim("w1", 2, LEASE, Selection()))
         turns.grant(7)
-        assert database.claim("w2", 2, 60, Selection()) == []
+        assert database.queue.claim("w2", 2, 60, Selection()) == []
     assert len(beats) == 7
 
 
 def test_a_lost_claim_counts_once(database):
     """However many notice that it went to another worker; one that was dropped before does not count."""
-    leases = Leases(database, 60, lambda: None)
-    lost, done = (prompt.claim for prompt in database.claim("w1", 2, 60, Selection()))
+    leases = Leases(database.queue, 60, lambda: None)
+    lost, done = (prompt.claim for prompt in database.queue.claim("w1", 2, 60, Selection()))
     leases.hold([lost, done])
     leases.forget([done])
     for _ in range(2):

@@ -137,7 +137,7 @@ def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
     class Idle(PollingLoop):
         def wait_for_work(self, has_work, recorded, next_retry_at):
             if late:
-                bench.database.enqueue([late.pop()])
+                bench.database.runs.enqueue([late.pop()])
             return super().wait_for_work(has_work, recorded, next_retry_at)
 
     painter = Painter()

@@ -29,40 +29,44 @@ _MAX_ROUNDS: Final = 20
 _DUPLICATE_KEY: Final = 11000
 
 
-class MongoOutbox(Session):
+class MongoOutbox:
     """The Outbox part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._datasets, self._runs, self._callbacks = session.datasets, session.runs, session.callbacks
 
     @translate_errors
     def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect. Outcomes assigned by an earlier call stay assigned."""
         undelivered = {"untold": True, "run_id": run_id}
-        missing = limit - self.datasets.count_documents({"untold": notification_id})
+        missing = limit - self._datasets.count_documents({"untold": notification_id})
         for _ in range(_MAX_ROUNDS if missing > 0 else 0):
-            prompts = self.datasets.find(undelivered, {"_id": 1}, limit=missing)
+            prompts = self._datasets.find(undelivered, {"_id": 1}, limit=missing)
             found = [document["_id"] for document in prompts]
             marking = {"_id": {"$in": found}, **undelivered}
             if (
                 not found
-                or self.datasets.update_many(marking, {"$set": {"untold": notification_id}}).matched_count
+                or self._datasets.update_many(marking, {"$set": {"untold": notification_id}}).matched_count
             ):
                 break
-        marked = self.datasets.find({"untold": notification_id}, dict.fromkeys(NOTIFICATION_FIELDS, 1)).sort(
+        marked = self._datasets.find({"untold": notification_id}, dict.fromkeys(NOTIFICATION_FIELDS, 1)).sort(
             "_id"
         )
         collected = [undelivered_of(id_of(document["_id"]), document) for document in marked]
-        return collected, self.datasets.find_one(undelivered, {"_id": 1}) is not None
+        return collected, self._datasets.find_one(undelivered, {"_id": 1}) is not None
 
     @translate_errors
     def save_notification(self, notification: Notification) -> None:
         """See Outbox.save_notification. Saves first, so that a crash in between duplicates nothing."""
         with suppress(DuplicateKeyError):  # saved already, and never changes
-            self.callbacks.insert_one(_document(notification))
+            self._callbacks.insert_one(_document(notification))
         self._mark_delivered(notification.id)
 
     @translate_errors
     def undelivered_runs(self) -> list[str]:
         """See Outbox.undelivered_runs."""
-        marks = self.datasets.aggregate(
+        marks = self._datasets.aggregate(
             [
                 {"$match": {"untold": {"$exists": True}}},
                 {"$group": {"_id": {"run_id": "$run_id", "untold": "$untold"}}},
@@ -88,7 +92,7 @@ class MongoOutbox(Session):
                 webhook_url=document.get("webhook_url"),
                 outcome=undelivered_of(id_of(document["_id"]), document),
             )
-            for document in self.datasets.find(marked, fields, limit=limit)
+            for document in self._datasets.find(marked, fields, limit=limit)
         ]
 
     @translate_errors
@@ -98,14 +102,14 @@ class MongoOutbox(Session):
         """See Outbox.enqueue_webhooks. Saves first, so that a crash in between duplicates nothing."""
         if notifications:
             try:
-                self.callbacks.insert_many(map(_document, notifications), ordered=False)
+                self._callbacks.insert_many(map(_document, notifications), ordered=False)
             except BulkWriteError as exc:
                 errors = exc.details["writeErrors"]
                 if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
                     raise
         if pending_webhooks:
             ids = {WEBHOOK_PENDING: {"$in": [webhook.notification_id for webhook in pending_webhooks]}}
-            self.datasets.update_many(ids, {"$unset": {WEBHOOK_PENDING: ""}})
+            self._datasets.update_many(ids, {"$unset": {WEBHOOK_PENDING: ""}})
 
     @translate_errors
     def claim_notification(
@@ -117,7 +121,7 @@ class MongoOutbox(Session):
         exclude_origins: Collection[str] = (),
     ) -> Notification | None:
         """See Outbox.claim_notification. One command, which is atomic."""
-        found = self.callbacks.find_one_and_update(
+        found = self._callbacks.find_one_and_update(
             {"state": "due", **_for_receiver(webhooks, exclude_origins), "$and": [DUE, EXPIRED]},
             [
                 {
@@ -146,7 +150,7 @@ class MongoOutbox(Session):
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification. A closed notification stays as it is."""
         closed = {"state": "told" if delivered else "refused", "detail": detail, "tries": notification.tries}
-        self.callbacks.update_one(
+        self._callbacks.update_one(
             {"_id": notification.id, "state": "due"},
             [
                 {"$set": {**literals(closed), "closed_at": NOW}},
@@ -157,7 +161,7 @@ class MongoOutbox(Session):
     @translate_errors
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Outbox.reschedule_notification. Does nothing if another worker has claimed it since."""
-        self.callbacks.update_one(
+        self._callbacks.update_one(
             {"_id": notification.id, "state": "due", "tries": notification.tries},
             [
                 {"$set": {**literals({"detail": detail}), "not_before": from_now(wait)}},
@@ -169,7 +173,7 @@ class MongoOutbox(Session):
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Outbox.notifications. Two commands, each served by the index."""
         due, refused = (
-            self.callbacks.count_documents({"state": state, **_for_receiver(webhooks)})
+            self._callbacks.count_documents({"state": state, **_for_receiver(webhooks)})
             for state in ("due", "refused")
         )
         return due, refused
@@ -177,22 +181,22 @@ class MongoOutbox(Session):
     @translate_errors
     def undelivered(self, *, webhooks: bool = False) -> int:
         """See Outbox.undelivered. One command."""
-        return self.datasets.count_documents({WEBHOOK_PENDING if webhooks else "untold": {"$exists": True}})
+        return self._datasets.count_documents({WEBHOOK_PENDING if webhooks else "untold": {"$exists": True}})
 
     def _alive(self, run_ids: set[object]) -> set[object]:
         running = {"_id": {"$in": list(run_ids)}, "status": "running", **LEASED}
-        return {run["_id"] for run in self.runs.find(running, {"_id": 1})}
+        return {run["_id"] for run in self._runs.find(running, {"_id": 1})}
 
     def _settle(self, run_id: object, notification_id: object) -> bool:
         """Mark the outcomes as delivered if the notification is saved, else undelivered; return if it is."""
-        if self.callbacks.find_one({"_id": notification_id}, {"_id": 1}) is not None:
+        if self._callbacks.find_one({"_id": notification_id}, {"_id": 1}) is not None:
             self._mark_delivered(notification_id)
             return True
-        self.datasets.update_many({"untold": notification_id, "run_id": run_id}, {"$set": {"untold": True}})
+        self._datasets.update_many({"untold": notification_id, "run_id": run_id}, {"$set": {"untold": True}})
         return False
 
     def _mark_delivered(self, notification_id: object) -> None:
-        self.datasets.update_many({"untold": notification_id}, {"$unset": {"untold": ""}})
+        self._datasets.update_many({"untold": notification_id}, {"$unset": {"untold": ""}})
 
 
 def _document(notification: Notification) -> Document:

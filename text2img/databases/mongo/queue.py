@@ -60,25 +60,29 @@ _UNMARK_STARTED: Final = {"$unset": "started_claim"}
 _RELEASE: Final = dict.fromkeys(CLAIM_FIELDS, "")
 
 
-class MongoQueue(Session):
+class MongoQueue:
     """The Queue part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._datasets, self._records = session.datasets, session.records
 
     @translate_errors
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
         """See Queue.claim. Two commands, and more for each round that is lost to other workers."""
-        return claim_prompts(self.datasets, worker, limit, lease_seconds, selection)
+        return claim_prompts(self._datasets, worker, limit, lease_seconds, selection)
 
     @translate_errors
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek. One command."""
-        return peek_prompts(self.datasets, limit, selection)
+        return peek_prompts(self._datasets, limit, selection)
 
     @translate_errors
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start. One command."""
         marks = ((claims, _MARK_STARTED), (left, _UNMARK_STARTED))
         if changes := [UpdateMany(all_held(group), [mark]) for group, mark in marks if group]:
-            self.datasets.bulk_write(changes)
+            self._datasets.bulk_write(changes)
 
     @translate_errors
     def extend(self, claims: Sequence[Claim], lease_seconds: float) -> list[Claim]:
@@ -86,15 +90,15 @@ class MongoQueue(Session):
         if not claims:
             return []
         update = [{"$set": {"lease_expires_at": from_now(lease_seconds)}}]
-        if self.datasets.update_many(all_held(claims), update).matched_count == len(claims):
+        if self._datasets.update_many(all_held(claims), update).matched_count == len(claims):
             return []
-        kept = {id_of(found["_id"]) for found in self.datasets.find(all_held(claims), {"_id": 1})}
+        kept = {id_of(found["_id"]) for found in self._datasets.find(all_held(claims), {"_id": 1})}
         return [claim for claim in claims if claim.id not in kept]
 
     @translate_errors
     def holds(self, claim: Claim) -> bool:
         """See Queue.holds."""
-        return self.datasets.find_one(held(claim), {"_id": 1}) is not None
+        return self._datasets.find_one(held(claim), {"_id": 1}) is not None
 
     @translate_errors
     def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
@@ -108,10 +112,10 @@ class MongoQueue(Session):
             UpdateOne(held(outcome.claim), changed(change_of(outcome, run_id, notify=notify)))
             for outcome in writable
         ]
-        if self.datasets.bulk_write(updates, ordered=False).matched_count == len(writable):
+        if self._datasets.bulk_write(updates, ordered=False).matched_count == len(writable):
             return writable
         claims = [outcome.claim for outcome in writable]
-        found = self.datasets.find(ids(claims), dict.fromkeys(_FENCING_FIELDS, 1))
+        found = self._datasets.find(ids(claims), dict.fromkeys(_FENCING_FIELDS, 1))
         documents = {id_of(document["_id"]): document for document in found}
         written = [
             outcome
@@ -127,32 +131,32 @@ class MongoQueue(Session):
         """See Queue.release. One command."""
         if claims:
             pending = {"status": Status.PENDING.value}
-            self.datasets.update_many(all_held(claims), {"$set": pending, "$unset": _RELEASE})
+            self._datasets.update_many(all_held(claims), {"$set": pending, "$unset": _RELEASE})
 
     @translate_errors
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead. One command."""
         claimed = {**PROCESSING, "claimed_by": {"$eq": worker}}
-        return self.datasets.update_many(claimed, [{"$set": {"lease_expires_at": NOW}}]).matched_count
+        return self._datasets.update_many(claimed, [{"$set": {"lease_expires_at": NOW}}]).matched_count
 
     @translate_errors
     def has_claimable(self, selection: Selection) -> bool:
         """See Queue.has_claimable. One command; two if nothing is pending."""
         pending, expired = {**PENDING, **DUE}, {**PROCESSING, **EXPIRED}
         return any(
-            self.datasets.find_one({**selected(selection), **condition}, {"_id": 1}) is not None
+            self._datasets.find_one({**selected(selection), **condition}, {"_id": 1}) is not None
             for condition in (pending, expired)
         )
 
     @translate_errors
     def pending(self, selection: Selection) -> int:
         """See Queue.pending."""
-        return self.datasets.count_documents({**selected(selection), **CLAIMABLE})
+        return self._datasets.count_documents({**selected(selection), **CLAIMABLE})
 
     @translate_errors
     def postponed(self, selection: Selection) -> int:
         """See Queue.postponed."""
-        return self.datasets.count_documents({**selected(selection), **PENDING, **POSTPONED})
+        return self._datasets.count_documents({**selected(selection), **PENDING, **POSTPONED})
 
     def _record_results(self, completed: Sequence[Completed], run_id: str) -> set[Claim]:
         """Upsert the results; return the claims superseded by a result with a greater claim number."""
@@ -171,7 +175,7 @@ class MongoQueue(Session):
             for done in completed
         ]
         try:
-            self.records.bulk_write(upserts, ordered=False)
+            self._records.bulk_write(upserts, ordered=False)
         except BulkWriteError as exc:
             errors = exc.details["writeErrors"]
             if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
@@ -192,7 +196,7 @@ class MongoQueue(Session):
             prompt = documents.get(claim.id, {})
             if (prompt.get("status"), prompt.get("claim_number")) != (Status.COMPLETED.value, claim.number):
                 result = {"dataset_id": {"$eq": value_of(claim.id)}, "claim_number": claim.number}
-                self.records.delete_one(result)
+                self._records.delete_one(result)
 
     def _release_superseded(self, claims: set[Claim]) -> None:
         """Requeue prompts that are held although their result has a greater claim number.
@@ -201,10 +205,10 @@ class MongoQueue(Session):
         result's; otherwise the prompt could never be recorded.
         """
         for claim in claims:
-            result = self.records.find_one({"dataset_id": {"$eq": value_of(claim.id)}}, {"claim_number": 1})
+            result = self._records.find_one({"dataset_id": {"$eq": value_of(claim.id)}}, {"claim_number": 1})
             number = (result or {}).get("claim_number", claim.number)
             pending = {"status": Status.PENDING.value, "claim_number": number}
-            self.datasets.update_one(held(claim), {"$set": pending, "$unset": _RELEASE})
+            self._datasets.update_one(held(claim), {"$set": pending, "$unset": _RELEASE})
 
 
 if TYPE_CHECKING:

@@ -69,8 +69,16 @@ _IMAGES: Final = {
 """The number of images of a completed prompt."""
 
 
-class MongoRunStore(Session):
+class MongoRunStore:
     """The RunStore part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._datasets, self._configurations, self._runs = (
+            session.datasets,
+            session.configurations,
+            session.runs,
+        )
 
     @translate_errors
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
@@ -78,11 +86,11 @@ class MongoRunStore(Session):
         matching: Document = (
             {"model_type": MODEL_TYPE} if config_id is None else {"_id": {"$in": values_for(config_id)}}
         )
-        found = self.configurations.find_one(matching, sort=[("_id", 1)])
+        found = self._configurations.find_one(matching, sort=[("_id", 1)])
         if found is not None:
             return configuration_of(id_of(found.pop("_id")), found)
         if config_id is not None:
-            raise missing_configuration(config_id, self.configurations.name)
+            raise missing_configuration(config_id, self._configurations.name)
         return None
 
     @translate_errors
@@ -91,19 +99,19 @@ class MongoRunStore(Session):
         lease = {"lease_expires_at": from_now(lease_seconds)} if run.status == "running" else {}
         document = {"$literal": {"_id": run.id, **run_fields(run, lease_seconds)}}
         update = [{"$replaceWith": {"$mergeObjects": [document, lease]}}]
-        self.runs.update_one({"_id": run.id}, update, upsert=True)
+        self._runs.update_one({"_id": run.id}, update, upsert=True)
 
     @translate_errors
     def last_runs(self, limit: int) -> list[Run]:
         """See RunStore.last_runs. Documents that are not runs of this job are skipped."""
-        found = self.runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit)
+        found = self._runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit)
         runs = (run_of(str(id_of(document["_id"])), document) for document in found)
         return [run for run in runs if run is not None]
 
     @translate_errors
     def run(self, run_id: str) -> Run | None:
         """See RunStore.run."""
-        document = self.runs.find_one({"_id": {"$eq": run_id}})
+        document = self._runs.find_one({"_id": {"$eq": run_id}})
         return None if document is None else run_of(run_id, document)
 
     @translate_errors
@@ -111,7 +119,7 @@ class MongoRunStore(Session):
         """See RunStore.run_totals. One command."""
         images = {"$cond": [{"$isArray": "$image_urls"}, {"$size": "$image_urls"}, 1]}
         sums = {"n": {"$sum": 1}, "images": {"$sum": images}}
-        groups = self.datasets.aggregate(
+        groups = self._datasets.aggregate(
             [{"$match": {"run_id": {"$eq": run_id}}}, {"$group": {"_id": "$status", **sums}}]
         )
         found = {str(group["_id"]): group for group in groups}
@@ -136,7 +144,9 @@ class MongoRunStore(Session):
             "oldest": {"$min": _CREATED_AT},
             "images": {"$sum": _IMAGES},
         }
-        groups = self.datasets.aggregate([{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}])
+        groups = self._datasets.aggregate(
+            [{"$match": selected(selection)}, {"$group": {"_id": by, **totals}}]
+        )
         return _counts(list(groups))
 
     @translate_errors
@@ -145,7 +155,7 @@ class MongoRunStore(Session):
         expired = {"$cond": [in_future("lease_expires_at"), 0, 1]}
         totals = {"n": {"$sum": 1}, "expired": {"$sum": expired}, "until": {"$max": "$lease_expires_at"}}
         held = {**selected(selection), **PROCESSING}
-        groups = self.datasets.aggregate([{"$match": held}, {"$group": {"_id": "$claimed_by", **totals}}])
+        groups = self._datasets.aggregate([{"$match": held}, {"$group": {"_id": "$claimed_by", **totals}}])
         return [
             WorkerClaims(
                 worker=str(group["_id"] or "unknown"),
@@ -179,7 +189,7 @@ class MongoRunStore(Session):
     @translate_errors
     def _requeue_changed(self, prompts: Sequence[NewPrompt]) -> int:
         updates = [UpdateOne(differs(new.id, content_of(new)), _replaced_by(new)) for new in prompts]
-        return self.datasets.bulk_write(updates, ordered=False).matched_count
+        return self._datasets.bulk_write(updates, ordered=False).matched_count
 
     @translate_errors
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
@@ -188,12 +198,12 @@ class MongoRunStore(Session):
         matching = failed if code is None else {**failed, "error_code": code.value}
         removed = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id"), "")
         update = {"$set": {"status": Status.PENDING.value}, "$unset": removed}
-        return self.datasets.update_many(matching, update).matched_count
+        return self._datasets.update_many(matching, update).matched_count
 
     @translate_errors
     def _insert(self, documents: list[Document]) -> int:
         try:
-            return len(self.datasets.insert_many(documents, ordered=False).inserted_ids)
+            return len(self._datasets.insert_many(documents, ordered=False).inserted_ids)
         except BulkWriteError as exc:
             errors = exc.details["writeErrors"]
             if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
@@ -233,8 +243,12 @@ _RESULTS_BATCH_SIZE: Final = 100
 """Documents in one response of the server."""
 
 
-class MongoResults(Session):
+class MongoResults:
     """The Results part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._datasets = session.datasets
 
     def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
         """See Results.completed."""
@@ -254,10 +268,10 @@ class MongoResults(Session):
             matching["run_id"] = {"$eq": run_id}
         projection = ["dataset_id", *fields]
         try:
-            with self.datasets.find(matching, projection, batch_size=_RESULTS_BATCH_SIZE) as cursor:
+            with self._datasets.find(matching, projection, batch_size=_RESULTS_BATCH_SIZE) as cursor:
                 yield from cursor
         except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc
+            raise DatabaseFailed(error_message(exc, self.session.address, self.session.name)) from exc
 
 
 def _read(document: Document) -> tuple[Any, str | None, Document]:

@@ -43,16 +43,15 @@ _AUTHENTICATION_FAILED: Final = 18
 _UNAUTHORIZED: Final = 13
 
 
-class Addressed(Protocol):
-    """An object that knows, for error messages, its server's address and its database's name."""
+class HasSession(Protocol):
+    """A part of the database that works on a session."""
 
-    address: str
-    name: str
+    session: Session
 
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_S = TypeVar("_S", bound=Addressed)
+_S = TypeVar("_S", bound=HasSession)
 
 
 def translate_errors(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
@@ -64,17 +63,21 @@ def translate_errors(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Conc
 
     @functools.wraps(method)
     def translating(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            try:
-                return method(self, *args, **kwargs)
-            except ServerSelectionTimeoutError:
-                raise
-            except AutoReconnect:
-                return method(self, *args, **kwargs)
-        except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(error_message(exc, self.address, self.name)) from exc
+        return _translate_errors(self.session, functools.partial(method, self, *args, **kwargs))
 
     return translating
+
+
+def _translate_errors(session: Session, action: Callable[[], _R]) -> _R:
+    try:
+        try:
+            return action()
+        except ServerSelectionTimeoutError:
+            raise
+        except AutoReconnect:
+            return action()
+    except (PyMongoError, BSONError, OverflowError, UnicodeEncodeError) as exc:
+        raise DatabaseFailed(error_message(exc, session.address, session.name)) from exc
 
 
 def error_message(exc: Exception, address: str, name: str) -> str:
@@ -248,9 +251,11 @@ class Session:
         self.runs = self._collection(collections.runs)
         self.callbacks = self._collection(collections.callbacks)
 
-    @translate_errors
     def open(self, *, create: bool = True) -> None:
         """Connect and, with ``create``, create the indexes. May be repeated. Raises DatabaseFailed."""
+        _translate_errors(self, functools.partial(self._open, create))
+
+    def _open(self, create: bool) -> None:  # noqa: FBT001 - open's keyword
         # A query, not a ping: a server also answers the ping of a user without any rights.
         self.datasets.find_one({}, {"_id": 1})
         for index in INDEXES if create else ():

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
 from text2img.databases.sqlite.schema import id_of, object_of, structure_of, timestamp
-from text2img.databases.sqlite.session import Session
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
 
     from text2img.databases import UndeliveredOutcome
+    from text2img.databases.sqlite.session import Session
 
 _MARK: Final = (
     "UPDATE {datasets} SET untold = :notification WHERE _id IN "
@@ -45,42 +45,45 @@ _SAVE: Final = (
 _CLAIM: Final = "UPDATE {callbacks} SET tries = ?, claimed_by = ?, lease_expires_at = ? WHERE _id = ?"
 
 
-class SqliteOutbox(Session):
+class SqliteOutbox:
     """The Outbox part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect. Outcomes assigned by an earlier call stay assigned."""
         values = {"notification": notification_id, "run": run_id, "limit": limit}
-        with self._writing() as connection:
-            connection.execute(self._sql(_MARK), values)
-            marked = self._sql("SELECT * FROM {datasets} WHERE untold = :notification ORDER BY _id")
+        with self._session.writing() as connection:
+            connection.execute(self._session.sql(_MARK), values)
+            marked = self._session.sql("SELECT * FROM {datasets} WHERE untold = :notification ORDER BY _id")
             rows = connection.execute(marked, values).fetchall()
-            left = self._sql("SELECT 1 FROM {datasets} WHERE untold = 1 AND run_id = :run LIMIT 1")
+            left = self._session.sql("SELECT 1 FROM {datasets} WHERE untold = 1 AND run_id = :run LIMIT 1")
             more = connection.execute(left, values).fetchone() is not None
         return [_outcome(row) for row in rows], more
 
     def save_notification(self, notification: Notification) -> None:
         """See Outbox.save_notification. One transaction."""
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             self._save(connection, [notification])
-            unmark = self._sql("UPDATE {datasets} SET untold = NULL WHERE untold = ?")
+            unmark = self._session.sql("UPDATE {datasets} SET untold = NULL WHERE untold = ?")
             connection.execute(unmark, (notification.id,))
 
     def undelivered_runs(self) -> list[str]:
         """See Outbox.undelivered_runs."""
         now = {"now": timestamp()}
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             # A notification is saved and its marks removed together: any mark left is a dead run's.
-            connection.execute(self._sql(_UNMARK), now)
-            return [str(row[0]) for row in connection.execute(self._sql(_UNDELIVERED_RUNS), now)]
+            connection.execute(self._session.sql(_UNMARK), now)
+            return [str(row[0]) for row in connection.execute(self._session.sql(_UNDELIVERED_RUNS), now)]
 
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Outbox.pending_webhooks."""
-        statement = self._sql(
+        statement = self._session.sql(
             "SELECT * FROM {datasets} WHERE webhook_untold IS NOT NULL AND typeof(webhook_untold) = 'text' "
             "LIMIT ?"
         )
-        with self._reading() as connection:
+        with self._session.reading() as connection:
             rows = connection.execute(statement, (limit,)).fetchall()
         return [
             PendingWebhook(
@@ -96,8 +99,8 @@ class SqliteOutbox(Session):
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
         """See Outbox.enqueue_webhooks. One transaction."""
-        statement = self._sql("UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = ?")
-        with self._writing() as connection:
+        statement = self._session.sql("UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = ?")
+        with self._session.writing() as connection:
             self._save(connection, notifications)
             connection.executemany(statement, [(webhook.notification_id,) for webhook in pending_webhooks])
 
@@ -112,52 +115,54 @@ class SqliteOutbox(Session):
         """See Outbox.claim_notification."""
         excluded = {f"excluded_{index}": origin for index, origin in enumerate(exclude_origins)}
         webhook = f"origin IS NOT NULL AND origin NOT IN ({', '.join(f':{name}' for name in excluded)})"
-        statement = self._sql(_DUE, receiver=webhook if webhooks else "origin IS NULL")
-        with self._writing() as connection:
+        statement = self._session.sql(_DUE, receiver=webhook if webhooks else "origin IS NULL")
+        with self._session.writing() as connection:
             row = connection.execute(statement, {"now": timestamp(), **excluded}).fetchone()
             if row is None:
                 return None
             tries = count_of(row["tries"]) + 1
-            connection.execute(self._sql(_CLAIM), (tries, worker, timestamp(lease_seconds), row["_id"]))
+            connection.execute(
+                self._session.sql(_CLAIM), (tries, worker, timestamp(lease_seconds), row["_id"])
+            )
         fields = {name: row[name] for name in ("run_id", "body", "url", "origin")}
         return Notification(id=row["_id"], tries=tries, **fields)
 
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification. A closed notification stays as it is."""
-        statement = self._sql(
+        statement = self._session.sql(
             "UPDATE {callbacks} SET state = ?, detail = ?, closed_at = ?, claimed_by = NULL, "
             "lease_expires_at = NULL, not_before = NULL WHERE _id = ? AND state = 'due'"
         )
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             connection.execute(
                 statement, ("told" if delivered else "refused", detail, timestamp(), notification.id)
             )
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Outbox.reschedule_notification. Does nothing if another worker has claimed it since."""
-        statement = self._sql(
+        statement = self._session.sql(
             "UPDATE {callbacks} SET not_before = ?, detail = ?, claimed_by = NULL, lease_expires_at = NULL "
             "WHERE _id = ? AND state = 'due' AND tries = ?"
         )
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             connection.execute(statement, (timestamp(wait), detail, notification.id, notification.tries))
 
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Outbox.notifications."""
-        statement = self._sql(
+        statement = self._session.sql(
             "SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' AND origin {receiver} "
             "GROUP BY state",
             receiver="IS NOT NULL" if webhooks else "IS NULL",
         )
-        with self._reading() as connection:
+        with self._session.reading() as connection:
             by_state = dict(tuple(row) for row in connection.execute(statement))
         return by_state.get("due", 0), by_state.get("refused", 0)
 
     def undelivered(self, *, webhooks: bool = False) -> int:
         """See Outbox.undelivered."""
         mark = WEBHOOK_PENDING if webhooks else "untold"
-        statement = self._sql("SELECT count(*) FROM {datasets} WHERE {mark} IS NOT NULL", mark=mark)
-        with self._reading() as connection:
+        statement = self._session.sql("SELECT count(*) FROM {datasets} WHERE {mark} IS NOT NULL", mark=mark)
+        with self._session.reading() as connection:
             (number,) = connection.execute(statement).fetchone()
         return int(number)
 
@@ -166,7 +171,7 @@ class SqliteOutbox(Session):
             (new.id, new.run_id, new.body, new.tries, timestamp(), new.url, new.origin)
             for new in notifications
         ]
-        connection.executemany(self._sql(_SAVE), rows)
+        connection.executemany(self._session.sql(_SAVE), rows)
 
 
 def _outcome(row: sqlite3.Row) -> UndeliveredOutcome:

@@ -29,7 +29,6 @@ from text2img.databases.sqlite.schema import (
     structure_of,
     timestamp,
 )
-from text2img.databases.sqlite.session import Session
 from text2img.prompts import Claim, Completed
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from text2img.databases import Selection
+    from text2img.databases.sqlite.session import Session
     from text2img.prompts import Outcome, Prompt
 
 LEASED: Final = IN_FUTURE.format("lease_expires_at")
@@ -69,28 +69,31 @@ _HAS_CLAIMABLE: Final = "SELECT EXISTS (SELECT 1 FROM {datasets} WHERE {conditio
 _COUNT: Final = "SELECT count(*) FROM {datasets} WHERE {condition} AND {where}"
 
 
-class SqliteQueue(Session):
+class SqliteQueue:
     """The Queue part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
         """See Queue.claim. One transaction: concurrent workers wait for each other."""
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             prompts = [_prompt(row, worker) for row in self._next(connection, limit, selection)]
             marks = {"token": uuid.uuid4().hex, "until": timestamp(lease_seconds)}
             connection.executemany(
-                self._sql(_CLAIM),
+                self._session.sql(_CLAIM),
                 [{**marks, **_names(prompt.claim), "deaths": prompt.deaths} for prompt in prompts],
             )
         return prompts
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek."""
-        with self._reading() as connection:
+        with self._session.reading() as connection:
             return [_prompt(row, "unclaimed") for row in self._next(connection, limit, selection)]
 
     def start(self, claims: Sequence[Claim], left: Sequence[Claim] = ()) -> None:
         """See Queue.start."""
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             self._change_held(connection, "started_claim = claim_number", claims)
             self._change_held(connection, "started_claim = NULL", left)
 
@@ -100,14 +103,14 @@ class SqliteQueue(Session):
 
     def holds(self, claim: Claim) -> bool:
         """See Queue.holds."""
-        statement = self._sql("SELECT 1 FROM {datasets} WHERE {held}", held=HELD)
-        with self._reading() as connection:
+        statement = self._session.sql("SELECT 1 FROM {datasets} WHERE {held}", held=HELD)
+        with self._session.reading() as connection:
             found = connection.execute(statement, _names(claim))
             return found.fetchone() is not None
 
     def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
         """See Queue.record. Results and prompts change together, in one transaction."""
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             return [
                 outcome for outcome in outcomes if self._record(connection, outcome, run_id, notify=notify)
             ]
@@ -118,17 +121,20 @@ class SqliteQueue(Session):
 
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
-        with self._writing() as connection:
-            return connection.execute(self._sql(_EXPIRE), {"worker": worker, "now": timestamp()}).rowcount
+        with self._session.writing() as connection:
+            return connection.execute(
+                self._session.sql(_EXPIRE), {"worker": worker, "now": timestamp()}
+            ).rowcount
 
     def has_claimable(self, selection: Selection) -> bool:
         """See Queue.has_claimable. Two index lookups, each of which stops at the first prompt."""
         where, values = selected(selection)
         statements = (
-            self._sql(_HAS_CLAIMABLE, condition=condition, where=where) for condition in (PENDING, EXPIRED)
+            self._session.sql(_HAS_CLAIMABLE, condition=condition, where=where)
+            for condition in (PENDING, EXPIRED)
         )
         values["now"] = timestamp()
-        with self._reading() as connection:
+        with self._session.reading() as connection:
             return any(connection.execute(statement, values).fetchone()[0] for statement in statements)
 
     def pending(self, selection: Selection) -> int:
@@ -151,14 +157,14 @@ class SqliteQueue(Session):
         where, values = selected(selection)
         values |= {"now": timestamp(), "limit": max(limit, 0)}
         fields = ", ".join(PROMPT_FIELDS)
-        statement = self._sql(_READ, fields=fields, condition=condition, where=where, order=ORDER)
+        statement = self._session.sql(_READ, fields=fields, condition=condition, where=where, order=ORDER)
         return connection.execute(statement, values).fetchall()
 
     def _update_held(
         self, assignments: str, claims: Sequence[Claim], values: Mapping[str, object] | None = None
     ) -> list[Claim]:
         """Update the prompts of the claims; return the claims that are lost."""
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             return self._change_held(connection, assignments, claims, values)
 
     def _change_held(
@@ -168,7 +174,7 @@ class SqliteQueue(Session):
         claims: Sequence[Claim],
         values: Mapping[str, object] | None = None,
     ) -> list[Claim]:
-        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
+        statement = self._session.sql(_UPDATE, assignments=assignments, held=HELD)
         return [
             claim
             for claim in claims
@@ -177,7 +183,7 @@ class SqliteQueue(Session):
 
     def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, notify: bool) -> bool:
         names = _names(outcome.claim)
-        row = connection.execute(self._sql(_ROW), names).fetchone()
+        row = connection.execute(self._session.sql(_ROW), names).fetchone()
         if row is None or row["status"] != "processing":
             return row is not None and written_already(outcome, run_id, dict(row))
         if (row["claimed_by"], row["claim_number"]) != (names["worker"], names["number"]):
@@ -200,7 +206,7 @@ class SqliteQueue(Session):
         number must be above the result's.
         """
         names = _names(done.claim)
-        superseding = connection.execute(self._sql(_SUPERSEDING), names).fetchone()
+        superseding = connection.execute(self._session.sql(_SUPERSEDING), names).fetchone()
         if superseding is not None:
             fields = {"status": "pending", **dict.fromkeys(CLAIM_FIELDS), "claim_number": superseding[0]}
             self._set(connection, fields, names)
@@ -210,7 +216,7 @@ class SqliteQueue(Session):
         columns = ", ".join(["dataset_id", *result])
         places = ", ".join([ID, *(f":{name}" for name in result)])
         updates = ", ".join(f"{name} = excluded.{name}" for name in result)
-        statement = self._sql(_UPSERT, columns=columns, places=places, updates=updates)
+        statement = self._session.sql(_UPSERT, columns=columns, places=places, updates=updates)
         connection.execute(statement, {**result, **names_of(done.claim.id)})
         return True
 
@@ -219,13 +225,13 @@ class SqliteQueue(Session):
     ) -> None:
         assignments = ", ".join(f"{name} = :new_{name}" for name in columns)
         values = {f"new_{name}": value for name, value in columns.items()}
-        statement = self._sql(_UPDATE, assignments=assignments, held=HELD)
+        statement = self._session.sql(_UPDATE, assignments=assignments, held=HELD)
         connection.execute(statement, {**values, **names})
 
     def _count(self, condition: str, selection: Selection) -> int:
         where, values = selected(selection)
-        statement = self._sql(_COUNT, condition=condition, where=where)
-        with self._reading() as connection:
+        statement = self._session.sql(_COUNT, condition=condition, where=where)
+        with self._session.reading() as connection:
             return int(connection.execute(statement, {**values, "now": timestamp()}).fetchone()[0])
 
 

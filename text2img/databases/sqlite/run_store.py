@@ -34,7 +34,6 @@ from text2img.databases.sqlite.schema import (
     timestamp,
     value_of,
 )
-from text2img.databases.sqlite.session import Session
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, Selection
+    from text2img.databases.sqlite.session import Session
     from text2img.errors import ErrorCode
     from text2img.prompts import ModelConfiguration
 
@@ -72,61 +72,68 @@ _REQUEUE_CHANGED: Final = (
 )
 
 
-class SqliteRunStore(Session):
+class SqliteRunStore:
     """The RunStore part of the database, documented by the Protocol."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def model_configuration(self, config_id: str | None) -> ModelConfiguration | None:
         """See RunStore.model_configuration. Among several of that type, the smallest ``_id`` wins."""
         values = [MODEL_TYPE] if config_id is None else parse_id_candidates(config_id)
         column = "model_type" if config_id is None else "_id"
         where = f" WHERE {column} IN ({', '.join('?' * len(values))}) ORDER BY _id LIMIT 1"
-        with self._reading() as connection:
-            row = connection.execute(self._sql("SELECT * FROM {model_configs}") + where, values).fetchone()
+        with self._session.reading() as connection:
+            row = connection.execute(
+                self._session.sql("SELECT * FROM {model_configs}") + where, values
+            ).fetchone()
         if row is not None:
             return configuration_of(id_of(row["_id"]), _configuration_fields(row))
         if config_id is not None:
-            raise missing_configuration(config_id, self._names["model_configs"])
+            raise missing_configuration(config_id, self._session.names["model_configs"])
         return None
 
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See RunStore.save_run."""
         until = timestamp(lease_seconds) if run.status == "running" else None
-        with self._writing() as connection:
+        with self._session.writing() as connection:
             fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
             self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
 
     def last_runs(self, limit: int) -> list[Run]:
         """See RunStore.last_runs. Rows that are not runs of this job are skipped."""
-        statement = self._sql("SELECT * FROM {runs} ORDER BY started_at DESC, _id LIMIT ?")
-        with self._reading() as connection:
+        statement = self._session.sql("SELECT * FROM {runs} ORDER BY started_at DESC, _id LIMIT ?")
+        with self._session.reading() as connection:
             rows = connection.execute(statement, (limit,)).fetchall()
         runs = (run_of(str(id_of(row["_id"])), _run_fields(row)) for row in rows)
         return [run for run in runs if run is not None]
 
     def run(self, run_id: str) -> Run | None:
         """See RunStore.run."""
-        with self._reading() as connection:
-            row = connection.execute(self._sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)).fetchone()
+        with self._session.reading() as connection:
+            row = connection.execute(
+                self._session.sql("SELECT * FROM {runs} WHERE _id = ?"), (run_id,)
+            ).fetchone()
         return None if row is None else run_of(run_id, _run_fields(row))
 
     def run_totals(self, run_id: str) -> RunTotals:
         """See RunStore.run_totals."""
-        with self._reading() as connection:
-            row = connection.execute(self._sql(_RUN_TOTALS), {"run": run_id}).fetchone()
+        with self._session.reading() as connection:
+            row = connection.execute(self._session.sql(_RUN_TOTALS), {"run": run_id}).fetchone()
         return RunTotals(**{name: int(row[name] or 0) for name in ("completed", "failed", "images")})
 
     def counts(self, selection: Selection) -> Counts:
         """See RunStore.counts. A snapshot."""
         where, values = selected(selection)
-        statement = self._sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
-        with self._reading() as connection:
+        statement = self._session.sql(_COUNTS, status=STATUS, where=where, leased=LEASED)
+        with self._session.reading() as connection:
             return _counts(connection.execute(statement, {**values, "now": timestamp()}).fetchall())
 
     def claims_by_worker(self, selection: Selection) -> list[WorkerClaims]:
         """See RunStore.claims_by_worker."""
         where, values = selected(selection)
-        statement = self._sql(_CLAIMS_BY_WORKER, status=STATUS, where=where, leased=LEASED)
-        with self._reading() as connection:
+        statement = self._session.sql(_CLAIMS_BY_WORKER, status=STATUS, where=where, leased=LEASED)
+        with self._session.reading() as connection:
             rows = connection.execute(statement, {**values, "now": timestamp()}).fetchall()
         return [
             WorkerClaims(
@@ -143,7 +150,7 @@ class SqliteRunStore(Session):
         remaining = iter(prompts)
         added = 0
         while batch := list(islice(remaining, _BATCH_SIZE)):
-            with self._writing() as connection:
+            with self._session.writing() as connection:
                 for prompt in batch:
                     fields = {"_id": value_of(prompt.id), **new_fields(prompt), "created_at": timestamp()}
                     added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
@@ -155,7 +162,7 @@ class SqliteRunStore(Session):
         requeued = 0
         while batch := list(islice(remaining, _BATCH_SIZE)):
             contents = [columns_of(content_of(prompt)) for prompt in batch]
-            statement = self._sql(
+            statement = self._session.sql(
                 _REQUEUE_CHANGED,
                 written=", ".join(f"{name} = :{name}" for name in contents[0]),
                 differs=" OR ".join(f"{name} IS NOT :{name}" for name in contents[0]),
@@ -169,7 +176,7 @@ class SqliteRunStore(Session):
                 {**content, **names_of(prompt.id), "now": now}
                 for prompt, content in zip(batch, contents, strict=True)
             ]
-            with self._writing() as connection:
+            with self._session.writing() as connection:
                 requeued += connection.executemany(statement, values).rowcount
         return requeued
 
@@ -180,14 +187,16 @@ class SqliteRunStore(Session):
             f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id")
         )
         with_code = "TRUE" if code is None else "error_code = :code"
-        statement = self._sql(_RETRY, removed=removed, status=STATUS, with_code=with_code, where=where)
-        with self._writing() as connection:
+        statement = self._session.sql(
+            _RETRY, removed=removed, status=STATUS, with_code=with_code, where=where
+        )
+        with self._session.writing() as connection:
             return connection.execute(statement, {**values, "code": code and code.value}).rowcount
 
     def _insert(self, connection: sqlite3.Connection, into: str, fields: Mapping[str, object]) -> int:
         columns = columns_of(fields)
         names, places = ", ".join(columns), ", ".join(f":{name}" for name in columns)
-        return connection.execute(f"{self._sql(into)} ({names}) VALUES ({places})", columns).rowcount
+        return connection.execute(f"{self._session.sql(into)} ({names}) VALUES ({places})", columns).rowcount
 
 
 def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
@@ -229,11 +238,14 @@ _STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation
 _TIMES: Final = ("completed_at", "error_at")
 
 
-class SqliteResults(Session):
+class SqliteResults:
     """The Results part of the database, documented by the Protocol.
 
     An iterator reads a snapshot from its start; in WAL mode it does not block writers.
     """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def completed(self, selection: Selection, run_id: str | None = None) -> Iterator[CompletedPrompt]:
         """See Results.completed."""
@@ -245,8 +257,8 @@ class SqliteResults(Session):
 
     def _finished(self, status: str, selection: Selection, run_id: str | None) -> Iterator[sqlite3.Row]:
         where, values = selected(selection)
-        statement = self._sql(_FINISHED, status=STATUS, where=where)
-        with self._reading() as connection:
+        statement = self._session.sql(_FINISHED, status=STATUS, where=where)
+        with self._session.reading() as connection:
             yield from connection.execute(statement, {**values, "status": status, "run": run_id})
 
 

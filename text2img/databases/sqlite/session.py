@@ -67,10 +67,10 @@ class Session:
 
     def __init__(self, url: str, collections: Collections) -> None:
         self.path = path_of(url)
-        self._names: dict[str, str] = asdict(collections)
-        for name in self._names.values():
+        self.names: dict[str, str] = asdict(collections)
+        for name in self.names.values():
             _check_name(name)
-        self._quoted = {table: quoted(name) for table, name in self._names.items()}
+        self._quoted = {table: quoted(name) for table, name in self.names.items()}
         self._local = threading.local()
         self._connections: dict[threading.Thread, _ThreadConnection] = {}
         self._lock = threading.Lock()
@@ -95,10 +95,10 @@ class Session:
             self.close()
         self._read_only = not create
         if create:
-            with self._writing() as connection:
-                create_missing(connection, self._names)
+            with self.writing() as connection:
+                create_missing(connection, self.names)
         else:
-            with self._reading():
+            with self.reading():
                 pass
 
     def close(self) -> None:
@@ -113,13 +113,13 @@ class Session:
             connection.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction that holds the file's write lock from its start; roll back if the body raises.
 
         The lock is taken at the start: a transaction that reads first and then writes fails if another one
         wrote in between.
         """
-        with self._reading() as connection:
+        with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -130,7 +130,7 @@ class Session:
                 raise
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield this thread's connection; raise SQLite's errors as DatabaseFailed."""
         try:
             own = self._own_connection()
@@ -143,7 +143,7 @@ class Session:
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
             raise DatabaseFailed(_error_message(exc, self.path)) from exc
 
-    def _sql(self, template: str, **pieces: str) -> str:
+    def sql(self, template: str, **pieces: str) -> str:
         """Format a statement: braces name tables (as in Collections), ``id``, and the given pieces."""
         return template.format_map({**self._quoted, "id": ID, **pieces})
 
@@ -152,7 +152,7 @@ class Session:
         own: _ThreadConnection | None = getattr(self._local, "connection", None)
         if own is not None and own.generation == self._generation:
             return own
-        connection = _connect_to_read(self.path, self._names) if self._read_only else _connect(self.path)
+        connection = _connect_to_read(self.path, self.names) if self._read_only else _connect(self.path)
         with self._lock:
             for dead in [thread for thread in self._connections if not thread.is_alive()]:
                 self._connections.pop(dead).close()  # else short-lived threads would exhaust the open files

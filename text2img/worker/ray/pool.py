@@ -112,7 +112,7 @@ class RayExecutor:
         if self._failures and not self._any_succeeded:
             raise self._failures[0]
         if self._dead_workers:  # they may have recorded more outcomes than they reported
-            totals = self._database.run_totals(run.run_id)
+            totals = self._database.runs.run_totals(run.run_id)
             run.stats.set_totals(totals.completed, totals.failed, totals.images)
 
     def spent(self) -> dict[str, float]:
@@ -206,7 +206,7 @@ class RayExecutor:
     def _release_dead_claims(self) -> None:
         """Make the claims of dead workers available again, if they held any."""
         for name in self._dead_workers:
-            self._database.release_dead(name)
+            self._database.queue.release_dead(name)
 
     def _return_quota(self, prompts: int) -> None:
         if self._limit_left is not None:
@@ -215,7 +215,7 @@ class RayExecutor:
     def _resume_or_finish(self) -> None:
         """Resume the idle workers if there is work; end the pool if there is none and all are idle."""
         self._release_dead_claims()
-        if self._limit_left != 0 and self._database.has_claimable(self._selection):
+        if self._limit_left != 0 and self._database.queue.has_claimable(self._selection):
             self._notify_idle(Resume())
         elif all(worker.idle for worker in self._workers if worker.name is not None):
             starting = [worker for worker in self._workers if worker.name is None]

@@ -114,8 +114,8 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
         # The pool sends the run's callback; a worker only delivers prompts' own webhooks.
         deps = replace(build.build(settings, channel.stop.wait), callback=None)
         executor = LocalExecutor(settings, deps)
-        leases = Leases(database, settings.lease_seconds, lambda: None)
-        notifier = build.notifier(deps, database, spec.run_id, name)
+        leases = Leases(database.queue, settings.lease_seconds, lambda: None)
+        notifier = build.notifier(deps, database.outbox, spec.run_id, name)
 
         def recorded(outcomes: Sequence[Outcome]) -> None:
             notifier.recorded(outcomes)
