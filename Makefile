@@ -29,7 +29,7 @@ chaos: $(VENV)/dev.stamp ## kill workers, KILLS=20 at each point, and print what
 fuzz: $(VENV)/dev.stamp  ## search for inputs that break a property, MINUTES=5
 	$(BIN)/python -m tests.fuzz $(MINUTES)
 
-bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into the README
+bench: $(VENV)/dev.stamp ## measure NAMES (all but gpu), keep the figures, and put them into docs/
 	@status=0; for name in $(NAMES); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || status=$$?; \
 	done; $(BIN)/python -m benchmarks.table --write && exit $$status

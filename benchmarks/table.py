@@ -1,6 +1,7 @@
-"""The README's tables of figures, from the JSON files: ``python -m benchmarks.table`` prints them.
+"""The tables of figures in docs/, from the JSON files: ``python -m benchmarks.table`` prints them.
 
-``--write`` puts them into the README, each between its marks; tests/benchmarks/test_table.py compares them.
+``--write`` puts them into their pages, each between its marks; tests/benchmarks/test_table.py compares them.
+The README's few figures are written by hand; the same test compares them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from benchmarks.results import RESULTS, read, table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs"
+SPEED_PAGE = DOCS / "benchmarks.md"
+FLEET_PAGE = DOCS / "scale.md"
 BEGIN = "<!-- speed: printed by python -m benchmarks.table -->\n"
 END = "<!-- end of speed -->"
 FLEET_BEGIN = "<!-- fleet: printed by python -m benchmarks.table -->\n"
@@ -67,22 +70,24 @@ def fleet_block(results: Path = RESULTS) -> str:
 
 
 def placed(text: str, fresh: str, begins: str = BEGIN, ends: str = END) -> str:
-    """The README's text with a table in its place. Raises ValueError where it has no marks."""
+    """Return a page's text with a table in its place. Raises ValueError where it has no marks."""
     before, begin, rest = text.partition(begins)
     _, end, after = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"the README lacks {begins.strip()} … {ends}")
+        raise ValueError(f"the page lacks {begins.strip()} … {ends}")
     return before + begin + fresh + end + after
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables, or write them into the README."""
+    """Print the tables, or write them into their pages."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put them into the README")
+    parser.add_argument("--write", action="store_true", help="put them into docs/")
     asked = parser.parse_args(argv)
     if asked.write:
-        text = placed(README.read_text(encoding="utf-8"), block())
-        README.write_text(placed(text, fleet_block(), FLEET_BEGIN, FLEET_END), encoding="utf-8")
+        speed = placed(SPEED_PAGE.read_text(encoding="utf-8"), block())
+        trials = placed(FLEET_PAGE.read_text(encoding="utf-8"), fleet_block(), FLEET_BEGIN, FLEET_END)
+        SPEED_PAGE.write_text(speed, encoding="utf-8")
+        FLEET_PAGE.write_text(trials, encoding="utf-8")
     else:
         print(f"{block()}\n{fleet_block()}")
     return 0

@@ -1,4 +1,4 @@
-"""A fleet's figures as the README shows them: the trials, and how many GPUs a database serves by them."""
+"""A fleet's figures as docs/scale.md shows them: the trials, and how many GPUs a database serves by them."""
 
 from __future__ import annotations
 

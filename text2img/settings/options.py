@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Option:
     """An option of the command line and the environment.
 
-    ``shown`` is the default in help and README, if the field's own default does not explain itself. ``also``
-    are further variables for the same option, used if ``variable`` is not set.
+    ``shown`` is the default in the help and in docs/options.md, if the field's own default does not explain
+    itself. ``also`` are further variables for the same option, used if ``variable`` is not set.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Option:
 
     @property
     def default_shown(self) -> str:
-        """The default as help and README show it."""
+        """The default as the help and docs/options.md show it."""
         if self.shown is not None:
             return self.shown
         return "–" if self.default is None else str(self.default)

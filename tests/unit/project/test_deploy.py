@@ -13,7 +13,7 @@ from google.cloud import batch_v1, run_v2, scheduler_v1
 from google.protobuf import json_format
 
 from tests.unit.project.test_container import arguments, environment
-from tests.unit.project.test_readme import _rows
+from tests.unit.project.test_pages import table
 from text2img import cli
 from text2img.settings import options
 from text2img.settings.loader import load
@@ -116,8 +116,8 @@ def test_the_cron_job_is_the_job():
 
 
 def again():
-    """What the README says of each exit status: whether it is worth another try."""
-    rows = _rows("### Exit status", "Errors are one line")
+    """Return for each exit status in docs/errors.md whether it is worth another try."""
+    rows = table("docs/errors.md", "## Exit status", "Errors are one line")
     return {
         int(number): row[2].startswith("yes")
         for row in rows
@@ -142,7 +142,7 @@ def batch_decision(status):
 
 @pytest.mark.parametrize("decision", [kubernetes_decision, batch_decision])
 def test_exit_statuses_are_mapped_to_retries(decision):
-    """What the README calls worth another try is tried again, and nothing else; a killed process is."""
+    """What docs/errors.md calls worth another try is tried again, and nothing else; a killed process is."""
     assert set(again()) == {1, 2, 3, 130, 143}
     assert {status: decision(status) for status in again()} == again()
     assert decision(137)
