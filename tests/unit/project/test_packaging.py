@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from glob import glob
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 FORBIDDEN = {"text2img", "text2img-batch"}
 """On PyPI the old name belongs to another project; the new one is safe only once it is registered there."""
 
@@ -102,3 +104,21 @@ def test_extras_refer_to_this_distribution():
     assert own == {PROJECT["name"]}
     assert PROJECT["name"] != "text2img"
     assert PROJECT["scripts"] == {"text2img": "text2img.cli:main"}
+
+
+def test_every_file_of_the_package_is_installed_with_it():
+    """Every template, font and other data file matches a pattern that setuptools installs."""
+    package = ROOT / "text2img"
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["text2img"]
+    installed_files = {
+        file
+        for pattern in patterns
+        for file in glob(pattern, root_dir=package, recursive=True)  # noqa: PTH207 - as setuptools does
+    }
+    files = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and path.suffix not in {".py", ".pyc"}
+    }
+    assert files > {"py.typed", "reports/gallery/page/page.html"}
+    assert files - installed_files == set()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
+import re
 import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from text2img.databases import CompletedPrompt, Failure, Run
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts import PromptId
 from text2img.reports.gallery import ReportData, link_of, plain, run_item, write_report
-from text2img.reports.gallery.page import SIDE, as_json, quiet, thumbnail
+from text2img.reports.gallery.page import SIDE, page, quiet, thumbnail
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 HERE = Path("/data/reports")
@@ -87,13 +89,46 @@ def test_only_harmless_places_are_linked(url, link):
     assert link_of(url, HERE) == link
 
 
-@pytest.mark.parametrize("text", ["</script><b>", "<!--<script>", "]]>", "\u2028\ud800 \U0001f305"])
+@pytest.mark.parametrize(
+    "text", ["</script><b>", "<!--<script>", "]]>", "{{ 7 * 7 }}", "\u2028\ud800 \U0001f305"]
+)
 def test_no_text_ends_its_script(text):
-    """JSON in a script is ASCII, holds no <, and gives back what went in."""
-    written = as_json({"text": text})
-    assert written.isascii()
-    assert "<" not in written
-    assert json.loads(written) == {"text": text}
+    """Data on the page is ASCII without <, gives back what went in, and is in the order in which it came."""
+    written = "".join(page([("items", {"text": text, "a": 1})], lambda: {"what": text}))
+    (data,) = _scripts(written, 'class="items"')
+    assert [list(item.items()) for item in data] == [[("text", text), ("a", 1)]]
+    assert _scripts(written, 'id="summary"') == [{"what": text}]
+    for element in written.split('<script type="application/json" ')[1:]:
+        content = element.partition(">")[2].partition("\n")[0].removesuffix("</script>")
+        assert content.isascii()
+        assert "<" not in content
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_and_no_other():
+    """The hashes in the policy are those of the style and of the script that the page has."""
+    written = "".join(page([], dict))
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', written)
+    for name, begin in (("style", "<style>"), ("script", "<script>")):
+        content = written.partition(begin)[2].partition(f"</{name}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert re.findall(rf"{name}-src ([^;]*)", policy) == [f"'sha256-{digest}'"]
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+
+
+def test_a_page_is_written_while_its_data_comes():
+    """A group of thumbnails is on the page before the next value is asked for; the summary comes last."""
+    seen = []
+
+    def data():
+        for number in range(70):
+            seen.append(number)
+            yield "thumbnails", f"data:{number}"
+
+    pieces = page(data(), lambda: {"seen": len(seen)})
+    first = next(piece for piece in pieces if "data:0" in piece)
+    assert "data:31" in first
+    assert len(seen) == 32
+    assert '{"seen":70}' in "".join(pieces)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""A comparison as lines for a terminal, and as JSON."""
+"""A comparison as lines for a terminal, as JSON, and as an HTML page."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ObjectUnreadable
@@ -12,6 +11,7 @@ from text2img.reports.comparison import comparison_stats, differences
 from text2img.reports.comparison.similarity import in_parallel
 from text2img.reports.gallery import link_of
 from text2img.reports.gallery.page import thumbnail
+from text2img.reports.templates import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -189,40 +189,27 @@ def _image_document(image: RecordedImage) -> dict[str, object]:
 
 MAX_PAIRS_ON_PAGE: Final = 500
 """Pairs that the page shows, about 16 kB each, the least similar first; JSON has all."""
-_TITLE: Final = "Two runs compared"
 _MAX_TEXT = 2000  # characters of a prompt
-_STYLE: Final = """
-:root { color-scheme: light dark;
-  --ink: #1a202c; --faint: #5a6577; --line: #d5dbe5; --paper: #fff; --card: #f6f8fb }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ef; --faint: #a3adbd; --line: #3a4250; --paper: #14171c; --card: #1d2229 }
-}
-body { margin: 2rem auto; max-width: 75rem; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif;
-  color: var(--ink); background: var(--paper) }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { text-align: left; vertical-align: top; padding: .3rem 1.2rem .3rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-td:first-child { overflow-wrap: normal }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1rem }
-article { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem;
-  overflow-wrap: anywhere }
-article p { margin: 0 0 .6rem }
-article div { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem }
-figure { margin: 0 }
-img { width: 100%; height: auto; display: block }
-.none { border: 1px dashed var(--faint); padding: 2rem 1rem; color: var(--faint) }
-figcaption, small { color: var(--faint); font-size: .85rem; margin-top: .3rem }
-a { color: inherit }
-"""
-_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True)
-class _RenderContext:
-    """The function that reads images, and the page's folder (absolute)."""
+class _ImageView:
+    """What the page shows of an image; ``thumbnail`` is a ``data:`` URL, None for a ``reason``."""
 
-    read: Callable[[str], bytes]
-    folder: Path
+    caption: str
+    text: str
+    link: str | None
+    thumbnail: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _PairView:
+    """What the page shows of a pair; ``texts`` has two if the images' texts differ, else one."""
+
+    texts: tuple[str, ...]
+    images: tuple[_ImageView, _ImageView]
+    caption: str
 
 
 def page(comparison: Comparison, read: Callable[[str], bytes], folder: Path) -> Iterator[str]:
@@ -230,44 +217,35 @@ def page(comparison: Comparison, read: Callable[[str], bytes], folder: Path) -> 
 
     ``read`` returns the bytes at a URL, or raises ObjectUnreadable; several threads call it at once.
     """
-    context = _RenderContext(read, folder)
-    yield _head()
-    yield from _summary(comparison)
-    ordered = least_similar_first(comparison.pairs)[:MAX_PAIRS_ON_PAGE]
-    if len(comparison.pairs) > MAX_PAIRS_ON_PAGE:
-        yield f"<p>The {MAX_PAIRS_ON_PAGE:,} least similar of {len(comparison.pairs):,} pairs:</p>"
-    yield '<div class="pairs">\n'
-    yield from in_parallel(lambda pair: _pair(pair, context), ordered)
-    yield "</div>\n</body>\n</html>\n"
-
-
-def _head() -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_TITLE}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{_TITLE}</h1>\n"
+    pairs, stats = comparison.pairs, comparison_stats(comparison)
+    omitted = f"The {MAX_PAIRS_ON_PAGE:,} least similar of {len(pairs):,} pairs:"
+    return render(
+        "text2img.reports.comparison",
+        rows=_rows(comparison, stats),
+        statistics=_stats_text(stats),
+        omitted=omitted if len(pairs) > MAX_PAIRS_ON_PAGE else None,
+        pairs=in_parallel(
+            lambda pair: _pair_view(pair, read, folder), least_similar_first(pairs)[:MAX_PAIRS_ON_PAGE]
+        ),
     )
 
 
-def _summary(comparison: Comparison) -> Iterator[str]:
-    stats, (only_a, only_b) = comparison_stats(comparison), comparison.alone
-    yield "<table>\n" + _row("th", "", "A", "B")
-    sides = (comparison.a, comparison.b)
-    yield _row("td", "run", *(side.name for side in sides))
-    yield _row("td", "images", *(f"{len(side.images):,}" for side in sides))
-    yield _row("td", "without a partner", f"{only_a:,}", f"{only_b:,}")
-    yield _row("td", "speed", *map(speed_and_stages, sides))
-    for difference in differences(*sides, comparison.pairs):
+def _rows(comparison: Comparison, stats: ComparisonStats) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of the page's table: a name, A's value and B's."""
+    a, b = comparison.a, comparison.b
+    only_a, only_b = comparison.alone
+    yield "run", a.name, b.name
+    yield "images", f"{len(a.images):,}", f"{len(b.images):,}"
+    yield "without a partner", f"{only_a:,}", f"{only_b:,}"
+    yield "speed", speed_and_stages(a), speed_and_stages(b)
+    for difference in differences(a, b, comparison.pairs):
         pairs = f" ({difference.pairs:,} pairs)" if difference.pairs else ""
-        name = one_line(difference.name, 40) + pairs
-        yield _row("td", name, shown(difference.a), shown(difference.b))
+        yield one_line(difference.name, 40) + pairs, shown(difference.a), shown(difference.b)
     if stats.score_a and stats.score_b:
-        yield _row("td", "mean score", f"{stats.score_a.mean:.3f}", f"{stats.score_b.mean:.3f}")
-    yield "</table>\n" + _stats_paragraph(stats)
+        yield "mean score", f"{stats.score_a.mean:.3f}", f"{stats.score_b.mean:.3f}"
 
 
-def _stats_paragraph(stats: ComparisonStats) -> str:
+def _stats_text(stats: ComparisonStats) -> str:
     lines = [f"{stats.by_id:,} pairs by their ids, {stats.by_text:,} by text and seed."]
     if stats.score_a:
         lines.append(
@@ -278,14 +256,10 @@ def _stats_paragraph(stats: ComparisonStats) -> str:
         lines.append(f"CLIP similarity: {stats.clip}.")
     if stats.not_compared:
         lines.append(f"{stats.not_compared:,} pairs have no SSIM.")
-    return f"<p>{' '.join(lines)}</p>\n"
+    return " ".join(lines)
 
 
-def _row(tag: str, *cells: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
-
-
-def _pair(pair: Pair, context: _RenderContext) -> str:
+def _pair_view(pair: Pair, read: Callable[[str], bytes], folder: Path) -> _PairView:
     similarity = pair.similarity
     numbers = [
         f"{name} {value:.3f}"
@@ -293,22 +267,25 @@ def _pair(pair: Pair, context: _RenderContext) -> str:
         if value is not None
     ]
     caption = " · ".join([name_of(pair.a), *numbers, *([similarity.note] if similarity.note else [])])
-    texts = dict.fromkeys(one_line(image.text, _MAX_TEXT) for image in (pair.a, pair.b))
-    return (
-        f"<article><p>{'</p><p>'.join(map(escape, texts))}</p>"
-        f"<div>{_figure('A', pair.a, context)}{_figure('B', pair.b, context)}</div>"
-        f"<small>{escape(one_line(caption, 500))}</small></article>\n"
+    return _PairView(
+        texts=tuple(dict.fromkeys(one_line(image.text, _MAX_TEXT) for image in (pair.a, pair.b))),
+        images=(_image_view("A", pair.a, read, folder), _image_view("B", pair.b, read, folder)),
+        caption=one_line(caption, 500),
     )
 
 
-def _figure(letter: str, image: RecordedImage, context: _RenderContext) -> str:
+def _image_view(letter: str, image: RecordedImage, read: Callable[[str], bytes], folder: Path) -> _ImageView:
     score = "no score" if image.score is None else f"score {image.score:.3f}"
     seed = "" if image.seed is None else f" · seed {image.seed}"
+    url, reason = None, ""
     try:
-        small = thumbnail(context.read(image.url)).url
-        element = f'<img src="{small}" loading="lazy" alt="{escape(one_line(image.text, 200))}">'
+        url = thumbnail(read(image.url)).url
     except ObjectUnreadable as exc:
-        element = f'<p class="none">{escape(one_line(str(exc), 300))}</p>'
-    if link := link_of(image.url, context.folder):
-        element = f'<a href="{escape(link)}" rel="noreferrer">{element}</a>'
-    return f"<figure>{element}<figcaption>{letter}: {score}{seed}</figcaption></figure>"
+        reason = one_line(str(exc), 300)
+    return _ImageView(
+        caption=f"{letter}: {score}{seed}",
+        text=one_line(image.text, 200),
+        link=link_of(image.url, folder),
+        thumbnail=url,
+        reason=reason,
+    )

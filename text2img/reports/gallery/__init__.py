@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
@@ -19,7 +20,7 @@ from urllib.parse import quote, urlsplit
 from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
-from text2img.reports.gallery.page import Page, quiet, thumbnail
+from text2img.reports.gallery.page import page, quiet, thumbnail
 from text2img.storage import ENDINGS
 
 if TYPE_CHECKING:
@@ -192,10 +193,11 @@ def write_report(name: str, contents: ReportData, read: Callable[[str], bytes]) 
     Raises ConfigurationError if the file cannot be written, and what the iterables in ``contents`` raise.
     """
     target = Path(name).expanduser().absolute()
-    temporary = target.with_name(f".text2img-{secrets.token_hex(8)}.html")
+    temporary, stats = target.with_name(f".text2img-{secrets.token_hex(8)}.html"), ReportStats()
     try:
         with temporary.open("x", encoding="utf-8") as file, quiet():
-            stats = _write(Page(file), contents, lambda prompt: _prepared(prompt, target.parent, read))
+            data = _page_data(contents, stats, lambda prompt: _prepared(prompt, target.parent, read))
+            file.writelines(page(data, lambda: _summary(contents, stats)))
         stats.size = temporary.stat().st_size
         temporary.replace(target)
     except OSError as exc:
@@ -206,27 +208,31 @@ def write_report(name: str, contents: ReportData, read: Callable[[str], bytes]) 
     return stats
 
 
-def _write(
-    page: Page, contents: ReportData, prepare: Callable[[CompletedPrompt], dict[str, Any]]
-) -> ReportStats:
-    stats = ReportStats()
+def _page_data(
+    contents: ReportData, stats: ReportStats, prepare: Callable[[CompletedPrompt], dict[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the page's items and thumbnails with their kind, and count them in ``stats``."""
+    thumbnails = count()
     for item in _prepared_ahead(contents.made, prepare):
         for entry in _image_entries(item):
             if isinstance(url := entry.get("thumbnail"), str):
-                entry["thumbnail"] = page.thumbnail(url)
+                entry["thumbnail"] = next(thumbnails)
+                yield "thumbnails", url
         stats.prompts += 1
         stats.images += len(item["pictures"])
         stats.unreadable += sum("thumbnail" not in entry for entry in item["pictures"])
-        page.add(item)
+        yield "items", item
         if stats.prompts % _LOG_INTERVAL == 0:
             log.info("%s prompts are in the report so far", f"{stats.prompts:,}")
     for failure in contents.failures:
         stats.failures += 1
-        page.add(failure_item(failure))
+        yield "items", failure_item(failure)
+
+
+def _summary(contents: ReportData, stats: ReportStats) -> dict[str, Any]:
     about = {"what": contents.what, "written": datetime.now(UTC).isoformat(timespec="seconds")}
     runs = [run_item(run) for run in contents.runs]
-    page.finish({"about": about, "figures": _figures(stats, contents, runs), "runs": runs})
-    return stats
+    return {"about": about, "figures": _figures(stats, contents, runs), "runs": runs}
 
 
 def _prepared_ahead(

@@ -1,7 +1,8 @@
-"""The report's HTML file, written piece by piece, and its thumbnails.
+"""The report's HTML page, rendered piece by piece, and its thumbnails.
 
-The data are in ``<script type="application/json">`` elements, which never run. Every ``<`` is escaped, so
-that no text can end the element. The page's policy forbids scripts and resources from outside the file.
+The data are in ``<script type="application/json">`` elements, which never run. ``tojson`` escapes every ``<``
+in them, so that no text can end the element. The page's policy forbids scripts and resources from outside the
+file.
 """
 
 from __future__ import annotations
@@ -9,76 +10,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ObjectUnreadable
+from text2img.reports.templates import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from PIL.Image import Image
 
 
-_ITEMS: Final = 100
-"""Items in one script element."""
-_THUMBNAILS: Final = 32
-"""Thumbnails in one script element, parsed when one of them comes into view; as in page/1-data.js."""
+_GROUP_SIZES: Final = {"items": 100, "thumbnails": 32}
+"""Values in one script element. The page parses thumbnails when one of the element's comes into view; it has
+their number too, in page/1-data.js."""
 
 
-class Page:
-    """A page that is being written to an open file: call ``add`` for each item, then ``finish``.
+def page(data: Iterable[tuple[str, Any]], summary: Callable[[], Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the page piece by piece; it holds the data of one script element of each kind in memory.
 
-    It holds the data of one script element in memory.
+    ``data`` are values with their kind, "items" or "thumbnails"; items name thumbnails by their number, from
+    0. ``summary`` is called after the last of them.
     """
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        head, self._tail = _template()
-        self._items: list[Mapping[str, Any]] = []
-        self._thumbnails: list[str] = []
-        self.thumbnails = 0
-        file.write(head)
-
-    def thumbnail(self, url: str) -> int:
-        """Add a thumbnail, a ``data:`` URL; return the number by which items refer to it."""
-        self._thumbnails.append(url)
-        if len(self._thumbnails) == _THUMBNAILS:
-            self._flush("thumbnails", self._thumbnails)
-        self.thumbnails += 1
-        return self.thumbnails - 1
-
-    def add(self, item: Mapping[str, Any]) -> None:
-        """Add an item."""
-        self._items.append(item)
-        if len(self._items) == _ITEMS:
-            self._flush("items", self._items)
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the remaining data and the summary."""
-        self._flush("items", self._items)
-        self._flush("thumbnails", self._thumbnails)
-        self._file.write(f'<script type="application/json" id="summary">{as_json(summary)}</script>\n')
-        self._file.write(self._tail)
-
-    def _flush(self, kind: str, data: list[Any]) -> None:
-        if data:
-            self._file.write(f'<script type="application/json" class="{kind}">{as_json(data)}</script>\n')
-            data.clear()
-
-
-def as_json(value: object) -> str:
-    """Return JSON for a script element: ASCII, without ``<``, which could begin an end tag or a comment."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
-
-
-def _template() -> tuple[str, str]:
-    """Return the page's text before the data, and the text after it."""
     folder = files("text2img.reports.gallery") / "page"
     scripts = sorted(
         (file for file in folder.iterdir() if file.name.endswith(".js")), key=lambda file: file.name
@@ -86,13 +43,26 @@ def _template() -> tuple[str, str]:
     body = "".join(file.read_text("utf-8") for file in scripts)
     script = f'"use strict";\n(() => {{\n{body}}})();\n'
     style = (folder / "page.css").read_text("utf-8")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+    return render(
+        "text2img.reports.gallery",
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        elements=_grouped(data),
+        summary=summary,
     )
-    page = (folder / "page.html").read_text("utf-8").replace("{csp}", policy)
-    head, _, tail = page.partition("{data}\n")
-    return head.replace("{style}", style), tail.replace("{script}", script)
+
+
+def _grouped(data: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield groups of values with their kind: each when it is full, and the remaining ones at the end."""
+    groups: dict[str, list[Any]] = {kind: [] for kind in _GROUP_SIZES}
+    for kind, value in data:
+        groups[kind].append(value)
+        if len(groups[kind]) == _GROUP_SIZES[kind]:
+            yield kind, groups[kind]
+            groups[kind] = []
+    yield from ((kind, values) for kind, values in groups.items() if values)
 
 
 def _hash(text: str) -> str:
