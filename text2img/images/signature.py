@@ -2,7 +2,7 @@
 
 A font's table ``cmap`` lists the characters it has (OpenType 1.9.1; formats 4 and 12, the only ones that
 current Unicode fonts use). FreeType reads that table too, but Pillow does not expose it: it draws a box for a
-missing character.
+missing character. docs/decisions/font-character-map.md explains why fontTools does not read it.
 """
 
 from __future__ import annotations
