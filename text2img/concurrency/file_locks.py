@@ -1,6 +1,7 @@
 """File locks between processes; the system releases the lock of a dead process, however it died.
 
 They are for folders on one machine: network file systems implement such locks differently.
+docs/decisions/file-locks.md explains why filelock is not used.
 """
 
 from __future__ import annotations
