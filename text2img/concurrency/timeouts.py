@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tenacity import RetryCallState
+
 
 _Result = TypeVar("_Result")
 
@@ -64,6 +66,14 @@ def exponential_backoff(attempts: int, max_delay: float) -> float:
     Up to a quarter is taken off at random, so that workers do not retry in step.
     """
     return min(max_delay, 2.0 ** min(max(attempts, 1) - 1, 10)) * secrets.SystemRandom().uniform(0.75, 1)
+
+
+def stop_after_deadline(deadline: float, clock: Callable[[], float]) -> Callable[[RetryCallState], bool]:
+    """Return a stop for tenacity: end the retries if the next attempt would start after ``deadline``.
+
+    ``deadline`` is a time of ``clock``. tenacity's own stops read ``time.monotonic``.
+    """
+    return lambda state: clock() + state.upcoming_sleep > deadline
 
 
 def _now() -> datetime:

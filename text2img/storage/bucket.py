@@ -8,6 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from tenacity import Retrying, retry_if_exception_type, wait_exponential
+
+from text2img.concurrency.timeouts import stop_after_deadline
 from text2img.errors import (
     ClaimLost,
     ConfigurationError,
@@ -25,7 +28,7 @@ _Result = TypeVar("_Result")
 _PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
 _MAX_PREFIX_BYTES = 760  # an object's whole name may have 1,024 bytes, the part after the prefix 255
 _MAX_UPLOADS = 5  # upload attempts for an object that other writers keep changing
-_MAX_BACKOFF = 16.0  # seconds
+_BACKOFF = wait_exponential(multiplier=0.5, max=16)  # seconds: 0.5, 1, 2 … 16
 
 _REASONS: Final = {404: "it does not exist", 403: "this account may not read it"}
 
@@ -210,16 +213,14 @@ def retry(
     seconds. ``sleep`` may raise to stop the retries.
     """
     deadline = clock() + retry_timeout
-    wait = 0.5
-    while True:
-        try:
-            return attempt(min(timeout, max(1.0, deadline - clock())))
-        except TransientError:
-            pause = wait * secrets.SystemRandom().uniform(0.5, 1)
-            if clock() + pause > deadline:
-                raise
-        sleep(pause)
-        wait = min(2 * wait, _MAX_BACKOFF)
+    retrying = Retrying(
+        retry=retry_if_exception_type(TransientError),
+        wait=lambda state: _BACKOFF(state) * secrets.SystemRandom().uniform(0.5, 1),
+        stop=stop_after_deadline(deadline, clock),
+        sleep=sleep,
+        reraise=True,
+    )
+    return retrying(lambda: attempt(min(timeout, max(1.0, deadline - clock()))))
 
 
 def one_line(text: object) -> str:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_exponential
+
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
 from text2img.storage.bucket import TransientError
 
@@ -140,16 +142,18 @@ class LoraCache:
 
     def _with_retries(self, attempt: Callable[[], CacheEntry]) -> CacheEntry:
         """Retry transient errors with backoff until the retry timeout; raise PromptFailed after it."""
-        deadline, pause = time.monotonic() + self._retry_timeout, 0.5
-        while True:
-            try:
-                return attempt()
-            except StorageFailed as exc:  # includes TransientError
-                if not isinstance(exc, TransientError) or time.monotonic() + pause > deadline:
-                    message = f"the LoRA cannot be fetched for the moment: {exc}"
-                    raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
-            self.wait(pause)
-            pause = min(2 * pause, 8.0)
+        retrying = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_exponential(multiplier=0.5, max=8),
+            stop=stop_before_delay(self._retry_timeout),
+            sleep=self.wait,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except StorageFailed as exc:  # includes TransientError
+            message = f"the LoRA cannot be fetched for the moment: {exc}"
+            raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
 
 
 def _local_file(location: LoraLocation, lora: Lora) -> Path:
