@@ -45,6 +45,7 @@ class Spans:
         try:
             self._bench.work(painter, **changes)
         finally:
+            self.before_close = self._kept.get_finished_spans()
             self._traced.close(5, succeeded=True)
             self.all = self._kept.get_finished_spans()
 
@@ -76,6 +77,13 @@ def test_pictures_of_one_prompt_in_several_batches(bench):
         assert set(spans.stages(batch)) >= {"denoise", "encode", "upload"}
         assert len(set(spans.stages(batch))) == len(spans.stages(batch))
     assert bench.counts == (0, 0, 10, 0)
+
+
+def test_a_batch_ends_when_its_outcomes_are_recorded(bench):
+    """All three spans have ended when the work is done, before the recorder ends those that are left."""
+    spans = Spans(bench)
+    spans.work(Timed())
+    assert [span.name for span in spans.before_close].count("batch") == 3
 
 
 def test_failed_prompts_are_counted_and_end_their_batch(bench):
