@@ -30,7 +30,7 @@ _GROUP: Final = "opentelemetry_traces_exporter"
 
 
 class SdkTracer:
-    """Implementation of ``tracing.Tracer`` on an OpenTelemetry provider."""
+    """A maker of spans by an OpenTelemetry provider, with times of ``time.monotonic``; thread-safe."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -38,18 +38,18 @@ class SdkTracer:
         self._epoch = time.time_ns() - time.monotonic_ns()
 
     def begin(self, name: str, at: float, parent: Span | None, attributes: Mapping[str, Any]) -> Span:
-        """See Tracer.begin."""
+        """Return a span that began at ``at``, under ``parent`` (None for a root)."""
         context = None if parent is None else set_span_in_context(parent)
         return self._tracer.start_span(name, context, attributes=dict(attributes), start_time=self._time(at))
 
     def end(self, span: Span, at: float, *, failed: bool = False) -> None:
-        """See Tracer.end."""
+        """End the span at ``at``."""
         if failed:
             span.set_status(Status(StatusCode.ERROR))
         span.end(self._time(at))
 
     def close(self, seconds: float) -> None:
-        """See Tracer.close."""
+        """Send the remaining spans within ``seconds``. Never raises."""
         try:
             run_with_timeout(seconds, self._provider.shutdown)
         except Exception as exc:  # noqa: BLE001 - a collector's failure must not fail the run

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote
 
 from text2img.errors import PromptFailed
@@ -19,7 +19,10 @@ from text2img.telemetry.progress import MultiProgress, NullProgress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from opentelemetry.trace import Span
+
     from text2img.prompts import Outcome
+    from text2img.telemetry.otel import SdkTracer
     from text2img.telemetry.progress import Progress
 
 
@@ -29,12 +32,11 @@ _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_E
 _HEADERS: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 
 
-class Traces(Protocol):
-    """A receiver of what a job does and when, to be recorded as spans."""
+class Traces:
+    """A receiver of what a job does and when. Its own methods record nothing; TraceRecorder records spans."""
 
     def device(self, stage: str, started: float) -> None:
         """Record device time since ``started`` (``time.monotonic``) in ``stage``, for no batch."""
-        ...
 
     def generated(
         self,
@@ -47,45 +49,20 @@ class Traces(Protocol):
 
         ``results``: an image or a PromptFailed for each request; None where the device failed.
         """
-        ...
 
     def wrap_progress(self, progress: Progress) -> Progress:
         """Return a progress that also reports recorded outcomes to these traces."""
-        ...
-
-    def stage(self, stage: str, subjects: Sequence[object], started: float, ended: float) -> None:
-        """Record a stage's time (``time.monotonic``) and the requests or outcomes it was for, if known."""
-        ...
-
-    def close(self, seconds: float, *, succeeded: bool) -> None:
-        """End the run's trace, and send the remaining spans within ``seconds``. Never raises."""
-        ...
-
-
-class NoopTraces:
-    """Traces that record nothing, for a run without tracing."""
-
-    def device(self, stage: str, started: float) -> None:
-        """Do nothing."""
-
-    def generated(
-        self,
-        batch: Sequence[Request],
-        results: Sequence[object] | None,
-        spent: Mapping[str, float],
-        started: float,
-    ) -> None:
-        """Do nothing."""
-
-    def wrap_progress(self, progress: Progress) -> Progress:
-        """Return the progress unchanged."""
         return progress
 
     def stage(self, stage: str, subjects: Sequence[object], started: float, ended: float) -> None:
-        """Do nothing."""
+        """Record a stage's time (``time.monotonic``) and the requests or outcomes it was for, if known."""
 
     def close(self, seconds: float, *, succeeded: bool) -> None:
-        """Do nothing."""
+        """End the run's trace, and send the remaining spans within ``seconds``. Never raises."""
+
+
+class NoopTraces(Traces):
+    """Traces that record nothing, for a run without tracing."""
 
 
 def traces(environment: Mapping[str, str], run_id: str, *, long_running: bool) -> Traces:
@@ -136,22 +113,6 @@ _ImageKey = tuple[Claim, int]
 """An image's claim, and its number among the prompt's images."""
 
 
-class Tracer(Protocol):
-    """A maker of spans, with times of ``time.monotonic``. Safe to use from several threads."""
-
-    def begin(self, name: str, at: float, parent: Any, attributes: Mapping[str, Any]) -> Any:
-        """Return a span that began at ``at``, under ``parent`` (None for a root)."""
-        ...
-
-    def end(self, span: Any, at: float, *, failed: bool = False) -> None:
-        """End the span at ``at``."""
-        ...
-
-    def close(self, seconds: float) -> None:
-        """Send the remaining spans within ``seconds``. Never raises."""
-        ...
-
-
 @dataclass(slots=True)
 class _Stage:
     """One stage of one batch, which several threads may share: from the first start to the last end."""
@@ -165,7 +126,7 @@ class _Stage:
 class _Batch:
     """A batch with outcomes that are not recorded yet; ``open_images`` are the images of those outcomes."""
 
-    span: Any
+    span: Span
     ended: float
     open_images: set[_ImageKey]
     stages: dict[str, _Stage] = field(default_factory=dict)
@@ -177,10 +138,10 @@ class _Batch:
         self.ended = max(self.ended, ended)
 
 
-class TraceRecorder(NullProgress):
+class TraceRecorder(Traces, NullProgress):
     """Recorder of one run's spans. A batch's span ends when its last outcome is recorded."""
 
-    def __init__(self, tracer: Tracer, run_id: str, *, long_running: bool) -> None:
+    def __init__(self, tracer: SdkTracer, run_id: str, *, long_running: bool) -> None:
         self._tracer, self._run = tracer, {"text2img.run.id": run_id}
         self._root = None if long_running else tracer.begin("run", time.monotonic(), None, self._run)
         self._lock = threading.Lock()
@@ -296,7 +257,7 @@ class TraceRecorder(NullProgress):
             self._tracer.end(batch.span, batch.ended)
 
     def _span(
-        self, stage: str, parent: Any, started: float, ended: float, *, seconds: float | None = None
+        self, stage: str, parent: Span | None, started: float, ended: float, *, seconds: float | None = None
     ) -> None:
         attributes = {**self._run, "text2img.stage.seconds": ended - started if seconds is None else seconds}
         self._tracer.end(self._tracer.begin(stage, started, parent, attributes), ended)
