@@ -1,37 +1,30 @@
-"""Collect undelivered outcomes into notifications and deliver them to the callback's receiver.
+"""What is delivered and how: collect outcomes in notifications, classify responses; the two policies.
 
-Also classifies responses and errors, for the callback and for the prompts' own webhooks.
+The dispatcher delivers both kinds of notification. What differs between the callback and the prompts' own
+webhooks is a DeliveryPolicy.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import socket
 import threading
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 from text2img.concurrency import timeouts
 from text2img.databases import Notification, webhook_id
 from text2img.errors import PromptFailed
-from text2img.prompts import Completed, Failed
 from text2img.prompts.webhook_urls import Webhook
-from text2img.telemetry.progress import MultiProgress
 from text2img.webhooks.payloads import callback_payload, webhook_payload
+from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from text2img.databases import Outbox, PendingWebhook
-    from text2img.prompts import Outcome
-    from text2img.telemetry.progress import Progress
-    from text2img.webhooks.client import CallbackClient
-    from text2img.webhooks.dispatcher import WebhookDispatcher
-
-
-log = logging.getLogger(__name__)
+    from text2img.webhooks.client import CallbackClient, Webhooks
+    from text2img.webhooks.progress import Wait
 
 _MAX_BACKOFF = 60.0  # seconds between attempts, unless the receiver asks for more
 _MAX_RETRY_AFTER = 3600.0  # seconds that a receiver may ask us to wait
@@ -111,8 +104,10 @@ def exponential_backoff(tries: int) -> float:
 
 MAX_OUTCOMES = 1_000
 """Maximum number of outcomes in one notification."""
-_MAX_CLOCK_LAG = 2.0  # seconds by which the database's clock may lag behind the wait that we asked for
-_POLL_INTERVAL = 0.25  # seconds between claims while a retry is overdue by our clock
+_POLL_INTERVAL: Final = 20.0
+"""Seconds between queries for what other workers have left."""
+_PROGRESS_TIMEOUT: Final = 2.0
+"""Seconds that the end of a generation waits for its progress updates to arrive first."""
 
 
 def collect(outbox: Outbox, run_id: str, status: str, *, final: bool, limit: int = MAX_OUTCOMES) -> int:
@@ -173,216 +168,121 @@ def _webhook_notification(pending: PendingWebhook) -> Notification | None:
     return Notification(id=pending.notification_id, run_id=pending.run_id, body=body, url=url, origin=origin)
 
 
-@dataclass(frozen=True, slots=True)
-class TimeLimit:
-    """The time limit of a delivery: ``seconds`` (may be infinite) by ``clock``, or until ``stop`` is set.
+class DeliveryPolicy(Protocol):
+    """What differs between the callback and the prompts' own webhooks."""
 
-    ``stop`` also interrupts the waits between attempts.
+    @property
+    def name(self) -> str:
+        """``callback`` or ``webhook``, in log lines."""
+        ...
+
+    @property
+    def webhooks(self) -> bool:
+        """The kind of notification; True: those for prompts' own webhooks (see Outbox.claim_notification)."""
+        ...
+
+    @property
+    def max_concurrency(self) -> int:
+        """The number of receivers that are served at once, each by one request at a time."""
+        ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one request may take."""
+        ...
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between two calls of ``collect``, unless the dispatcher is woken."""
+        ...
+
+    def collect(self) -> None:
+        """Make notifications of the outcomes that are to be sent now. Raises DatabaseFailed."""
+        ...
+
+    def send(self, notification: Notification) -> DeliveryResult:
+        """Send the notification once. Never raises for what a receiver does."""
+        ...
+
+
+class CallbackPolicy:
+    """A run's callback: its outcomes go to one receiver in batches, of which the last is marked as final.
+
+    A batch is made of more than 1,000 outcomes or, with ``interval``, of those that have gathered in so many
+    seconds. What runs left that have died is sent as well, as ``interrupted``.
     """
 
-    seconds: float
-    stop: threading.Event
-    clock: Callable[[], float] = time.monotonic
+    name: Final = "callback"
+    webhooks: Final = False
+    max_concurrency: Final = 1
 
-
-def deliver(outbox: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
-    """Send what is due, and retry, until nothing is left that comes due within the time limit.
-
-    At least one notification is attempted, however small the limit; the whole takes at most the limit and one
-    attempt. A notification that could not be delivered is due at once for the next delivery, or when the
-    receiver asked for it. One may be sent twice (a crash between sending and completing), with the same id
-    and body. Never raises for what a receiver does; raises DatabaseFailed.
-    """
-    _Delivery(outbox, client, worker, limit).run()
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledRetry:
-    """A notification that waits for its next attempt.
-
-    By the clock that counts the seconds: ``due`` is when that is, ``retry_after`` until when its receiver
-    asked us to wait.
-    """
-
-    notification: Notification
-    detail: str
-    due: float
-    retry_after: float
-
-
-class _Delivery:
-    """One call of ``deliver``, and the retries it has scheduled."""
-
-    def __init__(self, outbox: Outbox, client: CallbackClient, worker: str, limit: TimeLimit) -> None:
-        self._outbox, self._client, self._worker = outbox, client, worker
-        self._stop, self._clock = limit.stop, limit.clock
-        self._deadline = self._clock() + limit.seconds
-        self._lease = 2 * client.timeout + 10
-        self._retries: dict[str, ScheduledRetry] = {}
-
-    def run(self) -> None:
-        """Deliver; see ``deliver``."""
-        while not self._stop.is_set():
-            notification = self._outbox.claim_notification(self._worker, self._lease)
-            if notification is not None:
-                self._attempt(notification)
-            elif not self._wait():
-                break
-            if self._clock() >= self._deadline:
-                break
-        self._make_due_now()
-
-    def _attempt(self, notification: Notification) -> None:
-        self._retries.pop(notification.id, None)
-        result = self._client.send(notification)
-        if result.status is DeliveryStatus.RETRY:
-            log.warning("callback %s, attempt %d: %s", notification.id, notification.tries, result.detail)
-            self._schedule_retry(notification, result)
-            return
-        delivered = result.status is DeliveryStatus.DELIVERED
-        self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
-        level = logging.INFO if delivered else logging.ERROR
-        log.log(level, "callback %s: %s", notification.id, result.detail)
-
-    def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
-        now = self._clock()
-        wait = max(result.wait, result.retry_after)
-        self._outbox.reschedule_notification(notification, wait, result.detail)
-        self._retries[notification.id] = ScheduledRetry(
-            notification, result.detail, now + wait, now + result.retry_after
-        )
-
-    def _wait(self) -> bool:
-        """Wait until our next retry is due; return False if none comes due in time."""
-        now = self._clock()
-        # A retry overdue by more than the clocks can differ was claimed by another worker.
-        due = [retry.due for retry in self._retries.values() if retry.due > now - _MAX_CLOCK_LAG]
-        if not due or min(due) >= self._deadline:
-            return False
-        self._stop.wait(max(_POLL_INTERVAL, min(due) - now))
-        return True
-
-    def _make_due_now(self) -> None:
-        """Cancel our own backoff, as the receiver may be well for the next delivery; keep its Retry-After."""
-        now = self._clock()
-        for retry in self._retries.values():
-            self._outbox.reschedule_notification(
-                retry.notification, max(0.0, retry.retry_after - now), retry.detail
-            )
-
-
-_ERROR_PAUSE = 5.0  # seconds until the next attempt after a database error
-
-
-@dataclass(frozen=True, slots=True)
-class NotifyTargets:
-    """A run's callback ``client`` and the ``dispatcher`` of prompts' own webhooks; either may be absent.
-
-    The callback is sent in batches of 1,000 outcomes, or also every ``interval`` seconds, if given. With an
-    interval, the final callback may be empty and is then not sent.
-    """
-
-    client: CallbackClient | None = None
-    dispatcher: WebhookDispatcher | None = None
-    interval: float | None = None
-
-
-class RunNotifier:
-    """Notifier of a run's targets.
-
-    Between ``start`` and ``close`` a thread delivers what earlier runs have left, then this run's outcomes.
-    ``close`` and ``finish`` deliver the rest.
-    """
-
-    def __init__(self, outbox: Outbox, targets: NotifyTargets, run_id: str, worker: str) -> None:
-        self._outbox, self._run_id, self._worker = outbox, run_id, worker
-        self._client, self._dispatcher = targets.client, targets.dispatcher
-        self._interval = targets.interval
-        self._uncollected = 0
+    def __init__(
+        self, outbox: Outbox, client: CallbackClient, run_id: str, interval: float | None = None
+    ) -> None:
+        self._outbox, self._client, self._run_id, self._interval = outbox, client, run_id, interval
+        self.timeout = client.timeout
+        self.poll_interval = _POLL_INTERVAL if interval is None else interval
         self._lock = threading.Lock()
-        self._batch_ready = threading.Event()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
+        self._uncollected = 0
+        self._orphans_collected = False
 
-    def wrap_progress(self, progress: Progress) -> Progress:
-        """Return a progress that also reaches the prompts' own webhooks."""
-        return progress if self._dispatcher is None else MultiProgress(progress, self._dispatcher.progress)
-
-    def start(self) -> None:
-        """Start the background threads."""
-        if self._dispatcher is not None:
-            self._dispatcher.start()
-        if self._client is not None:
-            self._thread.start()
-
-    def recorded(self, outcomes: Sequence[Outcome]) -> None:
-        """Announce that these outcomes have been recorded."""
-        final = [outcome for outcome in outcomes if isinstance(outcome, Completed | Failed)]
-        if self._dispatcher is not None and any(outcome.prompt.webhook_url is not None for outcome in final):
-            self._dispatcher.wake()
+    def recorded(self, count: int) -> bool:
+        """Count outcomes that have been recorded; return True if they are enough for a batch."""
         with self._lock:
-            self._uncollected += len(final)
+            self._uncollected += count
             # More than one batch: something is left for the last notification, which is marked as final.
-            if self._uncollected > MAX_OUTCOMES:
-                self._batch_ready.set()
+            return self._uncollected > MAX_OUTCOMES
 
-    def close(self, status: str, timeout: float) -> None:
-        """Collect what is left in notifications. Call it while the run still counts as alive.
+    def collect(self) -> None:
+        """See DeliveryPolicy.collect: what dead runs left, once; then this run's next batch."""
+        if not self._orphans_collected:
+            collect_orphaned(self._outbox)
+            self._orphans_collected = True
+        collected = 1
+        while collected and (self.recorded(0) or (self._interval is not None and self._uncollected)):
+            collected = collect(self._outbox, self._run_id, "running", final=False)
+            self.recorded(-collected)
 
-        Otherwise another run would collect the outcomes as those of a dead run. ``timeout``: seconds that the
-        thread may take for an attempt that is under way.
+    def collect_last(self, status: str) -> None:
+        """Make the last notifications of the run, which ended as ``status``. Raises DatabaseFailed.
+
+        Call it while the run still counts as alive: otherwise another run collects the outcomes as those of
+        a dead one.
         """
-        if self._dispatcher is not None:
-            self._dispatcher.close(timeout)
-        if self._client is None:
-            return
-        self._closed.set()
-        self._batch_ready.set()
-        self._thread.join(timeout)
-        collect(self._outbox, self._run_id, status, final=True)
+        self.recorded(-collect(self._outbox, self._run_id, status, final=True))
 
-    def finish(self, timeout: float, stop: threading.Event) -> None:
-        """Deliver what is left, for at most ``timeout`` seconds or until ``stop`` is set.
+    def send(self, notification: Notification) -> DeliveryResult:
+        """See DeliveryPolicy.send."""
+        return self._client.send(notification)
 
-        The next run delivers what remains.
-        """
-        webhooks: threading.Thread | None = None
-        if self._dispatcher is not None:
-            webhooks = threading.Thread(target=self._dispatcher.finish, args=(timeout, stop), daemon=True)
-            webhooks.start()
-        if self._client is not None:
-            deliver(self._outbox, self._client, self._worker, TimeLimit(timeout, stop))
-        if webhooks is not None:
-            webhooks.join()
 
-    def _collect_batch(self) -> None:
-        collected = collect(self._outbox, self._run_id, "running", final=False)
-        with self._lock:
-            self._uncollected -= collected
-            if self._uncollected <= MAX_OUTCOMES:
-                self._batch_ready.clear()
+class WebhookPolicy:
+    """Prompts' own webhooks: one notification an outcome, each backend served by itself, progress first.
 
-    def _run(self) -> None:
-        client = self._client
-        if client is None:
-            return
-        must_collect_orphaned = True
-        while not self._closed.is_set():
-            try:
-                if must_collect_orphaned:
-                    collect_orphaned(self._outbox)
-                    must_collect_orphaned = False
-                deliver(self._outbox, client, self._worker, TimeLimit(float("inf"), self._closed))
-                self._wait()
-                if not self._closed.is_set():
-                    self._collect_batch()
-            except Exception as exc:
-                # If the database fails, the worker fails as well and decides. Nothing is lost: the outcomes
-                # stay undelivered.
-                log.warning("callback delivery failed; retrying in %g s: %s", _ERROR_PAUSE, exc, exc_info=exc)
-                self._closed.wait(_ERROR_PAUSE)
+    ``progress`` receives the run's progress and sends it on.
+    """
 
-    def _wait(self) -> None:
-        """Wait until a batch is ready or, with an interval, until any outcome has waited for it."""
-        while not self._batch_ready.wait(self._interval) and not self._uncollected:
-            pass
+    name: Final = "webhook"
+    webhooks: Final = True
+    max_concurrency: Final = 8
+    poll_interval: Final = _POLL_INTERVAL
+
+    def __init__(
+        self, outbox: Outbox, client: Webhooks, wait_for: Wait = threading.Condition.wait_for
+    ) -> None:
+        self._outbox, self._client = outbox, client
+        self.timeout = client.timeout
+        self._progress_sender = ProgressSender(client.progress, wait_for)
+        self.progress = Milestones(self._progress_sender.put)
+
+    def collect(self) -> None:
+        """See DeliveryPolicy.collect: outcomes of any run."""
+        collect_webhooks(self._outbox)
+
+    def send(self, notification: Notification) -> DeliveryResult:
+        """See DeliveryPolicy.send: after the prompt's progress updates, or two seconds."""
+        # The notification may have been edited in the database.
+        with suppress(PromptFailed, ValueError, KeyError, TypeError):
+            address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
+            self._progress_sender.finish(address, body["generation_id"], _PROGRESS_TIMEOUT)
+        return self._client.send(notification)

@@ -1,43 +1,41 @@
-"""Deliver the outcomes of prompts to their own webhooks in the background, as soon as they are recorded.
+"""Deliver notifications in the background: claim, send, classify, then reschedule or close.
 
-Several backends are served at once, each by one request at a time. A backend that fails is skipped for a
-growing time, so that it does not hold up the others.
+One machine for both kinds: the callback and the prompts' own webhooks differ in a DeliveryPolicy. Several
+receivers are served at once, each by one request at a time. A receiver that fails is skipped for a growing
+time, so that it does not hold up the others.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from text2img.errors import DatabaseFailed, PromptFailed
-from text2img.prompts.webhook_urls import Webhook
+from text2img.errors import DatabaseFailed
+from text2img.prompts import Completed, Failed
+from text2img.telemetry.progress import MultiProgress
 from text2img.webhooks.delivery import (
+    CallbackPolicy,
     DeliveryResult,
     DeliveryStatus,
-    ScheduledRetry,
-    collect_webhooks,
+    WebhookPolicy,
     exponential_backoff,
 )
-from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from text2img.databases import Notification, Outbox
-    from text2img.webhooks.client import Webhooks
+    from text2img.prompts import Outcome
+    from text2img.telemetry.progress import Progress
+    from text2img.webhooks.client import CallbackClient, Webhooks
+    from text2img.webhooks.delivery import DeliveryPolicy
     from text2img.webhooks.progress import Wait
 
 log = logging.getLogger(__name__)
 
-_MAX_CONCURRENCY: Final = 8
-"""Backends that are served at once."""
-_POLL_INTERVAL: Final = 20.0
-"""Seconds between queries for what other workers have left."""
 _SHORT_POLL_INTERVAL: Final = 0.25
 """Seconds between queries while something is about to come due: the database's clock may lag behind ours."""
 _ERROR_PAUSE: Final = 5.0
@@ -45,55 +43,66 @@ _ERROR_PAUSE: Final = 5.0
 _MAX_CLOCK_LAG: Final = 2.0
 """Seconds after which a retry that came due and could not be claimed is assumed to be another worker's."""
 _BACKOFF_RESET: Final = 600.0
-"""Seconds after which a backend's earlier failures no longer count."""
-_PROGRESS_TIMEOUT: Final = 2.0
-"""Seconds that the end of a generation waits for its progress updates to arrive first."""
+"""Seconds after which a receiver's earlier failures no longer count."""
 
 
 @dataclass(slots=True)
 class _Backoff:
-    """A failing backend: its failures in a row, and until when it is skipped."""
+    """A failing receiver: its failures in a row, and until when it is skipped."""
 
     failures: int = 0
     until: float = 0.0
 
 
-class WebhookDispatcher:
-    """One worker's sender of notifications to the prompts' own webhooks.
+@dataclass(frozen=True, slots=True)
+class _ScheduledRetry:
+    """A notification that waits for its next attempt.
 
-    Between ``start`` and ``close`` a thread delivers what ``wake`` announces; ``finish`` delivers the rest.
-    ``progress`` receives the run's progress and sends it on. ``clock`` counts the seconds;
-    ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for at most ``seconds``.
+    By the clock that counts the seconds: ``due`` is when that is, ``retry_after`` until when its receiver
+    asked us to wait.
+    """
+
+    notification: Notification
+    detail: str
+    due: float
+    retry_after: float
+
+
+class Dispatcher:
+    """One worker's sender of the notifications of one kind, given by the policy.
+
+    Between ``start`` and ``close`` a thread delivers what earlier runs have left and what ``wake`` announces;
+    ``finish`` delivers the rest. A notification may be sent twice (a crash between sending and closing), with
+    the same id and body. ``clock`` counts the seconds; ``wait_for(condition, predicate, seconds)`` waits
+    until the predicate is true, for at most ``seconds``.
     """
 
     def __init__(
         self,
         outbox: Outbox,
-        webhooks: Webhooks,
+        policy: DeliveryPolicy,
         worker: str,
         *,
         clock: Callable[[], float] = time.monotonic,
         wait_for: Wait = threading.Condition.wait_for,
     ) -> None:
-        self._outbox, self._webhooks, self._worker = outbox, webhooks, worker
+        self._outbox, self._policy, self._worker = outbox, policy, worker
         self._clock, self._wait_for = clock, wait_for
-        self._progress_sender = ProgressSender(webhooks.progress, wait_for)
-        self.progress = Milestones(self._progress_sender.put)
-        self._lease = webhooks.timeout + 10
+        self._lease = policy.timeout + 10
         self._backoffs: dict[str, _Backoff] = {}  # by origin
-        self._retries: dict[str, ScheduledRetry] = {}  # by notification id
+        self._retries: dict[str, _ScheduledRetry] = {}  # by notification id
         self._busy: set[str] = set()  # origins with a request under way
         self._condition = threading.Condition()
         self._must_collect = self._changed = True
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{policy.name} dispatcher", daemon=True)
 
     def start(self) -> None:
         """Start the thread, which begins with what earlier runs have left."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Announce that a webhook is pending."""
+        """Announce that there is something to collect."""
         with self._condition:
             self._must_collect = self._changed = True
             self._condition.notify_all()
@@ -114,39 +123,38 @@ class WebhookDispatcher:
         try:
             self._finish(self._clock() + timeout, stop)
         except DatabaseFailed as exc:
-            log.warning("webhook delivery failed; the next run will continue it: %s", exc)
+            log.warning("%s delivery failed; the next run will continue it: %s", self._policy.name, exc)
 
     def _finish(self, deadline: float, stop: threading.Event) -> None:
-        collect_webhooks(self._outbox)
+        self._policy.collect()
         while not stop.is_set():
             self._send_due(stop, deadline)
             now, due = self._clock(), self._next_due()
             with self._condition:
-                # After a change, check again: a backend that was busy a moment ago was skipped.
+                # After a change, check again: a receiver that was busy a moment ago was skipped.
                 under_way = self._busy or self._changed
             if now >= deadline or not (under_way or (due is not None and now + due < deadline)):
                 break
             self._pause(_SHORT_POLL_INTERVAL if due is None else min(due, _SHORT_POLL_INTERVAL))
         with self._condition:
-            self._wait_for(
-                self._condition, lambda: not self._busy or stop.is_set(), self._webhooks.timeout + 3
-            )
+            self._wait_for(self._condition, lambda: not self._busy or stop.is_set(), self._policy.timeout + 3)
         self._make_due_now()
 
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
                 if self._take_must_collect():
-                    collect_webhooks(self._outbox)
+                    self._policy.collect()
                 self._send_due(self._closed, float("inf"))
             except Exception as exc:
-                # Whatever the error: without this thread a server would deliver no more webhooks.
-                log.warning("webhook delivery failed; retrying in %g s: %s", _ERROR_PAUSE, exc, exc_info=exc)
+                # Whatever the error: without this thread a server would deliver nothing more.
+                message = "%s delivery failed; retrying in %g s: %s"
+                log.warning(message, self._policy.name, _ERROR_PAUSE, exc, exc_info=exc)
                 self._must_collect = True
                 with self._condition:
                     self._wait_for(self._condition, self._closed.is_set, _ERROR_PAUSE)
-            due = self._next_due()
-            if not self._pause(_POLL_INTERVAL if due is None else min(due, _POLL_INTERVAL)):
+            due, interval = self._next_due(), self._policy.poll_interval
+            if not self._pause(interval if due is None else min(due, interval)):
                 self._must_collect = self._must_collect or due is None  # other workers may have died
 
     def _take_must_collect(self) -> bool:
@@ -162,17 +170,20 @@ class WebhookDispatcher:
             return changed
 
     def _send_due(self, stop: threading.Event, deadline: float) -> None:
-        """Start sending all that is due to backends that are neither busy nor backing off."""
-        while not stop.is_set() and len(self._busy) < _MAX_CONCURRENCY:
+        """Start sending all that is due to receivers that are neither busy nor backing off."""
+        while not stop.is_set() and len(self._busy) < self._policy.max_concurrency:
+            skipped = self._busy_or_backing_off()
+            if skipped and not self._policy.webhooks:
+                return  # the callback has a single receiver
             notification = self._outbox.claim_notification(
-                self._worker, self._lease, webhooks=True, exclude_origins=self._busy_or_backing_off()
+                self._worker, self._lease, webhooks=self._policy.webhooks, exclude_origins=skipped
             )
             if notification is None:
                 return
             with self._condition:
                 self._busy.add(str(notification.origin))
                 self._retries.pop(notification.id, None)
-            threading.Thread(target=self._deliver, args=(notification,), name="webhook", daemon=True).start()
+            threading.Thread(target=self._deliver, args=(notification,), name="delivery", daemon=True).start()
             if self._clock() >= deadline:
                 return
 
@@ -185,27 +196,23 @@ class WebhookDispatcher:
 
     def _deliver(self, notification: Notification) -> None:
         try:
-            self._wait_for_progress(notification)
-            result = self._webhooks.send(notification)
-            self._save_result(notification, result)
-        except DatabaseFailed as exc:
-            log.warning("the result of webhook %s could not be saved: %s", notification.id, exc)
+            self._save_result(notification, self._policy.send(notification))
+        except Exception as exc:
+            # It is due again when its lease expires.
+            message = "the result of %s %s could not be saved: %s"
+            unexpected = None if isinstance(exc, DatabaseFailed) else exc
+            log.warning(message, self._policy.name, notification.id, exc, exc_info=unexpected)
         finally:
             with self._condition:
                 self._busy.discard(str(notification.origin))
                 self._changed = True
                 self._condition.notify_all()
 
-    def _wait_for_progress(self, notification: Notification) -> None:
-        # The notification may have been edited in the database.
-        with suppress(PromptFailed, ValueError, KeyError, TypeError):
-            address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
-            self._progress_sender.finish(address, body["generation_id"], _PROGRESS_TIMEOUT)
-
     def _save_result(self, notification: Notification, result: DeliveryResult) -> None:
         """Save the result of an attempt in the database."""
         if result.status is DeliveryStatus.RETRY:
-            log.warning("webhook %s, attempt %d: %s", notification.id, notification.tries, result.detail)
+            message = "%s %s, attempt %d: %s"
+            log.warning(message, self._policy.name, notification.id, notification.tries, result.detail)
             self._schedule_retry(notification, result)
             return
         with self._condition:
@@ -213,7 +220,7 @@ class WebhookDispatcher:
         delivered = result.status is DeliveryStatus.DELIVERED
         self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
-        log.log(level, "webhook %s: %s", notification.id, result.detail)
+        log.log(level, "%s %s: %s", self._policy.name, notification.id, result.detail)
 
     def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
         now = self._clock()
@@ -222,7 +229,7 @@ class WebhookDispatcher:
             backoff.failures += 1
             wait = max(result.wait, result.retry_after)
             backoff.until = now + max(exponential_backoff(backoff.failures), result.retry_after)
-            self._retries[notification.id] = ScheduledRetry(
+            self._retries[notification.id] = _ScheduledRetry(
                 notification, result.detail, now + wait, now + result.retry_after
             )
         self._outbox.reschedule_notification(notification, wait, result.detail)
@@ -246,7 +253,7 @@ class WebhookDispatcher:
         return max(0.0, min(due) - now) if due else None
 
     def _make_due_now(self) -> None:
-        """Cancel our own backoff, as the backend may be well for the next run; keep its Retry-After."""
+        """Cancel our own backoff, as the receiver may be well for the next run; keep its Retry-After."""
         now = self._clock()
         with self._condition:
             retries, self._retries = self._retries, {}
@@ -254,3 +261,76 @@ class WebhookDispatcher:
             self._outbox.reschedule_notification(
                 retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyTargets:
+    """Clients of the run's callback and of the prompts' own webhooks; either may be absent.
+
+    ``interval``: see CallbackPolicy.
+    """
+
+    callback: CallbackClient | None = None
+    webhooks: Webhooks | None = None
+    interval: float | None = None
+
+
+class RunNotifier:
+    """Notifier of a run's targets.
+
+    Between ``start`` and ``close`` threads deliver what earlier runs have left, then this run's outcomes.
+    ``close`` and ``finish`` deliver the rest.
+    """
+
+    def __init__(self, outbox: Outbox, targets: NotifyTargets, run_id: str, worker: str) -> None:
+        self._callback = self._webhooks = None
+        self._callback_dispatcher = self._webhook_dispatcher = None
+        if targets.callback is not None:
+            self._callback = CallbackPolicy(outbox, targets.callback, run_id, targets.interval)
+            self._callback_dispatcher = Dispatcher(outbox, self._callback, worker)
+        if targets.webhooks is not None:
+            self._webhooks = WebhookPolicy(outbox, targets.webhooks)
+            self._webhook_dispatcher = Dispatcher(outbox, self._webhooks, worker)
+        both = (self._callback_dispatcher, self._webhook_dispatcher)
+        self._dispatchers = [dispatcher for dispatcher in both if dispatcher is not None]
+
+    def wrap_progress(self, progress: Progress) -> Progress:
+        """Return a progress that also reaches the prompts' own webhooks."""
+        return progress if self._webhooks is None else MultiProgress(progress, self._webhooks.progress)
+
+    def start(self) -> None:
+        """Start the background threads."""
+        for dispatcher in self._dispatchers:
+            dispatcher.start()
+
+    def recorded(self, outcomes: Sequence[Outcome]) -> None:
+        """Announce that these outcomes have been recorded."""
+        final = [outcome for outcome in outcomes if isinstance(outcome, Completed | Failed)]
+        if self._webhook_dispatcher and any(outcome.prompt.webhook_url is not None for outcome in final):
+            self._webhook_dispatcher.wake()
+        if self._callback and self._callback_dispatcher and self._callback.recorded(len(final)):
+            self._callback_dispatcher.wake()
+
+    def close(self, status: str, timeout: float) -> None:
+        """Collect what is left in notifications. Call it while the run still counts as alive.
+
+        ``timeout``: seconds that each thread may take to end. Raises DatabaseFailed.
+        """
+        for dispatcher in self._dispatchers:
+            dispatcher.close(timeout)
+        if self._callback is not None:
+            self._callback.collect_last(status)
+
+    def finish(self, timeout: float, stop: threading.Event) -> None:
+        """Deliver what is left, for at most ``timeout`` seconds or until ``stop`` is set.
+
+        The next run delivers what remains.
+        """
+        threads = [
+            threading.Thread(target=dispatcher.finish, args=(timeout, stop), daemon=True)
+            for dispatcher in self._dispatchers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()

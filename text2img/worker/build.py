@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from text2img.telemetry.progress import Progress
     from text2img.telemetry.tracing import Traces
     from text2img.webhooks.client import CallbackClient, Webhooks
-    from text2img.webhooks.delivery import RunNotifier
+    from text2img.webhooks.dispatcher import RunNotifier
     from text2img.worker.leases import Leases
     from text2img.worker.polling import WorkSource
     from text2img.worker.watchdog import Watchdog
@@ -210,11 +210,9 @@ def notifier(
 
     The receiver is notified of 1,000 outcomes at once, and also after ``every`` seconds, where given.
     """
-    from text2img.webhooks.delivery import NotifyTargets, RunNotifier
-    from text2img.webhooks.dispatcher import WebhookDispatcher
+    from text2img.webhooks.dispatcher import NotifyTargets, RunNotifier
 
-    dispatcher = None if deps.webhooks is None else WebhookDispatcher(outbox, deps.webhooks, worker)
-    return RunNotifier(outbox, NotifyTargets(deps.callback, dispatcher, every), run_id, worker)
+    return RunNotifier(outbox, NotifyTargets(deps.callback, deps.webhooks, every), run_id, worker)
 
 
 def broker(settings: Settings) -> Broker | None:

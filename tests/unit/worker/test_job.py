@@ -24,7 +24,7 @@ from text2img.worker.watchdog import Watchdog
 def database(tmp_path):
     """A real database with one prompt."""
     made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
-    made.enqueue([NewPrompt(id=PromptId("int", "1"), text="a cat", requested=RequestedParameters())])
+    made.runs.enqueue([NewPrompt(id=PromptId("int", "1"), text="a cat", requested=RequestedParameters())])
     yield made
     made.close()
 

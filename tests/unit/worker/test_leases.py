@@ -20,7 +20,7 @@ LEASE = 60
 def database(tmp_path):
     """A real database with two prompts."""
     made = open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())
-    made.enqueue(
+    made.runs.enqueue(
         NewPrompt(id=PromptId("int", str(n)), text="a cat", requested=RequestedParameters()) for n in (1, 2)
     )
     yield made
