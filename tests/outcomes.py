@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from text2img.prompts import Completed, NeedsRefinement, Prompt, RequestedParameters, StoredImage, request
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import (
+    Completed,
+    Evaluation,
+    NeedsRefinement,
+    Prompt,
+    RequestedParameters,
+    StoredImage,
+    request,
+)
 
 DEFAULTS = RequestedParameters(num_inference_steps=20, guidance_scale=7.5, width=512, height=512)
 

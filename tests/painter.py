@@ -18,8 +18,7 @@ from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.loras import LoraCache
 from text2img.prompts import PromptId, RequestedParameters
 from text2img.storage import open_storage
-from text2img.telemetry.progress import NullProgress
-from text2img.telemetry.stats import RunStats
+from text2img.telemetry.progress import NullProgress, RunStats
 from text2img.telemetry.tracing import NoopTraces
 from text2img.worker.build import Dependencies, RunContext
 from text2img.worker.flow import Worker

@@ -10,8 +10,7 @@ import pytest
 from tests.contract.database_suite import ALL, failed, postponed, texts
 from tests.outcomes import completed
 from text2img.errors import ErrorCode
-from text2img.prompts import Failed
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Evaluation, Failed
 
 _CLAIM = {"claimed_by", "claim_token", "lease_expires_at", "started_claim"}
 

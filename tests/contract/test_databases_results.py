@@ -12,9 +12,9 @@ from tests.outcomes import completed
 from text2img.databases import Selection
 from text2img.databases.sqlite.queue import selected
 from text2img.databases.sqlite.run_store import _FINISHED
-from text2img.databases.sqlite.schema import STATUS
+from text2img.databases.sqlite.session import STATUS
 from text2img.errors import DatabaseFailed, ErrorCode
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Evaluation
 
 
 def _names(found):

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.decoding import Decoder, to_pixels
+from text2img.engine.denoiser import Decoder, to_pixels
 from text2img.engine.devices import suppress_warnings
 from text2img.engine.model_folder import FAMILIES, OTHER
 from text2img.errors import ErrorCode

@@ -16,7 +16,7 @@ from werkzeug import Response
 from tests.engine.conftest import look
 from tests.servers.models import MODEL
 from text2img.engine import EngineOptions
-from text2img.engine.hub import wanted_files
+from text2img.engine.loading import wanted_files
 from text2img.errors import ModelFailed
 
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -36,7 +36,7 @@ for options in eval(sys.argv[1]):
         print(type(exc).__name__, exc)
 """
 SILENT = """
-from text2img.engine.hub import find
+from text2img.engine.loading import find
 from text2img.engine import EngineOptions
 from text2img.errors import ModelFailed
 try:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.decoding import Decoder, to_pixels
+from text2img.engine.denoiser import Decoder, to_pixels
 from text2img.engine.model_folder import FAMILIES as FAMILY
 from text2img.errors import ErrorCode
 

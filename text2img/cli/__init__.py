@@ -121,11 +121,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from text2img.concurrency.signals import exit_on_signal
     from text2img.telemetry.logs import Mask, report_failure, set_up
     from text2img.telemetry.tracing import secrets
-    from text2img.worker import platform_task
+    from text2img.worker.job import current_task, mark_logs
 
     mask = Mask([*settings.secrets, *_database_urls(arguments), *secrets(os.environ)])
     progress = set_up(settings, mask)
-    platform_task.mark_logs(platform_task.find())
+    mark_logs(current_task())
     try:
         with exit_on_signal():
             module = import_module(f"text2img.cli.{command.module}")
@@ -170,7 +170,7 @@ def _normalized(word: str) -> str:
 
 def _unknown_message(words: Sequence[str], command: str) -> str:
     """Return the error message for unknown arguments; it omits values, which may be passwords."""
-    from text2img.prompts.validation import nearest
+    from text2img.prompts.parameters import nearest
 
     word = words[0].partition("=")[0]
     if not word.startswith("-"):

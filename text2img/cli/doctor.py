@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
-from text2img.worker import build, platform_task
+from text2img.worker import build
+from text2img.worker.job import task_instance
 
 if TYPE_CHECKING:
     import argparse
@@ -111,7 +112,7 @@ class _Doctor:
         port = ["--metrics-port"] if self._settings.metrics_port else []
         return ", ".join(
             [
-                *(sink.name for sink in publisher.metrics_sinks(self._settings, platform_task.instance())),
+                *(sink.name for sink in publisher.metrics_sinks(self._settings, task_instance())),
                 *port,
             ]
         )

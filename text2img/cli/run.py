@@ -15,9 +15,8 @@ from text2img.prompts import Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 from text2img.telemetry.publisher import metrics_sinks, publishing, query_backlog
-from text2img.worker import build, platform_task
-from text2img.worker.job import Job
-from text2img.worker.local import LocalExecutor
+from text2img.worker import build
+from text2img.worker.job import Job, LocalExecutor, task_instance
 
 if TYPE_CHECKING:
     import argparse
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.build import Dependencies
-    from text2img.worker.local import Executor
+    from text2img.worker.job import Executor
 
 
 _ENQUEUE_CHUNK: Final = 1000  # prompts of an input file that are added at once
@@ -54,7 +53,7 @@ def prepare(settings: Settings, stop: Stop) -> tuple[Dependencies, Prompts | Non
     """
     deps = build.build(settings, stop.wait)
     build.check_workers(settings)
-    metrics_sinks(settings, platform_task.instance())
+    metrics_sinks(settings, task_instance())
     return deps, read_prompts(settings.input_file) if settings.input_file else None
 
 
@@ -66,7 +65,7 @@ def work(
         add(database, prompts)
         job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
         backlog = partial(query_backlog, database, deps.selection)
-        with publishing(settings, job, backlog, platform_task.instance()):
+        with publishing(settings, job, backlog, task_instance()):
             job.run(progress, summary_writer(settings, deps, database, stop))
     return 3 if job.stats.failed else 0
 

@@ -12,9 +12,8 @@ from text2img.cli.run import add, prepare
 from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import publishing, query_backlog
-from text2img.worker import build, platform_task
-from text2img.worker.job import Job
-from text2img.worker.local import LocalExecutor
+from text2img.worker import build
+from text2img.worker.job import Job, LocalExecutor, task_instance
 from text2img.worker.polling import PollingLoop
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
             serving=_serving(settings, broker, database, stop),
         )
         backlog = partial(query_backlog, database, deps.selection)
-        with publishing(settings, job, backlog, platform_task.instance()):
+        with publishing(settings, job, backlog, task_instance()):
             job.run(progress)
     return 0
 

@@ -12,21 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts import ModelConfiguration, Prompt, RequestedParameters, Status, StoredImage
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Evaluation, ModelConfiguration, Prompt, RequestedParameters, Status, StoredImage
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
     STYLE_CHECKS,
     check_aspect_ratio,
+    check_integer,
     check_loras,
     check_num_images,
-    check_scheduler,
-)
-from text2img.prompts.validation import (
-    check_integer,
     check_number,
     check_pixels,
     check_prompt_text,
+    check_scheduler,
     check_text,
     nearest,
 )

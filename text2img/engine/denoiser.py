@@ -1,25 +1,255 @@
-"""The denoising call of a pipeline, the step counter, and the splitting of batches that exceed the memory.
+"""The denoising call of a pipeline, the splitting of batches that exceed the memory, and the decoding.
 
-A part is what runs at once of a batch: requests of one shape go in, latents (or images) come out.
+A part is what runs at once of a batch: requests of one shape go in, latents (or images) come out. Pixels are
+rounded on the device. diffusers turns NaN into black images, with a warning at most; here the latents and the
+decoded values are checked. Values that overflow fp16 are decoded again in fp32; if they are still not finite,
+the prompt fails.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.devices import FailureKind, classify_error, one_line
+from text2img.engine.loading import find_autoencoder
+from text2img.engine.model_folder import Component, ModelFolder, read_json
 from text2img.engine.text_encoding import ChunkedText, PipelineText, WholeText
-from text2img.errors import DeviceFailed, ErrorCode, PromptFailed, Text2ImgError
+from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, PromptFailed, Text2ImgError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from text2img.engine import GeneratedImage
     from text2img.engine.model_folder import Family
     from text2img.prompts import Request
+
+
+if TYPE_CHECKING:
+    Decoded = tuple[Any, Any]
+    """Pixels, uint8 (height, width, 3), and a bool of no dimensions: True if the values were finite."""
+
+
+class Decoder:
+    """Decodes for one pipeline and applies its safety checker where it has one."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self._pipe = pipe
+        self._family = family
+        self._checker = getattr(pipe, "safety_checker", None)
+
+    @property
+    def output_type(self) -> str:
+        """The pipeline's output type that ``decode`` takes."""
+        return "latent" if self._family.names else "pt"
+
+    def decode(self, output: Any, size: tuple[int, int]) -> list[NDArray[np.uint8] | PromptFailed]:
+        """Return pixels, uint8 (height, width, 3), or the failure, for each image of ``output``.
+
+        ``output``: latents as the family's pipeline returns them; (n, 3, height, width) in [0, 1] with other
+        pipelines. ``size`` is (width, height) in pixels.
+        """
+        import torch
+
+        with torch.no_grad():
+            if self.output_type == "pt":
+                decoded = [_with_finite_flag(image * 2 - 1) for image in output]
+                return self._to_host(decoded, torch.ones(len(output), dtype=torch.bool, device=output.device))
+            latents = self._unpack(output, size)
+            latents_finite = torch.isfinite(latents).flatten(1).all(dim=1)
+            with self._upcast(self._vae_overflows()):
+                decoded = self._decode_each(latents)
+                return self._to_host(decoded, latents_finite, latents=latents)
+
+    def _decode_each(self, latents: Any) -> list[Decoded]:
+        """Decode latents (n, c, h, w) on the device, image by image, without waiting for it.
+
+        Memory then does not grow with the batch, and no image depends on its neighbours or their number.
+        One image is enough work for a call. At 512², decoding one with the VAE of Stable Diffusion 1 takes
+        as much arithmetic as three forward passes of its UNet.
+        """
+        return [_with_finite_flag(self._decode_latents(image[None])[0]) for image in latents]
+
+    def _to_host(
+        self, decoded: list[Decoded], latents_finite: Any, latents: Any = None
+    ) -> list[NDArray[np.uint8] | PromptFailed]:
+        """Copy the images to the host's memory: one wait for the flags, then one copy of all pixels.
+
+        ``latents_finite`` (n) flags the images whose latents are finite. ``latents`` are decoded again, in
+        fp32, where an image is not finite though its latents are; None where there are no latents.
+        """
+        import torch
+
+        pixels_finite = torch.stack([finite for _, finite in decoded])
+        flags = torch.stack([latents_finite, pixels_finite]).cpu()
+        overflowed = (flags[0] & ~flags[1]).nonzero().flatten().tolist()
+        if latents is not None and overflowed and self._pipe.vae.dtype != torch.float32:
+            with self._upcast(enabled=True):
+                redecoded = self._decode_each(latents[overflowed])
+            for index, image in zip(overflowed, redecoded, strict=True):
+                decoded[index] = image
+                flags[1, index] = image[1].cpu()
+        pixels = torch.stack([image for image, _ in decoded]).cpu().numpy()
+        return [
+            self._result(image, latents_finite=in_latents, pixels_finite=in_pixels)
+            for image, in_latents, in_pixels in zip(pixels, *flags.tolist(), strict=True)
+        ]
+
+    def _result(
+        self, pixels: NDArray[np.uint8], *, latents_finite: bool, pixels_finite: bool
+    ) -> NDArray[np.uint8] | PromptFailed:
+        if not latents_finite:
+            return PromptFailed(
+                ErrorCode.NOT_FINITE,
+                "the model's latents are not finite; another dtype (bf16, fp32) may help",
+            )
+        if not pixels_finite:
+            return PromptFailed(
+                ErrorCode.NOT_FINITE,
+                "the image is not finite, even when decoded in fp32",
+            )
+        if self._is_flagged(pixels):
+            return PromptFailed(ErrorCode.SAFETY, "the model's safety checker flagged the image")
+        return pixels
+
+    def _decode_latents(self, latents: Any) -> Any:
+        """Decode latents (1, c, h, w) to (1, 3, 8h, 8w), around [-1, 1]; undoes the VAE's scaling first."""
+        import torch
+
+        vae = self._pipe.vae
+        config = vae.config
+        latents = latents.to(vae.dtype)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None and self._family.name == "sdxl":
+            like = {"device": latents.device, "dtype": latents.dtype}
+            mean, std = (torch.tensor(values, **like).view(1, -1, 1, 1) for values in (mean, std))
+            latents = latents * std / config.scaling_factor + mean
+        else:
+            shift = config.get("shift_factor") if self._family.flow else None
+            latents = latents / config.scaling_factor + (shift or 0)
+        return vae.decode(latents, return_dict=False)[0]
+
+    def _is_flagged(self, pixels: NDArray[np.uint8]) -> bool:
+        """Return True if the model's safety checker flags the image, rounded to 8 bits as in diffusers."""
+        if self._checker is None:
+            return False
+        unit = pixels[None].astype("float32") / 255
+        _, flags = self._pipe.run_safety_checker(unit, self._checker.device, self._checker.dtype)
+        return bool(flags and flags[0])
+
+    def _vae_overflows(self) -> bool:
+        """Return True if the VAE is known to overflow in fp16.
+
+        The configurations of SD 1.x declare it too, but only XL's VAEs overflow.
+        """
+        import torch
+
+        vae = self._pipe.vae
+        forced = self._family.name == "sdxl" and bool(vae.config.get("force_upcast"))
+        return forced and vae.dtype == torch.float16
+
+    @contextlib.contextmanager
+    def _upcast(self, enabled: bool) -> Iterator[None]:  # noqa: FBT001 - private, and named by its callers
+        """Keep the VAE in fp32 within the context. fp16 to fp32 and back loses nothing."""
+        import torch
+
+        vae = self._pipe.vae
+        dtype = vae.dtype
+        if not enabled or dtype == torch.float32:
+            yield
+            return
+        try:
+            vae.to(torch.float32)  # may itself run out of memory half-way
+            yield
+        finally:
+            vae.to(dtype)
+
+    def _unpack(self, latents: Any, size: tuple[int, int]) -> Any:
+        """Return latents as (n, c, h, w).
+
+        Some pipelines pack 2 × 2 latent pixels into one: (n, h/2·w/2, 4c).
+        """
+        if not self._family.packed:
+            return latents
+        side = 2 * self._pipe.vae_scale_factor
+        width, height = size[0] // side, size[1] // side
+        squares = latents.unflatten(1, (height, width)).unflatten(-1, (-1, 2, 2))
+        return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def to_pixels(decoded: Any) -> Any:
+    """Return a uint8 tensor (height, width, 3) for a (3, height, width) one around [-1, 1], on its device.
+
+    Rounds as diffusers does on the host: in the tensor's own dtype to [0, 1], in fp32 to whole levels.
+    """
+    import torch
+
+    unit = (decoded * 0.5 + 0.5).clamp(0, 1)
+    return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8)
+
+
+def _with_finite_flag(decoded: Any) -> Decoded:
+    """Return the pixels of (3, height, width), and whether all values are finite; both on the device."""
+    import torch
+
+    return to_pixels(decoded), torch.isfinite(decoded).all()
+
+
+_AUTOENCODER_CLASS: Final = "AutoencoderTiny"
+_DEFAULT_CHANNELS: Final = (64, 64, 64, 64)
+"""Channels of the decoder's levels where a configuration names none; each next level doubles the size."""
+
+
+def replace_autoencoder(model: ModelFolder, name: str) -> tuple[ModelFolder, str]:
+    """Return the model with the autoencoder ``name`` as its ``vae``, and the name to record.
+
+    ``name`` is a folder, ``owner/name`` or ``owner/name@revision``. The recorded name has the commit if the
+    autoencoder comes from the hub. Raises ConfigurationError for one of another class or one that does not
+    fit the model, ModelFailed where it does not exist.
+    """
+    path, commit = find_autoencoder(name)
+    config = read_json(path / "config.json")
+    _check_autoencoder(model, config, name)
+    levels = list(config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS)
+    config = {**config, "block_out_channels": levels}
+    tiny = Component(
+        name="vae", library="diffusers", class_name=_AUTOENCODER_CLASS, folder=path, config=config
+    )
+    recorded = name if commit is None else f"{name.partition('@')[0]}@{commit}"
+    return dataclasses.replace(model, components={**model.components, "vae": tiny}), recorded
+
+
+def _check_autoencoder(model: ModelFolder, config: Mapping[str, Any], name: str) -> None:
+    class_name = config.get("_class_name")
+    if class_name != _AUTOENCODER_CLASS:
+        raise ConfigurationError(
+            f"autoencoder {name} holds {class_name}; it must be an {_AUTOENCODER_CLASS}, such as TAESD"
+        )
+    if not model.family.names:
+        raise ConfigurationError(
+            f"--autoencoder works with Stable Diffusion and Flux only; this model is a {model.pipeline}"
+        )
+    own = model.components["vae"].config
+    levels = config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS
+    scale = config.get("upsampling_scaling_factor", 2) ** (len(levels) - 1)
+    pairs = {
+        "latent channels": (config.get("latent_channels", 4), own.get("latent_channels", 4)),
+        "pixels a latent": (scale, 2 ** (len(own.get("block_out_channels") or _DEFAULT_CHANNELS) - 1)),
+        "colours": (config.get("out_channels", 3), own.get("out_channels", 3)),
+    }
+    for quantity, (actual, required) in pairs.items():
+        if actual != required:
+            raise ConfigurationError(
+                f"autoencoder {name} does not fit the model: {quantity} are {actual}"
+                f" and the model's {required}"
+            )
 
 
 if TYPE_CHECKING:

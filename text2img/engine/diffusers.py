@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.compiler import CompileCache
-from text2img.engine.decoding import replace_autoencoder
 from text2img.engine.deepcache import check_unet, install
-from text2img.engine.denoiser import BatchSplitter, StepCounter
+from text2img.engine.denoiser import BatchSplitter, StepCounter, replace_autoencoder
 from text2img.engine.devices import (
     check_device,
     choose_device,
@@ -27,9 +26,8 @@ from text2img.engine.devices import (
     suppress_warnings,
     synchronize,
 )
-from text2img.engine.hub import find
 from text2img.engine.inspection import check_fits, check_model, model_info
-from text2img.engine.loading import check_offload, choose_offload, offload, weights_on_host
+from text2img.engine.loading import check_offload, choose_offload, find, offload, weights_on_host
 from text2img.engine.model_folder import ModelFolder, read_folder
 from text2img.errors import PromptFailed
 
@@ -39,8 +37,7 @@ if TYPE_CHECKING:
 
     from text2img.engine import EngineOptions
     from text2img.engine.compile_policy import CompilePolicy
-    from text2img.engine.decoding import Decoder
-    from text2img.engine.denoiser import Denoiser
+    from text2img.engine.denoiser import Decoder, Denoiser
     from text2img.engine.lora_adapters import Adapters
     from text2img.engine.model_folder import Schedulers
     from text2img.prompts import Request
@@ -177,8 +174,7 @@ class DiffusersEngine:
     def _load(self, model: _InspectedModel) -> _Loaded:
         from text2img.engine.compile_policy import CompilePolicy
         from text2img.engine.compiler import Compiler
-        from text2img.engine.decoding import Decoder
-        from text2img.engine.denoiser import Denoiser
+        from text2img.engine.denoiser import Decoder, Denoiser
         from text2img.engine.loading import load_pipeline
         from text2img.engine.lora_adapters import Adapters
         from text2img.engine.model_folder import Schedulers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np

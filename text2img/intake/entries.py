@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import PromptId, RequestedParameters
-from text2img.prompts.parameters import PARAMETER_NAMES, resolve_parameters
-from text2img.prompts.validation import check_number, check_prompt_text, check_text, nearest
+from text2img.prompts.parameters import (
+    PARAMETER_NAMES,
+    check_number,
+    check_prompt_text,
+    check_text,
+    nearest,
+    resolve_parameters,
+)
 from text2img.prompts.webhook_urls import check_form
 
 if TYPE_CHECKING:

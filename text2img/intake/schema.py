@@ -11,12 +11,14 @@ from text2img.prompts.parameters import (
     FORMATS,
     MAX_IMAGES,
     MAX_LORAS,
+    MAX_NAME_CHARS,
     MAX_PATH_CHARS,
+    MAX_TEXT_CHARS,
     MAX_WEIGHT,
     POSITIONS,
     SCHEDULERS,
+    is_control_character,
 )
-from text2img.prompts.validation import MAX_NAME_CHARS, MAX_TEXT_CHARS, is_control_character
 from text2img.prompts.webhook_urls import MAX_URL_CHARS, URL_PATTERN
 
 _INT64: Final = 2**63

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts.outcomes import Completed, Failed, NeedsRefinement, RetryLater, best_of
-from text2img.prompts.validation import check_prompt_text
+from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater, best_of
+from text2img.prompts.parameters import check_prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from text2img.prompts import Prompt, Request
-    from text2img.prompts.outcomes import Outcome, StoredImage
+    from text2img.prompts import Outcome, Prompt, Request, StoredImage
 
 MAX_ITERATIONS: Final = 20
 MAX_CANDIDATES: Final = 16

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.prompts.validation import check_text
+from text2img.prompts.parameters import check_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from text2img.telemetry.progress import RunStats
     from text2img.telemetry.publisher import Backlog
-    from text2img.telemetry.stats import RunStats
 
 
 class MetricsCollector(Collector):

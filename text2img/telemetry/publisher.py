@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from text2img.databases import Database, Selection
     from text2img.settings import Settings
     from text2img.telemetry.metrics import MetricsCollector
-    from text2img.telemetry.stats import RunStats
+    from text2img.telemetry.progress import RunStats
     from text2img.telemetry.tracing import Traces
 
 

@@ -22,7 +22,7 @@ from text2img.prompts.parameters import resolve_parameters
 from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
 from text2img.storage import ImageStorage, StorageOptions, open_storage
-from text2img.telemetry.stats import RunStats
+from text2img.telemetry.progress import RunStats
 from text2img.telemetry.tracing import NoopTraces
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
 from text2img.images import parameters
-from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater, StoredImage, failure
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Completed, Evaluation, Failed, NeedsRefinement, RetryLater, StoredImage, failure
 from text2img.prompts.refinement import fall_back_to_best, first_failure
 from text2img.worker import build
 
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
     from text2img.engine import GeneratedImage, ModelInfo
     from text2img.images import File
     from text2img.prompts import Claim, Outcome, Request
+    from text2img.prompts.batching import ClaimBudget
     from text2img.prompts.refinement import Loop
     from text2img.worker.build import Dependencies, RunContext
-    from text2img.worker.polling import ClaimBudget
 
     Images = Sequence[GeneratedImage | PromptFailed | None]
 

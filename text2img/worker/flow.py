@@ -17,12 +17,11 @@ from itertools import compress
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import BatchPrefetcher, Stage, WriteBuffer
-from text2img.engine.loras.prefetch import LoraPrefetcher
+from text2img.engine.loras.cache import LoraPrefetcher
 from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
-from text2img.prompts.batching import Batcher, FastestSize, FixedSize
+from text2img.prompts.batching import Batcher, ClaimBudget, FastestSize, FixedSize
 from text2img.worker.finish import PostProcessor
-from text2img.worker.polling import ClaimBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

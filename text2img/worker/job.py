@@ -1,25 +1,33 @@
-"""One run of the job: its document in the database, its notifications, its summary line and its end."""
+"""One run of the job: its executor, its document in the database, its summary line and its end.
+
+Cloud Run, Kubernetes (indexed jobs) and Google Batch each number a job's tasks from 0. The number does not
+distribute the work (the claims do that): it distinguishes tasks in documents and logs.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
+import secrets
+import socket
 import threading
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from text2img import __version__
 from text2img.concurrency.stages import StageTimer
 from text2img.concurrency.timeouts import run_with_timeout
+from text2img.databases import Run
 from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
-from text2img.telemetry.stats import DEVICE_STAGES, RunStats
+from text2img.telemetry.progress import DEVICE_STAGES, RunStats
 from text2img.telemetry.tracing import traces
-from text2img.worker import build, platform_task
+from text2img.worker import build
+from text2img.worker.flow import Worker
 from text2img.worker.leases import Leases
 from text2img.worker.watchdog import Watchdog
 
@@ -27,12 +35,144 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from text2img.concurrency.signals import Stop
-    from text2img.databases import Counts, Database, Run
+    from text2img.databases import Counts, Database
+    from text2img.engine import Engine
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
-    from text2img.worker.build import Dependencies
-    from text2img.worker.local import Executor
+    from text2img.worker.build import Dependencies, RunContext
     from text2img.worker.polling import PollingLoop
+
+
+_INDEX_VARIABLES: Final = ("CLOUD_RUN_TASK_INDEX", "JOB_COMPLETION_INDEX", "BATCH_TASK_INDEX")
+_EXECUTION_VARIABLES: Final = ("CLOUD_RUN_EXECUTION", "BATCH_JOB_UID")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a job.
+
+    ``index``: from 0; ``execution``: the platform's name of this execution of the job. None: unknown.
+    """
+
+    index: int | None = None
+    execution: str | None = None
+
+
+def current_task(environment: Mapping[str, str] = os.environ, host: str | None = None) -> Task:
+    """Return the task that this process is; with neither index nor execution outside a job.
+
+    Kubernetes has no name for the execution: there it is the pod's host name without the index at its end.
+    """
+    indexes = (environment.get(name, "") for name in _INDEX_VARIABLES)
+    index = next((int(text) for text in indexes if text.isascii() and text.isdigit()), None)
+    execution = next((environment[name] for name in _EXECUTION_VARIABLES if environment.get(name)), None)
+    if execution is None and environment.get("JOB_COMPLETION_INDEX"):
+        job, dash, suffix = (host or socket.gethostname()).rpartition("-")
+        execution = job if dash and suffix == environment["JOB_COMPLETION_INDEX"] else None
+    return Task(index, execution)
+
+
+def task_instance() -> str:
+    """Return this process's name at a push gateway: its task index if it has one, else the host.
+
+    A platform's hosts get new names each time, and a gateway never drops a group by itself.
+    """
+    index = current_task().index
+    return socket.gethostname() if index is None else str(index)
+
+
+def new_run(run_id: str | None) -> Run:
+    """Return the document of a new run, under the given id or a generated one.
+
+    A generated id is unique and sorts by the run's start. All tasks of a job get the same id: each adds its
+    index, and so has its own document and its own outcomes to deliver. A task that is retried continues under
+    its id, as does a run that is started again with it.
+    """
+    task, now = current_task(), datetime.now(UTC)
+    if not run_id:
+        run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    elif task.index is not None:
+        run_id = f"{run_id}-{task.index}"
+    return Run(
+        id=run_id,
+        started_at=now,
+        host=socket.gethostname(),
+        task_index=task.index,
+        execution=task.execution,
+    )
+
+
+def mark_logs(task: Task) -> None:
+    """Add the task's index and execution to every log record of the root handlers."""
+    fields = {"task_index": task.index, "execution": task.execution}
+    known = {name: value for name, value in fields.items() if value is not None}
+
+    def mark(record: logging.LogRecord) -> bool:
+        vars(record).update(known)
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(mark)
+
+
+class Executor(Protocol):
+    """Does a run's work. The properties may be read at any time, from any thread."""
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model, once it is known."""
+        ...
+
+    def work(self, run: RunContext) -> None:
+        """Work until nothing is left to claim.
+
+        Raises RunFailed when a part has failed, Stopped when the run was asked to end, and
+        ConfigurationError for what is found to be wrong before the first claim.
+        """
+        ...
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds spent so far, by stage."""
+        ...
+
+    def peak_memory(self) -> int:
+        """Return the most bytes of the device's memory that were in use at once; see Engine."""
+        ...
+
+
+class LocalExecutor:
+    """One worker in this process. See Executor."""
+
+    def __init__(self, settings: Settings, deps: Dependencies) -> None:
+        self._settings, self._deps = settings, deps
+        self._run: RunContext | None = None
+        self._engine: Engine | None = None
+        self.model: str | None = None
+
+    def work(self, run: RunContext) -> None:
+        """Check storage, evaluator and model, as far as that needs no weights, and work; see Executor."""
+        self._run = run
+        self._deps.storage.check()
+        if self._deps.evaluator is not None:
+            self._deps.evaluator.check()
+        configuration = run.database.runs.model_configuration(self._settings.model_config_id)
+        engine = self._engine = build.engine(self._settings, configuration, run.stop.wait)
+        model_info = engine.inspect()
+        self.model = model_info.name
+        requested = build.run_defaults(self._settings, model_info, configuration)
+        build.validate_defaults(self._deps, model_info, requested)
+        with run.serving or nullcontext():
+            Worker(self._deps, run, engine, model_info, requested).run()
+        engine.close()  # the last notifications may take a while, and need no weights
+
+    def spent(self) -> dict[str, float]:
+        """See Executor."""
+        stages = self._run.seconds.seconds() if self._run else {}
+        return {**stages, **(self._engine.seconds if self._engine else {})}
+
+    def peak_memory(self) -> int:
+        """See Executor."""
+        return self._engine.peak_memory() if self._engine else 0
 
 
 def summary_line(
@@ -116,7 +256,7 @@ class Job:
         self._selection = deps.selection
         self._name = build.worker_name()
         self._run = replace(
-            platform_task.new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
+            new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
         )
         every = None if serving is None else _NOTIFY_INTERVAL
         self._notifier = build.notifier(deps, database.outbox, self._run.id, self._name, every=every)

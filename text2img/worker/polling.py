@@ -1,19 +1,15 @@
-"""How a worker waits when nothing is left to claim, and how many prompts it may still claim.
-
-A server polls for more work until it has been idle for too long. A run's ``--limit`` is a claim budget.
-"""
+"""How a server waits when nothing is left to claim: it polls until it has been idle for too long."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import threading
+    from collections.abc import Callable
 
     from text2img.concurrency.signals import Stop
 
@@ -137,85 +133,3 @@ class PollingLoop:
         self._stop.check()
         if self._intake is not None:
             self._intake.check()
-
-
-class ClaimBudget:
-    """The number of prompts that a run may still claim; safe to use from several threads.
-
-    ``limit``: the maximum for the run (None: all). ``waiting``: how many prompts there were at its start.
-    ``request_quota(wanted)``: if several workers share the limit, how many of ``wanted`` more prompts this
-    one may claim. A requeued prompt keeps its place in the budget until it comes due, by ``clock``: no other
-    is claimed instead.
-    """
-
-    def __init__(
-        self,
-        limit: int | None,
-        waiting: int,
-        request_quota: Callable[[int], int] | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limit = limit if request_quota is None else 0
-        self._request_quota = request_quota
-        self._clock = clock
-        self._claimed = 0
-        self._waiting = waiting
-        self._prepared, self._images = 0, 0
-        self._due: Counter[int] = (
-            Counter()
-        )  # number of prompts by whole second: a few seconds, however many prompts
-        self._lock = threading.Lock()
-
-    def take(self, wanted: int) -> int:
-        """Return how many of the ``wanted`` prompts the run may claim."""
-        with self._lock:
-            room = wanted if self._limit is None else min(wanted, self._limit - self._claimed)
-        if self._request_quota is None or room == wanted:
-            return room
-        granted = self._request_quota(wanted - room)
-        with self._lock:
-            self._limit = (self._limit or 0) + granted
-        return room + granted
-
-    def remaining(self) -> int:
-        """Return how many prompts are left for this run, if no other worker claims any and none is added."""
-        with self._lock:
-            available = self._waiting if self._limit is None else min(self._waiting, self._limit)
-            return max(0, available - self._claimed)
-
-    def claimed(self, prompts: int) -> None:
-        """Count claimed prompts."""
-        with self._lock:
-            self._claimed += prompts
-
-    def prepared(self, prompts: int, images: int) -> None:
-        """Count prepared prompts and the images that they request."""
-        with self._lock:
-            self._prepared += prompts
-            self._images += images
-
-    def images_per_prompt(self) -> float:
-        """Return the mean number of images per prompt so far; 1 before any is known."""
-        with self._lock:
-            return self._images / self._prepared if self._prepared else 1.0
-
-    def requeued(self, delays: Iterable[float]) -> None:
-        """Count requeued prompts, each with the seconds until it can be claimed again."""
-        now = self._clock()
-        with self._lock:
-            self._due.update(math.ceil(now + delay) if delay else math.floor(now) for delay in delays)
-
-    def next_retry_at(self) -> float | None:
-        """Return when the next requeued prompt can be claimed again; None if there is none.
-
-        The prompts that come due by then no longer count as claimed, and their due times are forgotten.
-        """
-        with self._lock:
-            if not self._due:
-                return None
-            due = float(min(self._due))
-            latest = max(due, self._clock())
-            for second in [second for second in self._due if second <= latest]:
-                self._claimed -= self._due.pop(second)
-        return due

@@ -13,7 +13,7 @@ from PIL import Image
 
 from text2img.images import FORMATS, encode, read_parameters
 from text2img.prompts.parameters import FORMATS as WORDS
-from text2img.prompts.validation import MAX_TEXT_CHARS
+from text2img.prompts.parameters import MAX_TEXT_CHARS
 
 NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8))
 _SLOPE = np.linspace(0, 255, 96, dtype=np.uint8)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, features
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.images.signature import BUNDLED, INVISIBLE_CHARS, Font, Signer
-from text2img.prompts.validation import check_name
+from text2img.prompts.parameters import check_name
 
 NAME = "Ana Díaz"
 SIGNER, PLAIN = Signer(), Signer(shaping=False)

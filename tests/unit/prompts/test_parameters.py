@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Parameters, RequestedParameters
-from text2img.prompts.parameters import PARAMETER_NAMES, resolve_parameters
-from text2img.prompts.validation import check_prompt_text
+from text2img.prompts.parameters import PARAMETER_NAMES, check_prompt_text, resolve_parameters
 
 COMPLETE = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 ANYTHING = st.one_of(

@@ -13,6 +13,7 @@ from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import (
     Claim,
     Completed,
+    Evaluation,
     Failed,
     NeedsRefinement,
     Prompt,
@@ -22,7 +23,6 @@ from text2img.prompts import (
     request,
 )
 from text2img.prompts.ids import IterationFolderName
-from text2img.prompts.outcomes import Evaluation
 from text2img.prompts.refinement import Loop, fall_back_to_best, refined
 from text2img.worker.finish import ImageGroups
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from text2img.telemetry.metrics import MetricsCollector
+from text2img.telemetry.progress import RunStats
 from text2img.telemetry.publisher import RECEIVERS, Backlog
-from text2img.telemetry.stats import RunStats
 
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from tests.outcomes import completed, iterated
 from text2img.errors import ErrorCode
-from text2img.prompts import Claim, Failed, Prompt, PromptId
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Claim, Evaluation, Failed, Prompt, PromptId
 from text2img.telemetry.progress import Bar
 
 PROMPTS = [Prompt(claim=Claim(PromptId("int", str(n)), "w", 1), text="a boat") for n in range(4)]

@@ -10,7 +10,7 @@ from tests.painter import Bench, Painter
 from text2img.concurrency.signals import Stop
 from text2img.databases import Selection
 from text2img.errors import Stopped
-from text2img.prompts.outcomes import Evaluation
+from text2img.prompts import Evaluation
 from text2img.prompts.refinement import Loop
 
 

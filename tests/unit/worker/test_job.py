@@ -15,8 +15,7 @@ from text2img.prompts import PromptId, RequestedParameters
 from text2img.settings.loader import load
 from text2img.telemetry.progress import NullProgress
 from text2img.worker.build import build
-from text2img.worker.job import Job
-from text2img.worker.local import LocalExecutor
+from text2img.worker.job import Job, LocalExecutor
 from text2img.worker.watchdog import Watchdog
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from text2img.worker.platform_task import Task, find, new_run
+from text2img.worker.job import Task, current_task, new_run
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from text2img.worker.platform_task import Task, find, new_run
 )
 def test_found_by_the_platforms_variables(variables, host, task):
     """Index and execution as each platform tells them; what is no number is none."""
-    assert find(variables, host) == task
+    assert current_task(variables, host) == task
 
 
 def test_only_tasks_add_to_a_run_id(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.clock import Clock
-from text2img.worker.polling import ClaimBudget
+from text2img.prompts.batching import ClaimBudget
 
 
 def test_a_limit_counts_what_was_claimed() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
-from text2img.databases.sqlite.schema import id_of, object_of, structure_of, timestamp
+from text2img.databases.sqlite.session import id_of, object_of, structure_of, timestamp
 
 if TYPE_CHECKING:
     import sqlite3

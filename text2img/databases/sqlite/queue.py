@@ -18,7 +18,7 @@ from text2img.databases.documents import (
     prompt_of,
 )
 from text2img.databases.outcome_updates import absent_from, change_of, result_of, written_already
-from text2img.databases.sqlite.schema import (
+from text2img.databases.sqlite.session import (
     ID,
     IN_FUTURE,
     PRIORITY,

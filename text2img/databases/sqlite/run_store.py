@@ -22,7 +22,7 @@ from text2img.databases.documents import (
     run_of,
 )
 from text2img.databases.sqlite.queue import LEASED, selected
-from text2img.databases.sqlite.schema import (
+from text2img.databases.sqlite.session import (
     ID,
     STATUS,
     columns_of,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, locked, try_lock
-from text2img.engine import hub
+from text2img.engine import loading
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, locate, open_bucket
 from text2img.storage.bucket import FunctionClock, PermanentError, TransientError, retry
@@ -292,7 +292,7 @@ class ModelCache:
         """
         location = locate(options.model, "--model-id (or model_path)")
         if location is None:
-            return hub.find(options)
+            return loading.find(options)
         if options.revision:
             raise ConfigurationError(
                 f"{options.model} has no revisions; leave out --model-revision, or the configuration's"
@@ -361,7 +361,7 @@ class _FileSelection:
         if _INDEX not in files:
             raise ModelFailed(f"{url} is not a model in diffusers' format: it has no {_INDEX}")
         index = _read_index(bucket, files[_INDEX], url)
-        return cls({name: files[name] for name in hub.wanted_files(list(files), index, options)})
+        return cls({name: files[name] for name in loading.wanted_files(list(files), index, options)})
 
     @property
     def revision(self) -> str:

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.stages import StageTimer
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases.retrying import with_retries
-from text2img.telemetry.progress import NullProgress
-from text2img.telemetry.stats import RunStats
+from text2img.telemetry.progress import NullProgress, RunStats
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
 from text2img.worker.flow import MAX_RETRY_WAIT
+from text2img.worker.job import LocalExecutor
 from text2img.worker.leases import Leases
-from text2img.worker.local import LocalExecutor
 from text2img.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
