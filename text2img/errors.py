@@ -4,7 +4,8 @@
     ├── ConfigurationError   2          wrong usage or configuration, found before anything was claimed
     ├── RunFailed            1          something the whole run needs has failed; its claims are released
     │   ├── DatabaseFailed
-    │   │   └── DatabaseMissing         there is no database, and this command does not create one
+    │   │   ├── DatabaseMissing         there is no database, and this command does not create one
+    │   │   └── WritesRejected          it rejects what this job writes; trying again does not help
     │   ├── StorageFailed
     │   ├── BrokerFailed
     │   ├── ModelFailed
@@ -33,6 +34,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"  # does not fit into the device's memory, even alone
     SAFETY = "safety"  # the model's safety checker flagged the image
     STORAGE_REJECTED = "storage_rejected"  # the storage refused this one object
+    INVALID_DOCUMENT = "invalid_document"  # the document cannot be read, or not be written back
     LORA_FAILED = "lora_failed"  # a LoRA could not be fetched or does not fit the model
     ABANDONED = "abandoned"  # a worker died at every attempt
 
@@ -64,6 +66,10 @@ class DatabaseFailed(RunFailed):
 
 class DatabaseMissing(DatabaseFailed):
     """There is no database yet, and the command must not create one."""
+
+
+class WritesRejected(DatabaseFailed):
+    """The database rejects what this job writes, whatever the document: trying again does not help."""
 
 
 class StorageFailed(RunFailed):

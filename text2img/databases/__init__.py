@@ -5,6 +5,7 @@ The Protocols exchange prompts, claims and outcomes, never documents or rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +43,7 @@ __all__ = [
     "Notification",
     "Outbox",
     "PendingWebhook",
+    "PutAside",
     "Queue",
     "Results",
     "Run",
@@ -55,6 +57,10 @@ __all__ = [
 ]
 
 
+PutAside = Callable[["Prompt", str], None]
+"""Called with a prompt whose document cannot be written, and the reason. It may raise to end the call."""
+
+
 class Queue(Protocol):
     """The queue of prompts, shared by many workers; only one worker at a time has a valid claim on a prompt.
 
@@ -62,7 +68,14 @@ class Queue(Protocol):
     expired. Every method raises DatabaseFailed when the database is unreachable or rejects the call.
     """
 
-    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+    def claim(
+        self,
+        worker: str,
+        limit: int,
+        lease_seconds: float,
+        selection: Selection,
+        put_aside: PutAside | None = None,
+    ) -> list[Prompt]:
         """Claim at most ``limit`` prompts for the worker.
 
         Pending prompts come before those whose lease expired; within each, higher priority first, then by id.
@@ -70,6 +83,9 @@ class Queue(Protocol):
         Atomic for each prompt: of any number of workers exactly one gets it. Increments the prompt's claim
         number. If the prompt's previous worker died after ``start``, its deaths are incremented. The result
         may be shorter than ``limit`` although more are claimable; it is empty only if none was claimable.
+
+        ``put_aside`` gets the prompts whose documents reject the claim (the owner's schema, for example);
+        these stay as they are. Without it, the first of them raises DatabaseFailed.
         """
         ...
 
@@ -99,7 +115,14 @@ class Queue(Protocol):
         """
         ...
 
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+    def record(
+        self,
+        outcomes: Sequence[Outcome],
+        run_id: str,
+        *,
+        notify: bool,
+        put_aside: PutAside | None = None,
+    ) -> list[Outcome]:
         """Record the outcomes; return those that were written. The others had lost their claim.
 
         Completed: the result is upserted first (one for each prompt, never over a result with a greater
@@ -109,6 +132,10 @@ class Queue(Protocol):
 
         ``notify`` marks final outcomes as undelivered. A ``webhook_url`` on the prompt, already checked by
         the worker, marks its final outcome for a webhook.
+
+        A result or a prompt that cannot be written is recorded as failed, as ``invalid_document``; if that
+        cannot be written either, ``put_aside`` gets the prompt, and its claim is released if possible.
+        Raises DatabaseFailed if a unique index that is not this job's rejects results.
 
         Each step is fenced by worker and claim number and may be repeated. After a crash between two steps
         the prompt is still claimed, and is processed again.
@@ -127,6 +154,13 @@ class Queue(Protocol):
 
         They count as any other expired lease. May be repeated. Safe if the worker is in fact alive: it keeps
         its claims until another worker takes them.
+        """
+        ...
+
+    def check_results(self) -> None:
+        """Try to write results, under ids of their own, and remove them again.
+
+        Raises DatabaseFailed, with the reason, if they are rejected.
         """
         ...
 

@@ -5,6 +5,7 @@ Covers prompts, refinement attempts, model configurations, completed and failed 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from text2img.databases import NewPrompt
     from text2img.prompts import Claim, PromptId
 
+
+log = logging.getLogger(__name__)
 
 CLAIM_FIELDS: Final = ("claimed_by", "claim_token", "lease_expires_at", "started_claim")
 """The fields that a claim sets and that are removed when it ends; ``claim_number`` is never removed."""
@@ -79,6 +82,9 @@ NOTIFICATION_FIELDS: Final = (
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
+_MAX_USED: Final = 100
+"""The most entries in the parameters that a try records, and in a list or object among them."""
+_MAX_INTEGER: Final = 2**64
 COUNTABLE: Final = 2**53
 """Upper bound of counters: below it, every number type of the databases is exact for whole numbers."""
 
@@ -101,7 +107,19 @@ def object_of(value: object) -> dict[str, Any]:
 
 
 def prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt:
-    """Return the claimed prompt; its text and parameters are not validated."""
+    """Return the claimed prompt; its text and parameters are not validated.
+
+    A document that cannot be read is a prompt with a ``fault``, not an error.
+    """
+    try:
+        return _prompt_of(claim, fields, deaths)
+    except Exception as exc:
+        log.debug("the document of %s cannot be read", claim.id, exc_info=exc)
+        reason = f"the document cannot be read ({type(exc).__name__}); check its fields"
+        return Prompt(claim=claim, text=None, deaths=deaths, fault=reason)
+
+
+def _prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Prompt:
     return Prompt(
         claim=claim,
         text=fields.get("text"),
@@ -239,10 +257,32 @@ def _try_of(document: dict[str, Any]) -> StoredImage:
     return StoredImage(
         **texts,
         **counts,
-        used=dict(document["used"]),
+        used=_plain(document["used"]),
         truncated=document["truncated"] is True,
         evaluation=None if evaluation is None else Evaluation.of(evaluation),
     )
+
+
+def _plain(used: Mapping[object, object]) -> dict[str, object]:
+    """Return the recorded parameters; raise TypeError for a value that this job does not record."""
+    if len(used) > _MAX_USED or not all(isinstance(name, str) for name in used):
+        raise TypeError("not parameters")
+    if not all(_is_plain(value) for value in used.values()):
+        raise TypeError("not a parameter")
+    return {str(name): value for name, value in used.items()}
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Return True for a value of JSON: a text, a number, a truth value, null, or a few of them."""
+    if isinstance(value, list | tuple | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        keys = all(isinstance(key, str) for key in value) if isinstance(value, dict) else True
+        return depth < 3 and len(value) <= _MAX_USED and keys and all(_is_plain(v, depth + 1) for v in inner)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < _MAX_INTEGER
+    return value is None or type(value) is str
 
 
 MODEL_TYPE: Final = "stable_diffusion"

@@ -18,13 +18,18 @@ from text2img.databases.documents import (
     WEBHOOK_PENDING,
     documents_of,
 )
+from text2img.errors import ErrorCode
 from text2img.prompts import (
     APPROXIMATIONS,
     PROVIDER_METADATA_FIELDS,
+    Claim,
     Completed,
     Failed,
     NeedsRefinement,
+    Prompt,
+    PromptId,
     Status,
+    StoredImage,
 )
 from text2img.prompts.ids import gcs_url
 from text2img.prompts.parameters import RECORDED_NAMES
@@ -32,7 +37,7 @@ from text2img.prompts.parameters import RECORDED_NAMES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from text2img.prompts import Outcome, Prompt
+    from text2img.prompts import Outcome
 
 IDENTITY_FIELDS: Final = ("status", "run_id", "attempts", "sha256", "error_code", "iterations")
 """The fields of a prompt's document that identify an outcome that was recorded before."""
@@ -100,6 +105,30 @@ def change_of(outcome: Outcome, run_id: str, *, notify: bool) -> Change:
         return Change(fields=final, removed=_removed(removed, marks), timestamp="error_at")
     pending = {"status": Status.PENDING.value, **failure}
     return Change(fields=pending, removed=_removed(CLAIM_FIELDS, {}), timestamp="error_at", wait=outcome.wait)
+
+
+def unwritable_message(reason: str) -> str:
+    """Return the message of a prompt whose document rejects a write."""
+    return f"the document cannot be written back: {reason}"
+
+
+def unwritable(outcome: Outcome, reason: str) -> Failed:
+    """Return the failure of a prompt whose outcome the database rejects."""
+    prompt = outcome.prompt
+    return Failed(
+        prompt=prompt,
+        code=ErrorCode.INVALID_DOCUMENT,
+        message=unwritable_message(reason),
+        attempts=prompt.attempts,
+    )
+
+
+def probe(name: str) -> Completed:
+    """Return an outcome like any other, of a prompt that does not exist."""
+    claim = Claim(PromptId("str", name), name, 0)
+    used = {"seed": 0, "num_inference_steps": 1, "guidance_scale": 1.0, "width": 64, "height": 64}
+    image = StoredImage(image_url=f"file:///{name}.png", sha256="0" * 64, text=name, used=used)
+    return Completed(prompt=Prompt(claim=claim, text=name), text=name, images=(image,))
 
 
 def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object]) -> bool:

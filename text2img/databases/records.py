@@ -28,10 +28,12 @@ class Collections:
 class Selection:
     """The prompts that a run processes: all, or those of one data set.
 
-    ``dataset_id`` matches as text, and as an ObjectId or a number if it has that form.
+    ``dataset_id`` matches as text, and as an ObjectId or a number if it has that form. The prompts of
+    ``exclude`` are left out.
     """
 
     dataset_id: str | None = None
+    exclude: frozenset[PromptId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from text2img.databases import Database
-from text2img.errors import DatabaseFailed
+from text2img.errors import DatabaseFailed, WritesRejected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Notification,
         Outbox,
         PendingWebhook,
+        PutAside,
         Queue,
         Run,
         RunStore,
@@ -84,6 +85,8 @@ class _Retry:
         while True:
             try:
                 return method(*args, **kwargs)
+            except WritesRejected:
+                raise
             except DatabaseFailed as exc:
                 if self._lost.is_set() or self._clock() + delay > deadline:
                     self._lost.set()
@@ -114,9 +117,16 @@ class RetryingQueue:
     def __init__(self, queue: Queue, retry: _Retry) -> None:
         self._queue, self._retry = queue, retry
 
-    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+    def claim(
+        self,
+        worker: str,
+        limit: int,
+        lease_seconds: float,
+        selection: Selection,
+        put_aside: PutAside | None = None,
+    ) -> list[Prompt]:
         """See Queue.claim."""
-        return self._retry(self._queue.claim, worker, limit, lease_seconds, selection)
+        return self._retry(self._queue.claim, worker, limit, lease_seconds, selection, put_aside)
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek."""
@@ -134,9 +144,16 @@ class RetryingQueue:
         """See Queue.holds."""
         return self._retry(self._queue.holds, claim)
 
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+    def record(
+        self,
+        outcomes: Sequence[Outcome],
+        run_id: str,
+        *,
+        notify: bool,
+        put_aside: PutAside | None = None,
+    ) -> list[Outcome]:
         """See Queue.record."""
-        return self._retry(self._queue.record, outcomes, run_id, notify=notify)
+        return self._retry(self._queue.record, outcomes, run_id, notify=notify, put_aside=put_aside)
 
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
@@ -145,6 +162,10 @@ class RetryingQueue:
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
         return self._retry(self._queue.release_dead, worker)
+
+    def check_results(self) -> None:
+        """See Queue.check_results."""
+        self._retry(self._queue.check_results)
 
     def has_claimable(self, selection: Selection) -> bool:
         """See Queue.has_claimable."""

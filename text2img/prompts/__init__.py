@@ -86,7 +86,7 @@ class Prompt:
 
     ``attempts`` counts the prompt's own failures so far, ``deaths`` the workers that died while it was on the
     device. ``tries`` are the images of earlier iterations of its loop, ``next_prompt`` is the text of the
-    next one.
+    next one. ``fault`` says why the document cannot be read, if so: the prompt is ``invalid_document``.
     """
 
     claim: Claim
@@ -99,6 +99,7 @@ class Prompt:
     deaths: int = 0
     tries: tuple[StoredImage, ...] = ()
     next_prompt: str | None = None
+    fault: str | None = None
 
     @property
     def id(self) -> PromptId:
@@ -168,8 +169,10 @@ def request(prompt: Prompt, requested: Sequence[RequestedParameters], multiple: 
     """Return the request for the prompt's first image, with the run's parameters, the most specific first.
 
     Its chunks are not counted yet. A size computed from an aspect ratio is a multiple of ``multiple``.
-    Raises PromptFailed (``invalid_prompt``, ``invalid_parameters`` or ``abandoned``).
+    Raises PromptFailed (``invalid_document``, ``invalid_prompt``, ``invalid_parameters``, ``abandoned``).
     """
+    if prompt.fault is not None:
+        raise PromptFailed(ErrorCode.INVALID_DOCUMENT, prompt.fault)
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while processing it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
@@ -284,12 +287,16 @@ class NeedsRefinement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """A prompt that failed permanently, with a message for its owner."""
+    """A prompt that failed permanently, with a message for its owner.
+
+    ``written`` is False if its document could not be written: it keeps what it holds.
+    """
 
     prompt: Prompt
     code: ErrorCode
     message: str
     attempts: int
+    written: bool = True
 
     @property
     def claim(self) -> Claim:

@@ -6,6 +6,7 @@ webhooks is a DeliveryPolicy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import threading
@@ -15,14 +16,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from text2img.concurrency import timeouts
-from text2img.databases import Notification, webhook_id
+from text2img.databases import Notification, PendingWebhook, UndeliveredOutcome, webhook_id
 from text2img.errors import PromptFailed
 from text2img.prompts.webhook_urls import Webhook
 from text2img.webhooks.payloads import callback_payload, webhook_payload
 from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
-    from text2img.databases import Outbox, PendingWebhook
+    from text2img.databases import Outbox
+    from text2img.prompts import Failed
     from text2img.webhooks.client import CallbackClient, Webhooks
     from text2img.webhooks.progress import Wait
 
@@ -166,6 +168,34 @@ def _webhook_notification(pending: PendingWebhook) -> Notification | None:
     endpoint, body = webhook_payload(pending.outcome)
     url, origin = webhook.to(endpoint), webhook.origin
     return Notification(id=pending.notification_id, run_id=pending.run_id, body=body, url=url, origin=origin)
+
+
+def save_unwritable(outbox: Outbox, failed: Failed, run_id: str, *, notify: bool) -> None:
+    """Save the notifications of a failure that its prompt's document does not take.
+
+    Their ids are made from the prompt and the code: however many runs meet the document, each is sent once.
+    ``notify``: one for the callback's receiver, beside that for the prompt's own webhook, if it has one.
+    """
+    outcome = UndeliveredOutcome(
+        id=failed.claim.id,
+        text=failed.prompt.text,
+        code=failed.code.value,
+        message=failed.message,
+        attempts=failed.attempts,
+    )
+    name = f"{failed.claim.id.kind}:{failed.claim.id.text}:{failed.code.value}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    if notify:
+        body = callback_payload(run_id, "running", [outcome], final=False)
+        outbox.save_notification(Notification(id=f"msg_{digest[:32]}", run_id=run_id, body=body))
+    pending = PendingWebhook(
+        notification_id=f"msg_{digest[32:]}",
+        run_id=run_id,
+        webhook_url=failed.prompt.webhook_url,
+        outcome=outcome,
+    )
+    if failed.prompt.webhook_url is not None and (made := _webhook_notification(pending)) is not None:
+        outbox.enqueue_webhooks([], [made])
 
 
 class DeliveryPolicy(Protocol):

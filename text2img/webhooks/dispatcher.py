@@ -22,6 +22,7 @@ from text2img.webhooks.delivery import (
     DeliveryStatus,
     WebhookPolicy,
     exponential_backoff,
+    save_unwritable,
 )
 
 if TYPE_CHECKING:
@@ -263,6 +264,10 @@ class Dispatcher:
             )
 
 
+def _is_written(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.written
+
+
 @dataclass(frozen=True, slots=True)
 class NotifyTargets:
     """Clients of the run's callback and of the prompts' own webhooks; either may be absent.
@@ -283,6 +288,7 @@ class RunNotifier:
     """
 
     def __init__(self, outbox: Outbox, targets: NotifyTargets, run_id: str, worker: str) -> None:
+        self._outbox, self._run_id = outbox, run_id
         self._callback = self._webhooks = None
         self._callback_dispatcher = self._webhook_dispatcher = None
         if targets.callback is not None:
@@ -305,11 +311,20 @@ class RunNotifier:
 
     def recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Announce that these outcomes have been recorded."""
-        final = [outcome for outcome in outcomes if isinstance(outcome, Completed | Failed)]
+        final = [outcome for outcome in outcomes if isinstance(outcome, Completed) or _is_written(outcome)]
         if self._webhook_dispatcher and any(outcome.prompt.webhook_url is not None for outcome in final):
             self._webhook_dispatcher.wake()
         if self._callback and self._callback_dispatcher and self._callback.recorded(len(final)):
             self._callback_dispatcher.wake()
+
+    def unwritable(self, failed: Failed, *, notify: bool) -> None:
+        """Notify of a prompt whose document cannot be written: its targets, once, over all runs.
+
+        ``notify``: the callback's receiver as well. Raises DatabaseFailed.
+        """
+        save_unwritable(self._outbox, failed, self._run_id, notify=notify)
+        for dispatcher in self._dispatchers:
+            dispatcher.wake()
 
     def close(self, status: str, timeout: float) -> None:
         """Collect what is left in notifications. Call it while the run still counts as alive.

@@ -24,6 +24,7 @@ from text2img.settings import DEFAULTS
 from text2img.storage import ImageStorage, StorageOptions, open_storage
 from text2img.telemetry.progress import RunStats
 from text2img.telemetry.tracing import NoopTraces
+from text2img.worker.leases import ExcludedPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.intake.rabbitmq import Broker
-    from text2img.prompts import ModelConfiguration, Outcome, Parameters
+    from text2img.prompts import Failed, ModelConfiguration, Outcome, Parameters
     from text2img.prompts.refinement import Loop
     from text2img.reports.run_files import Sidecars
     from text2img.settings import Settings
@@ -81,8 +82,8 @@ class RunContext:
 
     ``recorded`` is called with outcomes once they are recorded. ``serving`` waits for more work when none is
     left; without it the run ends then. ``more(wanted)`` requests a part of the run's limit from the pool,
-    where several workers share it. ``notify``: outcomes
-    are kept for the callback.
+    where several workers share it. ``notify``: outcomes are kept for the callback. ``unwritable`` is called
+    with a failure whose document cannot be written, to notify of it all the same.
     """
 
     run_id: str
@@ -93,6 +94,8 @@ class RunContext:
     progress: Progress
     stop: Stop
     recorded: Callable[[Sequence[Outcome]], None]
+    unwritable: Callable[[Failed], None] = lambda _: None
+    excluded: ExcludedPrompts = field(default_factory=ExcludedPrompts)
     stats: RunStats = field(default_factory=RunStats)
     seconds: StageTimer = field(default_factory=StageTimer)
     traces: Traces = field(default_factory=NoopTraces)

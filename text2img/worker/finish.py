@@ -6,12 +6,13 @@ import hashlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import ClaimLost, EvaluationFailed, PromptFailed
+from text2img.errors import ClaimLost, ErrorCode, EvaluationFailed, PromptFailed
 from text2img.images import parameters
 from text2img.prompts import Completed, Evaluation, Failed, NeedsRefinement, RetryLater, StoredImage, failure
 from text2img.prompts.refinement import fall_back_to_best, first_failure
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from text2img.engine import GeneratedImage, ModelInfo
     from text2img.images import File
-    from text2img.prompts import Claim, Outcome, Request
+    from text2img.prompts import Claim, Outcome, Prompt, Request
     from text2img.prompts.batching import ClaimBudget
     from text2img.prompts.refinement import Loop
     from text2img.worker.build import Dependencies, RunContext
@@ -89,6 +90,27 @@ class PostProcessor:
         self._write_sidecars(outcomes)
         recorded = self._record(outcomes)
         self._notify(recorded)
+
+    def put_aside(self, prompt: Prompt, reason: str) -> None:
+        """Fail a prompt whose document cannot be written: the run goes on without it, and says so.
+
+        Its document stays as it is. Raises DatabaseFailed if there are too many.
+        """
+        if not self._run.excluded.put_aside(prompt.id, reason):
+            return
+        url = None
+        if prompt.webhook_url is not None:
+            with suppress(PromptFailed):
+                url = self._deps.webhook_hosts.check(prompt.webhook_url)
+        failed = Failed(
+            prompt=replace(prompt, webhook_url=url),
+            code=ErrorCode.INVALID_DOCUMENT,
+            message=reason,
+            attempts=prompt.attempts,
+            written=False,
+        )
+        self._run.unwritable(failed)
+        self._notify([failed])
 
     def _finish_image(self, request: Request, image: GeneratedImage | PromptFailed | None) -> Outcome | None:
         """Encode, store and score one image; return its outcome, or None where the claim was lost."""
@@ -170,8 +192,14 @@ class PostProcessor:
         """Record the outcomes whose claims are held; return them."""
         run = self._run
         with run.seconds("record", *outcomes):
-            recorded = run.database.queue.record(outcomes, run.run_id, notify=run.notify)
-        self._mark_lost({outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded})
+            recorded = run.database.queue.record(
+                outcomes, run.run_id, notify=run.notify, put_aside=self.put_aside
+            )
+        run.excluded.recorded(outcome.claim.id for outcome in recorded)
+        lost = {outcome.claim for outcome in outcomes} - {outcome.claim for outcome in recorded}
+        lost = {claim for claim in lost if not run.excluded.is_unwritable(claim.id)}
+        run.excluded.lost(claim.id for claim in lost)
+        self._mark_lost(lost)
         run.leases.forget(outcome.claim for outcome in outcomes)
         return recorded
 

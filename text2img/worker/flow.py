@@ -26,6 +26,7 @@ from text2img.worker.finish import PostProcessor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from text2img.databases import Selection
     from text2img.engine import Engine, GeneratedImage, ModelInfo
     from text2img.prompts import Claim, Outcome, Prompt, Request, RequestedParameters
     from text2img.worker.build import Dependencies, RunContext
@@ -80,9 +81,11 @@ class Worker:
         finished images are stored and recorded first, and the remaining claims are released.
         """
         with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
+            self._run.database.queue.check_results()  # before anything is generated in vain
             self._run_round()
             while self._wait_for_more():
                 self._run_round()
+        self._run.excluded.check()
 
     def _run_round(self) -> None:
         """Claim, generate and finish until nothing is left to claim. Each step works ahead of the next."""
@@ -147,10 +150,16 @@ class Worker:
         if wanted == 0:
             return []
         with run.seconds("claim"):
-            prompts = run.database.queue.claim(run.worker, wanted, run.leases.seconds, self._deps.selection)
+            prompts = run.database.queue.claim(
+                run.worker, wanted, run.leases.seconds, self._selection(), self._post.put_aside
+            )
         run.leases.hold(prompt.claim for prompt in prompts)
         self._budget.claimed(len(prompts))
         return prompts
+
+    def _selection(self) -> Selection:
+        """Return the run's selection, without the prompts that it does not claim again."""
+        return self._run.excluded.apply(self._deps.selection)
 
     def _prepare(self, prompts: Sequence[Prompt]) -> tuple[list[Request], list[Outcome]]:
         """Wait for the model; return the requests of the prompts, and the failures of invalid ones."""
@@ -260,7 +269,7 @@ class Worker:
         if serving is None:
             return self._wait_for_retry()
         with self._run.seconds("wait"):
-            has_work = partial(self._run.database.queue.has_claimable, self._deps.selection)
+            has_work = partial(self._run.database.queue.has_claimable, self._selection())
             return serving.wait_for_work(has_work, self._run.stats.recorded, self._budget.next_retry_at())
 
     def _wait_for_retry(self) -> bool:

@@ -15,6 +15,7 @@ import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -363,6 +364,7 @@ class Job:
                 seconds=StageTimer(self.traces.stage),
                 stop=self._stop,
                 recorded=self._notifier.recorded,
+                unwritable=partial(self._notifier.unwritable, notify=self._settings.callback_url is not None),
                 serving=self._serving,
                 traces=self.traces,
             )

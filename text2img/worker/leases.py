@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -13,13 +15,80 @@ from text2img.errors import DatabaseFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from text2img.databases import Queue
-    from text2img.prompts import Claim
+    from text2img.databases import Queue, Selection
+    from text2img.prompts import Claim, PromptId
 
 log = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT = 2.0  # seconds that an extension under way may still take once the block is left
+_MAX_LOSSES = 2
 _RELEASE_TIMEOUT = 5.0  # seconds: an unavailable database must not hold up the end of the run
+
+
+MAX_UNWRITABLE = 1_000
+"""Documents that one run puts aside; where more reject what it writes, the cause is not theirs."""
+
+
+class ExcludedPrompts:
+    """The prompts that a run does not claim again. Safe to use from several threads.
+
+    They are those whose documents cannot be written, and those that it gave back twice without having
+    recorded anything: a third time would be no different.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unwritable: set[PromptId] = set()
+        self._lost: Counter[PromptId] = Counter()
+
+    def put_aside(self, prompt_id: PromptId, reason: str) -> bool:
+        """Exclude a prompt whose document cannot be written; return False if it is excluded already.
+
+        Raises DatabaseFailed, with the last reason, when there are more than 1,000.
+        """
+        with self._lock:
+            if prompt_id in self._unwritable:
+                return False
+            self._unwritable.add(prompt_id)
+            number = len(self._unwritable)
+        if number > MAX_UNWRITABLE:
+            raise DatabaseFailed(f"more than {MAX_UNWRITABLE:,} prompts fail in the same way: {reason}")
+        return True
+
+    def is_unwritable(self, prompt_id: PromptId) -> bool:
+        """Return True if the prompt's document cannot be written."""
+        with self._lock:
+            return prompt_id in self._unwritable
+
+    def lost(self, prompt_ids: Iterable[PromptId]) -> None:
+        """Count prompts whose outcomes were not recorded, since their claims were lost."""
+        with self._lock:
+            self._lost.update(prompt_ids)
+
+    def recorded(self, prompt_ids: Iterable[PromptId]) -> None:
+        """Forget how often these were lost: something of them has been recorded."""
+        with self._lock:
+            for prompt_id in prompt_ids:
+                self._lost.pop(prompt_id, None)
+
+    def apply(self, selection: Selection) -> Selection:
+        """Return the selection without the excluded prompts."""
+        with self._lock:
+            excluded = self._unwritable | self._given_back()
+        return replace(selection, exclude=frozenset(excluded)) if excluded else selection
+
+    def check(self) -> None:
+        """Raise DatabaseFailed if a prompt was given back twice without anything recorded."""
+        with self._lock:
+            given_back = sorted(prompt_id.text for prompt_id in self._given_back())
+        if given_back:
+            raise DatabaseFailed(
+                f"{len(given_back)} prompts were generated twice and could not be recorded, as their claims "
+                f"were lost each time (the first is {given_back[0][:100]!r}); find out what else changes them"
+            )
+
+    def _given_back(self) -> set[PromptId]:
+        return {prompt_id for prompt_id, times in self._lost.items() if times >= _MAX_LOSSES}
 
 
 class Leases:

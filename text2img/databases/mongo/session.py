@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
@@ -12,6 +13,8 @@ from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, WriteConcern
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
+    DocumentTooLarge,
     DuplicateKeyError,
     InvalidURI,
     OperationFailure,
@@ -22,11 +25,12 @@ from pymongo.errors import ConfigurationError as BadOption
 from pymongo.read_concern import ReadConcern
 
 from text2img.databases.documents import WEBHOOK_PENDING
-from text2img.errors import ConfigurationError, DatabaseFailed
+from text2img.errors import ConfigurationError, DatabaseFailed, WritesRejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from pymongo import UpdateOne
     from pymongo.collection import Collection
     from pymongo.database import Database as MongoDatabaseHandle
 
@@ -41,6 +45,8 @@ SOCKET_TIMEOUT: Final = 60
 """Seconds that a single command may take; a stalled server must not block a run indefinitely."""
 _AUTHENTICATION_FAILED: Final = 18
 _UNAUTHORIZED: Final = 13
+_DOCUMENT_TOO_LARGE: Final = 10334
+DUPLICATE_KEY: Final = 11000
 
 
 class HasSession(Protocol):
@@ -80,6 +86,90 @@ def _translate_errors(session: Session, action: Callable[[], _R]) -> _R:
         raise DatabaseFailed(error_message(exc, session.address, session.name)) from exc
 
 
+_REJECTIONS: Final = frozenset({121, 2, 9, 14, 28, 40, 52, 55, 56, 57, 66, 10334, 17280, 17419, 17420})
+"""Codes with which the server rejects a write because of what its one document holds: the collection's
+validator, a field that cannot be updated, or more than 16 MB."""
+
+
+def rejection(exc: Exception) -> str | None:
+    """Return why a document was rejected, in one line; None if the error is not about one document."""
+    code = exc.code if isinstance(exc, OperationFailure) else None
+    if code in _REJECTIONS or isinstance(
+        exc, DocumentTooLarge | BSONError | OverflowError | UnicodeEncodeError
+    ):
+        return _reason(_first_line(exc), exc.details if isinstance(exc, OperationFailure) else None)
+    return None
+
+
+def write_each(
+    collection: Collection[Document], updates: Sequence[UpdateOne]
+) -> tuple[int, dict[int, Mapping[str, Any]]]:
+    """Write the updates, each by itself; return how many matched, and the errors by the update's index.
+
+    An error has ``code`` and ``errmsg``. Raises what is not an error of single updates.
+    """
+    try:
+        result = collection.bulk_write(list(updates), ordered=False)
+    except BulkWriteError as exc:
+        if exc.details["writeConcernErrors"]:
+            raise
+        return exc.details["nMatched"], {error["index"]: error for error in exc.details["writeErrors"]}
+    except (DocumentTooLarge, BSONError, OverflowError, UnicodeEncodeError) as exc:
+        # Found before anything was sent: one update spoils all that are sent with it.
+        if len(updates) == 1:
+            return 0, {0: {"code": _DOCUMENT_TOO_LARGE, "errmsg": _first_line(exc)}}
+        alone = [write_each(collection, [update]) for update in updates]
+        errors = {index: failed[0] for index, (_, failed) in enumerate(alone) if failed}
+        return sum(count for count, _ in alone), errors
+    return result.matched_count, {}
+
+
+def reason_of(error: Mapping[str, Any], collection: str) -> str:
+    """Return why a write was rejected, in one line; raise DatabaseFailed if it is not for its document."""
+    message = str(error.get("errmsg") or "").partition("\n")[0][:300]
+    if error["code"] == DUPLICATE_KEY:
+        raise WritesRejected(_index_message(index_of(error), collection))
+    if error["code"] not in _REJECTIONS:
+        raise DatabaseFailed(f"{collection}: {message}")
+    return _reason(message, error.get("errInfo"))
+
+
+def index_of(error: Mapping[str, Any]) -> str:
+    """Return the name of the unique index that a write violates."""
+    found = re.search(r"index: (\S+)", str(error.get("errmsg")))
+    return found[1] if found else "of another program"
+
+
+def _index_message(index: str, collection: str) -> str:
+    return (
+        f"the unique index {index} of {collection} rejects what this job writes; "
+        "drop it or make it partial, or name another collection"
+    )
+
+
+def _reason(message: str, info: object) -> str:
+    """Return the server's message; for the collection's own schema, with the fields that it names."""
+    if "validation" not in message.lower():
+        return message
+    fields = sorted(set(_named_fields(info)))
+    return "the collection's schema rejects it" + (f" ({', '.join(fields)[:200]})" if fields else "")
+
+
+def _named_fields(info: object) -> Iterator[str]:
+    """Yield the names of the fields that a server's account of a failed validation contains."""
+    if isinstance(info, list):
+        for each in info:
+            yield from _named_fields(each)
+    elif isinstance(info, dict):
+        for key, value in info.items():
+            if key in {"missingProperties", "additionalProperties"} and isinstance(value, list):
+                yield from (str(name) for name in value)
+            elif key == "propertyName":
+                yield str(value)
+            else:
+                yield from _named_fields(value)
+
+
 def error_message(exc: Exception, address: str, name: str) -> str:
     """Return the error in one line that never shows the URI."""
     code = exc.code if isinstance(exc, OperationFailure) else None
@@ -87,6 +177,8 @@ def error_message(exc: Exception, address: str, name: str) -> str:
         return f"MongoDB at {address} rejected the user or the password; check both and authSource in the URI"
     if code == _UNAUTHORIZED:
         return f"MongoDB at {address} denies this user access to database {name}; grant it readWrite there"
+    if code == DUPLICATE_KEY:
+        return _index_message(index_of({"errmsg": str(exc)}), f"database {name}")
     if isinstance(exc, ServerSelectionTimeoutError):
         hint = "; its TLS certificate was not accepted" if "CERTIFICATE" in str(exc).upper() else ""
         return (

@@ -97,10 +97,13 @@ def replaced(result: Mapping[str, object], absent: Sequence[str]) -> list[Expres
 
 def selected(selection: Selection) -> Expression:
     """Return the filter of a selection."""
-    if selection.dataset_id is None:
-        return {}
-    values = values_for(selection.dataset_id)
-    return {"dataset_id": values[0] if len(values) == 1 else {"$in": values}}
+    filters: Expression = {}
+    if selection.exclude:
+        filters["_id"] = {"$nin": [value_of(prompt_id) for prompt_id in selection.exclude]}
+    if selection.dataset_id is not None:
+        values = values_for(selection.dataset_id)
+        filters["dataset_id"] = values[0] if len(values) == 1 else {"$in": values}
+    return filters
 
 
 def ids(claims: Iterable[Claim]) -> Expression:

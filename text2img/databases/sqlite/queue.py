@@ -7,6 +7,7 @@ statement for both is many times slower. Each method is one transaction.
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.databases.documents import (
@@ -17,25 +18,37 @@ from text2img.databases.documents import (
     parse_id_candidates,
     prompt_of,
 )
-from text2img.databases.outcome_updates import absent_from, change_of, result_of, written_already
+from text2img.databases.outcome_updates import (
+    absent_from,
+    change_of,
+    probe,
+    result_of,
+    unwritable,
+    unwritable_message,
+    written_already,
+)
 from text2img.databases.sqlite.session import (
     ID,
     IN_FUTURE,
     PRIORITY,
+    REJECTIONS,
     STATUS,
     columns_of,
     id_of,
     names_of,
+    reason_of,
     structure_of,
     timestamp,
+    value_of,
 )
-from text2img.prompts import Claim, Completed
+from text2img.errors import DatabaseFailed, WritesRejected
+from text2img.prompts import Claim, Completed, Failed
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
 
-    from text2img.databases import Selection
+    from text2img.databases import PutAside, Selection
     from text2img.databases.sqlite.session import Session
     from text2img.prompts import Outcome, Prompt
 
@@ -45,7 +58,7 @@ PENDING: Final = f"{STATUS} = 'pending' AND NOT {POSTPONED}"
 EXPIRED: Final = f"{STATUS} = 'processing' AND NOT {LEASED}"
 ORDER: Final = f"ORDER BY {PRIORITY} DESC, _id LIMIT :limit"
 HELD: Final = f"_id = {ID} AND status = 'processing' AND claimed_by = :worker AND claim_number = :number"
-RELEASE_ASSIGNMENTS: Final = ", ".join(f"{name} = NULL" for name in CLAIM_FIELDS)
+RELEASED: Final = f"status = 'pending', {', '.join(f'{name} = NULL' for name in CLAIM_FIELDS)}"
 
 _READ: Final = "SELECT _id, {fields} FROM {datasets} WHERE {condition} AND {where} {order}"
 _UPDATE: Final = "UPDATE {datasets} SET {assignments} WHERE {held}"
@@ -75,16 +88,33 @@ class SqliteQueue:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def claim(self, worker: str, limit: int, lease_seconds: float, selection: Selection) -> list[Prompt]:
+    def claim(
+        self,
+        worker: str,
+        limit: int,
+        lease_seconds: float,
+        selection: Selection,
+        put_aside: PutAside | None = None,
+    ) -> list[Prompt]:
         """See Queue.claim. One transaction: concurrent workers wait for each other."""
-        with self._session.writing() as connection:
-            prompts = [_prompt(row, worker) for row in self._next(connection, limit, selection)]
-            marks = {"token": uuid.uuid4().hex, "until": timestamp(lease_seconds)}
-            connection.executemany(
-                self._session.sql(_CLAIM),
-                [{**marks, **_names(prompt.claim), "deaths": prompt.deaths} for prompt in prompts],
-            )
-        return prompts
+        marks = {"token": uuid.uuid4().hex, "until": timestamp(lease_seconds)}
+        while True:
+            rejected: list[tuple[Prompt, str]] = []
+            with self._session.writing() as connection:
+                prompts = [_prompt(row, worker) for row in self._next(connection, limit, selection)]
+                for prompt in prompts:
+                    values = {**marks, **_names(prompt.claim), "deaths": prompt.deaths}
+                    try:
+                        connection.execute(self._session.sql(_CLAIM), values)
+                    except REJECTIONS as exc:
+                        rejected.append((prompt, unwritable_message(reason_of(exc))))
+            for prompt, reason in rejected:
+                (put_aside or _refuse)(prompt, reason)
+            aside = {prompt.id for prompt, _ in rejected}
+            claimed = [prompt for prompt in prompts if prompt.id not in aside]
+            if claimed or not aside:
+                return claimed
+            selection = replace(selection, exclude=selection.exclude | aside)
 
     def peek(self, limit: int, selection: Selection) -> list[Prompt]:
         """See Queue.peek."""
@@ -108,16 +138,53 @@ class SqliteQueue:
             found = connection.execute(statement, _names(claim))
             return found.fetchone() is not None
 
-    def record(self, outcomes: Sequence[Outcome], run_id: str, *, notify: bool) -> list[Outcome]:
+    def record(
+        self,
+        outcomes: Sequence[Outcome],
+        run_id: str,
+        *,
+        notify: bool,
+        put_aside: PutAside | None = None,
+    ) -> list[Outcome]:
         """See Queue.record. Results and prompts change together, in one transaction."""
+        recorded: list[Outcome] = []
+        rejected: list[Failed] = []
         with self._session.writing() as connection:
-            return [
-                outcome for outcome in outcomes if self._record(connection, outcome, run_id, notify=notify)
-            ]
+            for outcome in outcomes:
+                try:
+                    if self._record(connection, outcome, run_id, notify=notify):
+                        recorded.append(outcome)
+                except REJECTIONS as exc:
+                    failed = unwritable(outcome, reason_of(exc))
+                    try:
+                        if self._record(connection, failed, run_id, notify=notify):
+                            recorded.append(failed)
+                    except REJECTIONS as second:
+                        reason_of(second)
+                        self._change_held(connection, RELEASED, [failed.claim])
+                        rejected.append(failed)
+        for failed in rejected:
+            (put_aside or _refuse)(failed.prompt, failed.message)
+        return recorded
+
+    def check_results(self) -> None:
+        """See Queue.check_results. Two results: an index that takes one may reject the second."""
+        run_id = f"text2img-check-{uuid.uuid4().hex}"
+        with self._session.writing() as connection:
+            connection.execute("SAVEPOINT probe")
+            try:
+                for number in range(2):
+                    self._record_result(connection, probe(f"{run_id}-{number}"), run_id)
+            except REJECTIONS as exc:
+                raise WritesRejected(f"the table of results does not take them: {reason_of(exc)}") from exc
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK TO probe")
+                    connection.execute("RELEASE probe")
 
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
-        self._update_held(f"status = 'pending', {RELEASE_ASSIGNMENTS}", claims)
+        self._update_held(RELEASED, claims)
 
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
@@ -174,14 +241,35 @@ class SqliteQueue:
         claims: Sequence[Claim],
         values: Mapping[str, object] | None = None,
     ) -> list[Claim]:
+        """Update the prompts of the claims; return the claims that are lost or whose documents reject it."""
         statement = self._session.sql(_UPDATE, assignments=assignments, held=HELD)
-        return [
-            claim
-            for claim in claims
-            if not connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
-        ]
+        lost: list[Claim] = []
+        for claim in claims:
+            try:
+                changed = connection.execute(statement, {**(values or {}), **_names(claim)}).rowcount
+            except REJECTIONS as exc:
+                reason_of(exc)
+                changed = 0
+            if not changed:
+                lost.append(claim)
+        return lost
 
     def _record(self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, notify: bool) -> bool:
+        """Record the outcome, or nothing of it if any part is rejected; return False if its claim is lost."""
+        connection.execute("SAVEPOINT outcome")
+        try:
+            recorded = self._record_parts(connection, outcome, run_id, notify=notify)
+        except REJECTIONS:
+            connection.execute("ROLLBACK TO outcome")
+            raise
+        finally:
+            if connection.in_transaction:
+                connection.execute("RELEASE outcome")
+        return recorded
+
+    def _record_parts(
+        self, connection: sqlite3.Connection, outcome: Outcome, run_id: str, *, notify: bool
+    ) -> bool:
         names = _names(outcome.claim)
         row = connection.execute(self._session.sql(_ROW), names).fetchone()
         if row is None or row["status"] != "processing":
@@ -237,12 +325,21 @@ class SqliteQueue:
 
 def selected(selection: Selection) -> tuple[str, dict[str, Any]]:
     """Return the condition of a selection, and the values of its parameters."""
-    if selection.dataset_id is None:
-        return "TRUE", {}
-    values = {
-        f"dataset_{index}": value for index, value in enumerate(parse_id_candidates(selection.dataset_id))
-    }
-    return f"dataset_id IN ({', '.join(f':{name}' for name in values)})", values
+    conditions: list[str] = ["TRUE"]
+    values: dict[str, Any] = {}
+    if selection.dataset_id is not None:
+        candidates = parse_id_candidates(selection.dataset_id)
+        values |= {f"dataset_{index}": value for index, value in enumerate(candidates)}
+        conditions.append(f"dataset_id IN ({', '.join(f':{name}' for name in values)})")
+    if selection.exclude:
+        excluded = {f"exclude_{index}": value_of(each) for index, each in enumerate(selection.exclude)}
+        conditions.append(f"_id NOT IN ({', '.join(f':{name}' for name in excluded)})")
+        values |= excluded
+    return " AND ".join(conditions), values
+
+
+def _refuse(prompt: Prompt, reason: str) -> None:
+    raise DatabaseFailed(f"{prompt.id}: {reason}")
 
 
 def _names(claim: Claim) -> dict[str, object]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing
+from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing, WritesRejected
 from text2img.prompts import APPROXIMATIONS, PROVIDER_METADATA_FIELDS, PromptId
 from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
@@ -462,6 +462,24 @@ def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sql
 def _check_name(name: str) -> None:
     if not name or "\0" in name or name.lower().startswith("sqlite_"):
         raise ConfigurationError(f"{name!r} is not a valid SQLite table name; choose another collection name")
+
+
+REJECTIONS: Final = (sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeEncodeError)
+"""The errors with which a row rejects a write: by a CHECK, a trigger, or a value that does not fit."""
+_UNIQUE: Final = frozenset({"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"})
+
+
+def reason_of(exc: Exception) -> str:
+    """Return why a row rejected a write, in one line; raise WritesRejected if a unique index is the cause.
+
+    Such an index would reject other rows as well.
+    """
+    if getattr(exc, "sqlite_errorname", "") in _UNIQUE:
+        raise WritesRejected(
+            f"a unique index of another program rejects what this job writes ({exc}); "
+            "drop it or make it partial, or name another collection"
+        ) from exc
+    return str(exc).partition("\n")[0][:300] or type(exc).__name__
 
 
 def _error_message(exc: Exception, path: Path) -> str:

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from text2img.concurrency.signals import Stop
-    from text2img.databases import Database
+    from text2img.databases import Database, Selection
     from text2img.errors import Text2ImgError
+    from text2img.prompts import Outcome
     from text2img.settings import Settings
     from text2img.worker.build import RunContext
     from text2img.worker.ray.process import Cluster
@@ -136,14 +137,15 @@ class RayExecutor:
         idle = any(worker.idle for worker in self._workers)
         if idle and time.monotonic() > self._last_poll + _POLL_INTERVAL:
             self._last_poll = time.monotonic()
-            self._resume_or_finish()
+            self._resume_or_finish(run.excluded.apply(self._selection))
 
     def _handle_event(self, run: RunContext, worker: WorkerHandle, event: object) -> None:
         """Handle an event that concerns the run."""
         match event:
             case OutcomesRecorded(outcomes):
                 worker.deaths = 0
-                worker.quota -= sum(isinstance(outcome, Completed | Failed) for outcome in outcomes)
+                outcomes = [outcome for outcome in outcomes if _is_news(run, outcome)]
+                worker.quota -= sum(_is_claimed(outcome) for outcome in outcomes)
                 run.stats.add(outcomes)
                 run.progress.recorded(outcomes)
                 run.recorded(outcomes)
@@ -212,10 +214,10 @@ class RayExecutor:
         if self._limit_left is not None:
             self._limit_left += prompts
 
-    def _resume_or_finish(self) -> None:
+    def _resume_or_finish(self, selection: Selection) -> None:
         """Resume the idle workers if there is work; end the pool if there is none and all are idle."""
         self._release_dead_claims()
-        if self._limit_left != 0 and self._database.queue.has_claimable(self._selection):
+        if self._limit_left != 0 and self._database.queue.has_claimable(selection):
             self._notify_idle(Resume())
         elif all(worker.idle for worker in self._workers if worker.name is not None):
             starting = [worker for worker in self._workers if worker.name is None]
@@ -238,6 +240,18 @@ class RayExecutor:
         self._workers = [worker for worker in self._workers if worker.name is not None]
         for worker in self._workers:
             worker.process.send(Shutdown(self._stop.status - 128))
+
+
+def _is_claimed(outcome: Outcome) -> bool:
+    """Return True for an outcome that ends a claim of the worker's share of the limit."""
+    return isinstance(outcome, Completed) or (isinstance(outcome, Failed) and outcome.written)
+
+
+def _is_news(run: RunContext, outcome: Outcome) -> bool:
+    """Return False for a document that another worker has found to be unwritable before."""
+    if isinstance(outcome, Failed) and not outcome.written:
+        return run.excluded.put_aside(outcome.claim.id, outcome.message)
+    return True
 
 
 def _pool_size(settings: Settings, cluster: Cluster) -> tuple[int, bool]:

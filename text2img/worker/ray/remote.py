@@ -12,6 +12,7 @@ import time
 import traceback
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import StageTimer
@@ -145,6 +146,7 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
                         progress=progress,
                         stats=stats,
                         recorded=recorded,
+                        unwritable=partial(notifier.unwritable, notify=settings.callback_url is not None),
                         serving=_PoolWorkSource(channel),
                         traces=run_traces,
                         more=None if settings.limit is None else channel.request_quota,
