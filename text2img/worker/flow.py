@@ -1,8 +1,10 @@
 """The flow of a worker: claim → generate, and hand over to ``finish`` (encode → store → record → notify).
 
-One thread owns the device. At the same time a thread claims and groups the next prompts, a few fetch LoRAs,
-two finish the batches before, two write outcomes back, one extends the leases, and one notifies receivers.
-The worker knows its parts by their Protocols only.
+The thread that calls ``Worker.run`` owns the device. At the same time one thread claims and groups the next
+prompts, up to eight fetch their LoRAs, one marks in the database which prompts are on the device, two take
+the batches that are generated (a pool of upload workers encodes, uploads and scores their images), and two
+record outcomes. The leases, the watchdog and the dispatchers of notifications have threads of their own.
+The worker knows the engine, the queue, the storage and the evaluator by their Protocols only.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ log = logging.getLogger(__name__)
 MAX_RETRY_WAIT = 30.0
 """Seconds that a run waits for one of its own retries; those due later are left to a later run."""
 CLAIM_DOUBLE_THRESHOLD = 8
-"""While this many batches of prompts wait, two batches are claimed at once: fewer commands, and most prompts
-are left to other workers. With many workers the last one may still find nothing."""
+"""While the run has this many batches of prompts left, two batches are claimed at once: fewer commands. With
+fewer left it is one, so that other workers get a share of the last prompts. What other workers have claimed
+is not known here: with many of them the last one may still find nothing."""
 UNBOUNDED_RUN = 1_000_000
-"""Images that a server is assumed to make: what pays off in the long run is done."""
+"""Images that a server is assumed to have left: so many that compiling pays off."""
 MAX_PREFETCH_BATCHES = 6
 """While more batches of prompts than this wait for their LoRAs, no more are claimed."""
 OUTCOME_FLUSH_DELAY = 5.0
@@ -51,9 +54,9 @@ OUTCOME_FLUSH_DELAY = 5.0
 class Worker:
     """Works through the pending prompts of one selection, in rounds: each ends when nothing is left to claim.
 
-    A run has one round, and more for its own retries; a server waits between rounds until it is idle for
-    too long. ``requested`` are the run's own parameters, the most specific first; ``clock`` measures when a
-    retry is due.
+    A run has one round, and more for its own retries and for prompts that a loop refines; a server waits
+    between rounds until it is idle for too long. ``requested`` are the run's own parameters, the most
+    specific first; ``clock`` measures when a retry is due.
     """
 
     def __init__(  # noqa: PLR0913 - two contexts, and the model in three parts
@@ -78,8 +81,10 @@ class Worker:
         """Run round after round. The model is loaded while the first prompts are claimed.
 
         Raises RunFailed when a part has failed, and Stopped when the run was asked to end. In both cases
-        finished images are stored and recorded first, and the remaining claims are released.
+        finished images are stored and recorded first, as far as the failed part allows, and the remaining
+        claims are released.
         """
+        # The leases are entered first and left last: they are extended until everything is recorded.
         with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
             self._run.database.queue.check_results()  # before anything is generated in vain
             self._run_round()
@@ -90,8 +95,10 @@ class Worker:
     def _run_round(self) -> None:
         """Claim, generate and finish until nothing is left to claim. Each step works ahead of the next."""
         post = self._post
+        # The last stage is entered first and left last. Leaving ends the claiming, then finishes the batches
+        # that are generated, then records their outcomes.
         with (
-            WriteBuffer(  # record and notify: a usual batch's outcomes at once
+            WriteBuffer(  # record and notify, in one call for as many outcomes as a batch usually has
                 post.record_and_notify, threads=2, batch_size=self._usual_size, max_delay=OUTCOME_FLUSH_DELAY
             ) as outcomes,
             Stage("finish", partial(post.encode_and_store, outcomes.put), threads=2, capacity=1) as finish,
@@ -130,10 +137,13 @@ class Worker:
                 ready, failed = self._prepare(claimed)
                 outcomes.put(failed)
                 fetching.put(ready)
+                # Take what is fetched by now, without waiting.
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=fetching.waiting))
                 capacity = MAX_PREFETCH_BATCHES * self._sizes.usual
+                # While too many requests wait for LoRAs, no more is claimed: smaller batches go ahead then.
                 while batcher.ready() or (len(batcher) and fetching.waiting > capacity):
                     yield batcher.take()
+                # Claim again only when no more than that wait for LoRAs.
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=capacity))
             while len(batcher) or fetching.waiting:  # wait for a LoRA only when nothing else is left
                 pending = fetching.waiting - (0 if len(batcher) else 1)
@@ -226,10 +236,12 @@ class Worker:
         return images
 
     def _mark_started(self, batch: list[Request]) -> Future[None]:
-        """Write down which prompts are on the device, while it works: a crash then counts as their death.
+        """Mark in the database which prompts are on the device: if this worker dies, they count a death more.
 
-        Done before warming up, which uses the device as well. The first batch of a run waits for it: a
-        prompt that kills at once is then sure to be blamed.
+        A prompt stays marked until its outcome is recorded, its claim is released, or a batch without it
+        starts: ``left`` are the prompts of the batch before that are not in this one. The mark is set before
+        warming up, which uses the device as well, and while the device works. Only the first batch of a run
+        starts after it: a prompt that kills at once is then sure to be blamed.
         """
         claims, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
         left = [claim for claim in before if claim not in claims]
