@@ -42,7 +42,7 @@ threads than cores would only slow down the thread that owns the device."""
 class PostProcessor:
     """Finishes the batches of one run, several at a time: encode → store → record → notify.
 
-    Leaving the ``with`` block waits for all of them.
+    A pool of threads encodes, uploads and scores the images. Leaving the ``with`` block waits for the pool.
     """
 
     def __init__(
@@ -61,7 +61,10 @@ class PostProcessor:
         self._pool.shutdown()
 
     def is_needed(self, request: Request) -> bool:
-        """Return whether the image is needed: its claim is held, and no image of its prompt failed."""
+        """Return whether the image is needed: its claim is held, and no image of its prompt failed.
+
+        The claim is held as far as this worker knows; the database is not queried.
+        """
         claim = request.prompt.claim
         return self._run.leases.holds(claim) and not self._groups.has_failed(claim)
 
@@ -70,7 +73,8 @@ class PostProcessor:
     ) -> None:
         """Encode and store the images of a batch; emit the outcomes of prompts that have all their images.
 
-        Raises the first failure of the storage, after the outcomes of the images that were stored.
+        Raises the first failure that is not one prompt's own (of the storage or the database, or Stopped),
+        after the outcomes that are complete without that image have been emitted.
         """
         batch, images = generated
         futures = [self._pool.submit(self._finish_image, *each) for each in zip(batch, images, strict=True)]
@@ -113,7 +117,10 @@ class PostProcessor:
         self._notify([failed])
 
     def _finish_image(self, request: Request, image: GeneratedImage | PromptFailed | None) -> Outcome | None:
-        """Encode, store and score one image; return its outcome, or None where the claim was lost."""
+        """Encode, store and score one image; return its outcome.
+
+        Returns None where the image was not needed (see is_needed), or the claim turned out to be lost.
+        """
         if image is None:
             return None
         try:
@@ -149,7 +156,7 @@ class PostProcessor:
         return file, {**request.parameters.recorded, **made, **info.approximations, **image.provider_metadata}
 
     def _store(self, request: Request, file: File) -> str:
-        """Upload the file; return its URL. Raises ClaimLost where another worker has the claim."""
+        """Upload the file under its name; return its URL. Raises the errors of ImageStorage.put."""
         name = self._deps.object_name.name_of(request) + file.ending
         still_ours = partial(self._run.database.queue.holds, request.prompt.claim)
         with self._run.seconds("upload", request):
@@ -181,7 +188,10 @@ class PostProcessor:
         return Evaluation(evaluator=evaluator.name, error=reason)
 
     def _write_sidecars(self, outcomes: Sequence[Outcome]) -> None:
-        """Write the files beside the images, before their prompts are recorded as done."""
+        """Write the files beside the images, before the outcomes are recorded; only with --layout folders.
+
+        They are an iteration's results and evaluations, and a prompt's summary: see Sidecars.
+        """
         if self._sidecars is None:
             return
         with self._run.seconds("upload", *outcomes):
@@ -204,7 +214,10 @@ class PostProcessor:
         return recorded
 
     def _notify(self, recorded: Sequence[Outcome]) -> None:
-        """Notify everything that follows the run: the receivers, the counters, the progress bar, the log."""
+        """Update the budget, the counters, the progress bar and the log, and wake the dispatchers.
+
+        What is to be delivered has been marked in the database by Queue.record, with the outcomes.
+        """
         retries = [outcome.wait for outcome in recorded if isinstance(outcome, RetryLater)]
         refinements = [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
         self._budget.requeued(retries + refinements)
@@ -289,8 +302,8 @@ class ImageGroups:
     def add(self, request: Request, outcome: Outcome | None) -> Outcome | None:
         """Add an image's outcome; return the prompt's when all of its images have been added, else None.
 
-        ``outcome`` is what the prompt's would be with this image alone. It is None where there is no image,
-        since the claim is lost or another of the prompt's images failed. Each image must be added once.
+        ``outcome`` is the prompt's outcome as if this were its only image. It is None if there is no image,
+        because the claim is lost or another of the prompt's images failed. Each image must be added once.
         """
         claim = request.prompt.claim
         with self._lock:
@@ -302,7 +315,10 @@ class ImageGroups:
         return _merged(group) if self._loop is None else self._loop.decide(request, group)
 
     def has_failed(self, claim: Claim) -> bool:
-        """Return whether an image of the claim is missing for good: the others would not be used."""
+        """Return whether an added image of the claim is missing for good, so that the others are of no use.
+
+        In a loop a failed candidate is not missing: the others are used without it.
+        """
         with self._lock:
             group = self._open.get(claim, ())
         if self._loop is not None:
