@@ -164,6 +164,7 @@ class RayExecutor:
         match event:
             case WorkerStarted(name):
                 worker.name = name
+                worker.process.send(Resume())
             case WorkerStats():
                 self._stats[worker.process] = event
                 self.model = event.model or self.model

@@ -181,6 +181,15 @@ class WorkerChannel:
         self.stop.check()
         return granted
 
+    def wait_for_start(self) -> None:
+        """Wait until the run has received WorkerStarted. Raises Stopped when the run has to end.
+
+        A worker that claimed earlier and died at once would leave claims under a name that the run has not
+        heard: nothing would make them available again before their leases expire.
+        """
+        self._resumed.get()
+        self.stop.check()
+
     def wait_for_work(self) -> bool:
         """Wait until the run resumes this worker; return False if there is no more work.
 

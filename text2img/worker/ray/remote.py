@@ -57,7 +57,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStarted:
-    """The worker has started, and claims under ``name``."""
+    """The worker has started, and claims under ``name`` once the run has answered with Resume."""
 
     name: str
 
@@ -130,6 +130,7 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
         stats, run_traces = _ReportingStats(channel), traces(os.environ, spec.run_id, long_running=True)
         progress = run_traces.wrap_progress(notifier.wrap_progress(_ReportingProgress(channel)))
         notifier.start()
+        channel.wait_for_start()
         try:
             with Watchdog(channel.stop, settings.stall_timeout, force_exit, _GRACE) as watchdog:
                 executor.work(
