@@ -34,10 +34,11 @@ class _Doctor:
         self.model_info: ModelInfo | None = None
 
     def database(self) -> str:
-        """Connect, count the waiting prompts, try to write results, and read the model configuration."""
+        """Connect, count the waiting prompts, try the writes of a run, and read the model configuration."""
         with closing(build.database(self._settings)) as database:
             waiting = database.queue.pending(build.selection(self._settings))
             database.queue.check_results()
+            database.queue.check_claim(build.selection(self._settings))
             self._configuration = database.runs.model_configuration(self._settings.model_config_id)
         return f"prompts waiting: {waiting}"
 

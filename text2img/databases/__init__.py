@@ -164,6 +164,13 @@ class Queue(Protocol):
         """
         ...
 
+    def check_claim(self, selection: Selection) -> None:
+        """Try a claim on a copy of the next prompt, which no worker can claim, and remove it again.
+
+        Raises DatabaseFailed, with the reason, if it is rejected. Does nothing if no prompt is claimable.
+        """
+        ...
+
     def has_claimable(self, selection: Selection) -> bool:
         """Return True if a prompt is claimable now. A cheap query."""
         ...

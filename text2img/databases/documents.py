@@ -80,8 +80,6 @@ NOTIFICATION_FIELDS: Final = (
 """The fields from which notifications about an outcome are made."""
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-
-
 _MAX_USED: Final = 100
 """The most entries in the parameters that a try records, and in a list or object among them."""
 _MAX_INTEGER: Final = 2**64

@@ -167,6 +167,10 @@ class RetryingQueue:
         """See Queue.check_results."""
         self._retry(self._queue.check_results)
 
+    def check_claim(self, selection: Selection) -> None:
+        """See Queue.check_claim."""
+        self._retry(self._queue.check_claim, selection)
+
     def has_claimable(self, selection: Selection) -> bool:
         """See Queue.has_claimable."""
         return self._retry(self._queue.has_claimable, selection)

@@ -318,9 +318,9 @@ def test_small_batches_are_written_down_together(bench):
     """Batches of one are recorded several at a time, and every prompt still gets its outcome."""
     kept, sizes = bench.database.queue.record, []
 
-    def record(outcomes, run_id, *, notify):
+    def record(outcomes, run_id, **options):
         sizes.append(len(outcomes))
-        return kept(outcomes, run_id, notify=notify)
+        return kept(outcomes, run_id, **options)
 
     bench.database.queue.record = record
     with closing(sqlite3.connect(bench.file)) as rows, rows:

@@ -279,8 +279,8 @@ def _recorded(bench):
     """The claims of which something was recorded, as they come."""
     claims, kept = [], bench.database.queue.record
 
-    def record(outcomes, run_id, *, notify):
-        written = kept(outcomes, run_id, notify=notify)
+    def record(outcomes, run_id, **options):
+        written = kept(outcomes, run_id, **options)
         claims.extend(outcome.claim for outcome in written)
         return written
 

@@ -249,6 +249,26 @@ class MongoQueue:
         finally:
             self._records.delete_many({"dataset_id": {"$in": [value_of(done.claim.id) for done in probes]}})
 
+    @translate_errors
+    def check_claim(self, selection: Selection) -> None:
+        """See Queue.check_claim. The copy is claimed for an hour as it is inserted."""
+        found = _candidates(self._datasets, 1, selection)
+        original = found and self._datasets.find_one({"_id": {"$eq": found[0]["_id"]}})
+        if not original:
+            return
+        name = f"text2img-check-{uuid.uuid4().hex}"
+        try:
+            # Inserted by the update itself: only the claimed document has to satisfy the owner's schema.
+            copy = literals({field: value for field, value in original.items() if field != "_id"})
+            update = [{"$set": copy}, *_claim_update(name, name, 3600.0)]
+            _, errors = write_each(self._datasets, [UpdateOne({"_id": name}, update, upsert=True)])
+            for error in errors.values():
+                if error["code"] != DUPLICATE_KEY:  # an index that allows no copy says nothing of a claim
+                    reason = unwritable_message(reason_of(error, self._datasets.name))
+                    raise WritesRejected(f"{id_of(original['_id'])}: {reason}")
+        finally:
+            self._datasets.delete_one({"_id": name})
+
     def _record_results(
         self, completed: Sequence[Completed], run_id: str
     ) -> tuple[set[Claim], dict[Claim, str]]:

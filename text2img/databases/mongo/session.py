@@ -108,6 +108,8 @@ def write_each(
 
     An error has ``code`` and ``errmsg``. Raises what is not an error of single updates.
     """
+    if not updates:
+        return 0, {}
     try:
         result = collection.bulk_write(list(updates), ordered=False)
     except BulkWriteError as exc:

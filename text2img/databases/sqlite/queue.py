@@ -182,6 +182,21 @@ class SqliteQueue:
                     connection.execute("ROLLBACK TO probe")
                     connection.execute("RELEASE probe")
 
+    def check_claim(self, selection: Selection) -> None:
+        """See Queue.check_claim. The prompt itself is claimed, and that is undone."""
+        with self._session.writing() as connection:
+            connection.execute("SAVEPOINT probe")
+            try:
+                for prompt in [_prompt(row, "check") for row in self._next(connection, 1, selection)]:
+                    marks = {"token": "check", "until": timestamp(), "deaths": prompt.deaths}
+                    connection.execute(self._session.sql(_CLAIM), {**marks, **_names(prompt.claim)})
+            except REJECTIONS as exc:
+                raise WritesRejected(f"{prompt.id}: {unwritable_message(reason_of(exc))}") from exc
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK TO probe")
+                    connection.execute("RELEASE probe")
+
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release."""
         self._update_held(RELEASED, claims)
