@@ -15,6 +15,7 @@ from text2img.databases.documents import run_fields
 from text2img.errors import ClaimLost, PromptFailed
 from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram
 from text2img.prompts import Completed, Failed, NeedsRefinement
+from text2img.prompts.json_values import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_IMAGES: Final = 600
 """Approximate maximum of images on contact sheets: the run reads each of them at its end."""
+_LABEL_LIMIT: Final = 2**63
 _PRIVATE: Final = ("host", "worker", "execution", "gpu_hour_price")
 """Fields of a run's document about its owner; the summary may be as public as the images."""
 
@@ -88,9 +90,9 @@ class RunSummary:
     def _candidate(self, entry: Mapping[str, object]) -> Candidate:
         iteration, seed, score = (entry.get(name) for name in ("iteration", "seed", "score"))
         return Candidate(
-            iteration if isinstance(iteration, int) else 1,
-            seed if isinstance(seed, int) else 0,
-            float(score) if isinstance(score, int | float) else None,
+            iteration if _is_number(iteration) and isinstance(iteration, int) else 1,
+            seed if _is_number(seed) and isinstance(seed, int) else 0,
+            float(score) if _is_number(score) and isinstance(score, int | float) else None,
             entry.get("best") is True,
             partial(self._read, str(entry.get("image_url"))),
         )
@@ -101,6 +103,11 @@ class RunSummary:
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
         self._storage.put(name, data, content_type, lambda: True)
+
+
+def _is_number(value: object) -> bool:
+    """Return True for a number that fits a label; another program may have written any."""
+    return isinstance(value, int | float) and -_LABEL_LIMIT < value < _LABEL_LIMIT
 
 
 def _summary(run: Run, loop: Loop | None) -> Mapping[str, object]:
@@ -142,11 +149,8 @@ class Sidecars:
         """
         put = partial(self._put, outcome.claim, self._names.folder(outcome.claim.id))
         try:
-            if isinstance(outcome, Completed | NeedsRefinement):
-                for name, data, content_type in _iteration_files(outcome):
-                    put(name, data, content_type)
-            if isinstance(outcome, Completed | Failed):
-                put("summary.json", as_json(_outcome_summary(outcome)), JSON)
+            for name, data, content_type in _files(outcome):
+                put(name, data, content_type)
         except ClaimLost:  # recording will find that out as well, and drop the outcome
             return
         except PromptFailed as exc:
@@ -157,8 +161,22 @@ class Sidecars:
 
 
 def as_json(document: object) -> bytes:
-    """Return indented JSON in ASCII; escapes also cover lone surrogates, which an id may contain."""
-    return (json.dumps(document, ensure_ascii=True, allow_nan=False, indent=2) + "\n").encode()
+    """Return indented JSON in ASCII. What JSON has no form for is null or text."""
+    return (json_text(document, indent=2) + "\n").encode()
+
+
+def _files(outcome: Outcome) -> list[tuple[str, bytes, str]]:
+    """Return the files of an outcome. Never raises: a file that cannot be made is left out."""
+    files: list[tuple[str, bytes, str]] = []
+    try:
+        if isinstance(outcome, Completed | NeedsRefinement):
+            files += _iteration_files(outcome)
+        if isinstance(outcome, Completed | Failed):
+            files.append(("summary.json", as_json(_outcome_summary(outcome)), JSON))
+    except Exception as exc:  # noqa: BLE001 - these files must not fail an image that is stored
+        claim = outcome.claim
+        log.warning("a sidecar file of %s cannot be made: %s", ascii(claim.id.text)[:100], type(exc).__name__)
+    return files
 
 
 def _iteration_files(outcome: Completed | NeedsRefinement) -> Iterable[tuple[str, bytes, str]]:
