@@ -128,6 +128,8 @@ def set_up(settings: Settings, mask: Mask) -> Progress:
     logging.getLogger("text2img").setLevel(settings.log_level)
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    # Its warnings show the whole URL, of which a webhook's path may be a password.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     debug = settings.log_level == "DEBUG"
     text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     progress: Progress = NullProgress()

@@ -139,7 +139,7 @@ class CallbackClient:
                 self.timeout + 1, lambda: self._request("POST", notification)
             )
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
-            _log.debug("callback %s failed", notification.id, exc_info=not isinstance(exc, TimeoutError))
+            _log.debug("callback %s failed: %s", notification.id, _error_types(exc))
             return DeliveryResult(
                 DeliveryStatus.RETRY,
                 describe_error(self.origin, exc, self.timeout),
@@ -196,6 +196,15 @@ class CallbackClient:
         return request
 
 
+def _error_types(exc: BaseException | None) -> str:
+    """Return the types of the error and of its causes: their messages contain the URL's path."""
+    types: list[str] = []
+    while exc is not None and len(types) < 10:
+        types.append(type(exc).__name__)
+        exc = exc.__cause__ or exc.__context__
+    return " from ".join(types)
+
+
 def _check_url(url: str) -> str:
     """Return the URL's scheme, host and port, which may be shown; its path may be a secret itself."""
     import requests
@@ -241,7 +250,7 @@ class Webhooks:
         try:
             status, retry_after = self._request("POST", webhook, notification)
         except Exception as exc:  # noqa: BLE001 - whatever a receiver does, the run goes on
-            _log.debug("webhook %s failed", notification.id, exc_info=not isinstance(exc, TimeoutError))
+            _log.debug("webhook %s failed: %s", notification.id, _error_types(exc))
             return DeliveryResult(
                 DeliveryStatus.RETRY,
                 describe_error(webhook.origin, exc, self.timeout),
