@@ -24,7 +24,7 @@ from tests.examples import examples
 from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Notification
 from text2img.prompts import PromptId, RequestedParameters
-from text2img.webhooks.delivery import _webhook_notification
+from text2img.webhooks.delivery import _webhook_notification, split
 from text2img.webhooks.payloads import callback_payload
 
 RUN = "a run that is dead"
@@ -64,7 +64,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         self.database.close()
 
-    @precondition(lambda self: len(self.undelivered) < 3)
+    @precondition(lambda self: len(self.undelivered) < 4)
     @rule(become=st.sampled_from([completed, failed]), url=st.sampled_from([None, *BACKENDS]))
     def one_more_is_done(self, become, url=None):
         name = PromptId("int", str(next(self.numbers)))
@@ -108,7 +108,7 @@ class Machine(RuleBasedStateMachine):
         return name, told
 
     @precondition(lambda self: self.undelivered)
-    @rule(limit=st.integers(1, 2))
+    @rule(limit=st.integers(1, 4))
     def collect(self, limit):
         name, told = self._gather(limit)
         self.bodies[name] = callback_payload(RUN, "interrupted", told, final=False)
@@ -183,6 +183,29 @@ class Machine(RuleBasedStateMachine):
         self.database.outbox.reschedule_notification(notification, wait, "later")
         if self.notifications[notification.id] in OPEN and notification.tries == self.tries[notification.id]:
             self.notifications[notification.id] = "put off" if wait else "due"
+
+    @precondition(lambda self: self.sendings)
+    @rule(data=st.data())
+    def divide(self, data):
+        """A notice that is too large becomes two, once, whoever asks how often."""
+        notification = data.draw(st.sampled_from(self.sendings))
+        parts = None if notification.id in self.own else split(notification)
+        if parts is None:
+            return
+        self.database.outbox.replace_notification(notification, parts, "too large")
+        if self.notifications[notification.id] in OPEN:
+            self.notifications[notification.id] = "replaced"
+            del self.bodies[notification.id]
+            for part in parts:
+                assert part.id not in self.notifications
+                self.notifications[part.id], self.tries[part.id] = "due", 0
+                self.bodies[part.id] = part.body
+
+    @rule()
+    def open_again(self):
+        refused = [name for name, state in self.notifications.items() if state == "refused"]
+        assert self.database.outbox.reopen_notifications() == len(refused)
+        self.notifications.update(dict.fromkeys(refused, "due"))
 
     @invariant()
     def every_notice_is_due_until_it_is_told_or_refused(self):

@@ -227,6 +227,8 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
         _compare_arguments(parser)
     if name == "retry":
         parser.add_argument("--error-code", help="only prompts that failed with this code")
+        callbacks = "reopen the notifications that were rejected, in place of the prompts"
+        parser.add_argument("--callbacks", action="store_true", help=callbacks)
     group = parser.add_argument_group
     sections = {section: group(section) for section in command.groups}
     for option in _options(command.groups):

@@ -1,4 +1,7 @@
-"""``retry``: reset failed prompts to pending, and forget their attempts."""
+"""``retry``: reset failed prompts to pending, and forget their attempts.
+
+``--callbacks`` reopens the notifications that receivers rejected instead.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,27 @@ if TYPE_CHECKING:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Reset the failed prompts, and return the exit status."""
+    """Reset the failed prompts or reopen the rejected notifications, and return the exit status."""
     del progress
     code = _error_code(arguments.error_code)
+    if arguments.callbacks:
+        return _reopen(settings, code)
     with closing(build.database(settings, create=False)) as database:  # a missing file is a typing error
         database.connection.open()
         count = database.runs.retry(code, build.selection(settings))
     print(f"reset {count} failed prompts to pending")
+    return 0
+
+
+def _reopen(settings: Settings, code: ErrorCode | None) -> int:
+    if code is not None or build.selection(settings).dataset_id is not None:
+        raise ConfigurationError(
+            "--callbacks reopens all rejected notifications; leave out --error-code and --dataset-id"
+        )
+    with closing(build.database(settings, create=False)) as database:
+        database.connection.open()
+        count = database.outbox.reopen_notifications()
+    print(f"reopened {count} rejected notifications; the next run sends them")
     return 0
 
 

@@ -190,10 +190,14 @@ class Outbox(Protocol):
     Each is delivered at least once, also after a crash.
     """
 
-    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+    def collect(
+        self, run_id: str, notification_id: str, limit: int, max_bytes: int | None = None
+    ) -> tuple[list[UndeliveredOutcome], bool]:
         """Assign at most ``limit`` undelivered outcomes of a run to the notification.
 
-        Return them, and True if more are left. Concurrent calls never assign the same outcome.
+        With ``max_bytes``, the sum of their sizes is bounded too; one outcome may exceed it alone. Return
+        them, and True if more are left. Concurrent calls never assign the same outcome. An outcome that
+        cannot be read is returned without what cannot be.
         """
         ...
 
@@ -242,6 +246,21 @@ class Outbox(Protocol):
 
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """Close the notification as delivered or as permanently rejected; ``detail`` is the response."""
+        ...
+
+    def replace_notification(
+        self, notification: Notification, parts: Sequence[Notification], detail: str
+    ) -> None:
+        """Replace the notification by its parts in one step; ``detail`` is the reason.
+
+        The parts are due at once, at its place in the order. Does nothing if it is closed. May be repeated,
+        also after a crash at any point: the same parts are never saved twice. The notification is kept,
+        without its body, and is never due again.
+        """
+        ...
+
+    def reopen_notifications(self) -> int:
+        """Make all permanently rejected notifications due again, of both kinds; return how many."""
         ...
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:

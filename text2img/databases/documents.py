@@ -169,7 +169,23 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
 
 
 def undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:
-    """Return the outcome to deliver for a completed or failed prompt's document."""
+    """Return the outcome to deliver for a completed or failed prompt's document.
+
+    Never raises: from a document that cannot be read, the outcome has only the image or the error.
+    """
+    try:
+        return _undelivered_of(prompt_id, fields)
+    except Exception as exc:  # noqa: BLE001 - one document must not hold back the others
+        log.warning(
+            "the outcome of %s is delivered in part: %s", ascii(str(prompt_id))[:100], type(exc).__name__
+        )
+    if fields.get("status") == Status.COMPLETED:
+        return UndeliveredOutcome(id=prompt_id, text=None, image_url=_text(fields.get("image_url")) or None)
+    code, message = _text(fields.get("error_code")), _text(fields.get("error"))
+    return UndeliveredOutcome(id=prompt_id, text=None, code=code, message=message)
+
+
+def _undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:
     text = effective_text(fields)
     if fields.get("status") == Status.COMPLETED:
         used, urls = object_of(fields.get("used")), fields.get("image_urls")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -181,6 +183,10 @@ class RunTotals:
     images: int
 
 
+_FIXED_SIZE = 200
+"""Bytes of an outcome in a notification besides its texts and URLs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndeliveredOutcome:
     """A final outcome, completed or failed, that is still to be delivered.
@@ -201,6 +207,12 @@ class UndeliveredOutcome:
     code: str | None = None
     message: str | None = None
     attempts: int = 0
+
+    @property
+    def size(self) -> int:
+        """The approximate number of bytes of the outcome in a notification."""
+        texts = (self.text, self.message, self.image_url, self.image_url, *self.image_urls)
+        return _FIXED_SIZE + sum(len(json.dumps(text)) for text in texts if isinstance(text, str))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +245,8 @@ class Notification:
 
 
 def webhook_id() -> str:
-    """Return a new id: ``msg_`` and 128 random bits.
+    """Return a new id: ``msg_``, the time in nanoseconds and 64 random bits. Ids sort by their age.
 
     It stays the same over all delivery attempts of a notification, so that receivers recognise it.
     """
-    return f"msg_{secrets.token_hex(16)}"
+    return f"msg_{time.time_ns():016x}{secrets.token_hex(8)}"

@@ -190,9 +190,11 @@ class RetryingOutbox:
     def __init__(self, outbox: Outbox, retry: _Retry) -> None:
         self._outbox, self._retry = outbox, retry
 
-    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+    def collect(
+        self, run_id: str, notification_id: str, limit: int, max_bytes: int | None = None
+    ) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect."""
-        return self._retry(self._outbox.collect, run_id, notification_id, limit)
+        return self._retry(self._outbox.collect, run_id, notification_id, limit, max_bytes)
 
     def save_notification(self, notification: Notification) -> None:
         """See Outbox.save_notification."""
@@ -232,6 +234,16 @@ class RetryingOutbox:
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification."""
         self._retry(self._outbox.complete_notification, notification, delivered=delivered, detail=detail)
+
+    def replace_notification(
+        self, notification: Notification, parts: Sequence[Notification], detail: str
+    ) -> None:
+        """See Outbox.replace_notification."""
+        self._retry(self._outbox.replace_notification, notification, parts, detail)
+
+    def reopen_notifications(self) -> int:
+        """See Outbox.reopen_notifications."""
+        return self._retry(self._outbox.reopen_notifications)
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Outbox.reschedule_notification."""

@@ -11,15 +11,17 @@ import json
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from text2img.concurrency import timeouts
 from text2img.databases import Notification, PendingWebhook, UndeliveredOutcome, webhook_id
 from text2img.errors import PromptFailed
+from text2img.prompts.json_values import plain_text
 from text2img.prompts.webhook_urls import Webhook
-from text2img.webhooks.payloads import callback_payload, webhook_payload
+from text2img.webhooks.payloads import callback_payload, split_payload, webhook_payload
 from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class DeliveryStatus(StrEnum):
 
     DELIVERED = "delivered"  # 2xx: the receiver has it
     REJECTED = "rejected"  # the receiver will never accept it: 3xx, 410, other 4xx
+    TOO_LARGE = "too large"  # 413: the receiver may accept parts of it
     RETRY = "retry"  # 408, 429, 5xx, or no answer
 
 
@@ -67,6 +70,8 @@ def classify_response(origin: str, status: int, retry_after: str | None, tries: 
             exponential_backoff(tries),
             timeouts.parse_retry_after(retry_after, _MAX_RETRY_AFTER),
         )
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return DeliveryResult(DeliveryStatus.TOO_LARGE, detail)
     if 300 <= status < 400:
         detail += "; redirects are not followed, give the final address"
     return DeliveryResult(DeliveryStatus.REJECTED, detail)
@@ -106,6 +111,8 @@ def exponential_backoff(tries: int) -> float:
 
 MAX_OUTCOMES = 1_000
 """Maximum number of outcomes in one notification."""
+_MAX_BYTES: Final = 1_000_000
+"""Approximate maximum size of a notification of several outcomes."""
 _POLL_INTERVAL: Final = 20.0
 """Seconds between queries for what other workers have left."""
 _PROGRESS_TIMEOUT: Final = 2.0
@@ -113,18 +120,19 @@ _PROGRESS_TIMEOUT: Final = 2.0
 
 
 def collect(outbox: Outbox, run_id: str, status: str, *, final: bool, limit: int = MAX_OUTCOMES) -> int:
-    """Collect a run's undelivered outcomes in notifications of up to ``limit``; return how many outcomes.
+    """Collect a run's undelivered outcomes in notifications; return how many outcomes.
 
-    Before the end (``final`` false) one notification is made: call it when more than ``limit`` outcomes wait,
-    so that the last notification is not empty. At the end all remaining outcomes are collected and the last
-    notification is marked as final; without outcomes there is none. A crash in between loses nothing:
-    outcomes marked for a notification that was never saved become undelivered again. Raises DatabaseFailed.
+    A notification has up to ``limit`` outcomes and about 1 MB, unless one outcome is larger. Before the end
+    (``final`` false) one notification is made: call it when more than ``limit`` outcomes wait, so that the
+    last notification is not empty. At the end all remaining outcomes are collected and the last notification
+    is marked as final; without outcomes there is none. A crash in between loses nothing: outcomes marked for
+    a notification that was never saved become undelivered again. Raises DatabaseFailed.
     """
     collected = 0
     more = True
     while more:
         notification_id = webhook_id()
-        outcomes, left = outbox.collect(run_id, notification_id, limit)
+        outcomes, left = outbox.collect(run_id, notification_id, limit, _MAX_BYTES)
         if not outcomes:
             break
         body = callback_payload(run_id, status, outcomes, final=final and not left)
@@ -149,13 +157,16 @@ def collect_webhooks(outbox: Outbox, limit: int = MAX_OUTCOMES) -> int:
     Any worker may, at any time: even if several do, an outcome has one notification. Raises DatabaseFailed.
     """
     collected, more = 0, True
+    seen: list[PendingWebhook] = []
     while more:
         pending = outbox.pending_webhooks(limit)
+        if pending == seen:
+            break  # nothing was removed: these marks are not the job's
         if pending:
             notifications = [made for item in pending if (made := _webhook_notification(item))]
             outbox.enqueue_webhooks(pending, notifications)
         collected += len(pending)
-        more = len(pending) == limit
+        more, seen = len(pending) == limit, pending
     return collected
 
 
@@ -166,8 +177,25 @@ def _webhook_notification(pending: PendingWebhook) -> Notification | None:
     except PromptFailed:
         return None
     endpoint, body = webhook_payload(pending.outcome)
+    notification_id, run_id = plain_text(pending.notification_id), plain_text(pending.run_id)
     url, origin = webhook.to(endpoint), webhook.origin
-    return Notification(id=pending.notification_id, run_id=pending.run_id, body=body, url=url, origin=origin)
+    return Notification(id=notification_id, run_id=run_id, body=body, url=url, origin=origin)
+
+
+def split(notification: Notification) -> tuple[Notification, Notification] | None:
+    """Return two notifications with half of the outcomes each; None for one that has a single outcome.
+
+    Their ids derive from its id: after a crash the same notification is split into the same two.
+    """
+    bodies = split_payload(notification.body)
+    if bodies is None:
+        return None
+    run_id = plain_text(str(notification.run_id))
+    first, second = (
+        replace(notification, id=f"{notification.id}_{number}", run_id=run_id, body=body, tries=0)
+        for number, body in enumerate(bodies, 1)
+    )
+    return first, second
 
 
 def save_unwritable(outbox: Outbox, failed: Failed, run_id: str, *, notify: bool) -> None:
@@ -234,6 +262,10 @@ class DeliveryPolicy(Protocol):
         """Send the notification once. Never raises for what a receiver does."""
         ...
 
+    def split(self, notification: Notification) -> tuple[Notification, Notification] | None:
+        """Return the parts of a notification that is too large; None if it cannot be divided."""
+        ...
+
 
 class CallbackPolicy:
     """A run's callback: its outcomes go to one receiver in batches, of which the last is marked as final.
@@ -285,6 +317,10 @@ class CallbackPolicy:
         """See DeliveryPolicy.send."""
         return self._client.send(notification)
 
+    def split(self, notification: Notification) -> tuple[Notification, Notification] | None:
+        """See DeliveryPolicy.split: two halves."""
+        return split(notification)
+
 
 class WebhookPolicy:
     """Prompts' own webhooks: one notification an outcome, each backend served by itself, progress first.
@@ -311,8 +347,12 @@ class WebhookPolicy:
 
     def send(self, notification: Notification) -> DeliveryResult:
         """See DeliveryPolicy.send: after the prompt's progress updates, or two seconds."""
-        # The notification may have been edited in the database.
-        with suppress(PromptFailed, ValueError, KeyError, TypeError):
+        # The notification may have been edited in the database; the client rejects it then.
+        with suppress(Exception):
             address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
             self._progress_sender.finish(address, body["generation_id"], _PROGRESS_TIMEOUT)
         return self._client.send(notification)
+
+    def split(self, notification: Notification) -> None:
+        """See DeliveryPolicy.split: it has a single outcome."""
+        del notification

@@ -8,6 +8,7 @@ time, so that it does not hold up the others.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Completed, Failed
+from text2img.prompts.json_values import plain_text
 from text2img.telemetry.progress import MultiProgress
 from text2img.webhooks.delivery import (
     CallbackPolicy,
@@ -197,7 +199,7 @@ class Dispatcher:
 
     def _deliver(self, notification: Notification) -> None:
         try:
-            self._save_result(notification, self._policy.send(notification))
+            self._save_result(notification, self._send(notification))
         except Exception as exc:
             # It is due again when its lease expires.
             message = "the result of %s %s could not be saved: %s"
@@ -209,6 +211,15 @@ class Dispatcher:
                 self._changed = True
                 self._condition.notify_all()
 
+    def _send(self, notification: Notification) -> DeliveryResult:
+        """Return the result of an attempt; REJECTED for a notification that cannot be sent at all."""
+        try:
+            _check(notification)
+            return self._policy.send(notification)
+        except Exception as exc:  # noqa: BLE001 - whatever the database holds
+            detail = f"it cannot be sent: {exc if isinstance(exc, _Unsendable) else type(exc).__name__}"
+            return DeliveryResult(DeliveryStatus.REJECTED, detail)
+
     def _save_result(self, notification: Notification, result: DeliveryResult) -> None:
         """Save the result of an attempt in the database."""
         if result.status is DeliveryStatus.RETRY:
@@ -218,6 +229,13 @@ class Dispatcher:
             return
         with self._condition:
             self._backoffs.pop(str(notification.origin), None)
+        too_large = result.status is DeliveryStatus.TOO_LARGE
+        parts = self._policy.split(notification) if too_large else None
+        if parts is not None:
+            self._outbox.replace_notification(notification, parts, result.detail)
+            message = "%s %s: %s; sending it in two parts"
+            log.info(message, self._policy.name, notification.id, result.detail)
+            return
         delivered = result.status is DeliveryStatus.DELIVERED
         self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
@@ -266,6 +284,17 @@ class Dispatcher:
 
 def _is_written(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed) and outcome.written
+
+
+class _Unsendable(ValueError):  # noqa: N818 - named after its cause
+    """A notification that no request can be made of, as another program may have left it."""
+
+
+def _check(notification: Notification) -> None:
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", notification.id):
+        raise _Unsendable("its id cannot be a header")
+    if not notification.body or notification.body != plain_text(notification.body):
+        raise _Unsendable("its body is not text")
 
 
 @dataclass(frozen=True, slots=True)

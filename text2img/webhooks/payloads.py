@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING
 from text2img import __version__
 from text2img.errors import ConfigurationError, ErrorCode
 from text2img.prompts.ids import gcs_url
+from text2img.prompts.json_values import json_text, json_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from text2img.databases import Notification, UndeliveredOutcome
 
+log = logging.getLogger(__name__)
 
 _MAX_BODY = 8_000_000
 """Bytes: half of what one MongoDB document holds, and more than most receivers accept."""
@@ -27,7 +30,7 @@ _MAX_ERROR_LENGTH = 10_000
 
 
 def callback_payload(run_id: str, status: str, outcomes: Sequence[UndeliveredOutcome], *, final: bool) -> str:
-    """Return the notification's body: JSON, ASCII only (lone surrogates are escaped too), without NaN.
+    """Return the notification's body, as JSON in ASCII. What JSON has no form for is null or text.
 
     If it is larger than 8 MB, ``image_urls`` are left out, whose names follow from the first one's. If that
     is not enough, every prompt and error message is cut to the same length and ends in ``…``.
@@ -43,8 +46,40 @@ def callback_payload(run_id: str, status: str, outcomes: Sequence[UndeliveredOut
     return body
 
 
+def split_payload(body: str) -> tuple[str, str] | None:
+    """Return two bodies with half of the outcomes each, of which the first is not final.
+
+    None for a body with a single outcome, and for one that is not a callback's. The same body is always
+    split in the same way. Fields that this version does not know are in both.
+    """
+    try:
+        document = json.loads(body)
+        outcomes = [(name, entry) for name in ("results", "errors") for entry in document.get(name, [])]
+        middle = (len(outcomes) + 1) // 2
+        first = _with_outcomes({**document, "final": False}, outcomes[:middle])
+        second = _with_outcomes(document, outcomes[middle:])
+    except Exception:  # noqa: BLE001 - whatever the database holds, only this notification is rejected
+        return None
+    return (first, second) if len(outcomes) > 1 else None
+
+
+def _with_outcomes(document: dict[str, object], outcomes: Sequence[tuple[str, object]]) -> str:
+    results, errors = ([entry for kind, entry in outcomes if kind == name] for name in ("results", "errors"))
+    counts = {"completed": len(results), "error": len(errors)}
+    return json_text({**document, "results": results, "errors": errors, "counts": counts})
+
+
 def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
     """Return the endpoint (the last part of the URL) and the body for a prompt's own webhook."""
+    endpoint = "complete" if outcome.code is None else "failed"
+    try:
+        return endpoint, json_text(_webhook_document(outcome))
+    except Exception as exc:  # noqa: BLE001 - one outcome must not hold back the others
+        log.warning("the webhook of a prompt is sent in part: %s", type(exc).__name__)
+        return endpoint, json_text({"generation_id": outcome.id.text})
+
+
+def _webhook_document(outcome: UndeliveredOutcome) -> dict[str, object]:
     document: dict[str, object] = {"generation_id": str(outcome.id)}
     if outcome.code is not None:
         # The attempt that failed is no retry; an abandoned prompt had no attempt this time.
@@ -52,16 +87,16 @@ def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
         document["error_message"] = _text(outcome.message, _MAX_ERROR_LENGTH)
         document["error_code"] = outcome.code.upper()
         document["retry_count"] = max(0, retries)
-        return "failed", _json(document)
+        return document
     document["result_url"] = outcome.image_url
     if len(outcome.image_urls) > 1:
         document["result_urls"] = list(outcome.image_urls)
     document["metadata"] = {
-        "seed": outcome.seed,
-        "steps": outcome.steps,
-        "guidance_scale": outcome.guidance_scale,
+        "seed": _number(outcome.seed),
+        "steps": _number(outcome.steps),
+        "guidance_scale": _number(outcome.guidance_scale),
     }
-    return "complete", _json(document)
+    return document
 
 
 def _body(
@@ -72,8 +107,8 @@ def _body(
     final: bool,
     max_length: int | None = None,
 ) -> str:
-    results = [_result(outcome, max_length) for outcome in outcomes if outcome.code is None]
-    errors = [_error(outcome, max_length) for outcome in outcomes if outcome.code is not None]
+    results = [_entry(outcome, max_length) for outcome in outcomes if outcome.code is None]
+    errors = [_entry(outcome, max_length) for outcome in outcomes if outcome.code is not None]
     document = {
         "run_id": run_id,
         "status": status,
@@ -82,15 +117,20 @@ def _body(
         "errors": errors,
         "counts": {"completed": len(results), "error": len(errors)},
     }
-    return _json(document)
+    return json_text(document)
 
 
-def _json(document: Mapping[str, object]) -> str:
-    return json.dumps(document, ensure_ascii=True, allow_nan=False)
+def _entry(outcome: UndeliveredOutcome, max_length: int | None) -> object:
+    """Return the outcome's entry. Never raises: what cannot be written is left out."""
+    try:
+        return json_value((_result if outcome.code is None else _error)(outcome, max_length))
+    except Exception as exc:  # noqa: BLE001 - one outcome must not hold back the others
+        log.warning("an outcome is delivered in part: %s", type(exc).__name__)
+        return json_value({"prompt_id": outcome.id.text, "prompt": None})
 
 
 def _result(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, object]:
-    url = outcome.image_url
+    url, score = outcome.image_url, _number(outcome.score)
     return {
         "prompt_id": str(outcome.id),
         "record_id": str(outcome.id),  # a result has its prompt's id
@@ -98,8 +138,8 @@ def _result(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, ob
         "image_url": url,
         **({"image_urls": list(outcome.image_urls)} if outcome.image_urls else {}),
         "gcs_url": gcs_url(url),
-        "seed": outcome.seed,
-        **({"score": outcome.score} if outcome.score is not None else {}),
+        "seed": _number(outcome.seed),
+        **({"score": score} if score is not None else {}),
         **({"iterations": outcome.iterations} if outcome.iterations else {}),
     }
 
@@ -111,6 +151,12 @@ def _error(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, obj
         "error_code": outcome.code,
         "error": _text(outcome.message, max_length),
     }
+
+
+def _number(value: float | None) -> object:
+    """Return the number; None if JSON has no form for it."""
+    number = json_value(value)
+    return number if isinstance(number, int | float) else None
 
 
 def _text(text: object, max_length: int | None) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from contextlib import closing
 from functools import partial
 from typing import ClassVar
 
@@ -85,6 +87,11 @@ class Stand:
     def left(self):
         """Count the notifications that are to be delivered, and those that were rejected."""
         return self.database.outbox.notifications(webhooks=self.name == "webhook")
+
+    def change(self, statement):
+        """Change the database as another program would."""
+        with closing(sqlite3.connect(self.database.connection.path)) as database, database:
+            database.execute(statement)
 
     def claim(self):
         """Claim the next notification as another worker would."""

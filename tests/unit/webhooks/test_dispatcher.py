@@ -66,6 +66,51 @@ def test_a_rejected_notification_is_closed(stand, status):
     assert stand.left() == (0, 1)
 
 
+def test_a_single_outcome_that_is_too_large_is_closed(stand):
+    """413 for a notification that cannot be divided is a rejection; the next one is sent."""
+    stand.respond(413, 200)
+    stand.work("a", "b")
+    stand.finish(10)
+    assert len(stand.requests) == 2
+    assert stand.left() == (0, 1)
+
+
+def test_a_rejected_notification_can_be_opened_again(stand):
+    """Once the receiver is mended it gets the same id and body, from the next run."""
+    stand.respond(410, 200)
+    stand.work("a")
+    stand.finish(10)
+    assert stand.database.outbox.reopen_notifications() == 1
+    stand.finish(10)
+    first, second = ((sent.headers["webhook-id"], sent.get_data()) for sent in stand.requests)
+    assert first == second
+    assert stand.left() == (0, 0)
+
+
+CHANGES = {
+    "an id of two lines": "_id = 'a' || char(10) || 'b'",
+    "an id of bytes": "_id = x'61'",
+    "an id that is no Unicode": "_id = CAST(x'fc' AS TEXT)",
+    "an id of 1,000 characters": "_id = hex(zeroblob(500))",
+    "no body": "body = NULL",
+    "a number as body": "body = 7",
+    "a body that is no Unicode": "body = CAST(x'fc' AS TEXT)",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_notification_that_cannot_be_sent_is_closed(stand, change, caplog):
+    """Another program has changed its id or body: no receiver is blamed, and the next one is sent at once."""
+    stand.respond(200)
+    stand.work("a", "b")
+    stand.change(f"UPDATE callbacks SET {CHANGES[change]} WHERE rowid = 1")  # noqa: S608 - ours
+    stand.finish(10)
+    assert len(stand.requests) == 1
+    assert stand.left() == (0, 1)
+    assert stand.clock.pauses == []
+    assert "it cannot be sent" in caplog.text
+
+
 def test_a_dead_receiver_costs_the_patience_at_most(stand):
     """Nothing listens: the end comes in time, and the next run delivers under the same ids at once."""
     stand.url = f"http://127.0.0.1:{(port := free_port())}"

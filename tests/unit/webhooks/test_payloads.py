@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from text2img.databases import UndeliveredOutcome, webhook_id
 from text2img.prompts import PromptId
-from text2img.webhooks.payloads import callback_payload
+from text2img.webhooks.payloads import callback_payload, webhook_payload
 
 DONE = UndeliveredOutcome(
     id=PromptId("str", "123"), text="a sunset", image_url="gs://b/generated/123.png", seed=7
@@ -56,9 +58,7 @@ def test_public_picture_has_both_urls():
     assert (result["image_url"], result["gcs_url"]) == (public, "gs://b/a b.png")
 
 
-@pytest.mark.parametrize(
-    "text", ["half a pair \ud800", "日の出 🌅", 'quote " \\ \0 \n', float("nan"), 7, ["x"]]
-)
+@pytest.mark.parametrize("text", ["日の出 🌅", 'quote " \\ \0 \n', float("nan"), 7, ["x"]])
 def test_any_text_makes_plain_json(text):
     """Whatever stands in a prompt, the body is ASCII JSON that gives texts back and null for all else."""
     body = callback_payload(
@@ -68,6 +68,57 @@ def test_any_text_makes_plain_json(text):
     assert "NaN" not in body
     [error] = json.loads(body)["errors"]
     assert error["prompt"] == (text if isinstance(text, str) else None)
+
+
+def test_half_a_character_is_text():
+    """A lone surrogate, which strict readers of JSON refuse, is shown escaped; ids stay different."""
+    ids = [PromptId("str", text) for text in ("\ud800", "\ud801")]
+    outcomes = [UndeliveredOutcome(id=each, text="half a pair \udfff", image_url="x\udc80") for each in ids]
+    results = json.loads(callback_payload("r", "running", outcomes, final=False))["results"]
+    assert [result["prompt_id"] for result in results] == ["\\ud800", "\\ud801"]
+    assert {(result["prompt"], result["image_url"]) for result in results} == {
+        ("half a pair \\udfff", "x\\udc80")
+    }
+
+
+BAD = {
+    "id": PromptId("bson", None),
+    "text": float("nan"),
+    "image_url": b"x",
+    "image_urls": 7,
+    "seed": 10**5000,
+    "score": float("inf"),
+    "iterations": float("nan"),
+    "steps": datetime.now(UTC),
+    "guidance_scale": float("-inf"),
+    "code": 7,
+    "message": {1: b"x"},
+    "attempts": "x",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("base", [DONE, FAILED], ids=["completed", "failed"])
+def test_one_bad_outcome_never_holds_back_the_others(base, name):
+    """Whatever an outcome holds, the others' entries are whole, and it has one as well, in both payloads."""
+    bad = replace(base, **{name: BAD[name]})
+    alone = json.loads(callback_payload("r", "running", [DONE, FAILED], final=False))
+    body = json.loads(
+        callback_payload("r", "running", [bad, DONE, FAILED], final=False), parse_constant=pytest.fail
+    )
+    assert body["results"][-1] == alone["results"][0]
+    assert body["errors"][-1] == alone["errors"][0]
+    assert sum(body["counts"].values()) == 3
+    endpoint, own = webhook_payload(bad)
+    assert endpoint == ("complete" if bad.code is None else "failed")
+    assert "generation_id" in json.loads(own, parse_constant=pytest.fail)
+
+
+def test_a_score_that_json_cannot_say_is_left_out():
+    """The result is told without it, as one of an unscored image."""
+    body = callback_payload("r", "running", [replace(DONE, score=float("inf"), seed=2**70)], final=False)
+    [result] = json.loads(body)["results"]
+    assert ("score" in result, result["seed"]) == (False, None)
 
 
 def test_body_fits_one_document():

@@ -3,6 +3,9 @@
 A final outcome's ``untold`` is True at first, then the id of the notification it is assigned to; it is
 removed when that is saved. Its ``webhook_untold`` is the id of the notification for the prompt's own
 webhook, until that is saved.
+
+A notification's ``state`` is ``due``, ``told``, ``refused`` or ``replaced``. It is ``replacing``, and holds
+its ``parts``, until these are saved as notifications of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
     from text2img.databases.mongo.session import Document
 
 _MAX_ROUNDS: Final = 20
+_OURS: Final = {"_id": {"$type": "string"}}
+"""Notifications with ids of other types are another program's."""
 _DUPLICATE_KEY: Final = 11000
+_FIELDS: Final = dict.fromkeys(NOTIFICATION_FIELDS, 1)
 
 
 class MongoOutbox:
@@ -37,24 +43,36 @@ class MongoOutbox:
         self._datasets, self._runs, self._callbacks = session.datasets, session.runs, session.callbacks
 
     @translate_errors
-    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+    def collect(
+        self, run_id: str, notification_id: str, limit: int, max_bytes: int | None = None
+    ) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect. Outcomes assigned by an earlier call stay assigned."""
         undelivered = {"untold": True, "run_id": run_id}
         missing = limit - self._datasets.count_documents({"untold": notification_id})
         for _ in range(_MAX_ROUNDS if missing > 0 else 0):
-            prompts = self._datasets.find(undelivered, {"_id": 1}, limit=missing)
-            found = [document["_id"] for document in prompts]
+            found = self._first(undelivered, missing, max_bytes)
             marking = {"_id": {"$in": found}, **undelivered}
             if (
                 not found
                 or self._datasets.update_many(marking, {"$set": {"untold": notification_id}}).matched_count
             ):
                 break
-        marked = self._datasets.find({"untold": notification_id}, dict.fromkeys(NOTIFICATION_FIELDS, 1)).sort(
-            "_id"
-        )
-        collected = [undelivered_of(id_of(document["_id"]), document) for document in marked]
+        marked = self._datasets.find({"untold": notification_id}, _FIELDS).sort("_id")
+        collected = [_outcome(document) for document in marked]
         return collected, self._datasets.find_one(undelivered, {"_id": 1}) is not None
+
+    def _first(self, undelivered: Document, limit: int, max_bytes: int | None) -> list[object]:
+        """Return the ids of the first undelivered outcomes, of ``max_bytes`` together or just one."""
+        if max_bytes is None:
+            return [document["_id"] for document in self._datasets.find(undelivered, {"_id": 1}, limit=limit)]
+        found: list[object] = []
+        with self._datasets.find(undelivered, _FIELDS, limit=limit) as cursor:
+            for document in cursor:
+                max_bytes -= _outcome(document).size
+                if found and max_bytes < 0:
+                    break
+                found.append(document["_id"])
+        return found
 
     @translate_errors
     def save_notification(self, notification: Notification) -> None:
@@ -84,13 +102,13 @@ class MongoOutbox:
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Outbox.pending_webhooks. One command, served by a partial index."""
         marked = {WEBHOOK_PENDING: {"$exists": True, "$type": "string"}}
-        fields = dict.fromkeys((WEBHOOK_PENDING, "run_id", "webhook_url", *NOTIFICATION_FIELDS), 1)
+        fields = {**_FIELDS, **dict.fromkeys((WEBHOOK_PENDING, "run_id", "webhook_url"), 1)}
         return [
             PendingWebhook(
                 notification_id=document[WEBHOOK_PENDING],
                 run_id=str(document.get("run_id")),
                 webhook_url=document.get("webhook_url"),
-                outcome=undelivered_of(id_of(document["_id"]), document),
+                outcome=_outcome(document),
             )
             for document in self._datasets.find(marked, fields, limit=limit)
         ]
@@ -100,13 +118,7 @@ class MongoOutbox:
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
         """See Outbox.enqueue_webhooks. Saves first, so that a crash in between duplicates nothing."""
-        if notifications:
-            try:
-                self._callbacks.insert_many(map(_document, notifications), ordered=False)
-            except BulkWriteError as exc:
-                errors = exc.details["writeErrors"]
-                if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
-                    raise
+        self._insert([_document(notification) for notification in notifications])
         if pending_webhooks:
             ids = {WEBHOOK_PENDING: {"$in": [webhook.notification_id for webhook in pending_webhooks]}}
             self._datasets.update_many(ids, {"$unset": {WEBHOOK_PENDING: ""}})
@@ -120,9 +132,30 @@ class MongoOutbox:
         webhooks: bool = False,
         exclude_origins: Collection[str] = (),
     ) -> Notification | None:
-        """See Outbox.claim_notification. One command, which is atomic."""
-        found = self._callbacks.find_one_and_update(
-            {"state": "due", **_for_receiver(webhooks, exclude_origins), "$and": [DUE, EXPIRED]},
+        """See Outbox.claim_notification. One command, which is atomic.
+
+        It also finds a notification whose replacement was interrupted, and completes that first.
+        """
+        while True:
+            found = self._claim(worker, lease_seconds, _for_receiver(webhooks, exclude_origins))
+            if found is None or found.get("state") == "due":
+                break
+            self._complete_replacement(found["_id"])
+        if found is None:
+            return None
+        body = found.get("body")
+        return Notification(
+            id=found["_id"],
+            run_id=str(found.get("run_id")),
+            body=body if isinstance(body, str) else "",
+            tries=count_of(found.get("tries")),
+            url=found.get("url"),
+            origin=found.get("origin"),
+        )
+
+    def _claim(self, worker: str, lease_seconds: float, receiver: Document) -> Document | None:
+        found: Document | None = self._callbacks.find_one_and_update(
+            {"state": {"$in": ["due", "replacing"]}, **_OURS, **receiver, "$and": [DUE, EXPIRED]},
             [
                 {
                     "$set": {
@@ -135,21 +168,12 @@ class MongoOutbox:
             sort=[("created_at", 1), ("_id", 1)],
             return_document=ReturnDocument.AFTER,
         )
-        if found is None:
-            return None
-        return Notification(
-            id=str(found["_id"]),
-            run_id=str(found["run_id"]),
-            body=str(found["body"]),
-            tries=count_of(found.get("tries")),
-            url=found.get("url"),
-            origin=found.get("origin"),
-        )
+        return found
 
     @translate_errors
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification. A closed notification stays as it is."""
-        closed = {"state": "told" if delivered else "refused", "detail": detail, "tries": notification.tries}
+        closed = {"state": "told" if delivered else "refused", "detail": detail}
         self._callbacks.update_one(
             {"_id": notification.id, "state": "due"},
             [
@@ -157,6 +181,27 @@ class MongoOutbox:
                 {"$unset": ["claimed_by", "lease_expires_at", "not_before"]},
             ],
         )
+
+    @translate_errors
+    def replace_notification(
+        self, notification: Notification, parts: Sequence[Notification], detail: str
+    ) -> None:
+        """See Outbox.replace_notification. The first command decides; ``claim_notification`` resumes.
+
+        Closed notifications are kept, so that a part that another worker has delivered or replaced since is
+        not inserted again.
+        """
+        replacing = {"state": "replacing", "detail": detail, "parts": [_document(part) for part in parts]}
+        self._callbacks.update_one(
+            {"_id": notification.id, "state": "due"}, [{"$set": literals(replacing)}, {"$unset": "body"}]
+        )
+        self._complete_replacement(notification.id)
+
+    @translate_errors
+    def reopen_notifications(self) -> int:
+        """See Outbox.reopen_notifications. One command."""
+        reopening = {"$set": {"state": "due"}, "$unset": {"closed_at": "", "not_before": ""}}
+        return self._callbacks.update_many({"state": "refused", **_OURS}, reopening).modified_count
 
     @translate_errors
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
@@ -173,8 +218,8 @@ class MongoOutbox:
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Outbox.notifications. Two commands, each served by the index."""
         due, refused = (
-            self._callbacks.count_documents({"state": state, **_for_receiver(webhooks)})
-            for state in ("due", "refused")
+            self._callbacks.count_documents({"state": state, **_OURS, **_for_receiver(webhooks)})
+            for state in ({"$in": ["due", "replacing"]}, "refused")
         )
         return due, refused
 
@@ -195,8 +240,40 @@ class MongoOutbox:
         self._datasets.update_many({"untold": notification_id, "run_id": run_id}, {"$set": {"untold": True}})
         return False
 
+    def _complete_replacement(self, notification_id: object) -> None:
+        """Save the parts of a notification that is being replaced, unless they are saved; then close it."""
+        replacing = {"_id": notification_id, "state": "replacing"}
+        found = self._callbacks.find_one(replacing)
+        if found is None:
+            return
+        # At the place of the whole: what comes last in a run's notifications still comes last.
+        parts = found["parts"] if isinstance(found.get("parts"), list) else []
+        self._insert([{**part, "created_at": found.get("created_at")} for part in parts])
+        self._callbacks.update_one(
+            replacing,
+            [
+                {"$set": {"state": "replaced", "closed_at": NOW}},
+                {"$unset": ["parts", "claimed_by", "lease_expires_at", "not_before"]},
+            ],
+        )
+
+    def _insert(self, documents: Sequence[Document]) -> None:
+        """Insert the notifications whose ids are new."""
+        if not documents:
+            return
+        try:
+            self._callbacks.insert_many(documents, ordered=False)
+        except BulkWriteError as exc:
+            errors = exc.details["writeErrors"]
+            if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
+                raise
+
     def _mark_delivered(self, notification_id: object) -> None:
         self._datasets.update_many({"untold": notification_id}, {"$unset": {"untold": ""}})
+
+
+def _outcome(document: Document) -> UndeliveredOutcome:
+    return undelivered_of(id_of(document["_id"]), document)
 
 
 def _document(notification: Notification) -> Document:

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
-from text2img.databases.sqlite.session import id_of, object_of, structure_of, timestamp
+from text2img.databases.sqlite.session import id_of, names_of, object_of, structure_of, timestamp
+from text2img.prompts.json_values import plain_text
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from text2img.databases import UndeliveredOutcome
     from text2img.databases.sqlite.session import Session
+    from text2img.prompts import PromptId
 
-_MARK: Final = (
-    "UPDATE {datasets} SET untold = :notification WHERE _id IN "
-    "(SELECT _id FROM {datasets} WHERE untold = 1 AND run_id = :run "
-    "LIMIT max(0, :limit - (SELECT count(*) FROM {datasets} WHERE untold = :notification)))"
+_UNDELIVERED: Final = (
+    "SELECT * FROM {datasets} WHERE untold = 1 AND run_id = :run "
+    "LIMIT max(0, :limit - (SELECT count(*) FROM {datasets} WHERE untold = :notification))"
 )
+_MARK: Final = "UPDATE {datasets} SET untold = :notification WHERE _id = {id} AND untold = 1"
 _UNMARK: Final = (
     "UPDATE {datasets} SET untold = 1 WHERE untold IS NOT NULL AND run_id NOT IN "
     "(SELECT _id FROM {runs} WHERE status = 'running' AND lease_expires_at > :now)"
@@ -36,13 +38,19 @@ _UNDELIVERED_RUNS: Final = (
 _DUE: Final = (
     "SELECT * FROM {callbacks} WHERE state = 'due' AND {receiver} "
     "AND (not_before IS NULL OR not_before <= :now) "
-    "AND (lease_expires_at IS NULL OR lease_expires_at <= :now) ORDER BY created_at, rowid LIMIT 1"
+    "AND (lease_expires_at IS NULL OR lease_expires_at <= :now) ORDER BY created_at, _id LIMIT 1"
 )
 _SAVE: Final = (
     "INSERT INTO {callbacks} (_id, run_id, body, tries, state, created_at, url, origin) "
     "VALUES (?, ?, ?, ?, 'due', ?, ?, ?) ON CONFLICT (_id) DO NOTHING"
 )
-_CLAIM: Final = "UPDATE {callbacks} SET tries = ?, claimed_by = ?, lease_expires_at = ? WHERE _id = ?"
+_CLAIM: Final = (
+    "UPDATE {callbacks} SET tries = :tries, claimed_by = :worker, lease_expires_at = :until WHERE _id = {id}"
+)
+_CLOSE: Final = (
+    "UPDATE {callbacks} SET state = :state, detail = :detail, closed_at = :now, claimed_by = NULL, "
+    "lease_expires_at = NULL, not_before = NULL{more} WHERE _id = {id} AND state = 'due'"
+)
 
 
 class SqliteOutbox:
@@ -51,11 +59,16 @@ class SqliteOutbox:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def collect(self, run_id: str, notification_id: str, limit: int) -> tuple[list[UndeliveredOutcome], bool]:
+    def collect(
+        self, run_id: str, notification_id: str, limit: int, max_bytes: int | None = None
+    ) -> tuple[list[UndeliveredOutcome], bool]:
         """See Outbox.collect. Outcomes assigned by an earlier call stay assigned."""
         values = {"notification": notification_id, "run": run_id, "limit": limit}
         with self._session.writing() as connection:
-            connection.execute(self._session.sql(_MARK), values)
+            undelivered = connection.execute(self._session.sql(_UNDELIVERED), values)
+            found = [names_of(prompt_id) for prompt_id in _first(undelivered, max_bytes)]
+            marks = [{"notification": notification_id, **names} for names in found]
+            connection.executemany(self._session.sql(_MARK), marks)
             marked = self._session.sql("SELECT * FROM {datasets} WHERE untold = :notification ORDER BY _id")
             rows = connection.execute(marked, values).fetchall()
             left = self._session.sql("SELECT 1 FROM {datasets} WHERE untold = 1 AND run_id = :run LIMIT 1")
@@ -75,7 +88,9 @@ class SqliteOutbox:
         with self._session.writing() as connection:
             # A notification is saved and its marks removed together: any mark left is a dead run's.
             connection.execute(self._session.sql(_UNMARK), now)
-            return [str(row[0]) for row in connection.execute(self._session.sql(_UNDELIVERED_RUNS), now)]
+            runs = [row[0] for row in connection.execute(self._session.sql(_UNDELIVERED_RUNS), now)]
+        # Runs of other types are not the job's, nor are those with ids that are not UTF-8.
+        return [run for run in runs if isinstance(run, str) and run == plain_text(run)]
 
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """See Outbox.pending_webhooks."""
@@ -99,10 +114,12 @@ class SqliteOutbox:
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
         """See Outbox.enqueue_webhooks. One transaction."""
-        statement = self._session.sql("UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = ?")
+        statement = self._session.sql(
+            "UPDATE {datasets} SET webhook_untold = NULL WHERE webhook_untold = {id}"
+        )
         with self._session.writing() as connection:
             self._save(connection, notifications)
-            connection.executemany(statement, [(webhook.notification_id,) for webhook in pending_webhooks])
+            connection.executemany(statement, [_names(item.notification_id) for item in pending_webhooks])
 
     def claim_notification(
         self,
@@ -121,36 +138,54 @@ class SqliteOutbox:
             if row is None:
                 return None
             tries = count_of(row["tries"]) + 1
-            connection.execute(
-                self._session.sql(_CLAIM), (tries, worker, timestamp(lease_seconds), row["_id"])
-            )
-        fields = {name: row[name] for name in ("run_id", "body", "url", "origin")}
-        return Notification(id=row["_id"], tries=tries, **fields)
+            claim = {"tries": tries, "worker": worker, "until": timestamp(lease_seconds)}
+            connection.execute(self._session.sql(_CLAIM), {**claim, **_names(row["_id"])})
+        body = row["body"] if isinstance(row["body"], str) else ""
+        fields = {name: row[name] for name in ("run_id", "url", "origin")}
+        return Notification(id=row["_id"], tries=tries, body=body, **fields)
 
     def complete_notification(self, notification: Notification, *, delivered: bool, detail: str) -> None:
         """See Outbox.complete_notification. A closed notification stays as it is."""
+        closed = {"state": "told" if delivered else "refused", "detail": detail, "now": timestamp()}
+        with self._session.writing() as connection:
+            connection.execute(self._session.sql(_CLOSE, more=""), {**closed, **_names(notification.id)})
+
+    def replace_notification(
+        self, notification: Notification, parts: Sequence[Notification], detail: str
+    ) -> None:
+        """See Outbox.replace_notification. One transaction."""
+        replaced = {"state": "replaced", "detail": detail, "now": timestamp(), **_names(notification.id)}
+        created = self._session.sql("SELECT created_at FROM {callbacks} WHERE _id = {id}")
+        with self._session.writing() as connection:
+            closing = self._session.sql(_CLOSE, more=", body = NULL")
+            if connection.execute(closing, replaced).rowcount:
+                # At the place of the whole: what comes last in a run's notifications still comes last.
+                (created_at,) = connection.execute(created, _names(notification.id)).fetchone()
+                self._save(connection, parts, created_at)
+
+    def reopen_notifications(self) -> int:
+        """See Outbox.reopen_notifications."""
         statement = self._session.sql(
-            "UPDATE {callbacks} SET state = ?, detail = ?, closed_at = ?, claimed_by = NULL, "
-            "lease_expires_at = NULL, not_before = NULL WHERE _id = ? AND state = 'due'"
+            "UPDATE {callbacks} SET state = 'due', closed_at = NULL, not_before = NULL "
+            "WHERE state = 'refused'"
         )
         with self._session.writing() as connection:
-            connection.execute(
-                statement, ("told" if delivered else "refused", detail, timestamp(), notification.id)
-            )
+            return connection.execute(statement).rowcount
 
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:
         """See Outbox.reschedule_notification. Does nothing if another worker has claimed it since."""
         statement = self._session.sql(
-            "UPDATE {callbacks} SET not_before = ?, detail = ?, claimed_by = NULL, lease_expires_at = NULL "
-            "WHERE _id = ? AND state = 'due' AND tries = ?"
+            "UPDATE {callbacks} SET not_before = :until, detail = :detail, claimed_by = NULL, "
+            "lease_expires_at = NULL WHERE _id = {id} AND state = 'due' AND tries = :tries"
         )
+        values = {"until": timestamp(wait), "detail": detail, "tries": notification.tries}
         with self._session.writing() as connection:
-            connection.execute(statement, (timestamp(wait), detail, notification.id, notification.tries))
+            connection.execute(statement, {**values, **_names(notification.id)})
 
     def notifications(self, *, webhooks: bool = False) -> tuple[int, int]:
         """See Outbox.notifications."""
         statement = self._session.sql(
-            "SELECT state, count(*) FROM {callbacks} WHERE state <> 'told' AND origin {receiver} "
+            "SELECT state, count(*) FROM {callbacks} WHERE state IN ('due', 'refused') AND origin {receiver} "
             "GROUP BY state",
             receiver="IS NOT NULL" if webhooks else "IS NULL",
         )
@@ -166,12 +201,38 @@ class SqliteOutbox:
             (number,) = connection.execute(statement).fetchone()
         return int(number)
 
-    def _save(self, connection: sqlite3.Connection, notifications: Sequence[Notification]) -> None:
+    def _save(
+        self,
+        connection: sqlite3.Connection,
+        notifications: Sequence[Notification],
+        created_at: object = None,
+    ) -> None:
+        created_at = created_at or timestamp()
         rows = [
-            (new.id, new.run_id, new.body, new.tries, timestamp(), new.url, new.origin)
+            (new.id, new.run_id, new.body, new.tries, created_at, new.url, new.origin)
             for new in notifications
         ]
         connection.executemany(self._session.sql(_SAVE), rows)
+
+
+def _first(rows: Iterable[sqlite3.Row], max_bytes: int | None) -> list[PromptId]:
+    """Return the ids of the first of these outcomes, of ``max_bytes`` together or just one."""
+    found: list[PromptId] = []
+    for row in rows:
+        outcome = _outcome(row)
+        if max_bytes is not None:
+            max_bytes -= outcome.size
+            if found and max_bytes < 0:
+                break
+        found.append(outcome.id)
+    return found
+
+
+def _names(notification_id: object) -> dict[str, object]:
+    """Return the values of the parameters in ID for a notification's id, as it was read."""
+    if not isinstance(notification_id, str) or notification_id == plain_text(notification_id):
+        return {"id": notification_id, "raw": None}
+    return {"id": None, "raw": notification_id.encode("utf-8", "surrogateescape")}
 
 
 def _outcome(row: sqlite3.Row) -> UndeliveredOutcome:
