@@ -10,6 +10,7 @@ import pytest
 from tests.contract.database_suite import ALL, failed
 from tests.outcomes import completed
 from text2img.databases import Notification
+from text2img.errors import WritesRejected
 
 WEBHOOK = {"url": "https://h.example/1", "origin": "https://h.example"}
 
@@ -257,3 +258,16 @@ def test_a_failed_prompt_is_bounded_by_its_message(stand):
     stand.record(failed(stand.claim_one()), notify=True)
     [outcome], _ = stand.database.outbox.collect("run-1", "n1", 10, 1)
     assert outcome.size > len("a boat") + len("$it was flagged")
+
+
+def test_an_index_of_the_owners_loses_no_outcome(mongo_stand):
+    """A unique index on another field rejects a notification: that is said, and its outcome is kept."""
+    mongo_stand.backend.database["callbacks"].create_index("run_id", unique=True, name="one_a_run")
+    _with_texts(mongo_stand, "a", "b")
+    outbox = mongo_stand.database.outbox
+    outbox.collect("run-1", "n1", 1)
+    _save(mongo_stand, "n1")
+    outbox.collect("run-1", "n2", 1)
+    with pytest.raises(WritesRejected, match="one_a_run"):
+        _save(mongo_stand, "n2")
+    assert mongo_stand.database.runs.counts(ALL).undelivered == 1

@@ -113,6 +113,8 @@ MAX_OUTCOMES = 1_000
 """Maximum number of outcomes in one notification."""
 _MAX_BYTES: Final = 1_000_000
 """Approximate maximum size of a notification of several outcomes."""
+_MAX_RUN_ID: Final = 1_000
+"""Characters of a run's id in a notification."""
 _POLL_INTERVAL: Final = 20.0
 """Seconds between queries for what other workers have left."""
 _PROGRESS_TIMEOUT: Final = 2.0
@@ -135,8 +137,9 @@ def collect(outbox: Outbox, run_id: str, status: str, *, final: bool, limit: int
         outcomes, left = outbox.collect(run_id, notification_id, limit, _MAX_BYTES)
         if not outcomes:
             break
-        body = callback_payload(run_id, status, outcomes, final=final and not left)
-        outbox.save_notification(Notification(id=notification_id, run_id=run_id, body=body))
+        name = _name(run_id)
+        body = callback_payload(name, status, outcomes, final=final and not left)
+        outbox.save_notification(Notification(id=notification_id, run_id=name, body=body))
         collected += len(outcomes)
         more = left and final
     return collected
@@ -177,9 +180,13 @@ def _webhook_notification(pending: PendingWebhook) -> Notification | None:
     except PromptFailed:
         return None
     endpoint, body = webhook_payload(pending.outcome)
-    notification_id, run_id = plain_text(pending.notification_id), plain_text(pending.run_id)
-    url, origin = webhook.to(endpoint), webhook.origin
-    return Notification(id=notification_id, run_id=run_id, body=body, url=url, origin=origin)
+    notification_id, url, origin = plain_text(pending.notification_id), webhook.to(endpoint), webhook.origin
+    return Notification(id=notification_id, run_id=_name(pending.run_id), body=body, url=url, origin=origin)
+
+
+def _name(run_id: str) -> str:
+    """Return the run's id as it is sent: another program may have written it into an outcome."""
+    return plain_text(run_id)[:_MAX_RUN_ID]
 
 
 def split(notification: Notification) -> tuple[Notification, Notification] | None:
@@ -190,7 +197,7 @@ def split(notification: Notification) -> tuple[Notification, Notification] | Non
     bodies = split_payload(notification.body)
     if bodies is None:
         return None
-    run_id = plain_text(str(notification.run_id))
+    run_id = _name(str(notification.run_id))
     first, second = (
         replace(notification, id=f"{notification.id}_{number}", run_id=run_id, body=body, tries=0)
         for number, body in enumerate(bodies, 1)

@@ -125,8 +125,11 @@ class Dispatcher:
         """
         try:
             self._finish(self._clock() + timeout, stop)
-        except DatabaseFailed as exc:
-            log.warning("%s delivery failed; the next run will continue it: %s", self._policy.name, exc)
+        except Exception as exc:
+            # Whatever the error: the work is done by now, and the notifications are kept.
+            unexpected = None if isinstance(exc, DatabaseFailed) else exc
+            message = "%s delivery failed; the next run will continue it: %s"
+            log.warning(message, self._policy.name, exc, exc_info=unexpected)
 
     def _finish(self, deadline: float, stop: threading.Event) -> None:
         self._policy.collect()

@@ -43,6 +43,8 @@ def callback_payload(run_id: str, status: str, outcomes: Sequence[UndeliveredOut
         # A character takes at most 12 bytes (two escaped surrogates), and an outcome has two texts.
         max_length = _MAX_BODY // (len(outcomes) * 24)
         body = _body(run_id, status, outcomes, final=final, max_length=max_length)
+    if len(body) > _MAX_BODY and outcomes:  # an id, a URL or a code that another program has written
+        body = json_text(_shortened(json.loads(body), _MAX_BODY // (len(outcomes) * 200)))
     return body
 
 
@@ -73,10 +75,15 @@ def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
     """Return the endpoint (the last part of the URL) and the body for a prompt's own webhook."""
     endpoint = "complete" if outcome.code is None else "failed"
     try:
-        return endpoint, json_text(_webhook_document(outcome))
+        document = _webhook_document(outcome)
+        body = json_text(document)
+        if len(body) > _MAX_BODY:
+            document.pop("result_urls", None)  # their names follow from the first one's
+            body = json_text(_shortened(document, _MAX_ERROR_LENGTH))
     except Exception as exc:  # noqa: BLE001 - one outcome must not hold back the others
         log.warning("the webhook of a prompt is sent in part: %s", type(exc).__name__)
-        return endpoint, json_text({"generation_id": outcome.id.text})
+        body = json_text({"generation_id": _shortened(outcome.id.text, _MAX_ERROR_LENGTH)})
+    return endpoint, body
 
 
 def _webhook_document(outcome: UndeliveredOutcome) -> dict[str, object]:
@@ -151,6 +158,15 @@ def _error(outcome: UndeliveredOutcome, max_length: int | None) -> dict[str, obj
         "error_code": outcome.code,
         "error": _text(outcome.message, max_length),
     }
+
+
+def _shortened(value: object, max_length: int) -> object:
+    """Return the value with every text in it cut to ``max_length``."""
+    if isinstance(value, dict):
+        return {name: _shortened(each, max_length) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_shortened(each, max_length) for each in value]
+    return _text(value, max_length) if isinstance(value, str) else value
 
 
 def _number(value: float | None) -> object:

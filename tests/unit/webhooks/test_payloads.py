@@ -141,3 +141,31 @@ def test_ids_are_random():
     ids = {webhook_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(each.startswith("msg_") and each[4:].isalnum() for each in ids)
+
+
+HUGE = "é" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": PromptId("str", HUGE)}, {"image_url": HUGE}, {"image_urls": (HUGE,) * 2}, {"text": HUGE}],
+    ids=["id", "image_url", "image_urls", "text"],
+)
+def test_one_outcome_fits_a_document_whatever_is_large(change):
+    """MongoDB refuses bodies of 16 MB, and would keep the notification from being saved, each time."""
+    outcome = replace(DONE, **change)
+    body = callback_payload("r", "running", [outcome], final=False)
+    assert len(body) < 10_000_000
+    assert json.loads(body)["results"][0]["seed"] == 7
+    _, own = webhook_payload(outcome)
+    assert len(own) < 10_000_000
+    assert json.loads(own)["metadata"]["seed"] == 7
+
+
+@pytest.mark.parametrize("field", ["code", "message"])
+def test_one_failure_fits_a_document(field):
+    """Neither a code nor a message that another program has written makes a body that cannot be saved."""
+    body = callback_payload("r", "running", [replace(FAILED, **{field: HUGE})], final=False)
+    _, own = webhook_payload(replace(FAILED, **{field: HUGE}))
+    assert max(len(body), len(own)) < 10_000_000
+    assert json.loads(body)["errors"][0]["prompt_id"] == json.loads(own)["generation_id"] == "124"

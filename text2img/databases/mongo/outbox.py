@@ -10,17 +10,17 @@ its ``parts``, until these are saved as notifications of their own.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pymongo import ReturnDocument
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError
 
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import NOTIFICATION_FIELDS, WEBHOOK_PENDING, count_of, undelivered_of
-from text2img.databases.mongo.session import Session, translate_errors
+from text2img.databases.mongo.session import DUPLICATE_KEY, Session, reason_of, translate_errors
 from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, from_now, id_of, literals
+from text2img.errors import WritesRejected
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _MAX_ROUNDS: Final = 20
 _OURS: Final = {"_id": {"$type": "string"}}
 """Notifications with ids of other types are another program's."""
-_DUPLICATE_KEY: Final = 11000
 _FIELDS: Final = dict.fromkeys(NOTIFICATION_FIELDS, 1)
 
 
@@ -77,8 +76,7 @@ class MongoOutbox:
     @translate_errors
     def save_notification(self, notification: Notification) -> None:
         """See Outbox.save_notification. Saves first, so that a crash in between duplicates nothing."""
-        with suppress(DuplicateKeyError):  # saved already, and never changes
-            self._callbacks.insert_one(_document(notification))
+        self._insert([_document(notification)])
         self._mark_delivered(notification.id)
 
     @translate_errors
@@ -258,15 +256,20 @@ class MongoOutbox:
         )
 
     def _insert(self, documents: Sequence[Document]) -> None:
-        """Insert the notifications whose ids are new."""
+        """Insert the notifications whose ids are new; those that are saved never change."""
         if not documents:
             return
         try:
             self._callbacks.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            errors = exc.details["writeErrors"]
-            if exc.details["writeConcernErrors"] or any(e["code"] != _DUPLICATE_KEY for e in errors):
+            if exc.details["writeConcernErrors"]:
                 raise
+            errors = {documents[error["index"]]["_id"]: error for error in exc.details["writeErrors"]}
+            saved = {found["_id"] for found in self._callbacks.find({"_id": {"$in": [*errors]}}, {"_id": 1})}
+            for notification_id, error in errors.items():
+                if error["code"] != DUPLICATE_KEY or notification_id not in saved:
+                    name = self._callbacks.name
+                    raise WritesRejected(f"{name}: {reason_of(error, name)}") from exc
 
     def _mark_delivered(self, notification_id: object) -> None:
         self._datasets.update_many({"untold": notification_id}, {"$unset": {"untold": ""}})
