@@ -17,7 +17,7 @@ from text2img.prompts import Failed, RetryLater
 
 ALL = Selection()
 MINUTE = 60.0
-STRUCTURES = {"tries", "used", "image_urls", "loras", "lora", "prompt_tags"}
+STRUCTURES = {"tries", "used", "image_urls", "sha256s", "loras", "lora", "prompt_tags"}
 """What SQLite keeps as JSON."""
 
 

@@ -234,7 +234,7 @@ def test_revise_makes_what_says_something_else_as_if_new(stand):
     first, second = stand.get("a"), stand.get("b")
     for document in (first, second):
         assert document["status"] == "pending"
-        assert not {"image_url", "sha256", "used", "error", "error_code", "attempts"} & set(document)
+        assert not {"image_url", "used", "error", "error_code", "attempts"} & set(document)
     assert "dataset_id" not in first
     assert second["seed"] == 5
     assert stand.get("same")["status"] == "completed"

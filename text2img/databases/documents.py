@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
+from text2img.databases.hashes import HASH_FIELDS, recorded_hashes
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.prompts import Evaluation, ModelConfiguration, Prompt, RequestedParameters, Status, StoredImage
 from text2img.prompts.parameters import (
@@ -45,7 +46,7 @@ OPTIONAL_RESULT_FIELDS: Final = ("image_urls", "score", "scores", "evaluation", 
 """Fields that only some completed prompts have: those with several images, an evaluator, or a loop."""
 NEXT_PROMPT_FIELD: Final = "next_prompt"
 """In a pending prompt: the text for the next iteration of its loop."""
-SUCCESS_FIELDS: Final = ("image_url", "completed_at", "sha256", "used", *OPTIONAL_RESULT_FIELDS)
+SUCCESS_FIELDS: Final = ("image_url", "completed_at", "used", *OPTIONAL_RESULT_FIELDS)
 WEBHOOK_PENDING: Final = "webhook_untold"
 """In a final prompt: the id of the notification for its own webhook, until that is saved."""
 OUTCOME_FIELDS: Final = (
@@ -68,9 +69,7 @@ PROMPT_FIELDS: Final = (
     "deaths",
     "claim_number",
     "started_claim",
-    "status",
-    "tries",
-    NEXT_PROMPT_FIELD,
+    *("status", "tries", NEXT_PROMPT_FIELD, *HASH_FIELDS),
 )
 """The fields of a prompt's document that a claim reads."""
 NOTIFICATION_FIELDS: Final = (
@@ -129,6 +128,7 @@ def _prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Promp
         deaths=deaths,
         tries=tries_of(fields.get("tries")),
         next_prompt=_text(fields.get(NEXT_PROMPT_FIELD)) or None,
+        recorded_hashes=recorded_hashes(fields),
     )
 
 

@@ -18,6 +18,7 @@ from text2img.databases.documents import (
     WEBHOOK_PENDING,
     documents_of,
 )
+from text2img.databases.hashes import merged_hashes
 from text2img.errors import ErrorCode
 from text2img.prompts import (
     APPROXIMATIONS,
@@ -35,7 +36,7 @@ from text2img.prompts.ids import gcs_url
 from text2img.prompts.parameters import RECORDED_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from text2img.prompts import Outcome
 
@@ -100,7 +101,8 @@ def change_of(outcome: Outcome, run_id: str, *, notify: bool) -> Change:
     }
     if isinstance(outcome, Failed):
         marks = _marks(outcome.prompt, notify=notify)
-        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **marks}
+        hashes = _hashes(outcome.prompt, ())
+        final = {"status": Status.ERROR.value, "run_id": run_id, **failure, **hashes, **marks}
         removed = (*CLAIM_FIELDS, "not_before", *SUCCESS_FIELDS, NEXT_PROMPT_FIELD)
         return Change(fields=final, removed=_removed(removed, marks), timestamp="error_at")
     pending = {"status": Status.PENDING.value, **failure}
@@ -142,11 +144,13 @@ def written_already(outcome: Outcome, run_id: str, fields: Mapping[str, object])
 def _completed(done: Completed, run_id: str, *, notify: bool) -> Change:
     optional = _optional_fields(done)
     marks = _marks(done.prompt, notify=notify)
+    hashes = _hashes(done.prompt, (*done.tries, *done.images))
     fields = {
         "status": Status.COMPLETED.value,
         "image_url": done.first.image_url,
         **optional,
         "sha256": done.first.sha256,
+        **(hashes if hashes != {"sha256s": [done.first.sha256]} else {}),
         "run_id": run_id,
         "used": _used(done),
         **marks,
@@ -167,9 +171,16 @@ def _needs_refinement(outcome: NeedsRefinement) -> Change:
         "tries": documents_of(outcome.tries, None),
         "iterations": outcome.iterations,
         NEXT_PROMPT_FIELD: outcome.next_prompt,
+        **_hashes(outcome.prompt, outcome.tries),
     }
     removed = (*CLAIM_FIELDS, *(name for name in FAILURE_FIELDS if name != "deaths"))
     return Change(fields=fields, removed=_removed(removed, {}), timestamp=None)
+
+
+def _hashes(prompt: Prompt, images: Sequence[StoredImage]) -> dict[str, object]:
+    """Return the field with the hashes of all images recorded for the prompt, these included."""
+    hashes = merged_hashes((*prompt.recorded_hashes, *(image.sha256 for image in images)))
+    return {"sha256s": list(hashes)} if hashes else {}
 
 
 def _used(done: Completed) -> dict[str, object]:

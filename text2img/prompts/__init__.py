@@ -87,6 +87,8 @@ class Prompt:
     ``attempts`` counts the prompt's own failures so far, ``deaths`` the workers that died while it was on the
     device. ``tries`` are the images of earlier iterations of its loop, ``next_prompt`` is the text of the
     next one. ``fault`` says why the document cannot be read, if so: the prompt is ``invalid_document``.
+    ``recorded_hashes`` are the SHA-256 of all images that the database has recorded for it, also in earlier
+    attempts: these alone may be replaced.
     """
 
     claim: Claim
@@ -100,6 +102,7 @@ class Prompt:
     tries: tuple[StoredImage, ...] = ()
     next_prompt: str | None = None
     fault: str | None = None
+    recorded_hashes: tuple[str, ...] = ()
 
     @property
     def id(self) -> PromptId:

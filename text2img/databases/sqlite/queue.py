@@ -362,6 +362,7 @@ def _names(claim: Claim) -> dict[str, object]:
 
 
 def _prompt(row: sqlite3.Row, worker: str) -> Prompt:
-    fields = {**dict(row), **{name: structure_of(row[name]) for name in ("lora", "prompt_tags", "tries")}}
+    structures = ("lora", "prompt_tags", "tries", "sha256s")
+    fields = {**dict(row), **{name: structure_of(row[name]) for name in structures}}
     number = count_of(fields["claim_number"]) + 1
     return prompt_of(Claim(id_of(fields["_id"]), worker, number), fields, deaths_at_claim(fields))

@@ -44,7 +44,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         # The columns from here on are written by the job.
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
-        *("score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
+        *("sha256s", "score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
         *("error", "error_code", "error_at", "untold", "webhook_untold"),
     ),
     "model_configs": (
