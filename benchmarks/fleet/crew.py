@@ -82,9 +82,16 @@ class Nowhere:
     def check_writable(self) -> None:
         """Nothing; see ImageStorage."""
 
-    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        content_type: str,
+        may_replace: Callable[[], bool],
+        classify: object = None,
+    ) -> str:
         """The URL that it would have; see ImageStorage."""
-        del data, content_type, may_replace
+        del data, content_type, may_replace, classify
         return f"gs://nowhere/generated/{name}"
 
     def read(self, url: str) -> bytes:

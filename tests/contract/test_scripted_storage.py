@@ -12,7 +12,7 @@ import pytest
 from tests.servers import free_port
 from tests.servers.scripted import ABSENT, DATA, OTHER, ScriptedGcs, ScriptedS3
 from text2img.errors import ClaimLost, ErrorCode, ObjectUnreadable, PromptFailed, StorageFailed
-from text2img.storage import StorageOptions, open_bucket
+from text2img.storage import Existing, StorageOptions, open_bucket
 from text2img.storage.bucket import PermanentError
 
 CREATE, REPLACE_ANY = ("store", ABSENT), ("store", None)
@@ -98,6 +98,32 @@ def test_object_that_keeps_changing_is_given_up(server):
     with pytest.raises(PromptFailed, match="keeps changing") as caught:
         server.put(lambda: True)
     assert caught.value.code is ErrorCode.STORAGE_REJECTED
+
+
+def test_existing_object_is_read_at_the_version_that_is_replaced(server):
+    """Looked at, read and replaced at one version: nothing that came in between is lost."""
+    shown = []
+    server.answers(server.occupied(), server.stored(OTHER), server.content(OTHER), server.done())
+    server.put(lambda: True, lambda existing: shown.append(existing) or Existing.OURS)
+    at = server.version(OTHER)
+    assert server.asked == [CREATE, LOOK, ("read", at), ("store", at)]
+    assert shown == [OTHER]
+
+
+def test_existing_object_that_changes_before_it_is_read_is_looked_at_again(server):
+    """412 or 404 to the read: the next upload meets what is there now."""
+    for gone in (server.occupied(), server.gone()):
+        server.asked.clear()
+        server.answers(server.occupied(), server.stored(OTHER), gone, server.done())
+        server.put(lambda: True, lambda _: Existing.FOREIGN)
+        assert server.asked == [CREATE, LOOK, ("read", server.version(OTHER)), CREATE]
+
+
+def test_existing_object_that_may_not_be_read_is_replaced_under_the_claim(server):
+    """An account that may look but not read cannot compare: it replaces at the version that it saw."""
+    server.answers(server.occupied(), server.stored(OTHER), server.refusal(403), server.done())
+    server.put(lambda: True, lambda _: Existing.FOREIGN)
+    assert server.asked[-1] == ("store", server.version(OTHER))
 
 
 # Faults that pass, and such that do not

@@ -54,9 +54,10 @@ class _Scripted:
             clock=self.clock,
         )
 
-    def put(self, may_replace=lambda: False, **options):
+    def put(self, may_replace=lambda: False, classify=None, **options):
         """Store DATA as ``7.png``."""
-        return self.storage(**options).put("7.png", DATA, "image/png", may_replace)
+        how = () if classify is None else (classify,)
+        return self.storage(**options).put("7.png", DATA, "image/png", may_replace, *how)
 
     def content(self, data=DATA):
         """What a read is answered."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from text2img.storage.bucket import Clock, ReadableBucket
+
+    Classify = Callable[[bytes], "Existing"]
+
+
+class Existing(Enum):
+    """What a different object is that exists already under the name of a new one."""
+
+    SAME = "same"  # it may stand for the new one, and is left alone
+    OURS = "ours"  # it may be replaced
+    FOREIGN = "foreign"  # it belongs to another writer: never replaced
+
+
+FOREIGN_REASON: Final = (
+    "another object has this name already, and it is not one that this database recorded for this prompt;"
+    " move or delete it, or choose another --output"
+)
+
+
+def classify_as_ours(existing: bytes) -> Existing:  # noqa: ARG001 - a Classify that needs no look
+    """Return OURS for every object, where all objects of the name are the caller's own."""
+    return Existing.OURS
 
 
 MAX_OBJECT_BYTES: Final = 64 * 2**20
@@ -57,19 +79,28 @@ class ImageStorage(Protocol):
         """Store a small test object and remove it; raise StorageFailed if either fails."""
         ...
 
-    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        content_type: str,
+        may_replace: Callable[[], bool],
+        classify: Classify = classify_as_ours,
+    ) -> str:
         """Store the object and return its URL.
 
         The URL is ``gs://bucket/prefix/name`` or ``s3://…``, the public ``https://`` URL if those are
         enabled, or the file's absolute path.
 
         The object is created only if absent, and appears whole or not at all. An object with the same
-        content is left alone. A different one is replaced only if ``may_replace()`` then confirms that the
-        claim still holds. Where the service supports it, the replacement also requires that the object has
-        not changed since it was compared. Calling it again is safe.
+        content is left alone, and so is one whose content is SAME for ``classify``. Any other one is replaced
+        only if it is OURS and ``may_replace()`` then confirms that the claim still holds. Where the service
+        supports it, the replacement also requires that the object has not changed since it was compared. An
+        object that this account may not read counts as OURS. Calling it again is safe.
 
-        Raises ClaimLost if ``may_replace()`` returns False, PromptFailed (``storage_rejected``) if the
-        storage refuses this one object, and StorageFailed if it refuses every object or does not answer.
+        Raises ClaimLost if ``may_replace()`` returns False, PromptFailed (``storage_rejected``) if a FOREIGN
+        object exists or if the storage refuses this one object, and StorageFailed if it refuses every object
+        or does not answer.
         """
         ...
 

@@ -19,10 +19,12 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.storage import MAX_OBJECT_BYTES
+from text2img.storage import FOREIGN_REASON, MAX_OBJECT_BYTES, Existing, classify_as_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from text2img.storage import Classify
 
 _Result = TypeVar("_Result")
 _PREFIX = re.compile(r"[^\x00-\x1f\x7f?#*\[\]\\]*")
@@ -81,6 +83,11 @@ class ObjectInfo(Protocol):
         """The generation or ETag, which changes with the object; None if this account may not read it."""
         ...
 
+    @property
+    def size(self) -> int | None:
+        """The size in bytes; None if this account may not read the object."""
+        ...
+
     def holds(self, data: bytes) -> bool:
         """Return True if the object's content is ``data``, and False if it differs or is unknown."""
         ...
@@ -98,6 +105,20 @@ class ObjectLookup(Protocol):
     def size(self) -> int | None:
         """The size in bytes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The object to store, as its bucket's adapter writes and reads it.
+
+    ``upload(version)`` replaces that version (ABSENT: only creates; None: replaces any) and returns False if
+    the stored object has another version. ``lookup()`` returns the stored object, or None. ``read(version)``
+    returns its bytes; it raises PermanentError as ReadableBucket.read does.
+    """
+
+    upload: Callable[[str | None], bool]
+    lookup: Callable[[], ObjectInfo | None]
+    read: Callable[[str | None], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,27 +179,57 @@ class ReadableBucket(Protocol):
 def create_or_replace(
     url: str,
     data: bytes,
-    upload: Callable[[str | None], bool],
-    lookup: Callable[[], ObjectInfo | None],
+    target: Target,
     may_replace: Callable[[], bool],
+    classify: Classify,
 ) -> None:
     """Store an object by the rules of ImageStorage.put; ``url`` is for error messages.
 
-    ``upload(version)`` replaces that version (ABSENT: only creates; None: replaces any) and returns False if
-    the stored object has another version. ``lookup()`` returns the stored object, or None. An account that
-    may not read the object cannot compare it; while the claim holds, it replaces any object.
+    An account that may not read the object cannot compare it; while the claim holds, it replaces any object.
     """
     version: str | None = ABSENT
     for _ in range(_MAX_UPLOADS):
-        if upload(version):
+        if target.upload(version):
             return
-        stored = lookup()
-        if stored is not None and stored.holds(data):
+        version = ABSENT
+        if (stored := target.lookup()) is None:
+            continue
+        if stored.holds(data):
             return
-        version = ABSENT if stored is None else stored.version
-        if stored is not None and not may_replace():
+        try:
+            existing = _classified(target, stored, classify)
+        except _ChangedError:
+            continue
+        if existing is Existing.SAME:
+            return
+        if not may_replace():
             raise ClaimLost(f"{url} exists already and the claim is lost")
+        if existing is Existing.FOREIGN:
+            raise rejected(url, FOREIGN_REASON)
+        version = stored.version
     raise rejected(url, "it keeps changing; check whether other jobs write there")
+
+
+class _ChangedError(Exception):
+    """The object has been replaced or deleted since it was looked up."""
+
+
+def _classified(target: Target, stored: ObjectInfo, classify: Classify) -> Existing:
+    """Return what the stored object is; OURS if this account may not read it. Raises _ChangedError."""
+    if stored.size is None or classify is classify_as_ours:
+        return Existing.OURS
+    if stored.size > MAX_OBJECT_BYTES:
+        return Existing.FOREIGN
+    try:
+        return classify(target.read(stored.version))
+    except PermanentError as exc:
+        if exc.status in {404, 412}:
+            raise _ChangedError from exc
+        if exc.status == 416:  # an empty object has no first byte
+            return classify(b"")
+        # An object in an archive is no question of rights: it must be restored before it can be read.
+        forbidden = exc.status == 403 and exc.code != "InvalidObjectState"
+        return Existing.OURS if forbidden else Existing.FOREIGN
 
 
 def read_whole(bucket: ReadableBucket, path: str, url: str) -> bytes:

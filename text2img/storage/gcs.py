@@ -14,12 +14,29 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
-from text2img.storage import StorageOptions, check_name, identity, object_name, percent_decode
-from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
+from text2img.storage import (
+    MAX_OBJECT_BYTES,
+    StorageOptions,
+    check_name,
+    classify_as_ours,
+    identity,
+    object_name,
+    percent_decode,
+)
+from text2img.storage.bucket import (
+    ABSENT,
+    PermanentError,
+    Target,
+    create_or_replace,
+    parse,
+    read_whole,
+    rejected,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from text2img.storage import Classify
     from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.gcs_bucket import Bucket
 
@@ -78,7 +95,14 @@ class GcsStorage:
         except PromptFailed as exc:
             raise StorageFailed(str(exc)) from exc
 
-    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        content_type: str,
+        may_replace: Callable[[], bool],
+        classify: Classify = classify_as_ours,
+    ) -> str:
         """Store the object, created and replaced by generation match; see ImageStorage.put.
 
         An account that may not read an existing object (no storage.objects.get) cannot compare it. While the
@@ -86,13 +110,12 @@ class GcsStorage:
         the existing one may be another image.
         """
         path = self._prefix + check_name(name)
-        create_or_replace(
-            self._url() + name,
-            data,
-            lambda version: self._upload(path, data, content_type, version),
-            lambda: self._lookup(path),
-            may_replace,
+        target = Target(
+            upload=lambda version: self._upload(path, data, content_type, version),
+            lookup=lambda: self._lookup(path),
+            read=lambda version: self._bucket().read(path, version, 0, MAX_OBJECT_BYTES + 1),
         )
+        create_or_replace(self._url() + name, data, target, may_replace, classify)
         return public_gcs_url(self._bucket_name, path) if self._options.public_urls else self._url() + name
 
     def read(self, url: str) -> bytes:

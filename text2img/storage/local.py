@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import threading
@@ -22,15 +23,28 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.storage import MAX_OBJECT_BYTES, check_name, identity, object_name
+from text2img.storage import (
+    FOREIGN_REASON,
+    MAX_OBJECT_BYTES,
+    Existing,
+    check_name,
+    classify_as_ours,
+    identity,
+    object_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from text2img.storage import Classify
+
 _TEMPORARY_PREFIX = ".text2img-"  # the dot hides it from listings and galleries; no image's name has one
+_TEMPORARY = re.compile(r"\.text2img-([0-9a-f]{24}|[0-9a-f]{16}\.html)")  # an image, a report
 _ABANDONED_AGE = 3600  # seconds after which a temporary file's writer is certainly dead
 _FILE_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.EFBIG})
 _LINK_UNSUPPORTED = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+
+_IRREPLACEABLE = "a file of another user exists already, which this one may not replace; delete it"
 
 
 class LocalStorage:
@@ -67,7 +81,14 @@ class LocalStorage:
         except OSError as exc:
             raise self._storage_error(exc) from exc
 
-    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:  # noqa: ARG002 - a file has no content type
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        content_type: str,  # noqa: ARG002 - a file has no content type
+        may_replace: Callable[[], bool],
+        classify: Classify = classify_as_ours,
+    ) -> str:
         """Store the file, atomically by link(2), which never replaces; see ImageStorage.put.
 
         One race remains in a folder: another process may replace a different file between its comparison and
@@ -76,9 +97,9 @@ class LocalStorage:
         target = os.path.join(self._folder, check_name(name))
         self._prepare(os.path.dirname(target))
         try:
-            if not self._has_content(target, data):
+            if self._existing(target, data, classify) is not Existing.SAME:
                 with self._temporary(data) as temporary:
-                    self._publish(temporary, target, data, may_replace)
+                    self._publish(temporary, target, data, may_replace, classify)
         except OSError as exc:
             if exc.errno in _FILE_ERRORS:
                 raise self._rejected(name, exc.strerror) from exc
@@ -114,7 +135,7 @@ class LocalStorage:
         """Remove the temporary files of killed writers. Best effort: a file that stays does no harm."""
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name.startswith(_TEMPORARY_PREFIX):
+                if _TEMPORARY.fullmatch(entry.name):
                     with contextlib.suppress(OSError):
                         if entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED_AGE:
                             os.unlink(entry)
@@ -135,41 +156,52 @@ class LocalStorage:
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
-    def _publish(self, temporary: str, target: str, data: bytes, may_replace: Callable[[], bool]) -> None:
+    def _publish(
+        self, temporary: str, target: str, data: bytes, may_replace: Callable[[], bool], classify: Classify
+    ) -> None:
         """Give the temporary file its name; replace a file of different content only if allowed."""
         try:
             os.link(temporary, target)
-        except FileExistsError:
-            if self._has_content(target, data):
-                return
-            self._replace(temporary, target, may_replace)
         except OSError as exc:
-            if exc.errno not in _LINK_UNSUPPORTED:
-                raise
             # Some file systems (exFAT, network shares) have no hard links: the claim's holder may rename.
-            self._replace(temporary, target, may_replace)
+            if exc.errno != errno.EEXIST and exc.errno not in _LINK_UNSUPPORTED:
+                raise
+            existing = self._existing(target, data, classify)
+            if existing is Existing.SAME:
+                return
+            if not may_replace():
+                raise ClaimLost(f"{os.path.basename(target)} exists already and the claim is lost") from None
+            if existing is Existing.FOREIGN:
+                raise self._rejected(os.path.basename(target), FOREIGN_REASON) from None
+            try:
+                os.replace(temporary, target)
+            except PermissionError as forbidden:  # another user's file, in a folder that all may write to
+                if existing is None:
+                    raise
+                raise self._rejected(os.path.basename(target), _IRREPLACEABLE) from forbidden
         self._sync_folder(os.path.dirname(target))
 
-    def _replace(self, temporary: str, target: str, may_replace: Callable[[], bool]) -> None:
-        if not may_replace():
-            raise ClaimLost(f"{os.path.basename(target)} exists already and the claim is lost")
-        os.replace(temporary, target)
+    def _existing(self, target: str, data: bytes, classify: Classify) -> Existing | None:
+        """Return what the existing file is, None if there is none; raise PromptFailed if it is not a file.
 
-    def _has_content(self, target: str, data: bytes) -> bool:
-        """Return True if the file exists with that content; raise PromptFailed if it is not a file."""
+        A file that may not be read counts as OURS.
+        """
         try:
             status = os.stat(target)
         except FileNotFoundError:
-            return False
+            return classify(b"") if os.path.islink(target) else None  # a dead link has no content
         if not stat.S_ISREG(status.st_mode):
             raise self._rejected(os.path.basename(target), "this name exists but is not a file")
-        if status.st_size != len(data):
-            return False
         try:
             with open(target, "rb") as file:
-                return file.read(len(data) + 1) == data
-        except (FileNotFoundError, PermissionError):
-            return False
+                content = file.read(max(len(data), MAX_OBJECT_BYTES) + 1)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            return Existing.OURS
+        if content == data:
+            return Existing.SAME
+        return Existing.FOREIGN if len(content) > MAX_OBJECT_BYTES else classify(content)
 
     @staticmethod
     def _sync_folder(folder: str) -> None:

@@ -14,8 +14,24 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
-from text2img.storage import StorageOptions, check_name, identity, object_name, percent_decode
-from text2img.storage.bucket import ABSENT, PermanentError, create_or_replace, parse, read_whole, rejected
+from text2img.storage import (
+    MAX_OBJECT_BYTES,
+    StorageOptions,
+    check_name,
+    classify_as_ours,
+    identity,
+    object_name,
+    percent_decode,
+)
+from text2img.storage.bucket import (
+    ABSENT,
+    PermanentError,
+    Target,
+    create_or_replace,
+    parse,
+    read_whole,
+    rejected,
+)
 from text2img.storage.s3_errors import (
     ACLS_UNSUPPORTED,
     BUCKET_ERRORS,
@@ -27,6 +43,7 @@ from text2img.storage.s3_errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from text2img.storage import Classify
     from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.s3_bucket import Bucket
 
@@ -102,7 +119,14 @@ class S3Storage:
                 "image; use a service that honours it"
             )
 
-    def put(self, name: str, data: bytes, content_type: str, may_replace: Callable[[], bool]) -> str:
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        content_type: str,
+        may_replace: Callable[[], bool],
+        classify: Classify = classify_as_ours,
+    ) -> str:
         """Store the object; see ImageStorage.put.
 
         It is created with ``If-None-Match: *`` and replaced with ``If-Match`` and the ETag. An account that
@@ -111,13 +135,12 @@ class S3Storage:
         object is stored under these rules.
         """
         path = self._prefix + check_name(name)
-        create_or_replace(
-            self._url() + name,
-            data,
-            lambda version: self._upload(path, data, content_type, version),
-            lambda: self._lookup(path),
-            may_replace,
+        target = Target(
+            upload=lambda version: self._upload(path, data, content_type, version),
+            lookup=lambda: self._lookup(path),
+            read=lambda version: self._bucket().read(path, version, 0, MAX_OBJECT_BYTES + 1),
         )
+        create_or_replace(self._url() + name, data, target, may_replace, classify)
         return self._bucket().public_url(path) if self._options.public_urls else self._url() + name
 
     def read(self, url: str) -> bytes:

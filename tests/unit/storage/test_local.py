@@ -66,13 +66,15 @@ def test_nothing_but_the_picture_stays(tmp_path):
 
 def test_abandoned_temporary_files_go(tmp_path):
     """What a killed writer left is removed once it is old; a living writer's file is not, nor are others."""
-    old, new, other = (tmp_path / name for name in (".text2img-old", ".text2img-new", ".other"))
-    for path in (old, new, other):
+    old, new = (tmp_path / f".text2img-{digit * 24}" for digit in "0f")
+    others = [tmp_path / name for name in (".other", ".text2img-notes", f".text2img-{'0' * 24}.md")]
+    for path in (old, new, *others):
         path.touch()
-    for path in (old, other):
+    for path in (old, *others):
         os.utime(path, (time.time() - 7200,) * 2)
     put(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".other", ".text2img-new", "7.png"]  # noqa: PTH208
+    kept = [*(path.name for path in (new, *others)), "7.png"]
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)  # noqa: PTH208
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
@@ -117,6 +119,15 @@ def test_file_system_without_links(tmp_path, monkeypatch, code):
     put(tmp_path, may_replace=lambda: True)
     put(tmp_path)
     assert (tmp_path / "7.png").read_bytes() == b"picture"
+
+
+def test_another_users_file_is_one_prompts_failure(tmp_path, monkeypatch):
+    """In a folder that all may write to, a file that may not be replaced fails its prompt, not the run."""
+    put(tmp_path)
+    breaking(monkeypatch, "replace", errno.EPERM)
+    with pytest.raises(PromptFailed, match="another user") as caught:
+        put(tmp_path, data=b"new", may_replace=lambda: True)
+    assert caught.value.code is ErrorCode.STORAGE_REJECTED
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "x" * 5000])

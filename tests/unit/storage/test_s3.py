@@ -11,6 +11,7 @@ import pytest
 
 from tests.servers.scripted import ABSENT, DATA, OTHER, ScriptedS3
 from text2img.errors import ClaimLost, ErrorCode, PromptFailed, StorageFailed
+from text2img.storage import Existing
 
 CREATE, WRITE, LOOK = ("store", ABSENT), ("store", None), ("look", None)
 URL = "s3://bkt/p/7.png"
@@ -200,3 +201,12 @@ def test_try_write_names_the_permission_to_delete(server):
     server.answers(server.done(), server.occupied(), server.refusal(403), denied)
     with pytest.raises(StorageFailed, match="s3:DeleteObject"):
         server.storage().check_writable()
+
+
+def test_object_in_an_archive_is_not_replaced(server):
+    """It must be restored before it can be read, whoever asks: no question of rights, so it stays."""
+    cold = server.refusal(403, code="InvalidObjectState")
+    server.answers(server.occupied(), server.stored(OTHER), cold)
+    with pytest.raises(PromptFailed) as caught:
+        server.put(lambda: True, lambda _: Existing.OURS)
+    assert caught.value.code is ErrorCode.STORAGE_REJECTED
