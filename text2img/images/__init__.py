@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import PngImagePlugin
     from PIL.Image import Image as PILImage
 
     from text2img.images.signature import Signer
@@ -145,6 +146,82 @@ def read_parameters(file: bytes) -> dict[str, Any]:
         else:
             comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
             text = comment.removeprefix(_UNICODE).decode("utf-16-be")
+    parameters: dict[str, Any] = json.loads(text)
+    return parameters
+
+
+_OVERVIEW: Final = {"Software": f"text2img {__version__}", "Title": "overview of a run"}
+
+
+def overview_mark() -> PngImagePlugin.PngInfo:
+    """Return the text that marks a PNG as an overview made by this software: a later one may replace it."""
+    from PIL import PngImagePlugin
+
+    mark = PngImagePlugin.PngInfo()
+    for name, text in _OVERVIEW.items():
+        mark.add_text(name, text)
+    return mark
+
+
+def is_overview(file: bytes) -> bool:
+    """Return whether the file is a PNG with the mark of an overview, of any version of this software."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+            software, title = (str(image.info.get(name)) for name in _OVERVIEW)
+    except Exception:  # noqa: BLE001 - whatever a file does to its decoder, it is no overview
+        return False
+    return software.startswith("text2img ") and title == _OVERVIEW["Title"]
+
+
+class Duplicate:
+    """A test whether other files are the same image as ``file``, which ``encode`` made.
+
+    ``pixels`` are those of the last file that was: uint8, (height, width, 3), RGB.
+    """
+
+    def __init__(self, file: bytes) -> None:
+        self._file = file
+        self.pixels: NDArray[np.uint8] | None = None
+
+    def matches(self, other: bytes, *, any_version: bool = False) -> bool:
+        """Return whether the other file is a whole image of the same parameters, size and format.
+
+        With ``any_version`` another version of this software may have made it. The other file may be
+        anything: all that cannot be read is no match. Its dimensions are compared before it is decoded.
+        """
+        import numpy as np
+
+        with self._opened(self._file) as ours:
+            expected, size, kind = _embedded(ours), ours.size, ours.format
+        try:
+            with self._opened(other) as image:
+                found = _embedded(image) if (image.size, image.format) == (size, kind) else {}
+                if any_version:
+                    found = {**found, "software": expected.get("software")}
+                # Without its text, an image of another prompt could have the same parameters.
+                if found != expected or not expected.get("prompt"):
+                    return False
+                self.pixels = np.asarray(image.convert("RGB"))
+        except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, it is no match
+            return False
+        return True
+
+    @staticmethod
+    def _opened(file: bytes) -> PILImage:
+        from PIL import Image
+
+        return Image.open(io.BytesIO(file), formats=["PNG", "JPEG", "WEBP"])
+
+
+def _embedded(image: PILImage) -> dict[str, Any]:
+    """Return the parameters in an opened image, read without its pixels; ``encode`` writes them first."""
+    if image.format == "PNG":
+        text = image.info.get("parameters", "")
+    else:
+        comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+        text = comment.removeprefix(_UNICODE).decode("utf-16-be")
     parameters: dict[str, Any] = json.loads(text)
     return parameters
 

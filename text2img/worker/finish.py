@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, ErrorCode, EvaluationFailed, PromptFailed
-from text2img.images import parameters
+from text2img.images import Duplicate, parameters
 from text2img.prompts import Completed, Evaluation, Failed, NeedsRefinement, RetryLater, StoredImage, failure
 from text2img.prompts.refinement import fall_back_to_best, first_failure
+from text2img.storage import Existing
 from text2img.worker import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from text2img.engine import GeneratedImage, ModelInfo
     from text2img.images import File
@@ -128,10 +132,13 @@ class PostProcessor:
                 raise image
             request = _as_generated(request, image)
             file, used = self._encode(request, image)
-            url = self._store(request, file)
+            existing = ExistingImage(file.data, request.prompt.recorded_hashes)
+            url = self._store(request, file, existing)
+            if existing.pixels is not None:
+                image = replace(image, pixels=existing.pixels)
             stored = StoredImage(
                 image_url=url,
-                sha256=hashlib.sha256(file.data).hexdigest(),
+                sha256=existing.sha256,
                 used=used,
                 text=request.text,
                 number=request.number,
@@ -155,12 +162,12 @@ class PostProcessor:
             file = self._deps.encoder.encode(image.pixels, request.parameters, embedded)
         return file, {**request.parameters.recorded, **made, **info.approximations, **image.provider_metadata}
 
-    def _store(self, request: Request, file: File) -> str:
+    def _store(self, request: Request, file: File, existing: ExistingImage) -> str:
         """Upload the file under its name; return its URL. Raises the errors of ImageStorage.put."""
         name = self._deps.object_name.name_of(request) + file.ending
         still_ours = partial(self._run.database.queue.holds, request.prompt.claim)
         with self._run.seconds("upload", request):
-            return self._deps.storage.put(name, file.data, file.content_type, still_ours)
+            return self._deps.storage.put(name, file.data, file.content_type, still_ours, existing.classify)
 
     def _evaluate(self, request: Request, image: GeneratedImage) -> Evaluation | None:
         """Return the evaluator's score of an image that has been stored; None without an evaluator.
@@ -286,6 +293,30 @@ def _in_words(outcome: Completed | NeedsRefinement) -> str:
     words = "" if score is None else f", score {score:.2f}"
     plural = "s" if outcome.iterations > 1 else ""
     return f"{words} after {outcome.iterations} iteration{plural}" if outcome.tries else words
+
+
+class ExistingImage:
+    """What may become of an image that is stored already under the name of the new one, ``data``.
+
+    ``recorded`` are the hashes of the images that may be replaced. ``sha256`` is the stored image's: the new
+    one's unless the existing one was kept; then ``pixels`` are the existing one's.
+    """
+
+    def __init__(self, data: bytes, recorded: Collection[str]) -> None:
+        self._duplicate, self._recorded = Duplicate(data), recorded
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.pixels: NDArray[np.uint8] | None = None
+
+    def classify(self, existing: bytes) -> Existing:
+        """Return SAME for an image of the same parameters, OURS for a recorded one, else FOREIGN."""
+        sha256 = hashlib.sha256(existing).hexdigest()
+        same = self._duplicate.matches(existing)
+        if not same and sha256 in self._recorded:
+            return Existing.OURS
+        if not same and not self._duplicate.matches(existing, any_version=True):
+            return Existing.FOREIGN
+        self.sha256, self.pixels = sha256, self._duplicate.pixels
+        return Existing.SAME
 
 
 class ImageGroups:

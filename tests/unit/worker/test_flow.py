@@ -87,7 +87,7 @@ def test_a_storage_that_refuses_everything_fails_the_run_and_no_prompt(bench):
     """StorageFailed ends the run; no prompt is marked as its fault, and all are pending at once."""
 
     class Refusing:
-        def put(self, name, data, content_type, may_replace):
+        def put(self, name, data, content_type, may_replace, classify):
             raise StorageFailed("403: no permission to create objects")
 
     bench.storage = Refusing()
@@ -101,10 +101,10 @@ def test_an_object_that_is_refused_is_that_prompts_error(bench):
     kept = bench.storage
 
     class Picky:
-        def put(self, name, data, content_type, may_replace):
+        def put(self, name, data, content_type, may_replace, classify):
             if name == "7.png":
                 raise PromptFailed(ErrorCode.STORAGE_REJECTED, "400: no such name")
-            return kept.put(name, data, content_type, may_replace)
+            return kept.put(name, data, content_type, may_replace, classify)
 
     bench.storage = Picky()
     bench.work(Painter())
@@ -116,10 +116,10 @@ def test_what_was_stored_is_recorded_though_the_storage_then_fails(bench):
     kept = bench.storage
 
     class Dying:
-        def put(self, name, data, content_type, may_replace):
+        def put(self, name, data, content_type, may_replace, classify):
             if name == "2.png":
                 raise StorageFailed("the network is gone")
-            return kept.put(name, data, content_type, may_replace)
+            return kept.put(name, data, content_type, may_replace, classify)
 
     bench.storage = Dying()
     with pytest.raises(StorageFailed):
