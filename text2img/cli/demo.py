@@ -13,7 +13,8 @@ from text2img.cli import run
 from text2img.concurrency.signals import Stop
 from text2img.databases import Selection
 from text2img.demo.scenes import Scene, contact_sheet
-from text2img.errors import ConfigurationError, StorageFailed
+from text2img.errors import ConfigurationError, DatabaseFailed, StorageFailed
+from text2img.images import is_overview, overview_mark, read_parameters
 from text2img.intake import read_prompts
 from text2img.worker import build
 
@@ -28,16 +29,18 @@ if TYPE_CHECKING:
 _BUILT_IN = Path(text2img.demo.__file__).parent
 MODEL = _BUILT_IN / "model"
 PROMPTS = _BUILT_IN / "prompts.yaml"
+DATABASE, CONTACT_SHEET = "demo.db", "contact-sheet.png"
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Generate the demo's images and a contact sheet of them; return the exit status."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the model is so small that more threads slow it down
     folder = Path(arguments.folder)
-    if arguments.fresh:
-        _remove(folder)
     settings = _settings(settings, folder)
     prompts = list(read_prompts(str(PROMPTS)))
+    images = _check_folder(settings, folder)
+    if arguments.fresh:
+        _remove([*images, *(folder / f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm"))])
     if not _enqueue(settings, prompts):
         print(f"nothing to do: the images are in {folder}; use --fresh to generate them again")
         return 0
@@ -51,7 +54,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
 def _settings(settings: Settings, folder: Path) -> Settings:
     return replace(
         settings,
-        database=f"sqlite:///{folder.absolute()}/demo.db",
+        database=f"sqlite:///{folder.absolute()}/{DATABASE}",
         output=str(folder / "images"),
         model_id=settings.model_id or str(MODEL),
         num_inference_steps=20,
@@ -83,14 +86,51 @@ def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:
         with Image.open(folder / "images" / f"{prompt.id.name}.png") as file:
             images.append((prompt.text, file.convert("RGB")))
     matching = sum(judge(image).shows(Scene.parse(text)) for text, image in images)
-    contact_sheet(images).save(folder / "contact-sheet.png")
+    contact_sheet(images).save(folder / CONTACT_SHEET, pnginfo=overview_mark())
     print(f"{matching} of {len(images)} images match their prompt")
-    print(f"contact sheet: {folder / 'contact-sheet.png'}")
+    print(f"contact sheet: {folder / CONTACT_SHEET}")
 
 
-def _remove(folder: Path) -> None:
-    """Remove a demo's files and nothing else: the folder may be a home directory."""
-    files = [*folder.glob("demo.db*"), folder / "contact-sheet.png", *(folder / "images").glob("*.png")]
+def _check_folder(settings: Settings, folder: Path) -> list[Path]:
+    """Return the images that the folder's demo database lists, as far as they are still there unchanged.
+
+    Raises ConfigurationError if the folder has another program's database or contact sheet where the demo
+    writes its own: it may be a home directory.
+    """
+    sheet, database = folder / CONTACT_SHEET, folder / DATABASE
+    if os.path.lexists(sheet) and not (sheet.is_file() and is_overview(sheet.read_bytes())):
+        raise _not_the_demos(sheet)
+    if not os.path.lexists(database):
+        return []
+    try:
+        with closing(build.database(settings, create=False)) as opened:
+            counts = opened.runs.counts(Selection())
+            prompts = counts.pending + counts.processing + counts.completed + counts.error
+            if not prompts and not opened.runs.last_runs(1):
+                raise _not_the_demos(database)
+            return [
+                path
+                for prompt in opened.results.completed(Selection())
+                for path in (folder / "images" / Path(url).name for url in prompt.image_urls)
+                if _shows(path, prompt.text)
+            ]
+    except DatabaseFailed as exc:
+        raise ConfigurationError(f"the demo's database: {exc}; choose another --output") from exc
+
+
+def _shows(path: Path, text: object) -> bool:
+    """Return whether the file is an image that says it was made from that text."""
+    try:
+        return not path.is_symlink() and read_parameters(path.read_bytes()).get("prompt") == text
+    except Exception:  # noqa: BLE001 - whatever else lies there is no image of the demo
+        return False
+
+
+def _not_the_demos(path: Path) -> ConfigurationError:
+    return ConfigurationError(f"{path} is not a file of the demo; move it, or choose another --output")
+
+
+def _remove(files: Sequence[Path]) -> None:
     try:
         for file in files:
             file.unlink(missing_ok=True)

@@ -44,7 +44,10 @@ class _Doctor:
 
     def storage(self) -> str:
         """Write an object and delete it again."""
-        build.storage(self._settings).check_writable()
+        deps = build.build(self._settings)
+        deps.storage.check_writable()
+        build.check_output_folder(self._settings)
+        build.check_output_bucket(self._settings, deps)
         return f"{self._settings.output_url} is writable"
 
     def device(self) -> str:

@@ -53,6 +53,7 @@ def prepare(settings: Settings, stop: Stop) -> tuple[Dependencies, Prompts | Non
     """
     deps = build.build(settings, stop.wait)
     build.check_workers(settings)
+    build.check_output_folder(settings)
     metrics_sinks(settings, task_instance())
     return deps, read_prompts(settings.input_file) if settings.input_file else None
 
@@ -63,6 +64,8 @@ def work(
     """Add the prompts, run the job, and print its summary line; return the exit status."""
     with closing(build.database(settings)) as database, graceful_shutdown(stop):
         add(database, prompts)
+        if settings.folders and database.queue.has_claimable(deps.selection):
+            build.check_output_bucket(settings, deps)
         job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
         backlog = partial(query_backlog, database, deps.selection)
         with publishing(settings, job, backlog, task_instance()):

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError, features
 
 from text2img.errors import Stopped
+from text2img.images import overview_mark
 from text2img.images.signature import BUNDLED, INVISIBLE_CHARS, Font
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _page(segments: Sequence[_RowSegment]) -> bytes:
             left = TEXT_WIDTH + 2 * MARGIN + column * (IMAGE_SIDE + MARGIN)
             _draw_candidate(page, candidate, (left, top), small)
     file = io.BytesIO()
-    page.save(file, "PNG")
+    page.save(file, "PNG", pnginfo=overview_mark())
     return file.getvalue()
 
 
@@ -319,7 +320,7 @@ def histogram(scores: Iterable[float | None], *, min_score: float | None = None,
     _draw_bars(page, counts(values, bins))
     _draw_markers(page, list(_markers(values, min_score)))
     file = io.BytesIO()
-    page.save(file, "PNG")
+    page.save(file, "PNG", pnginfo=overview_mark())
     return file.getvalue()
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.databases.documents import run_fields
 from text2img.errors import ClaimLost, PromptFailed
+from text2img.images import is_overview
 from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram
 from text2img.prompts import Completed, Failed, NeedsRefinement
 from text2img.prompts.json_values import json_text
+from text2img.storage import Existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +104,33 @@ class RunSummary:
         return self._storage.read(url)
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
-        self._storage.put(name, data, content_type, lambda: True)
+        self._storage.put(name, data, content_type, lambda: True, partial(_classify_summary, name))
+
+
+SUMMARY_FILES: Final = ("summary.json", "contact-sheet.png", "scores.png")
+"""The summary files of a run; further contact sheets have a number before the ending."""
+
+
+def is_own_summary(name: str, file: bytes) -> bool:
+    """Return whether a summary file was written by a run, and not by another program."""
+    if not name.endswith(".json"):
+        return is_overview(file)
+    fields = _json_object(file)
+    versions = fields.get("versions")
+    return {"run_id", "started_at", "seconds"} <= fields.keys() and isinstance(versions, dict)
+
+
+def _classify_summary(name: str, existing: bytes) -> Existing:
+    return Existing.OURS if is_own_summary(name, existing) else Existing.FOREIGN
+
+
+def _json_object(file: bytes) -> dict[str, object]:
+    """Return the fields of a JSON object; empty for any other file."""
+    try:
+        document = json.loads(file)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _is_number(value: object) -> bool:
@@ -147,17 +175,32 @@ class Sidecars:
 
         Raises StorageFailed. A file that the storage rejects is skipped with a warning.
         """
-        put = partial(self._put, outcome.claim, self._names.folder(outcome.claim.id))
         try:
             for name, data, content_type in _files(outcome):
-                put(name, data, content_type)
+                self._put(outcome, name, data, content_type)
         except ClaimLost:  # recording will find that out as well, and drop the outcome
             return
+
+    def _put(self, outcome: Outcome, name: str, data: bytes, content_type: str) -> None:
+        path, holds = f"{self._names.folder(outcome.claim.id)}/{name}", partial(self._holds, outcome.claim)
+        try:
+            self._storage.put(path, data, content_type, holds, partial(_classify_sidecar, outcome))
         except PromptFailed as exc:
             log.warning("a sidecar file of %s is skipped: %s", outcome.claim.id, exc)
 
-    def _put(self, claim: Claim, folder: str, name: str, data: bytes, content_type: str) -> None:
-        self._storage.put(f"{folder}/{name}", data, content_type, partial(self._holds, claim))
+
+def _classify_sidecar(outcome: Outcome, existing: bytes) -> Existing:
+    """Return OURS for a file about an image that is recorded for the prompt, or about a failure of it.
+
+    A file about images holds their hashes. Another database's has none of ours.
+    """
+    images = _kept_images(outcome) if isinstance(outcome, Completed | NeedsRefinement) else ()
+    hashes = {*outcome.prompt.recorded_hashes, *(image.sha256 for image in images)}
+    if any(each.encode() in existing for each in hashes):
+        return Existing.OURS
+    summary = _json_object(existing)
+    failed = summary.get("status") == "error" and summary.get("prompt_id") == str(outcome.claim.id)
+    return Existing.OURS if failed else Existing.FOREIGN
 
 
 def as_json(document: object) -> bytes:
