@@ -229,6 +229,20 @@ def test_the_least_recently_used_go_first(httpserver, tmp_path):
     assert kept.file(lora(url + "b")) == held
 
 
+def test_a_users_files_in_the_folder_are_not_the_caches(httpserver, tmp_path):
+    """However small the cache and however old they are: LoRAs, notes and parts of other names stay."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    mine = [folder / name for name in ("mine.safetensors", "mine.json", "part-one.txt", "part-2")]
+    for path in mine:
+        path.write_bytes(weights(1000))
+        os.utime(path, (0, 0))
+    httpserver.expect_request("/a").respond_with_data(weights(1000, b"a"), headers={"ETag": "a"})
+    url = httpserver.url_for("/")
+    assert Path(library(tmp_path, url, size=len(weights(1000))).file(lora(url + "a"))).exists()
+    assert all(path.exists() for path in mine)
+
+
 def _age(folder, file, seconds):
     """As if the file had been used so long ago."""
     (note,) = (n for n in (folder / "cache").glob("*.json") if json.loads(n.read_text())["file"] in file)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _MAX_LOCKED_FILES: Final = 256
 """Maximum number of files that a run keeps locked: each is an open file descriptor."""
+_HEX: Final = "[0-9a-f]"
 _PARTIAL_FILE_AGE: Final = 86_400.0  # seconds after which an unfinished download is removed
 
 
@@ -162,16 +163,19 @@ class Cache:
         return entry
 
     def evict(self) -> None:
-        """Remove the least recently used files that no run uses, until the rest fits."""
-        entry_files = sorted(self._folder.glob("*.json"), key=_last_used)
+        """Remove the least recently used files that no run uses, until the rest fits.
+
+        Files of any other name than the cache's own stay: the folder may have the user's LoRAs in it.
+        """
+        entry_files = sorted(self._folder.glob(f"{_HEX * 40}.json"), key=_last_used)
         named: dict[str, Path] = {}
         for entry_file in entry_files:  # for a file of several locations the latest use counts
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 named[str(json.loads(entry_file.read_text())["file"])] = entry_file
-        for part in self._folder.glob("part-*"):  # left by runs that were killed
+        for part in self._folder.glob(f"part-{'[a-z0-9_]' * 8}"):  # left by runs that were killed
             if _last_used(part) < time.time() - _PARTIAL_FILE_AGE:
                 part.unlink(missing_ok=True)
-        sizes = {file.name: _size(file) for file in self._folder.glob(f"*{SUFFIX}")}
+        sizes = {file.name: _size(file) for file in self._folder.glob(f"{_HEX * 64}{SUFFIX}")}
         total = sum(sizes.values())
         for name in sorted(sizes, key=lambda name: _last_used(named[name]) if name in named else 0.0):
             if total <= self._size:
