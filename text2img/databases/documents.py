@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -93,9 +94,9 @@ def count_of(value: object) -> int:
 
 
 def number_of(value: object) -> float:
-    """Return a number's value; 0 if it is not a finite number."""
+    """Return a number's value; 0 if it is not a finite number, or an integer that no float can hold."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if numeric and math.isfinite(value) else 0  # type: ignore[arg-type,return-value]
+    return value if numeric and abs(value) <= sys.float_info.max else 0  # type: ignore[arg-type,return-value]
 
 
 def object_of(value: object) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ErrorCode, PromptFailed
+from text2img.prompts.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,9 +50,13 @@ def check_prompt_text(text: object, tags: object = None) -> str:
 def _joined(tags: object) -> str:
     if not isinstance(tags, list | tuple):
         raise invalid_value("prompt_tags", tags, "must be a list of texts")
+    length = max(len(tags) - 1, 0)  # of the blanks between them
     for tag in tags:
         if type(tag) is not str:
             raise invalid_value("prompt_tags", tag, "must contain only texts")
+        length += len(tag)
+    if length > MAX_TEXT_CHARS:  # counted, not joined: a file can repeat a long tag by a few characters
+        raise too_long_error("prompt_tags", length, MAX_TEXT_CHARS)
     return " ".join(tags)
 
 
@@ -100,7 +105,7 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
     """Return a finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise invalid_value(name, value, "must be a number")
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # False for NaN, and exact for integers that no float can hold
         raise invalid_value(name, value, f"must be a finite number between {low} and {high}")
     return float(value)
 
@@ -118,7 +123,8 @@ def check_pixels(name: str, value: object) -> int:
 def check_word(name: str, value: object, known: Sequence[str]) -> str:
     """Return the value if it is one of the known words."""
     if not isinstance(value, str) or value not in known:
-        raise invalid_value(name, value, f"must be one of {', '.join(known)}{nearest(str(value), known)}")
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        raise invalid_value(name, value, f"must be one of {', '.join(known)}{hint}")
     return value
 
 
@@ -136,9 +142,7 @@ def too_long_error(name: str, length: int, max_length: int) -> PromptFailed:
 
 def invalid_value(name: str, value: object, rule: str) -> PromptFailed:
     """Return the error for a value that breaks the rule; the message quotes at most 60 characters of it."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-    return PromptFailed(ErrorCode.INVALID_PARAMETERS, f"{name} {rule}; it is {shown}")
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, f"{name} {rule}; it is {quoted(value)}")
 
 
 MAX_LORAS: Final = 8
@@ -201,7 +205,7 @@ def _checked(which: str, entry: object) -> Lora:
     if not isinstance(entry, Mapping):
         raise _refused(f'{which} must be {{"path": …, "weight": …}}')
     if unknown := [key for key in entry if key not in _KEYS]:
-        raise _refused(f"{which} has the unknown field {str(unknown[0])[:40]!r}; it takes {', '.join(_KEYS)}")
+        raise _refused(f"{which} has the unknown field {quoted(unknown[0])}; it takes {', '.join(_KEYS)}")
     return Lora(
         path=_path(which, entry.get("path")),
         weight=_weight(which, entry.get("weight")),
@@ -224,7 +228,7 @@ def _weight(which: str, value: object) -> float:
     if value is None:
         return 1.0
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or abs(value) > MAX_WEIGHT:  # type: ignore[arg-type]
+    if not number or not -MAX_WEIGHT <= value <= MAX_WEIGHT:  # type: ignore[operator]
         raise _refused(f"{which} weight must be a finite number between {-MAX_WEIGHT:g} and {MAX_WEIGHT:g}")
     return float(value)  # type: ignore[arg-type]
 
