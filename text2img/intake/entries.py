@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
+from text2img.intake.formats import NESTED_TOO_DEEPLY, Unreadable, bounded_int
 from text2img.prompts import PromptId, RequestedParameters
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
@@ -18,6 +19,7 @@ from text2img.prompts.parameters import (
     nearest,
     resolve_parameters,
 )
+from text2img.prompts.quoting import quoted
 from text2img.prompts.webhook_urls import check_form
 
 if TYPE_CHECKING:
@@ -29,21 +31,37 @@ FIELDS: Final = (
     *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "style_id", "priority", "status"),
     *PARAMETER_NAMES,
 )
+_MAX_UNKNOWN_SHOWN: Final = 10
 _DEFAULTS: Final = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)
 MAX_PRIORITY: Final = 1e9
 """A priority lies between the negative of this and this."""
 
 
 def new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
-    """Return the prompt of an entry and no errors, or None and a message for each invalid field."""
+    """Return the prompt of an entry and no errors, or None and a message for each invalid field.
+
+    Never raises: whatever goes wrong with an entry is its own error.
+    """
+    if isinstance(entry, Unreadable):
+        return None, list(entry.errors)
+    try:
+        return _new_prompt(entry)
+    except Exception as exc:  # noqa: BLE001 - of values that no check expects; the other entries are read
+        return None, [f"cannot be read ({type(exc).__name__})"]
+
+
+def _new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
     if isinstance(entry, str):
         entry = {"text": entry}
     if not isinstance(entry, dict):
         return None, [f"must be a mapping with text, not {type(entry).__name__}"]
     collector = _ErrorCollector()
-    for field in entry:
-        if field not in FIELDS:
-            collector.errors.append(f"unknown field {str(field)[:60]!r}{nearest(str(field), FIELDS)}")
+    unknown = [field for field in entry if field not in FIELDS]
+    for field in unknown[:_MAX_UNKNOWN_SHOWN]:
+        hint = nearest(field, FIELDS) if isinstance(field, str) else ""
+        collector.errors.append(f"unknown field {quoted(field)}{hint}")
+    if len(unknown) > _MAX_UNKNOWN_SHOWN:
+        collector.errors.append(f"{len(unknown) - _MAX_UNKNOWN_SHOWN:,} more unknown fields")
     text = _check_text(collector, entry)
     webhook = collector.run(_check_webhook, entry)
     labels = {name: collector.run(_check_label, entry, name) for name in ("dataset_id", "style_id")}
@@ -125,7 +143,7 @@ def _check_label(entry: Mapping[str, Any], name: str) -> str | int | None:
 
 def _check_status(entry: Mapping[str, Any]) -> None:
     if entry.get("status") not in (None, "pending"):
-        raise _invalid(f"status is {str(entry['status'])[:40]!r}; a new prompt is pending")
+        raise _invalid(f"status is {quoted(entry['status'])}; a new prompt is pending")
 
 
 def _check_id(entry: Mapping[Any, Any], *, generate: bool) -> PromptId | None:
@@ -143,6 +161,8 @@ def _check_id(entry: Mapping[Any, Any], *, generate: bool) -> PromptId | None:
         content = json.dumps(entry, sort_keys=True, ensure_ascii=True, default=str)
         return PromptId("str", f"p-{hashlib.sha256(content.encode()).hexdigest()[:24]}")
     if isinstance(value, str) and value:
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise _invalid("id contains a lone surrogate; write plain Unicode")
         return PromptId("str", value)
     if isinstance(value, int) and not isinstance(value, bool) and _is_int64(value):
         return PromptId("int", str(value))
@@ -193,14 +213,22 @@ class MessageReader:
         self._dataset_id = dataset_id
 
     def __call__(self, body: bytes) -> tuple[NewPrompt | None, list[str]]:
-        """Return the prompt and no errors, or None and a message for each error."""
+        """Return the prompt and no errors, or None and a message for each error. Never raises."""
+        try:
+            return self._read(body)
+        except Exception as exc:  # noqa: BLE001 - the message's own failure; the next one is read
+            return None, [f"the message cannot be read ({type(exc).__name__})"]
+
+    def _read(self, body: bytes) -> tuple[NewPrompt | None, list[str]]:
         if len(body) > MAX_BODY_BYTES:
             return None, [f"the message has {len(body):,} bytes; the maximum is {MAX_BODY_BYTES:,}"]
         try:
-            message = json.loads(body.decode("utf-8-sig"))
+            message = json.loads(body.decode("utf-8-sig"), parse_int=bounded_int)
         except UnicodeDecodeError as exc:
             return None, [f"the message is not UTF-8 text (byte {exc.start})"]
-        except (ValueError, RecursionError) as exc:
+        except RecursionError:
+            return None, [f"the message is not JSON that can be read: it {NESTED_TOO_DEEPLY}"]
+        except ValueError as exc:
             return None, [f"the message is not JSON: {str(exc).splitlines()[0]}"]
         if not isinstance(message, dict):
             return None, [f"the message must be a JSON object, not {type(message).__name__}"]
@@ -208,7 +236,8 @@ class MessageReader:
 
     def _parse(self, message: dict[str, Any]) -> tuple[NewPrompt | None, list[str]]:
         if unknown := sorted(message.keys() - _MESSAGE_FIELDS):
-            log.debug("ignoring unknown fields of a message: %s", ", ".join(unknown)[:300])
+            shown = ", ".join(map(quoted, unknown[:_MAX_UNKNOWN_SHOWN]))
+            log.debug("ignoring %d unknown fields of a message: %s", len(unknown), shown)
         errors = [
             f"{name} and {other} are the same field; use one of them"
             for name, other in _FIELD_ALIASES.items()

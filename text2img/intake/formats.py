@@ -10,14 +10,77 @@ import csv
 import json
 import math
 import re
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ConfigurationError
+from text2img.prompts.quoting import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn, TextIO
+
+
+MAX_DIGITS: Final = 400
+"""More digits than any number of a prompt has. Python needs quadratic time for long ones."""
+_MAX_REPEATED_KEYS: Final = 10
+_MAX_MESSAGE_CHARS: Final = 300
+NESTED_TOO_DEEPLY: Final = "is nested too deeply"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The place of an entry that cannot be read, with its errors; the parser has read on behind it."""
+
+    errors: list[str]
+
+
+def bounded_int(digits: str) -> int:
+    """Convert a number's digits; more than MAX_DIGITS become an integer that every check refuses."""
+    if len(digits) <= MAX_DIGITS:
+        return int(digits)
+    refused: int = 10**MAX_DIGITS
+    return -refused if digits.startswith("-") else refused
+
+
+def repeated_keys(keys: Iterable[object]) -> list[str]:
+    """Return the errors for keys that occur twice in one mapping."""
+    return [f"{_key_name(key)} occurs twice" for key in islice(keys, _MAX_REPEATED_KEYS)]
+
+
+def _key_name(key: object) -> str:
+    plain = isinstance(key, str) and key.isidentifier() and key.isascii()
+    return str(key) if plain and quoted(key) == repr(key) else quoted(key)
+
+
+def one_line(exc: BaseException | str | None) -> str:
+    """Return an error's first line without control characters, at most _MAX_MESSAGE_CHARS long."""
+    text = str(exc).strip() or type(exc).__name__
+    line = text[: _MAX_MESSAGE_CHARS + 1].splitlines()[0][:_MAX_MESSAGE_CHARS]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+class JsonDecoder(json.JSONDecoder):
+    """Python's decoder, with bounded integers; ``repeated`` are the keys that occur twice in one object.
+
+    The caller clears ``repeated`` before each value.
+    """
+
+    def __init__(self) -> None:
+        self.repeated: list[str] = []
+        super().__init__(object_pairs_hook=self._object, parse_int=bounded_int)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    self.repeated.append(key)
+                seen.add(key)
+        return members
 
 
 NOT_A_LIST: Final = "must hold a list of prompts"
@@ -32,42 +95,39 @@ _WHITE_SPACE: Final = re.compile(r"[ \t\r\n]*")  # JSON's white space
 def json_entries(file: TextIO) -> Iterator[tuple[int, object]]:
     """Yield the entries of a list, or of the list under ``prompts``, with their lines.
 
-    If a key occurs twice the last one counts, as for ``json.loads``; a first pass counts them. Other values
-    than that list are read as a whole. Raises ValueError.
+    Other values than that list are read as a whole; a key of them that occurs twice is an entry that is
+    Unreadable. Raises ValueError.
     """
     stream = JsonStream(file)
     if stream.peek() == "[":
         yield from stream.items()
-        stream.expect_end()
-        return
-    lists = 0
-    if stream.peek() == "{":
-        lists = sum(1 for _ in _prompt_lists(stream))
+    elif stream.peek() == "{":
+        yield from _prompt_list(stream)
     else:
         stream.value()
-    stream.expect_end()
-    if not lists:
+        stream.expect_end()
         raise ValueError(NOT_A_LIST)
-    file.seek(0)
-    for number, items in enumerate(_prompt_lists(JsonStream(file)), 1):
-        if number == lists:
-            if items is None:
-                raise ValueError(NOT_A_LIST)
-            yield from items
+    stream.expect_end()
 
 
-def _prompt_lists(stream: JsonStream) -> Iterator[Iterator[tuple[int, object]] | None]:
-    """Yield the entries of each list that an object has under ``prompts``; None for other values."""
+def _prompt_list(stream: JsonStream) -> Iterator[tuple[int, object]]:
+    """Yield the entries of the list that an object has under ``prompts``."""
+    keys: set[str] = set()
+    found = False
     for key in stream.member_keys():
-        if key == "prompts" and stream.peek() == "[":
-            items = stream.items()
-            yield items
-            for _ in items:  # skip what the caller did not read
-                pass
+        line, first = stream.line, key not in keys
+        keys.add(key)
+        if first and key == "prompts" and stream.peek() == "[":
+            found = True
+            yield from stream.items()
             continue
-        stream.value()
-        if key == "prompts":
-            yield None
+        value = stream.value()
+        if not first:
+            yield line, Unreadable(repeated_keys([key]))
+        if isinstance(value, Unreadable):
+            yield line, value
+    if not found:
+        raise ValueError(NOT_A_LIST)
 
 
 class JsonStream:
@@ -82,7 +142,7 @@ class JsonStream:
         self._window, self._position, self._ended = "", 0, False
         self._offset = 0  # of the window in the file, in characters
         self._line_start = 0  # of the current line in the file, in characters
-        self._decode = json.JSONDecoder().raw_decode
+        self._decoder = JsonDecoder()
 
     def peek(self) -> str:
         """Return the next character that is not white space, without consuming it; empty at the end."""
@@ -95,11 +155,14 @@ class JsonStream:
                 return ""
 
     def value(self) -> object:
-        """Read the next value."""
+        """Read the next value, or Unreadable if a key of it occurs twice."""
         self.peek()
         while True:
+            self._decoder.repeated.clear()
             try:
-                value, end = self._decode(self._window, self._position)
+                value, end = self._decoder.raw_decode(self._window, self._position)
+            except RecursionError:
+                self._fail("a value " + NESTED_TOO_DEEPLY, self._position)
             except json.JSONDecodeError as exc:
                 near_end = exc.pos + _MAX_TOKEN_CHARS > len(self._window)
                 cut_off = near_end or exc.msg.startswith("Unterminated string")
@@ -108,7 +171,8 @@ class JsonStream:
             else:
                 if end + 2 < len(self._window) or self._ended:  # else a number may continue, as 1 in 1e+9
                     self._advance(end)
-                    return value
+                    repeated = self._decoder.repeated
+                    return Unreadable(repeated_keys(repeated)) if repeated else value
             self._read_more()
 
     def items(self) -> Iterator[tuple[int, object]]:
@@ -209,9 +273,11 @@ def entries(kind: str, file: TextIO, name: str) -> Iterator[tuple[int, object]]:
         yield from _PARSERS[kind](file)
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
-        raise ConfigurationError(f"{name}, line {line}: {exc.problem}") from exc
-    except (ValueError, csv.Error, yaml.YAMLError, RecursionError) as exc:
-        raise ConfigurationError(f"{name}: {str(exc).splitlines()[0]}") from exc
+        raise ConfigurationError(f"{name}, line {line}: {one_line(exc.problem)}") from exc
+    except (ValueError, csv.Error, yaml.YAMLError) as exc:
+        raise ConfigurationError(f"{name}: {one_line(exc)}") from exc
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError) as exc:
+        raise ConfigurationError(f"{name} cannot be read: {one_line(exc)}") from exc
 
 
 def _yaml(file: TextIO) -> Entries:
@@ -221,23 +287,45 @@ def _yaml(file: TextIO) -> Entries:
 
 
 def _json_lines(file: TextIO) -> Entries:
+    decoder = JsonDecoder()
     for number, line in enumerate(file, 1):
         if line.strip():
+            decoder.repeated.clear()
+            entry: object
             try:
-                yield number, json.loads(line.removesuffix("\n"))
+                entry = decoder.decode(line.removesuffix("\n"))
+            except RecursionError:
+                entry = Unreadable([NESTED_TOO_DEEPLY])
             except ValueError as exc:
                 raise ValueError(f"line {number} is not JSON: {exc}") from exc
+            yield number, Unreadable(repeated_keys(decoder.repeated)) if decoder.repeated else entry
 
 
 def _csv(file: TextIO) -> Entries:
     """Yield rows as mappings by the header, without empty cells; the cells of number fields are numbers."""
     reader = csv.DictReader(file, strict=True)
+    header = list(reader.fieldnames or [])
+    if repeated := [name for index, name in enumerate(header) if name in header[:index]]:
+        raise ValueError(f"line 1: the column {repeated_keys(repeated)[0]}")
     before = 1
-    for row in reader:
+    for row in _rows(reader):
         if None in row or None in row.values():
             raise ValueError(f"line {reader.line_num} has a different number of cells than the header")
         yield before + 1, {name: _cell(name, cell) for name, cell in row.items() if cell != ""}
         before = reader.line_num
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str | Any, str | Any]]:
+    """Yield the rows. Raises ValueError, with the line on which the row begins, for invalid syntax."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as exc:
+            raise ValueError(f"line {line}: {exc}") from exc
+        yield row
 
 
 def _cell(name: str, cell: str) -> object:

@@ -1,11 +1,13 @@
 """Streaming parser of a list in a YAML text of any length: yields its entries with their lines.
 
 The parser's events are composed entry by entry, with libyaml if PyYAML has it. Nodes with an anchor stay in
-memory, since an alias may refer to them.
+memory, since an alias may refer to them. What aliases and merges expand to is counted before it is built.
 """
 
 from __future__ import annotations
 
+import math
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -13,7 +15,15 @@ from yaml.composer import Composer, ComposerError
 from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
-from text2img.intake.formats import NOT_A_LIST
+from text2img.intake.formats import (
+    MAX_DIGITS,
+    NESTED_TOO_DEEPLY,
+    NOT_A_LIST,
+    Unreadable,
+    bounded_int,
+    one_line,
+    repeated_keys,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,19 +31,104 @@ if TYPE_CHECKING:
 
 _SEQUENCE: Final = "tag:yaml.org,2002:seq"
 _MAPPING: Final = "tag:yaml.org,2002:map"
+_MAX_DEPTH: Final = 50
+_MAX_ENTRY_VALUES: Final = 25_000
+"""The values of one entry, aliases expanded; a text of 20,000 characters has no more tags."""
+_MAX_EXPANDED, _MAX_EXPANDED_PER_VALUE = 100_000, 50
+"""Values that a file's aliases may expand to: so many, and so many for each value that the file contains."""
+
+
+class _BoundedComposer(Composer):
+    """A composer that refuses deep nesting and large expansions, and lists the keys that occur twice.
+
+    ``expanded`` counts the composed values, those behind an alias each time again. ``aliased`` are the nodes
+    behind the aliases since it was cleared, ``shared`` the values of such nodes that are constructed already.
+    """
+
+    def start_counting(self) -> None:
+        """Initialise the counters, before the first node."""
+        self.expanded = 0
+        self.repeated: list[tuple[Any, str]] = []
+        self.aliased: set[Any] = set()
+        self.shared: dict[Any, object] = {}
+        self._sizes: dict[str, int] = {}
+        self._written = self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node, as Composer does. Raises ComposerError."""
+        event: Any = self.peek_event()  # type: ignore[attr-defined]
+        mark: Any = event.start_mark
+        anchor, before = event.anchor, self.expanded
+        self._written += 1
+        if self._depth == _MAX_DEPTH:
+            raise ComposerError(None, None, f"a value {NESTED_TOO_DEEPLY}", mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            self.expanded += 1
+            if anchor is not None:
+                self._sizes[anchor] = self.expanded - before
+            return node
+        if anchor not in self._sizes:
+            raise ComposerError(None, None, "a value contains itself", mark)
+        self.aliased.add(node)
+        self.expanded += self._sizes[anchor]
+        if self.expanded > _MAX_EXPANDED + _MAX_EXPANDED_PER_VALUE * self._written:
+            raise ComposerError(None, None, "aliases expand to too many values", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Return the mapping, as Composer does, and add its repeated keys to ``repeated``."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    self.repeated.append((key.start_mark, key.value))
+                seen.add((key.tag, key.value))
+        return node
+
+
+class _SlowLoader(_BoundedComposer, yaml.SafeLoader):
+    """PyYAML's own parser, which reports the exact line of a syntax error."""
+
+    def __init__(self, file: TextIO) -> None:
+        yaml.SafeLoader.__init__(self, file)
+        self.start_counting()
 
 
 if yaml.__with_libyaml__:
 
-    class _Loader(yaml.CSafeLoader, Composer):
+    class _Loader(_BoundedComposer, yaml.CSafeLoader):
         """libyaml's parser with PyYAML's composer; libyaml's own composes only whole documents."""
 
         def __init__(self, file: TextIO) -> None:
             yaml.CSafeLoader.__init__(self, file)
             Composer.__init__(self)
+            self.start_counting()
 
 else:
-    _Loader = yaml.SafeLoader  # type: ignore[misc, assignment]
+    _Loader = _SlowLoader  # type: ignore[misc, assignment]
+
+
+def _construct_int(loader: Any, node: Any) -> int:
+    """Return an integer in any notation of YAML's, with a bounded number of digits."""
+    long = isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_DIGITS
+    return bounded_int(node.value) if long else loader.construct_yaml_int(node)
+
+
+def _construct_float(loader: Any, node: Any) -> float:
+    """Return a number; infinity for one in sexagesimal notation that no float can hold."""
+    try:
+        return float(loader.construct_yaml_float(node))
+    except OverflowError:
+        return math.inf
+
+
+for _class in (_Loader, _SlowLoader):
+    _class.add_constructor("tag:yaml.org,2002:int", _construct_int)
+    _class.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def entries(file: TextIO) -> Iterator[tuple[int, object]]:
@@ -45,7 +140,7 @@ def entries(file: TextIO) -> Iterator[tuple[int, object]]:
         yield from _entries(_Loader(file))
     except (ParserError, ScannerError):
         file.seek(0)
-        for _ in _entries(yaml.SafeLoader(file)):  # slower, but reports the exact line
+        for _ in _entries(_SlowLoader(file)):  # slower, but reports the exact line
             pass
         raise
 
@@ -69,19 +164,27 @@ def _entries(loader: Any) -> Iterator[tuple[int, object]]:
 
 def _mapping_entries(loader: Any) -> Iterator[tuple[int, object]]:
     loader.get_event()
-    found = False
+    keys: set[str] = set()
     while not loader.check_event(yaml.MappingEndEvent):
         key = loader.compose_node(None, None)
-        if not isinstance(key, yaml.ScalarNode) or key.value != "prompts":
+        name = key.value if isinstance(key, yaml.ScalarNode) else None
+        if name in keys:
+            raise ComposerError(None, None, repeated_keys([name])[0], key.start_mark)
+        if name is not None:
+            keys.add(name)
+        if name == "prompts":
+            yield from _list_entries(loader)
+        else:
             loader.compose_node(None, None)  # for its anchors
-            continue
-        if found:
-            raise ComposerError(None, None, "prompts occurs twice", key.start_mark)
-        found = True
-        yield from _list_entries(loader)
+            _refuse_repeated_keys(loader)
     loader.get_event()
-    if not found:
+    if "prompts" not in keys:
         raise ValueError(NOT_A_LIST)
+
+
+def _refuse_repeated_keys(loader: Any) -> None:
+    for mark, key in loader.repeated:
+        raise ComposerError(None, None, repeated_keys([key])[0], mark)
 
 
 def _list_entries(loader: Any) -> Iterator[tuple[int, object]]:
@@ -92,15 +195,50 @@ def _list_entries(loader: Any) -> Iterator[tuple[int, object]]:
         return
     loader.get_event()
     while not loader.check_event(yaml.SequenceEndEvent):
-        line = loader.peek_event().start_mark.line + 1
-        yield line, loader.construct_document(loader.compose_node(None, None))
+        line, before = loader.peek_event().start_mark.line + 1, loader.expanded
+        node = loader.compose_node(None, None)
+        if loader.expanded - before > _MAX_ENTRY_VALUES:
+            yield line, Unreadable([f"contains more than {_MAX_ENTRY_VALUES:,} values"])
+        elif loader.repeated:
+            lines = [mark.line + 1 for mark, _ in loader.repeated]
+            errors = repeated_keys(key for _, key in loader.repeated)
+            yield line, Unreadable([f"{error} (line {at})" for error, at in zip(errors, lines, strict=False)])
+        else:
+            yield line, _constructed(loader, node)
+        loader.repeated.clear()
     loader.get_event()
+
+
+def _constructed(loader: Any, node: Any) -> object:
+    """Return the value of a node, or Unreadable. Raises ConstructorError, which has the exact line.
+
+    Values behind aliases are constructed once and shared by the entries, which are not modified.
+    """
+    built: dict[Any, object] = {}
+    loader.constructed_objects = ChainMap(built, loader.shared)
+    aliased, loader.aliased = loader.aliased, set()
+    try:
+        value = loader.construct_document(node)
+    except yaml.MarkedYAMLError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - such as a date that does not exist; the next entry is read
+        loader.recursive_objects, loader.state_generators, loader.deep_construct = {}, [], False
+        reason = f": {one_line(exc)}" if isinstance(exc, ValueError) else ""
+        return Unreadable([f"contains a value that cannot be read{reason}"])
+    for alias in aliased:
+        # A merge constructs the values of a mapping, but not the mapping.
+        merged = [member for _, member in alias.value] if isinstance(alias, yaml.MappingNode) else []
+        loader.shared.update((each, built[each]) for each in (alias, *merged) if each in built)
+    return value
 
 
 def _anchored_entries(loader: Any) -> Iterator[tuple[int, object]]:
     """Yield the entries of a list that has an anchor or is an alias; it is in memory as a whole."""
     node = loader.compose_node(None, None)
-    entries = loader.construct_document(node)
+    _refuse_repeated_keys(loader)
+    entries = _constructed(loader, node)
+    if isinstance(entries, Unreadable):
+        raise ComposerError(None, None, entries.errors[0], node.start_mark)
     if not isinstance(node, yaml.SequenceNode) or not isinstance(entries, list):
         raise ValueError(NOT_A_LIST)  # noqa: TRY004 - an invalid value in a file, not a wrong type
     for child, entry in zip(node.value, entries, strict=True):

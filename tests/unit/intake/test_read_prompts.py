@@ -114,7 +114,7 @@ def test_all_that_is_wrong_with_an_entry_is_said(tmp_path) -> None:
     [
         ("a.json", '[\n "a",\n\n {"text":\n  ""}, {"text": ""},\n {"text": ""}]', [4, 5, 6]),
         ("a.json", '{"of": {"prompts": 1},\n "prompts": [1,\n"a", {}]}', [2, 3]),
-        ("a.json", '{"prompts": [], "x": [1],\n"prompts":\n[\n7]}', [4]),
+        ("a.json", '{"prompts": [], "x": [1],\n"prompts":\n[\n7]}', [2]),
         ("a.yaml", "# c\nprompts:\n- a\n- text:\n- 7\n", [4, 5]),
         ("a.yaml", "[a,\n {text: ''}, 7]", [2, 2]),
         ("a.csv", 'id,text\na,"two\nlines"\nb,""\n,""\n', [4, 5]),
