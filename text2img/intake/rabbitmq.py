@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import logging
 import queue
+import struct
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pika
+import pika.frame
+import pika.spec
 from pika.exceptions import (
     AMQPError,
     ChannelClosedByBroker,
@@ -25,7 +29,7 @@ from pika.exceptions import (
     ProbableAuthenticationError,
 )
 
-from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed
+from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +46,21 @@ REASON_HEADER = "x-text2img-error"
 """The header of a dead letter with its errors."""
 START_TIMEOUT = 30.0
 """The seconds in which a broker must answer when the server starts. Later the retries never end."""
-_MAX_REASON_CHARS = 2_000
+_MAX_REASON_BYTES = 2_000
+_MAX_FRAME_BYTES = 4_096
+"""A dead letter's header frame is no longer: every broker accepts this much (AMQP 0-9-1, frame-min-size)."""
+_ROUTING_HEADERS = (
+    *("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count"),
+    *("x-delay", "x-received-from", "x-shovelled", "x-stream-", "x-opt-", REASON_HEADER),
+)
+"""The beginnings of headers that a broker or its plugins act upon, or write themselves; beside CC and BCC."""
+_KEPT_PROPERTIES = (
+    *("content_type", "content_encoding", "priority", "correlation_id", "message_id", "timestamp"),
+    *("type", "app_id"),
+)
+"""The properties of a dead letter that its message had; the others expire it, or ask for an answer."""
+_PROMPT_ERRORS = (PromptFailed, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+"""Errors of a database that are due to one prompt, which it cannot store."""
 _BATCH_WINDOW = 0.05  # seconds in which messages are collected, to be added together
 _POLL_INTERVAL = 1.0  # seconds between checks whether the consumer is closing
 _MIN_BACKOFF, _MAX_BACKOFF = 0.5, 30.0  # seconds
@@ -51,12 +69,16 @@ _JOIN_TIMEOUT = 2.0  # seconds that a thread may take to end
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A delivered message; ``tag`` identifies it on its channel, ``reasons`` make it a dead letter."""
+    """A delivered message; ``tag`` identifies it on its channel.
+
+    It becomes the ``prompt``, or a dead letter because of the ``reasons``.
+    """
 
     channel: BlockingChannel
     tag: int
     properties: pika.BasicProperties
     body: bytes
+    prompt: NewPrompt | None = None
     reasons: Sequence[str] = ()
 
 
@@ -169,31 +191,35 @@ class Consumer:
         self._delivered.put(_Message(channel, method.delivery_tag, properties, body))
 
     def _acknowledge(self, messages: Sequence[_Message]) -> None:
-        """Publish the invalid messages as dead letters, then acknowledge all; their prompts are safe."""
+        """Acknowledge the messages whose prompts are safe, then each invalid one as a dead letter."""
         channel = messages[-1].channel
         if not channel.is_open:
             return  # they are delivered again, on another channel
-        if invalid := [message for message in messages if message.reasons]:
-            dead_letters = channel.connection.channel()
-            dead_letters.confirm_delivery()
-            for message in invalid:
-                self._dead_letter(dead_letters, message)
-            dead_letters.close()
-        channel.basic_ack(messages[-1].tag, multiple=True)
+        invalid = [message for message in messages if message.reasons]
+        if not invalid:
+            channel.basic_ack(messages[-1].tag, multiple=True)
+            return
+        for message in messages:
+            if not message.reasons:
+                channel.basic_ack(message.tag)
+        dead_letters = channel.connection.channel()
+        dead_letters.confirm_delivery()
+        for message in invalid:
+            self._dead_letter(dead_letters, message)
+            channel.basic_ack(message.tag)
+        dead_letters.close()
 
     def _dead_letter(self, dead_letters: BlockingChannel, message: _Message) -> None:
-        reason = "; ".join(message.reasons)[:_MAX_REASON_CHARS]
-        properties = message.properties
-        properties.headers = {**(properties.headers or {}), REASON_HEADER: reason}
-        properties.delivery_mode = pika.DeliveryMode.Persistent.value
-        properties.expiration = None
-        properties.user_id = None  # the broker requires the publisher's own
+        # A reason quotes a message, whose text may be no valid UTF-8.
+        reason = "; ".join(message.reasons).encode("utf-8", "backslashreplace")
+        shown = reason[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
+        properties = _dead_letter_properties(message.properties, shown, len(message.body))
         name = self._broker.dead_letter_queue
         dead_letters.basic_publish("", name, message.body, properties, mandatory=True)
         log.warning(
             "moved an invalid message to %s: %s",
             name,
-            reason,
+            shown,
             extra={"event": "dead_letter"},
         )
 
@@ -201,15 +227,29 @@ class Consumer:
 
     def _process_messages(self) -> None:
         while messages := self._next_batch():
-            read = [(message, *self._read(message.body)) for message in messages]
-            prompts = [prompt for _, prompt, _ in read if prompt is not None]
-            if not self._add_with_retries(prompts):
-                return
-            processed = [
-                _Message(message.channel, message.tag, message.properties, message.body, reasons)
-                for message, _, reasons in read
-            ]
-            self._schedule_acknowledge(processed)
+            read = [self._parsed(message) for message in messages]
+            try:
+                if not self._add_with_retries([message.prompt for message in read if message.prompt]):
+                    return
+            except _PROMPT_ERRORS:
+                added = [self._added_alone(message) for message in read]
+                read = [message for message in added if message is not None]
+                if len(read) < len(added):
+                    return
+            self._schedule_acknowledge(read)
+
+    def _parsed(self, message: _Message) -> _Message:
+        prompt, reasons = self._read(message.body)
+        return replace(message, prompt=prompt, reasons=reasons)
+
+    def _added_alone(self, message: _Message) -> _Message | None:
+        """Return the message, with a reason if its prompt cannot be added; None if the consumer closes."""
+        if message.prompt is None:
+            return message
+        try:
+            return message if self._add_with_retries([message.prompt]) else None
+        except _PROMPT_ERRORS as exc:
+            return replace(message, reasons=[f"the database cannot store it ({type(exc).__name__})"])
 
     def _next_batch(self) -> list[_Message]:
         """Return the waiting messages and those of the next moment, of one channel; empty at the end."""
@@ -250,6 +290,76 @@ class Consumer:
             messages[-1].channel.connection.add_callback_threadsafe(partial(self._acknowledge, messages))
         except AMQPError as exc:  # it is closed: they are delivered again
             log.debug("not acknowledged: %s", describe_error(exc))
+
+
+class _Properties(pika.BasicProperties):  # type: ignore[misc]
+    """The properties of a message from the broker, without the headers where pika cannot decode these.
+
+    A timestamp after the year 9999, a NaN or deep nesting would otherwise end the connection, and the next
+    one, since the broker delivers the message again. The job does not read the headers.
+    """
+
+    def decode(self, encoded: bytes, offset: int = 0) -> Any:
+        """Decode as pika does. Never raises."""
+        try:
+            return super().decode(encoded, offset)
+        except Exception:  # noqa: BLE001 - whatever pika raises, the message has to be acknowledged
+            log.debug("a message's headers cannot be decoded; they are ignored")
+        with suppress(Exception):
+            super().decode(_without_headers(encoded[offset:]))
+        return self
+
+
+pika.spec.props[pika.BasicProperties.INDEX] = _Properties
+"""pika decodes each message's properties with the class in this table, and has no other hook for that."""
+
+
+def _without_headers(encoded: bytes) -> bytes:
+    """Return encoded properties without the headers: these follow the content's type and encoding."""
+    (flags,) = struct.unpack_from(">H", encoded)
+    start = 2
+    for flag in (pika.BasicProperties.FLAG_CONTENT_TYPE, pika.BasicProperties.FLAG_CONTENT_ENCODING):
+        if flags & flag:
+            start += 1 + encoded[start]
+    end = start + 4 + int.from_bytes(encoded[start : start + 4], "big")
+    flags &= ~pika.BasicProperties.FLAG_HEADERS
+    return struct.pack(">H", flags) + encoded[2:start] + encoded[end:]
+
+
+def _dead_letter_properties(
+    properties: pika.BasicProperties, reason: str, body_size: int
+) -> pika.BasicProperties:
+    """Return the properties of a dead letter, which fit a frame: without the sender's if they do not."""
+    sent = {name: getattr(properties, name) for name in _KEPT_PROPERTIES}
+    ours = {REASON_HEADER: reason}
+    candidates: list[tuple[dict[str, Any], dict[str, str]]] = [
+        (sent, {**_kept_headers(properties.headers), **ours}),
+        (sent, ours),
+    ]
+    for fields, headers in candidates:
+        made = _persistent(fields, headers)
+        try:
+            frame = pika.frame.Header(1, body_size, made).marshal()
+        except Exception:  # noqa: BLE001, S112 - what a sender wrote and pika cannot encode is left out
+            continue
+        if len(frame) <= _MAX_FRAME_BYTES:
+            return made
+    return _persistent({}, ours)
+
+
+def _persistent(fields: dict[str, Any], headers: dict[str, str]) -> pika.BasicProperties:
+    return pika.BasicProperties(**fields, headers=headers, delivery_mode=pika.DeliveryMode.Persistent.value)
+
+
+def _kept_headers(headers: object) -> dict[str, str]:
+    """Return the sender's own headers: texts, such as a trace's id, that no broker acts upon."""
+    kept = {}
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        if isinstance(name, str) and isinstance(value, str):
+            lower = name.lower()
+            if lower not in {"cc", "bcc"} and not lower.startswith(_ROUTING_HEADERS):
+                kept[name] = value
+    return kept
 
 
 def _on_cancel(frame: object) -> None:
