@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import struct
+from contextlib import closing
 
 import pika
 import pytest
@@ -162,6 +164,21 @@ def test_a_prompt_that_the_database_cannot_store_is_a_dead_letter(desk):
         until(lambda: desk.server.ready(desk.dead) == 2)
     reasons = {letter.headers[REASON_HEADER] for letter, _ in desk.server.taken(desk.dead)}
     assert "the database cannot store it (UnicodeEncodeError)" in reasons
+
+
+def test_a_prompt_that_the_owner_forbids_is_a_dead_letter(desk, tmp_path):
+    """It was delivered again and again, and held up those behind it."""
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as shell, shell:
+        shell.execute(
+            "CREATE TRIGGER forbid BEFORE INSERT ON datasets WHEN NEW.seed = 2 "
+            "BEGIN SELECT RAISE(ABORT, 'the owner forbids it'); END"
+        )
+    desk.publish(*map(message, range(5)))
+    with consumers_left(desk, 0), desk.consuming():
+        desk.await_prompts(4)
+        until(lambda: desk.server.ready(desk.dead) == 1)
+    ((letter, _),) = desk.server.taken(desk.dead)
+    assert letter.headers[REASON_HEADER] == "the database does not take 'g-2': the owner forbids it"
 
 
 _JSON = st.recursive(

@@ -321,7 +321,11 @@ class RunStore(Protocol):
         ...
 
     def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
-        """Add the prompts whose id is new; return how many were added. The others stay untouched."""
+        """Add the prompts whose id is new; return how many were added. The others stay untouched.
+
+        Raises PromptFailed (``invalid_document``) for a prompt that the database rejects for what it holds,
+        such as by the owner's schema. Those that were to be added with it may be missing: call it again.
+        """
         ...
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:

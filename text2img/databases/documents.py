@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
 from text2img.databases.hashes import HASH_FIELDS, recorded_hashes
-from text2img.errors import ConfigurationError, PromptFailed
+from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts import Evaluation, ModelConfiguration, Prompt, RequestedParameters, Status, StoredImage
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
@@ -30,6 +30,7 @@ from text2img.prompts.parameters import (
     check_text,
     nearest,
 )
+from text2img.prompts.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +168,13 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
         "style_id": prompt.style_id,
         **{name: getattr(prompt.requested, name) for name in PARAMETER_NAMES},
     }
+
+
+def rejected_prompt(prompt_id: PromptId, reason: str) -> PromptFailed:
+    """Return the error for a new prompt that the database rejects because of what it holds."""
+    shown = reason.partition("\n")[0][:300]
+    message = f"the database does not take {quoted(prompt_id.text)}: {shown}"
+    return PromptFailed(ErrorCode.INVALID_DOCUMENT, message)
 
 
 def undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:

@@ -248,6 +248,8 @@ class Consumer:
             return message
         try:
             return message if self._add_with_retries([message.prompt]) else None
+        except PromptFailed as exc:
+            return replace(message, reasons=[str(exc)])
         except _PROMPT_ERRORS as exc:
             return replace(message, reasons=[f"the database cannot store it ({type(exc).__name__})"])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.errors import BSONError
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError
 
 from text2img.databases import Counts, RunTotals, WorkerClaims
 from text2img.databases.documents import (
@@ -24,10 +24,19 @@ from text2img.databases.documents import (
     failed_prompt,
     missing_configuration,
     new_fields,
+    rejected_prompt,
     run_fields,
     run_of,
 )
-from text2img.databases.mongo.session import Session, error_message, translate_errors
+from text2img.databases.mongo.session import (
+    DUPLICATE_KEY,
+    NO_INDEX,
+    Session,
+    error_message,
+    index_of,
+    reason_of,
+    translate_errors,
+)
 from text2img.databases.mongo.updates import (
     PROCESSING,
     differs,
@@ -51,7 +60,6 @@ if TYPE_CHECKING:
     from text2img.prompts import ModelConfiguration
 
 
-_DUPLICATE_KEY: Final = 11000
 _BATCH_SIZE: Final = 1000
 _CREATED_AT: Final = {
     "$switch": {
@@ -205,10 +213,24 @@ class MongoRunStore:
         try:
             return len(self._datasets.insert_many(documents, ordered=False).inserted_ids)
         except BulkWriteError as exc:
-            errors = exc.details["writeErrors"]
-            if exc.details["writeConcernErrors"] or any(error["code"] != _DUPLICATE_KEY for error in errors):
+            if exc.details["writeConcernErrors"]:
                 raise
+            for error in exc.details["writeErrors"]:
+                if reason := self._rejection(error):
+                    raise rejected_prompt(id_of(documents[error["index"]]["_id"]), reason) from exc
             return int(exc.details["nInserted"])
+        except (DocumentTooLarge, BSONError, OverflowError, UnicodeEncodeError) as exc:
+            # Raised before anything is sent: one document spoils all that are sent with it.
+            if len(documents) == 1:
+                raise rejected_prompt(id_of(documents[0]["_id"]), str(exc)) from exc
+            return sum(self._insert([document]) for document in documents)
+
+    def _rejection(self, error: Mapping[str, Any]) -> str | None:
+        """Return why a document was rejected; None if its id exists. Raises other errors."""
+        if error["code"] != DUPLICATE_KEY:
+            return reason_of(error, self._datasets.name)
+        index = index_of(error)
+        return None if index == NO_INDEX or index.startswith("_id") else f"the unique index {index}"
 
 
 def _replaced_by(prompt: NewPrompt) -> list[Document]:

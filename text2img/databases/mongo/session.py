@@ -136,10 +136,14 @@ def reason_of(error: Mapping[str, Any], collection: str) -> str:
     return _reason(message, error.get("errInfo"))
 
 
+NO_INDEX: Final = "of another program"
+"""In place of a unique index's name that the server's error does not give."""
+
+
 def index_of(error: Mapping[str, Any]) -> str:
     """Return the name of the unique index that a write violates."""
     found = re.search(r"index: (\S+)", str(error.get("errmsg")))
-    return found[1] if found else "of another program"
+    return found[1] if found else NO_INDEX
 
 
 def _index_message(index: str, collection: str) -> str:

@@ -18,12 +18,14 @@ from text2img.databases.documents import (
     missing_configuration,
     new_fields,
     parse_id_candidates,
+    rejected_prompt,
     run_fields,
     run_of,
 )
 from text2img.databases.sqlite.queue import LEASED, selected
 from text2img.databases.sqlite.session import (
     ID,
+    REJECTIONS,
     STATUS,
     columns_of,
     datetime_of,
@@ -153,8 +155,20 @@ class SqliteRunStore:
             with self._session.writing() as connection:
                 for prompt in batch:
                     fields = {"_id": value_of(prompt.id), **new_fields(prompt), "created_at": timestamp()}
-                    added += self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields)
+                    try:
+                        added += self._insert_new(connection, fields)
+                    except REJECTIONS as exc:
+                        raise rejected_prompt(prompt.id, str(exc)) from exc
         return added
+
+    def _insert_new(self, connection: sqlite3.Connection, fields: Mapping[str, object]) -> int:
+        """Insert a row unless its id exists. Raises IntegrityError for another constraint of the table."""
+        if self._insert(connection, "INSERT OR IGNORE INTO {datasets}", fields):
+            return 1
+        known = self._session.sql("SELECT 1 FROM {datasets} WHERE _id = ?")
+        if connection.execute(known, (columns_of(fields)["_id"],)).fetchone():
+            return 0
+        return self._insert(connection, "INSERT INTO {datasets}", fields)
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. In batches of 1,000, each in one transaction."""
