@@ -13,6 +13,7 @@ from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, Stora
 from text2img.intake import read_prompts
 from text2img.prompts import Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
+from text2img.prompts.limits import SMALLEST_SIZE
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
 from text2img.telemetry.publisher import metrics_sinks, publishing, query_backlog
 from text2img.worker import build
@@ -141,7 +142,9 @@ def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> i
         try:
             if prompt.webhook_url is not None:
                 deps.webhook_hosts.check(prompt.webhook_url)
-            planned = request(prompt, (settings.requested, configured, model_defaults, DEFAULTS, _MODEL_SIZE))
+            sets = (settings.requested, configured, model_defaults, DEFAULTS)
+            request(prompt, (*sets, SMALLEST_SIZE), limits=deps.limits)
+            planned = request(prompt, (*sets, _MODEL_SIZE))
             planned = deps.loop.next(planned) if deps.loop else planned
             deps.encoder.check(planned.parameters)
             if hosted:

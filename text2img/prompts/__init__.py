@@ -24,6 +24,8 @@ from text2img.prompts.parameters import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from text2img.prompts.limits import Limits
+
 
 __all__ = [
     "APPROXIMATIONS",
@@ -168,11 +170,17 @@ class Request:
         ]
 
 
-def request(prompt: Prompt, requested: Sequence[RequestedParameters], multiple: int = 8) -> Request:
+def request(
+    prompt: Prompt,
+    requested: Sequence[RequestedParameters],
+    multiple: int = 8,
+    limits: Limits | None = None,
+) -> Request:
     """Return the request for the prompt's first image, with the run's parameters, the most specific first.
 
     Its chunks are not counted yet. A size computed from an aspect ratio is a multiple of ``multiple``.
-    Raises PromptFailed (``invalid_document``, ``invalid_prompt``, ``invalid_parameters``, ``abandoned``).
+    Without ``limits``, a prompt may request everything that is valid. Raises PromptFailed
+    (``invalid_document``, ``invalid_prompt``, ``invalid_parameters`` or ``abandoned``).
     """
     if prompt.fault is not None:
         raise PromptFailed(ErrorCode.INVALID_DOCUMENT, prompt.fault)
@@ -180,6 +188,8 @@ def request(prompt: Prompt, requested: Sequence[RequestedParameters], multiple: 
         raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while processing it")
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
     parameters = resolve_parameters((prompt.requested, *requested), seed=prompt.id.seed, multiple=multiple)
+    if limits is not None:
+        limits.check(parameters)
     return Request(prompt=prompt, text=text, parameters=parameters, num_images=parameters.num_images)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from text2img.errors import ConfigurationError
 from text2img.prompts.batching import BatchSize
 from text2img.prompts.ids import IterationFolderName, ObjectName
+from text2img.prompts.limits import Limits
 from text2img.prompts.parameters import RequestedParameters
 from text2img.prompts.refinement import Loop
 from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, RuntimeSettings, declared_in
@@ -55,6 +56,11 @@ class Settings(RuntimeSettings):
                 if hasattr(self, parameter.name)
             }
         )
+
+    @property
+    def limits(self) -> Limits:
+        """The limits on what one prompt may request."""
+        return Limits(self.max_pixels, self.max_steps, self.max_images, self.max_work)
 
     @property
     def batches(self) -> BatchSize:

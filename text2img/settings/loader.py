@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from text2img.errors import ConfigurationError, PromptFailed
+from text2img.prompts.limits import SMALLEST_SIZE
 from text2img.prompts.parameters import RequestedParameters, resolve_parameters
 from text2img.settings import DEFAULTS, Settings, options
 
@@ -132,9 +133,19 @@ def _check(settings: Settings) -> None:
     except PromptFailed as exc:
         name, _, rest = str(exc).partition(" ")
         raise ConfigurationError(f"--{name.replace('_', '-')} {rest}") from None
+    _check_limits(settings)
     run_id = settings.run_id or "made"
     if len(run_id) > 100 or not all(char.isalnum() or char in "._-" for char in run_id):
         raise ConfigurationError("--run-id must be at most 100 letters, digits, dots, dashes and underscores")
+
+
+def _check_limits(settings: Settings) -> None:
+    """Raise ConfigurationError if the flags request more than one prompt may, whatever the model is."""
+    least = RequestedParameters(num_inference_steps=1, guidance_scale=0)
+    try:
+        settings.limits.check(resolve_parameters((settings.requested, least, SMALLEST_SIZE), seed=0))
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the flags request more than one prompt may: {exc}") from None
 
 
 def _error_message(error: Any) -> str:

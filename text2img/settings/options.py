@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from text2img.prompts.parameters import RequestedParameters
+from text2img.prompts.parameters import MAX_IMAGES, RequestedParameters
 from text2img.prompts.refinement import MAX_CANDIDATES, MAX_ITERATIONS
 
 if TYPE_CHECKING:
@@ -282,6 +282,19 @@ class GenerationSettings(EndpointSettings):
         None,
         "generation",
         "seed of prompts without their own; by default derived from the prompt's _id, the same in every run",
+    )
+
+    max_pixels: Annotated[int, Ge(4096), Le(4096**2)] = option(
+        4096**2, "generation", "maximum pixels, width × height, of the images of one prompt"
+    )
+    max_steps: Annotated[int, Ge(1), Le(1000)] = option(
+        1000, "generation", "maximum denoising steps that one prompt may request"
+    )
+    max_images: Annotated[int, Ge(1), Le(MAX_IMAGES)] = option(
+        MAX_IMAGES, "generation", "maximum images that one prompt may request"
+    )
+    max_work: Annotated[float, Gt(0), Le(10_000_000)] = option(
+        25_000, "generation", "maximum work of one prompt: images × steps × megapixels"
     )
 
     artist_name: str | None = option(

@@ -19,6 +19,7 @@ from text2img.errors import ConfigurationError, ObjectUnreadable, PromptFailed, 
 from text2img.images import Encoder
 from text2img.prompts import RequestedParameters
 from text2img.prompts.ids import IterationFolderName, ObjectName
+from text2img.prompts.limits import Limits
 from text2img.prompts.parameters import resolve_parameters
 from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
@@ -63,7 +64,7 @@ class Dependencies:
     ``batch_size`` is the maximum; with ``fastest_size`` the run finds out which size up to it is fastest.
     With a ``loop`` an image is refined until the evaluator accepts it. ``callback`` and ``webhooks`` are the
     clients for the run's receiver and for prompts' own webhooks, which may be on ``webhook_hosts`` only.
-    ``limit`` is the maximum number of prompts of a run.
+    ``limit`` is the maximum number of prompts of a run, ``limits`` what each of them may request.
     """
 
     storage: ImageStorage
@@ -79,6 +80,7 @@ class Dependencies:
     batch_size: int = 10
     fastest_size: bool = False
     limit: int | None = None
+    limits: Limits = field(default_factory=Limits)
     max_attempts: int = 3
     upload_workers: int = 16
 
@@ -139,6 +141,7 @@ def build(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Dep
         batch_size=settings.batches.max_size,
         fastest_size=settings.batches.auto,
         limit=settings.limit,
+        limits=settings.limits,
         max_attempts=settings.max_attempts,
         upload_workers=settings.upload_workers,
     )
@@ -473,6 +476,10 @@ def validate_defaults(
         check_fits(model_info, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
+    try:
+        deps.limits.check(wanted)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"the run's own parameters exceed its limits: {exc}") from None
     if deps.loop and wanted.num_images > 1:
         raise ConfigurationError(
             f"the model configuration's num_images is {wanted.num_images}, and the loop (--iterations,"

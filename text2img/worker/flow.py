@@ -182,7 +182,7 @@ class Worker:
             try:
                 if claimed.webhook_url is not None:
                     prompt = replace(claimed, webhook_url=deps.webhook_hosts.check(claimed.webhook_url))
-                wanted = request(prompt, self._requested, self._model_info.multiple)
+                wanted = request(prompt, self._requested, self._model_info.multiple, deps.limits)
                 wanted = deps.loop.next(wanted) if deps.loop else wanted
                 deps.encoder.check(wanted.parameters)
                 ready.append(self._engine.prepare(wanted))

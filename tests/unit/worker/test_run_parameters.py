@@ -36,3 +36,11 @@ def test_a_loop_without_scores_is_found_by_whoever_looks():
     """Doctor asks here, and so says what a run would refuse."""
     with pytest.raises(ConfigurationError, match="--evaluator"):
         wanted(None, candidates="2")
+
+
+def test_a_run_whose_own_parameters_exceed_its_limits_is_refused():
+    """No prompt without parameters of its own would succeed, so that the operator has to choose."""
+    large = ModelConfiguration(requested=RequestedParameters(width=1024, height=1024))
+    with pytest.raises(ConfigurationError, match="--max-pixels"):
+        wanted(large, max_pixels=str(512 * 512))
+    assert wanted(large, max_pixels=str(512 * 512), width="512", height="512").width == 512
