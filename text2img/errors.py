@@ -16,7 +16,7 @@
     ├── ObjectUnreadable     –          a stored image cannot be read: its reader continues without it
     └── ClaimLost            –          another worker holds the prompt now: the outcome is discarded
 
-A message is one line: the cause, and what to do.
+A message is one line: the cause, and what to do. A file of prompts may have several errors, a line each.
 """
 
 from __future__ import annotations
@@ -45,9 +45,17 @@ class ErrorCode(StrEnum):
 
 
 class Text2ImgError(Exception):
-    """The base class of all errors that this project raises on purpose."""
+    """The base class of all errors that this project raises on purpose. Each argument is a line of it."""
 
     exit_status = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines of the message: one, but for a file with several errors."""
+        return tuple(map(str, self.args)) or ("",)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class ConfigurationError(Text2ImgError):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from text2img import __version__
 from text2img.errors import ConfigurationError, Text2ImgError
+from text2img.telemetry.terminal import discard_output, flush_errors, prepare_streams, print_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,29 +79,34 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in ``argv`` (by default the process's arguments), and return the exit status."""
+    prepare_streams()
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        return _answer(sys.argv[1:] if argv is None else list(argv))
+    finally:
+        flush_errors()
+
+
+def _answer(argv: list[str]) -> int:
+    """Run the command; print what ended it if logging is not set up yet; return the exit status."""
+    try:
+        arguments = _parse(argv)
         status = _run(arguments)
         sys.stdout.flush()  # a write error at interpreter exit could not be reported
     except Text2ImgError as exc:
-        print(f"text2img: {exc}", file=sys.stderr)
+        first, *more = exc.lines
+        print_error(f"text2img: {first}", *more)
         return exc.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; Python would report that again when it flushes at exit.
-        _discard_output()
+        discard_output()
         return 141
     except OSError as exc:
-        _discard_output()
-        print(f"text2img: standard output cannot be written: {exc.strerror}", file=sys.stderr)
+        discard_output()
+        print_error(f"text2img: standard output cannot be written: {exc.strerror}")
         return 1
     return status
-
-
-def _discard_output() -> None:
-    """Redirect the rest of standard output to the null device."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _output_is_closed() -> bool:

@@ -18,6 +18,7 @@ from text2img.reports.comparison.table import document, page, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
 from text2img.storage import ImageReader, StorageOptions
+from text2img.telemetry.terminal import print_document, print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
             folder = Path(arguments.html).absolute().parent
             _write("--html", arguments.html, page(comparison, read, folder))
     if arguments.json == "-":
-        print(document(comparison), end="")
+        print_document(document(comparison))
         return 0
     if arguments.json:
         _write("--json", arguments.json, [document(comparison)])
-    print(table(comparison))
+    print_lines(*table(comparison))
     return 0
 
 

@@ -16,6 +16,7 @@ from text2img.demo.scenes import Scene, contact_sheet
 from text2img.errors import ConfigurationError, DatabaseFailed, StorageFailed
 from text2img.images import is_overview, overview_mark, read_parameters
 from text2img.intake import read_prompts
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     if arguments.fresh:
         _remove([*images, *(folder / f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm"))])
     if not _enqueue(settings, prompts):
-        print(f"nothing to do: the images are in {folder}; use --fresh to generate them again")
+        print_lines(f"nothing to do: the images are in {folder}; use --fresh to generate them again")
         return 0
     stop = Stop()
     status = run.work(settings, build.build(settings, stop.wait), progress, stop)
@@ -87,8 +88,8 @@ def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:
             images.append((prompt.text, file.convert("RGB")))
     matching = sum(judge(image).shows(Scene.parse(text)) for text, image in images)
     contact_sheet(images).save(folder / CONTACT_SHEET, pnginfo=overview_mark())
-    print(f"{matching} of {len(images)} images match their prompt")
-    print(f"contact sheet: {folder / CONTACT_SHEET}")
+    print_lines(f"{matching} of {len(images)} images match their prompt")
+    print_lines(f"contact sheet: {folder / CONTACT_SHEET}")
 
 
 def _check_folder(settings: Settings, folder: Path) -> list[Path]:

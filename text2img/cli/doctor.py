@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 from text2img.worker.job import task_instance
 
@@ -178,8 +179,8 @@ def _run_check(check: Callable[[], str], settings: Settings) -> int:
     mask = Mask(settings.secrets)
     name = check.__name__
     try:
-        print(mask(f"{name:<9} ok      {check()}"))
+        print_lines(mask(f"{name:<9} ok      {check()}"))
     except Text2ImgError as exc:
-        print(mask(f"{name:<9} FAILED  {exc}"))
+        print_lines(mask(f"{name:<9} FAILED  {exc}"))
         return exc.exit_status
     return 0

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.intake import read_prompts
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -21,5 +22,5 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     prompts = read_prompts(arguments.file)
     with closing(build.database(settings)) as database:
         added = database.runs.enqueue(prompts)
-    print(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
+    print_lines(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
     return 0

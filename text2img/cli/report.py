@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import ReportData, write_report
 from text2img.storage import ImageReader, StorageOptions
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     with closing(build.database(settings, create=False)) as database:
         data = _report_data(database, settings, run_id)
         stats = write_report(arguments.html, data, _reader(settings).read)
-    print(_summary_line(arguments.html, stats))
+    print_lines(_summary_line(arguments.html, stats))
     return 0
 
 

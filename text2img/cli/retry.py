@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.errors import ConfigurationError, ErrorCode
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     with closing(build.database(settings, create=False)) as database:  # a missing file is a typing error
         database.connection.open()
         count = database.runs.retry(code, build.selection(settings))
-    print(f"reset {count} failed prompts to pending")
+    print_lines(f"reset {count} failed prompts to pending")
     return 0
 
 

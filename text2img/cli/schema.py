@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from text2img.intake.schema import schema
+from text2img.telemetry.terminal import print_document
 
 if TYPE_CHECKING:
     import argparse
@@ -17,5 +18,5 @@ if TYPE_CHECKING:
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print the schema, and return the exit status."""
     del settings, arguments, progress
-    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    print_document(json.dumps(schema(), indent=2))
     return 0

@@ -19,6 +19,7 @@ from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.telemetry.progress import BACKGROUND_STAGES, DEVICE_STAGES
+from text2img.telemetry.terminal import escape, print_lines, shorten
 from text2img.worker import build
 from text2img.worker.job import dollars
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from text2img.telemetry.progress import Progress
 
 
+_MAX_CODES: Final = 20  # error codes that are listed; a document may hold any text as its code
+
 NotificationCounts = tuple[int, int]
 """The number of notifications still to be sent, and the number rejected permanently."""
 
@@ -41,7 +44,9 @@ def prompt_lines(counts: Counts) -> list[str]:
     """Return a line for each status of prompts."""
     oldest = f"  (oldest {age(counts.oldest_pending)} old)" if counts.oldest_pending else ""
     live, expired = counts.live_leases, counts.expired_leases
-    errors = ", ".join(f"{code} {count}" for code, count in sorted(counts.errors.items()))
+    codes = [f"{shorten(code)} {count}" for code, count in sorted(counts.errors.items())]
+    more = [f"{len(codes) - _MAX_CODES} more codes"] if len(codes) > _MAX_CODES else []
+    errors = ", ".join([*codes[:_MAX_CODES], *more])
     return [
         f"pending     {counts.pending:>8,}{oldest}",
         f"processing  {counts.processing:>8,}  (leases: {live:,} live, {expired:,} expired)",
@@ -97,14 +102,14 @@ def spent(run: Run) -> dict[str, float]:
     return {stage: number_of(run.seconds.get(stage)) for stage in (*DEVICE_STAGES, *BACKGROUND_STAGES)}
 
 
-def in_terminal(run: Run) -> str:
+def in_terminal(run: Run) -> list[str]:
     """Return the plot as lines of text."""
-    return "\n".join(
+    return [
         f"{row.label}"
         if row.share is None
         else f"  {row.label:<12}{_bar(row.share):<{_COLUMNS}}  {row.figure}".rstrip()
         for row in _rows(run)
-    )
+    ]
 
 
 def as_image(run: Run) -> Image:
@@ -118,7 +123,7 @@ def as_image(run: Run) -> Image:
     for index, row in enumerate(rows):
         top = _ROW * index + _ROW // 2
         if row.share is None:
-            draw.text((20, top + 4), row.label, _INK, font)
+            draw.text((20, top + 4), escape(row.label), _INK, font)
             continue
         draw.text((40, top + 4), row.label, _INK, font)
         if width := round(_BAR * row.share):
@@ -132,7 +137,8 @@ def _rows(run: Run) -> Iterator[Row]:
     total = (run.finished_at - run.started_at).total_seconds() if run.finished_at else 0.0
     total = max(total, sum(seconds[stage] for stage in DEVICE_STAGES))
     max_seconds = max(total, *seconds.values()) or 1.0
-    yield Row(f"{run.id}, {run.started_at:%Y-%m-%d %H:%M}, {run.status}: {_speed(run, total)}")
+    name, status = shorten(run.id), shorten(run.status)
+    yield Row(f"{name}, {run.started_at:%Y-%m-%d %H:%M}, {status}: {_speed(run, total)}")
     yield Row("device thread")
     for stage in DEVICE_STAGES:
         yield Row(stage, _BLUE, _clamp(seconds[stage] / max_seconds), _figure(seconds[stage], total))
@@ -257,14 +263,16 @@ def _worker_lines(claims_by_worker: Sequence[WorkerClaims], running: Sequence[Ru
         {run.worker or run.id: run for run in running},
     )
     names = sorted({*claims, *runs})
-    width = max(map(len, names), default=0)
-    return [f"  {name:<{width}}  {_worker_state(claims.get(name), runs.get(name))}" for name in names]
+    shown = list(map(shorten, names))
+    width = max(map(len, shown), default=0)
+    states = [_worker_state(claims.get(name), runs.get(name)) for name in names]
+    return [f"  {name:<{width}}  {state}" for name, state in zip(shown, states, strict=True)]
 
 
 def _worker_state(claims: WorkerClaims | None, run: Run | None) -> str:
     prompts, expired = (claims.prompts, claims.expired) if claims else (0, 0)
     expired_text = f", {expired:,} of their leases expired" if expired else ""
-    run_text = f", run {run.id}" if run else ""
+    run_text = f", run {shorten(run.id)}" if run else ""
     return f"{_liveness(claims, run)}; {prompts:,} prompts claimed{expired_text}{run_text}"
 
 
@@ -288,14 +296,14 @@ def _headline() -> str:
 def _screen() -> Iterator[Callable[[list[str]], None]]:
     """Yield a function that shows lines: a terminal is updated in place, other output is appended."""
     if not sys.stdout.isatty():
-        yield lambda lines: print(*lines, "", sep="\n", flush=True)
+        yield lambda lines: print_lines(*lines, "", flush=True)
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(), auto_refresh=False) as live:
-        yield lambda lines: live.update(Text("\n".join(lines)), refresh=True)
+        yield lambda lines: live.update(Text("\n".join(map(escape, lines))), refresh=True)
 
 
 def _done(counts: Counts) -> int:
@@ -319,7 +327,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         webhooks = database.outbox.notifications(webhooks=True)
         runs = database.runs.last_runs(_MAX_RUNS)
     lines = [*prompt_lines(counts), *delivery_lines(counts, callbacks, webhooks), *_run_lines(runs)]
-    print("\n".join(lines))
+    print_lines(*lines)
     return 0
 
 
@@ -348,26 +356,26 @@ def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status without --plot lists the last ones")
     if not file:
-        print(in_terminal(run))
+        print_lines(*in_terminal(run))
         return 0
     try:
         as_image(run).save(file, "PNG")
     except OSError as exc:
         raise ConfigurationError(f"--plot-file {file} cannot be written: {exc.strerror}") from exc
-    print(f"plot of {run.id} written to {file}")
+    print_lines(f"plot of {run.id} written to {file}")
     return 0
 
 
 def _run_lines(runs: list[Run]) -> list[str]:
     if not runs:
         return ["no runs yet"]
-    id_width = max(len(run.id) for run in runs)
-    state_width = max(len(state_of(run)) for run in runs)
+    names = [(shorten(run.id), shorten(state_of(run))) for run in runs]
+    id_width, state_width = (max(map(len, column)) for column in zip(*names, strict=True))
     return ["last runs:"] + [
-        f"  {run.id:<{id_width}}  {run.started_at:%Y-%m-%d %H:%M}  {state_of(run):<{state_width}}  "
+        f"  {name:<{id_width}}  {run.started_at:%Y-%m-%d %H:%M}  {state:<{state_width}}  "
         f"{run.completed:,} completed{_images(run)}, {run.failed:,} failed, "
         f"{run.images_per_second:.2f} images/s{_cost(run)}"
-        for run in runs
+        for (name, state), run in zip(names, runs, strict=True)
     ]
 
 

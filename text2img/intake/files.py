@@ -88,8 +88,8 @@ class Prompts:
                 shown += [f"{self._source.name}, line {line}: {error}" for error in errors]
         if error_count:
             hidden = error_count - _MAX_ERRORS_SHOWN
-            more = f"\n… and {hidden} more" if hidden > 0 else ""
-            raise ConfigurationError("\n".join(shown[:_MAX_ERRORS_SHOWN]) + more)
+            more = [f"… and {hidden} more"] if hidden > 0 else []
+            raise ConfigurationError(*shown[:_MAX_ERRORS_SHOWN], *more)
 
     def _read(self) -> Iterator[tuple[int, NewPrompt | None, list[str]]]:
         with self._source.text() as text:

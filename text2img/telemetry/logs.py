@@ -16,9 +16,10 @@ from urllib.parse import quote, unquote
 
 from text2img.errors import ConfigurationError, Stopped, Text2ImgError
 from text2img.telemetry.progress import Bar, NullProgress, Progress
+from text2img.telemetry.terminal import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console
 
@@ -38,6 +39,7 @@ class Mask:
         for secret in secrets:
             words |= _secret_parts(secret) if "://" in secret else {secret, secret.removeprefix("whsec_")}
         words |= {json.dumps(word)[1:-1] for word in words}  # as JSON escapes them
+        words |= {escape(word) for word in words}
         # The longest first: masking a part first would leave the rest of the whole secret in the text.
         self._words = sorted((word for word in words if len(word) > 2), key=len, reverse=True)
 
@@ -99,11 +101,21 @@ class TextLines(_Masked):
     """A formatter of lines for people."""
 
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
-        """Return the time, the level unless it is INFO, and the message."""
-        del facts
+        """Return the time, the level unless it is INFO, and the message; then the stack trace, if any."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}"
-        return f"{line}\n{trace}" if trace else line
+        start = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}"
+        trace = trace or str(facts.get("stack_trace", ""))
+        # The trace is indented: a message inside it could otherwise forge a line of the log.
+        lines = [*_message_lines(record), *(f"    {line}" for line in trace.splitlines())]
+        return start + "\n".join(map(escape, lines))
+
+
+def _message_lines(record: logging.LogRecord) -> Sequence[str]:
+    """Return the message's lines: several only for an error of our own that has several."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, Text2ImgError) and record.msg == "%s" and record.args == (error,):
+        return error.lines
+    return [record.getMessage()]
 
 
 class _Console(logging.Handler):
@@ -114,7 +126,7 @@ class _Console(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(self.format(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def set_up(settings: Settings, mask: Mask) -> Progress:

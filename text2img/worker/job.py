@@ -26,6 +26,7 @@ from text2img.databases import Run
 from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.telemetry.progress import DEVICE_STAGES, RunStats
+from text2img.telemetry.terminal import print_lines
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
 from text2img.worker.flow import Worker
@@ -280,7 +281,7 @@ class Job:
         except (Stopped, RunFailed):
             self.print_partial_summary(1)
             raise
-        print(self.summary())
+        print_lines(self.summary())
 
     def execute(self, progress: Progress, watchdog: Watchdog) -> None:
         """Work through what is pending. A run that finds nothing touches neither storage nor model."""
@@ -320,7 +321,7 @@ class Job:
         with suppress(Exception):
             line = run_with_timeout(seconds, self.summary)
         with suppress(OSError):
-            print(line, flush=True)
+            print_lines(line, flush=True)
 
     def _line(self, left: str) -> str:
         so_far = replace(self._run, finished_at=self._end_or_now(), images=self.stats.images)

@@ -77,7 +77,11 @@ class Watchdog:
                 return
             last = self._last_heartbeat
             if last is not None and self._clock() - last > self._stall_timeout:
-                log.error("no step for %g s: the device hangs; exiting\n%s", self._stall_timeout, stacks())
+                log.error(
+                    "no step for %g s: the device hangs; exiting",
+                    self._stall_timeout,
+                    extra={"stack_trace": stacks()},
+                )
                 self._force_exit(1)
                 return
 

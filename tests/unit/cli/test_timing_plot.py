@@ -27,7 +27,7 @@ RUN = Run(
 
 def _bars(run):
     """The length in characters of each row's bar, a part of one as that part."""
-    rows = [line for line in in_terminal(run).splitlines() if line.startswith("  ")]
+    rows = [line for line in in_terminal(run) if line.startswith("  ")]
     eighths = {"█": 8} | {char: number for number, char in enumerate(" ▏▎▍▌▋▊▉")}
     return {row[2:14].strip(): sum(eighths[char] for char in row[14:54]) / 8 for row in rows}
 
@@ -42,7 +42,7 @@ def test_bars_are_as_long_as_the_time():
 
 def test_figures_stand_beside_the_bars():
     """Seconds, their share of the run, the pace."""
-    text = in_terminal(RUN)
+    text = "\n".join(in_terminal(RUN))
     assert "night, 2026-11-21 09:00, completed: 1,200 completed in 80.0 s, 15.00 images/s" in text
     assert "(16.00 in steady state)" in text
     assert "30.0 s  38 %" in text

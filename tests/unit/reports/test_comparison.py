@@ -292,7 +292,7 @@ def test_a_picture_that_is_gone_leaves_its_reason_on_the_page():
 
 def test_the_table_is_plain_lines():
     """No control character reaches the terminal, and the figures are those of the pairs."""
-    said = table(_shown())
+    said = "\n".join(table(_shown()))
     assert re.fullmatch(r"[^\x00-\x09\x0b-\x1f\x7f\u202e\ud800]*", said)
     assert "A 0.250, B 0.750, means of 1; B is better in 1, worse in 0, equal in 0" in said
     assert "without a partner: 0 of A, 1 of B" in said

@@ -37,7 +37,7 @@ def test_a_device_without_a_step_is_given_up(caplog) -> None:
     assert clock.pauses == [0.5] * 9
     assert given.status == 1
     assert "no step for 4 s" in caplog.text
-    assert "test_a_device_without_a_step" in caplog.text
+    assert "test_a_device_without_a_step" in caplog.records[-1].stack_trace
 
 
 def test_a_device_that_makes_steps_is_left_alone() -> None:

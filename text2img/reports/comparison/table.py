@@ -25,16 +25,16 @@ SHOWN: Final = 40
 _TEXT_WIDTH, _MAX_VALUES = 44, 3
 
 
-def table(comparison: Comparison) -> str:
-    """Return the table: sides, differences, scores and similarity, then the pairs."""
+def table(comparison: Comparison) -> list[str]:
+    """Return the table's lines: sides, differences, scores and similarity, then the pairs."""
     stats = comparison_stats(comparison)
-    lines = [
+    return [
         *(_side_line("A", comparison.a), _side_line("B", comparison.b)),
         *_difference_lines(differences(comparison.a, comparison.b, comparison.pairs)),
         _matches(comparison, stats),
         *_stats_lines(stats),
+        *_pair_lines(comparison.pairs),
     ]
-    return "\n".join([*lines, *_pair_lines(comparison.pairs)])
 
 
 def _matches(comparison: Comparison, stats: ComparisonStats) -> str:
