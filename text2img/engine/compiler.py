@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.compile_policy import Estimate
 from text2img.errors import ConfigurationError
+from text2img.settings.paths import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,7 @@ class CompileCache:
     """Keeps estimates by key in ``folder``; without a folder it stays empty."""
 
     def __init__(self, folder: str | None) -> None:
-        self._folder = Path(folder).expanduser().absolute() if folder else None
+        self._folder = expand_home(folder, "--compile-cache (COMPILE_CACHE)").absolute() if folder else None
 
     def check(self) -> None:
         """Raise ConfigurationError if the folder cannot be created or written to; creates nothing."""

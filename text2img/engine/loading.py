@@ -31,6 +31,7 @@ from text2img.engine.model_folder import (
     stem_of,
 )
 from text2img.errors import ConfigurationError, DeviceFailed, ModelFailed, Text2ImgError
+from text2img.settings.paths import check_hub_cache, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,7 +61,8 @@ def find_autoencoder(name: str) -> tuple[Path, str | None]:
 
     A hub id may have a revision: ``owner/name@revision``.
     """
-    hub_id, _, revision = (name, "", "") if Path(name).expanduser().is_dir() else name.partition("@")
+    is_folder = expand_home(name, "--autoencoder (AUTOENCODER)").is_dir()
+    hub_id, _, revision = (name, "", "") if is_folder else name.partition("@")
     return _resolve(
         _ModelSource(
             hub_id, revision or None, "autoencoder", "config.json", _select_single_component, TIMEOUT
@@ -91,7 +93,7 @@ def _resolve(source: _ModelSource) -> tuple[Path, str | None]:
         raise ConfigurationError(
             f"{kind}s at {name.split('://')[0]}:// cannot be read; copy the {kind} into a folder"
         )
-    folder = Path(name).expanduser()
+    folder = expand_home(name, "--model-id (or model_path)")
     if folder.is_dir():
         return folder.resolve(), None
     if folder.is_file():
@@ -132,6 +134,7 @@ def _select_single_component(files: Sequence[str], _: Mapping[str, object]) -> l
 
 def _fetch_from_hub(source: _ModelSource) -> tuple[Path, str | None]:
     """Return a snapshot with the needed files, or an earlier run's copy if the hub is unreachable."""
+    check_hub_cache()
     # The hub's client reads these when it is imported; values that the user has set are kept.
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(int(TIMEOUT)))
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(TIMEOUT)))
@@ -336,7 +339,11 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
     if not _accepts(model.pipeline, "safety_checker"):
         checker = {}
     pipe = AutoPipelineForText2Image.from_pretrained(
-        model.path, dtype=dtype, use_safetensors=True, local_files_only=True, **{**checker, **components}
+        model.path,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        **{**checker, **components},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

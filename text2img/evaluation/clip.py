@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation import Evaluation
+from text2img.settings.paths import check_hub_cache
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,8 @@ class ClipEvaluator:
 
     def check(self) -> None:
         """Check, without the weights, that the model's configuration is a CLIP's; see Evaluator."""
+        if not Path(self._model).is_dir():
+            check_hub_cache()
         from transformers import AutoConfig
 
         try:

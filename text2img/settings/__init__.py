@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,9 +19,11 @@ from text2img.prompts.limits import Limits
 from text2img.prompts.parameters import RequestedParameters
 from text2img.prompts.refinement import Loop
 from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, RuntimeSettings, declared_in
+from text2img.settings.paths import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
 __all__ = ["DATABASE_NAME", "DEFAULTS", "DEFAULT_MODEL", "Option", "Settings", "options"]
 
@@ -142,12 +143,7 @@ class Settings(RuntimeSettings):
                 "--output-dir (OUTPUT_DIR) must be a folder on this machine; for a bucket use --database,"
                 " --output and --layout folders"
             )
-        try:
-            return Path(self.output_dir).expanduser().absolute()
-        except RuntimeError:
-            raise ConfigurationError(
-                f"--output-dir (OUTPUT_DIR): no such home directory; it is {self.output_dir[:60]!r}"
-            ) from None
+        return expand_home(self.output_dir, "--output-dir (OUTPUT_DIR)").absolute()
 
     @property
     def database_url(self) -> str:

@@ -23,6 +23,7 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
+from text2img.settings.paths import expand_home
 from text2img.storage import (
     FOREIGN_REASON,
     MAX_OBJECT_BYTES,
@@ -58,7 +59,7 @@ class LocalStorage:
         if not folder.strip() or "\0" in folder:
             raise ConfigurationError("the output folder's name is empty or contains a NUL; check --output")
         # Not Path.resolve: a folder behind a symbolic link keeps the name that the user gave.
-        self._folder = os.path.abspath(os.path.expanduser(folder))
+        self._folder = os.path.abspath(expand_home(folder, "--output (OUTPUT_URL)"))
         self._cleanup_lock = threading.Lock()
         self._cleaned_up = False
 

@@ -8,7 +8,6 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import StageTimer
@@ -23,6 +22,7 @@ from text2img.prompts.limits import Limits
 from text2img.prompts.parameters import resolve_parameters
 from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
+from text2img.settings.paths import expand_home
 from text2img.storage import (
     MAX_OBJECT_BYTES,
     ImageReader,
@@ -37,6 +37,7 @@ from text2img.worker.leases import ExcludedPrompts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from text2img.concurrency.signals import Stop
     from text2img.databases import Outbox
@@ -402,14 +403,18 @@ def _local(
             feature_cache=every or 0,
             autoencoder=settings.autoencoder or ours.autoencoder,
         ),
-        ModelCache(_kept(settings.model_cache, "models"), wait, s3_endpoint=settings.s3_endpoint).find,
+        ModelCache(
+            lambda: _kept(settings.model_cache, "models", "--model-cache (MODEL_CACHE)"),
+            wait,
+            s3_endpoint=settings.s3_endpoint,
+        ).find,
     )
 
 
-def _kept(folder: str | None, name: str) -> Path:
+def _kept(folder: str | None, name: str, option: str) -> Path:
     """Return the folder that keeps downloads for later runs: ``folder``, or one in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder or f"{home}/text2img/{name}").expanduser()
+    return expand_home(folder or f"{home}/text2img/{name}", option)
 
 
 def evaluator(settings: Settings) -> Evaluator | None:
@@ -440,8 +445,11 @@ def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Lor
     """Return the LoRA cache; ``wait`` sleeps, and raises when the run is to end. Touches no file yet."""
     from text2img.engine.loras.cache import Cache
 
-    cache = Cache(_kept(settings.lora_cache, "loras"), round(settings.lora_cache_size * 1e9), wait)
     sources = SourceAllowlist.parse(settings.lora_source)
+    cache = None
+    if sources.needs_cache:
+        folder = _kept(settings.lora_cache, "loras", "--lora-cache (LORA_CACHE)")
+        cache = Cache(folder, round(settings.lora_cache_size * 1e9), wait)
     return LoraCache(sources, cache, wait, s3_endpoint=settings.s3_endpoint)
 
 

@@ -55,7 +55,7 @@ def s3_depot(s3, monkeypatch, model):
 def find(folder, url, clock=None, **options):
     """Where a shelf of its own has the model; it waits by the clock."""
     clock = clock or Clock()
-    shelf = ModelCache(folder / "cache", clock.sleep, clock=clock.monotonic)
+    shelf = ModelCache(lambda: folder / "cache", clock.sleep, clock=clock.monotonic)
     return shelf.find(EngineOptions(model=url, **options))
 
 
@@ -83,7 +83,7 @@ def test_fetched_once_and_whole(there, model, tmp_path):
 
 def test_a_changed_bucket_makes_a_new_copy(there, model, tmp_path):
     """Another configuration of the same length: a new copy, and the old one goes once nobody uses it."""
-    using = ModelCache(tmp_path / "cache")
+    using = ModelCache(lambda: tmp_path / "cache")
     old, _ = using.find(EngineOptions(model=there.url))
     config = (model / "unet" / "config.json").read_bytes()
     there.put("unet/config.json", config.replace(b"\n", b" "))
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_stops_fetching(there, tmp_path):
             raise Stopped(15)
 
     with pytest.raises(Stopped):
-        ModelCache(tmp_path, wait).find(EngineOptions(model=there.url))
+        ModelCache(lambda: tmp_path, wait).find(EngineOptions(model=there.url))
     assert [file.name for file in tmp_path.glob("*/*")] == ["lock"]
 
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_exponential
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
+from text2img.settings.paths import expand_home
 from text2img.storage.bucket import TransientError
 
 if TYPE_CHECKING:
@@ -300,6 +301,11 @@ class SourceAllowlist:
     def __bool__(self) -> bool:
         return bool(self._allowed)
 
+    @property
+    def needs_cache(self) -> bool:
+        """True if some of the sources are not folders of this machine."""
+        return any(location.kind != "file" for location in self._allowed)
+
     def check(self, path: str) -> LoraLocation:
         """Return the path's location; raise PromptFailed (``lora_failed``) unless it is allowed."""
         try:
@@ -329,7 +335,7 @@ def _parse_prefix(text: str) -> LoraLocation:
         return _parse_url(text, prefix=True)
     if not text.startswith(("/", ".", "~")):
         raise _InvalidPathError(f"{text} should be a folder (/… or ./…), hub:…, gs://…, s3://… or https://…")
-    return LoraLocation("file", "", Path(text).expanduser().resolve().parts)
+    return LoraLocation("file", "", expand_home(text, "--lora-source (LORA_SOURCE)").resolve().parts)
 
 
 def _parse_path(path: str) -> LoraLocation:

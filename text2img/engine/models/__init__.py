@@ -264,13 +264,14 @@ _REQUEST_RETRY_TIMEOUT: Final = 5.0  # seconds for which the client library retr
 class ModelCache:
     """The cache folder for models from buckets; it also finds models from folders and the hub.
 
+    ``folder()`` is called only for a model from a bucket: it raises where the user has no home directory.
     ``wait(seconds)`` sleeps, and raises when the run is stopped; ``clock()`` counts the seconds of the retry
     timeout.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Callable[[], Path],
         wait: Callable[[float], None] = time.sleep,
         *,
         s3_endpoint: str | None = None,
@@ -298,7 +299,7 @@ class ModelCache:
                 f"{options.model} has no revisions; leave out --model-revision, or the configuration's"
             )
         kind, name, prefix = location
-        snapshots = Snapshots(self._folder / _digest(options), self._wait)
+        snapshots = Snapshots(self._folder() / _digest(options), self._wait)
         self._snapshots.append(snapshots)
         try:
             endpoint, clock = (

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -21,10 +20,12 @@ from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import page, quiet, thumbnail
+from text2img.settings.paths import expand_home
 from text2img.storage import ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from text2img.databases import CompletedPrompt, Failure, Run
 
@@ -192,7 +193,7 @@ def write_report(name: str, contents: ReportData, read: Callable[[str], bytes]) 
 
     Raises ConfigurationError if the file cannot be written, and what the iterables in ``contents`` raise.
     """
-    target = Path(name).expanduser().absolute()
+    target = expand_home(name, "--html").absolute()
     temporary, stats = target.with_name(f".text2img-{secrets.token_hex(8)}.html"), ReportStats()
     try:
         with temporary.open("x", encoding="utf-8") as file, quiet():
