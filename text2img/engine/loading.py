@@ -280,7 +280,7 @@ def _load_components(
         if component.kind is Kind.MODEL:
             loaded[name] = _load_component(component, variants[name], device, dtype)
         elif component.class_name in _RENAMED:
-            loaded[name] = _class_of(component).from_pretrained(component.folder)
+            loaded[name] = _class_of(component).from_pretrained(component.folder, trust_remote_code=False)
     return loaded
 
 
@@ -294,6 +294,7 @@ def _load_component(component: Component, variant: str | None, device: str, dtyp
             local_files_only=True,
             output_loading_info=True,
             device_map={"": device},  # tensor by tensor, without a full copy in the host's memory
+            trust_remote_code=False,
         )
     except (RuntimeError, ValueError) as exc:
         if not _MISMATCH.search(str(exc)):
@@ -343,6 +344,7 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
         **{**checker, **components},
     )
     pipe.set_progress_bar_config(disable=True)

@@ -116,8 +116,10 @@ class ClipEvaluator:
         from transformers import CLIPModel, CLIPProcessor
 
         try:
-            model = CLIPModel.from_pretrained(self._model, dtype=torch.float32, use_safetensors=True).eval()
-            processor = CLIPProcessor.from_pretrained(self._model)
+            model = CLIPModel.from_pretrained(
+                self._model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            ).eval()
+            processor = CLIPProcessor.from_pretrained(self._model, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as exc:
             raise ModelFailed(
                 f"the evaluator's model {self._model} cannot be loaded: {_first_line(exc)}"
