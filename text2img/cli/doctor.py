@@ -115,7 +115,7 @@ class _Doctor:
 
     def metrics(self) -> str:
         """Check the destinations of metrics; nothing is written or pushed."""
-        port = ["--metrics-port"] if self._settings.metrics_port else []
+        port = ["--metrics-port"] if self._settings.metrics_address else []
         return ", ".join(
             [
                 *(sink.name for sink in publisher.metrics_sinks(self._settings, task_instance())),

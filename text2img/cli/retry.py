@@ -40,7 +40,7 @@ def _reopen(settings: Settings, code: ErrorCode | None) -> int:
     with closing(build.database(settings, create=False)) as database:
         database.connection.open()
         count = database.outbox.reopen_notifications()
-    print(f"reopened {count} rejected notifications; the next run sends them")
+    print_lines(f"reopened {count} rejected notifications; the next run sends them")
     return 0
 
 

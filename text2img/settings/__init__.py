@@ -171,11 +171,11 @@ class Settings(RuntimeSettings):
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
-        """The host and port that serve metrics, None if none is set.
+        """The host and port that serve metrics, None if none is set, or if it is Kubernetes' variable.
 
         Raises ConfigurationError for an invalid address.
         """
-        if self.metrics_port is None:
+        if self.metrics_port is None or self.is_metrics_port_of_kubernetes:
             return None
         host, _, port = self.metrics_port.rpartition(":")
         if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65_535:
@@ -183,6 +183,11 @@ class Settings(RuntimeSettings):
                 f"--metrics-port (METRICS_PORT) must be PORT or HOST:PORT; it is {self.metrics_port[:60]!r}"
             )
         return host.strip("[]") or "127.0.0.1", int(port)
+
+    @property
+    def is_metrics_port_of_kubernetes(self) -> bool:
+        """True if METRICS_PORT is what Kubernetes sets in every pod beside a Service called ``metrics``."""
+        return re.match(r"(tcp|udp|sctp)://", self.metrics_port or "", re.ASCII) is not None
 
     @property
     def broker_url(self) -> str | None:

@@ -116,6 +116,10 @@ def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
     except ValidationError as exc:
         raise ConfigurationError(_error_message(exc.errors()[0])) from None
     settings = Settings(**values)
+    if "metrics_port" in flags and settings.is_metrics_port_of_kubernetes:
+        raise ConfigurationError(
+            f"--metrics-port must be PORT or HOST:PORT; it is {flags['metrics_port'][:60]!r}"
+        )
     _check(settings)
     return settings
 

@@ -183,6 +183,16 @@ def open_bucket(
     return s3_bucket.Bucket(name, options, retry_timeout, 30, clock=clock)
 
 
+def check_environment(kind: str, options: StorageOptions) -> None:
+    """Raise ConfigurationError for variables that a bucket's client could not use; ``kind`` is gs or s3."""
+    from text2img.storage import gcs, s3
+
+    if kind == "gs":
+        gcs.check_environment()
+    else:
+        s3.check_environment(options.s3_endpoint)
+
+
 def open_storage(url: str, options: StorageOptions | None = None) -> ImageStorage:
     """Return the adapter for an output URL: ``gs://bucket/prefix``, ``s3://bucket/prefix`` or a folder.
 

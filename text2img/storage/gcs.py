@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
+from text2img.settings.environment import check_certificate_variables, check_url_variables
 from text2img.storage import (
     MAX_OBJECT_BYTES,
     StorageOptions,
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
+def check_environment() -> None:
+    """Raise ConfigurationError for variables that Google's client could not use."""
+    check_url_variables("STORAGE_EMULATOR_HOST")
+    check_certificate_variables("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
 class GcsStorage:
     """An ImageStorage over ``gs://bucket/prefix`` (the prefix may be empty).
 
@@ -62,6 +69,7 @@ class GcsStorage:
         clock: Clock = time,
     ) -> None:
         self._bucket_name, self._prefix = parse(url, "gs", is_bucket)
+        check_environment()
         self._options = options or StorageOptions()
         self._retry_timeout = retry_timeout
         self._timeout = timeout

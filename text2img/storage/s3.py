@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
+from text2img.settings.environment import check_certificate_variables, check_url_variables
 from text2img.storage import (
     MAX_OBJECT_BYTES,
     StorageOptions,
@@ -54,6 +55,13 @@ _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")  # not allowed as a bucket's nam
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
+def check_environment(endpoint: str | None) -> None:
+    """Raise ConfigurationError for variables that boto3 could not use; ``endpoint`` overrides some."""
+    if endpoint is None:
+        check_url_variables("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    check_certificate_variables("AWS_CA_BUNDLE")
+
+
 class S3Storage:
     """An ImageStorage over ``s3://bucket/prefix`` (the prefix may be empty).
 
@@ -78,6 +86,7 @@ class S3Storage:
             raise ConfigurationError(
                 "--s3-endpoint must be a URL like https://s3.example.com, without a user or a query"
             )
+        check_environment(endpoint)
         self._retry_timeout = retry_timeout
         self._timeout = timeout
         self._clock = clock

@@ -143,6 +143,12 @@ def publishing(
 
     ``query`` gets the database's backlog. ``instance`` names this process at a push gateway.
     """
+    if settings.is_metrics_port_of_kubernetes:
+        log.warning(
+            "METRICS_PORT is passed over: it is %s, which Kubernetes sets for a Service called metrics;"
+            " to serve metrics, use --metrics-port",
+            settings.metrics_port,
+        )
     closing: list[threading.Thread] = []
     with ExitStack() as stack:
         stack.callback(_join, closing)  # the traces are sent in parallel to the last metrics
@@ -200,7 +206,7 @@ def metrics_sinks(settings: Settings, instance: str) -> list[MetricsSink]:
 
 def is_enabled(settings: Settings) -> bool:
     """Return True if the settings ask for metrics in any way."""
-    return bool(settings.metrics_textfile or settings.pushgateway or settings.metrics_port)
+    return bool(settings.metrics_textfile or settings.pushgateway or settings.metrics_address)
 
 
 RECEIVERS = {"callback": False, "webhooks": True}

@@ -6,7 +6,9 @@ import functools
 import re
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from urllib.parse import parse_qsl
 
 import pymongo
 from bson.errors import BSONError
@@ -210,6 +212,8 @@ def connect(uri: str) -> MongoClient[Document]:
         ) from None
     except BadOption as exc:
         raise ConfigurationError(f"invalid MongoDB URI: {_first_line(exc)}; correct it") from None
+    except OSError as exc:  # pymongo reads the TLS files; an SSLError is an OSError
+        raise ConfigurationError(_describe_tls_files(uri, exc)) from None
     messages = [str(warning.message) for warning in caught]
     invalid_options = [message for message in messages if "Unknown option" not in message]
     if invalid_options:
@@ -218,6 +222,31 @@ def connect(uri: str) -> MongoClient[Document]:
         client.close()
         raise ConfigurationError(f"invalid option in the MongoDB URI: {invalid_options[0]}; correct it")
     return client
+
+
+_TLS_FILES: Final = {
+    "tlscafile": "tlsCAFile",
+    "tlscertificatekeyfile": "tlsCertificateKeyFile",
+    "tlscrlfile": "tlsCRLFile",
+}
+"""Options of a URI that name a file, by their names in lower case: the case has no meaning."""
+
+
+def _describe_tls_files(uri: str, error: OSError) -> str:
+    """Return an error message that names the option whose file cannot be read; else all that are given."""
+    given = {
+        _TLS_FILES[name.lower()]: value
+        for name, value in parse_qsl(uri.partition("?")[2], keep_blank_values=True)
+        if name.lower() in _TLS_FILES
+    }
+    for name, value in given.items():
+        try:
+            with Path(value).open("rb"):
+                pass
+        except OSError as exc:
+            return f"{name} in the MongoDB URI names {value[:200]!r}, which cannot be read: {exc.strerror}"
+    files = ", ".join(f"{name} {value[:200]!r}" for name, value in given.items()) or "the certificates"
+    return f"TLS for MongoDB cannot be set up with {files}: {_first_line(error)}; use files in PEM format"
 
 
 def _client(uri: str) -> MongoClient[Document]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, locked, try_lock
 from text2img.engine import loading
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
-from text2img.storage import StorageOptions, locate, open_bucket
+from text2img.storage import StorageOptions, check_environment, locate, open_bucket
 from text2img.storage.bucket import FunctionClock, PermanentError, TransientError, retry
 
 if TYPE_CHECKING:
@@ -299,6 +299,7 @@ class ModelCache:
                 f"{options.model} has no revisions; leave out --model-revision, or the configuration's"
             )
         kind, name, prefix = location
+        check_environment(kind, StorageOptions(s3_endpoint=self._endpoint))
         snapshots = Snapshots(self._folder() / _digest(options), self._wait)
         self._snapshots.append(snapshots)
         try:
