@@ -187,11 +187,10 @@ def check_output_folder(settings: Settings) -> None:
         return
     from text2img.reports.run_files import SUMMARY_FILES, is_own_summary
 
-    with suppress(RuntimeError):  # no such home directory
-        folder = expand_home(settings.output_url)
-        for path in sorted({*folder.glob("contact-sheet*.png"), *(folder / name for name in SUMMARY_FILES)}):
-            if os.path.lexists(path) and not is_own_summary(path.name, _content(path)):
-                raise _foreign_summary(str(path))
+    folder = expand_home(settings.output_url, "--output")
+    for path in sorted({*folder.glob("contact-sheet*.png"), *(folder / name for name in SUMMARY_FILES)}):
+        if os.path.lexists(path) and not is_own_summary(path.name, _content(path)):
+            raise _foreign_summary(str(path))
 
 
 def check_output_bucket(settings: Settings, deps: Dependencies) -> None:
