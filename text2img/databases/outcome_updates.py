@@ -16,9 +16,8 @@ from text2img.databases.documents import (
     OPTIONAL_RESULT_FIELDS,
     SUCCESS_FIELDS,
     WEBHOOK_PENDING,
-    documents_of,
 )
-from text2img.databases.hashes import merged_hashes
+from text2img.databases.stored_images import documents_of, merged_hashes
 from text2img.errors import ErrorCode
 from text2img.prompts import (
     APPROXIMATIONS,

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases.documents import run_fields
-from text2img.errors import ClaimLost, PromptFailed
+from text2img.errors import ClaimLost, ConfigurationError, ObjectUnreadable, PromptFailed
 from text2img.images import is_overview
 from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram
 from text2img.prompts import Completed, Failed, NeedsRefinement
 from text2img.prompts.json_values import json_text
-from text2img.storage import Existing
+from text2img.storage import MAX_OBJECT_BYTES, Existing, ImageReader, StorageOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from text2img.databases import CompletedPrompt, Results, Run, Selection
     from text2img.prompts import Claim, Outcome, StoredImage
@@ -118,6 +121,39 @@ def is_own_summary(name: str, file: bytes) -> bool:
     fields = _json_object(file)
     versions = fields.get("versions")
     return {"run_id", "started_at", "seconds"} <= fields.keys() and isinstance(versions, dict)
+
+
+def check_summary_folder(folder: Path) -> None:
+    """Raise ConfigurationError if the folder has another program's file under a summary's name."""
+    for path in sorted({*folder.glob("contact-sheet*.png"), *(folder / name for name in SUMMARY_FILES)}):
+        if os.path.lexists(path) and not is_own_summary(path.name, _content(path)):
+            raise _foreign_summary(str(path))
+
+
+def check_summary_bucket(place: tuple[str, str, str], storage: ImageStorage) -> None:
+    """Raise ConfigurationError as ``check_summary_folder`` does; ``place`` is scheme, bucket and prefix."""
+    scheme, bucket, prefix = place
+    for name in SUMMARY_FILES:
+        url = f"{scheme}://{bucket}/{prefix}{name}"
+        with suppress(ObjectUnreadable):
+            if not is_own_summary(name, ImageReader(storage, StorageOptions()).read(url)):
+                raise _foreign_summary(url)
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of a regular file; empty for anything else, and for one that cannot be read."""
+    try:
+        small = path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_OBJECT_BYTES
+        return path.read_bytes() if small else b""
+    except OSError:
+        return b""
+
+
+def _foreign_summary(where: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where} was not written by text2img, and a run would replace it; move it, or choose another"
+        " --output-dir or --output"
+    )
 
 
 def _classify_summary(name: str, existing: bytes) -> Existing:

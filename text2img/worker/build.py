@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from text2img.concurrency.stages import StageTimer
 from text2img.databases import Collections, Database, Selection, open_database
 from text2img.engine.inspection import check_fits
 from text2img.engine.loras import LoraCache, SourceAllowlist
-from text2img.errors import ConfigurationError, ObjectUnreadable, PromptFailed, StorageFailed
+from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
 from text2img.prompts import RequestedParameters
 from text2img.prompts.ids import IterationFolderName, ObjectName
@@ -24,8 +23,6 @@ from text2img.prompts.webhook_urls import HostAllowlist
 from text2img.settings import DEFAULTS
 from text2img.settings.paths import expand_home
 from text2img.storage import (
-    MAX_OBJECT_BYTES,
-    ImageReader,
     ImageStorage,
     StorageOptions,
     locate,
@@ -183,45 +180,18 @@ def check_output_folder(settings: Settings) -> None:
 
     Touches nothing. A bucket is not looked at; see ``check_output_bucket``.
     """
-    if not settings.folders or "://" in settings.output_url:
-        return
-    from text2img.reports.run_files import SUMMARY_FILES, is_own_summary
+    if settings.folders and "://" not in settings.output_url:
+        from text2img.reports.run_files import check_summary_folder
 
-    folder = expand_home(settings.output_url, "--output")
-    for path in sorted({*folder.glob("contact-sheet*.png"), *(folder / name for name in SUMMARY_FILES)}):
-        if os.path.lexists(path) and not is_own_summary(path.name, _content(path)):
-            raise _foreign_summary(str(path))
+        check_summary_folder(expand_home(settings.output_url, "--output"))
 
 
 def check_output_bucket(settings: Settings, deps: Dependencies) -> None:
     """Raise ConfigurationError as ``check_output_folder`` does, for a bucket; what may not be read passes."""
-    place = locate(settings.output_url, "--output") if settings.folders else None
-    if place is None:
-        return
-    from text2img.reports.run_files import SUMMARY_FILES, is_own_summary
+    if settings.folders and (place := locate(settings.output_url, "--output")) is not None:
+        from text2img.reports.run_files import check_summary_bucket
 
-    kind, bucket, prefix = place
-    for name in SUMMARY_FILES:
-        url = f"{kind}://{bucket}/{prefix}{name}"
-        with suppress(ObjectUnreadable):
-            if not is_own_summary(name, ImageReader(deps.storage, StorageOptions()).read(url)):
-                raise _foreign_summary(url)
-
-
-def _content(path: Path) -> bytes:
-    """Return the content of a regular file; empty for anything else, and for one that cannot be read."""
-    try:
-        small = path.is_file() and not path.is_symlink() and path.stat().st_size <= MAX_OBJECT_BYTES
-        return path.read_bytes() if small else b""
-    except OSError:
-        return b""
-
-
-def _foreign_summary(where: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{where} was not written by text2img, and a run would replace it; move it, or choose another"
-        " --output-dir or --output"
-    )
+        check_summary_bucket(place, deps.storage)
 
 
 def sidecars(deps: Dependencies, run: RunContext) -> Sidecars | None:
