@@ -207,7 +207,7 @@ class Dispatcher:
             # It is due again when its lease expires.
             message = "the result of %s %s could not be saved: %s"
             unexpected = None if isinstance(exc, DatabaseFailed) else exc
-            log.warning(message, self._policy.name, notification.id, exc, exc_info=unexpected)
+            log.warning(message, self._policy.name, _shown(notification.id), exc, exc_info=unexpected)
         finally:
             with self._condition:
                 self._busy.discard(str(notification.origin))
@@ -227,7 +227,8 @@ class Dispatcher:
         """Save the result of an attempt in the database."""
         if result.status is DeliveryStatus.RETRY:
             message = "%s %s, attempt %d: %s"
-            log.warning(message, self._policy.name, notification.id, notification.tries, result.detail)
+            name = _shown(notification.id)
+            log.warning(message, self._policy.name, name, notification.tries, result.detail)
             self._schedule_retry(notification, result)
             return
         with self._condition:
@@ -237,12 +238,12 @@ class Dispatcher:
         if parts is not None:
             self._outbox.replace_notification(notification, parts, result.detail)
             message = "%s %s: %s; sending it in two parts"
-            log.info(message, self._policy.name, notification.id, result.detail)
+            log.info(message, self._policy.name, _shown(notification.id), result.detail)
             return
         delivered = result.status is DeliveryStatus.DELIVERED
         self._outbox.complete_notification(notification, delivered=delivered, detail=result.detail)
         level = logging.INFO if delivered else logging.ERROR
-        log.log(level, "%s %s: %s", self._policy.name, notification.id, result.detail)
+        log.log(level, "%s %s: %s", self._policy.name, _shown(notification.id), result.detail)
 
     def _schedule_retry(self, notification: Notification, result: DeliveryResult) -> None:
         now = self._clock()
@@ -283,6 +284,11 @@ class Dispatcher:
             self._outbox.reschedule_notification(
                 retry.notification, max(0.0, retry.retry_after - now), retry.detail
             )
+
+
+def _shown(notification_id: str) -> str:
+    """Return the id for a log line: in ASCII and not long, as another program may have changed it."""
+    return str(notification_id).encode("ascii", "backslashreplace").decode()[:200]
 
 
 def _is_written(outcome: Outcome) -> bool:
