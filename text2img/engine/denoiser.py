@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.engine.devices import FailureKind, classify_error, one_line
 from text2img.engine.loading import find_autoencoder
 from text2img.engine.model_folder import Component, ModelFolder, read_json
+from text2img.engine.steps import StepSource
 from text2img.engine.text_encoding import ChunkedText, PipelineText, WholeText
 from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, PromptFailed, Text2ImgError
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from text2img.engine import GeneratedImage
     from text2img.engine.model_folder import Family
+    from text2img.engine.steps import StepCounter
     from text2img.prompts import Request
 
 
@@ -282,6 +284,7 @@ class Denoiser:
         self._output = output
         self._run_context = run_context
         self._parameters = inspect.signature(pipe.__call__).parameters
+        self.source = StepSource(pipe, family, self._parameters)
         self._max_sequence_length = self._find_max_sequence_length()
         self._chunked_text = ChunkedText(pipe, text_lora_key) if family.name in _CHUNKED_FAMILIES else None
         self._whole_text = WholeText(pipe, self._max_sequence_length or 512)
@@ -324,10 +327,11 @@ class Denoiser:
             "guidance_scale": parameters.guidance_scale,
             "generator": [torch.Generator("cpu").manual_seed(request.parameters.seed) for request in part],
             "output_type": self._output,
-            "callback_on_step_end": self._step_callback(requests, steps),
         }
+        if self.source.calls_back:
+            arguments["callback_on_step_end"] = self._step_callback(requests, steps)
         accepted = {name: value for name, value in arguments.items() if name in self._parameters}
-        with self._run_context():
+        with self._run_context(), self.source.count(requests, parameters.num_inference_steps, steps):
             return self._pipe(**accepted).images[:requests]
 
     def _text_arguments(self, part: Sequence[Request]) -> dict[str, Any]:
@@ -375,35 +379,6 @@ class Denoiser:
 if TYPE_CHECKING:
     Results = list[GeneratedImage | PromptFailed]
     GeneratePart = Callable[[Sequence[Request], "StepCounter"], Results]
-
-
-class StepCounter:
-    """Reports the progress of a whole batch while its parts run; it never goes backwards or beyond the end.
-
-    Some schedulers call back once too often or twice a step. A part that runs again starts again.
-    """
-
-    def __init__(self, on_step: Callable[[int, int], None], requests: int, total: int) -> None:
-        self._on_step = on_step
-        self._requests = requests
-        self._total = total
-        self._done = 0
-        self.finished = 0
-        self.raised: BaseException | None = None
-
-    def step(self, done: int, calls: int, requests: int) -> None:
-        """Report that ``done`` of a part's ``calls`` steps are done.
-
-        An exception of the callback is kept in ``raised``.
-        """
-        calls = max(calls, done, 1)
-        calls_done = self.finished * calls + requests * done
-        self._done = max(self._done, min(self._total, self._total * calls_done // (self._requests * calls)))
-        try:
-            self._on_step(self._done, self._total)
-        except BaseException as exc:
-            self.raised = exc
-            raise
 
 
 class BatchSplitter:

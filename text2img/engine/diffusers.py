@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.compiler import CompileCache
 from text2img.engine.deepcache import check_unet, install
-from text2img.engine.denoiser import BatchSplitter, StepCounter, replace_autoencoder
+from text2img.engine.denoiser import BatchSplitter, replace_autoencoder
 from text2img.engine.devices import (
     check_device,
     choose_device,
@@ -29,6 +29,7 @@ from text2img.engine.devices import (
 from text2img.engine.inspection import check_fits, check_model, model_info
 from text2img.engine.loading import check_offload, choose_offload, find, offload, weights_on_host
 from text2img.engine.model_folder import ModelFolder, read_folder
+from text2img.engine.steps import StepCounter
 from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:
@@ -120,9 +121,10 @@ class DiffusersEngine:
         """Return an image or a failure for each request; see Engine."""
         if not batch:
             return []
+        loaded = self._require_loaded()
         steps = StepCounter(on_step, len(batch), batch[0].parameters.num_inference_steps)
-        with suppress_warnings():
-            return self._require_loaded().splitter.generate(batch, steps)
+        with suppress_warnings(), loaded.denoiser.source.forward_passes(steps):
+            return loaded.splitter.generate(batch, steps)
 
     @property
     def recompilations(self) -> int:

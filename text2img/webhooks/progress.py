@@ -198,6 +198,7 @@ class Milestones:
         self._steps = 1
         self._batch_started = 0.0
         self._first_step: tuple[int, float] | None = None  # the first step reported, and when
+        self._last_step = 0
 
     def begin(self, total: int | None) -> None:
         """Do nothing when a run begins."""
@@ -207,13 +208,20 @@ class Milestones:
         self._steps = requests[0].parameters.num_inference_steps
         self._batch_key = (requests[0].shape, len(requests))
         self._batch_started, self._first_step = time.monotonic(), None
+        self._last_step = 0
         with self._lock:
             self._on_device = self._prompts_of(requests)
         self._send_milestones(0, self._pace.get(self._batch_key))
 
     def step(self, done: int, of: int) -> None:
-        """Note that the batch has made ``done`` of its steps, which an engine may count in another unit."""
+        """Note that the batch has made ``done`` of its steps, which an engine may count in another unit.
+
+        A step that is reported again only shows that the device works.
+        """
         now, done, steps = time.monotonic(), done * self._steps // max(1, of), self._steps
+        if done <= self._last_step:
+            return
+        self._last_step = done
         first, first_at = self._first_step = self._first_step or (done, now)
         # The first step includes encoding the texts, and on some devices their initialisation.
         if done > first:
