@@ -149,6 +149,13 @@ class Queue(Protocol):
         """
         ...
 
+    def release_stalled(self, claims: Sequence[Claim]) -> None:
+        """Requeue the prompts that stalled the device: pending at once, with one death more.
+
+        May be repeated. Lost claims are ignored.
+        """
+        ...
+
     def release_dead(self, worker: str) -> int:
         """Expire the leases of a worker that is known to be dead; return how many there were.
 

@@ -159,6 +159,10 @@ class RetryingQueue:
         """See Queue.release."""
         self._retry(self._queue.release, claims)
 
+    def release_stalled(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release_stalled."""
+        self._retry(self._queue.release_stalled, claims)
+
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
         return self._retry(self._queue.release_dead, worker)

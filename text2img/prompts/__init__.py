@@ -140,10 +140,15 @@ class Request:
         return self.text if self.original is None else self.original
 
     @property
+    def alone(self) -> bool:
+        """True if the prompt runs in a batch of its own, since workers died or stalled while it ran."""
+        return self.prompt.deaths >= DEATHS_BEFORE_ALONE
+
+    @property
     def shape(self) -> tuple[object, ...]:
         """The values that requests of one batch have in common; seeds and negative prompts may differ."""
         parameters = self.parameters
-        alone = self.prompt.id if self.prompt.deaths >= DEATHS_BEFORE_ALONE else None
+        alone = self.prompt.id if self.alone else None
         return (
             parameters.width,
             parameters.height,
@@ -185,7 +190,9 @@ def request(
     if prompt.fault is not None:
         raise PromptFailed(ErrorCode.INVALID_DOCUMENT, prompt.fault)
     if prompt.deaths >= DEATHS_BEFORE_ABANDONED:
-        raise PromptFailed(ErrorCode.ABANDONED, f"{prompt.deaths} workers died while processing it")
+        raise PromptFailed(
+            ErrorCode.ABANDONED, f"{prompt.deaths} workers died or stalled while processing it"
+        )
     text = check_prompt_text(prompt.text, prompt.prompt_tags)
     parameters = resolve_parameters((prompt.requested, *requested), seed=prompt.id.seed, multiple=multiple)
     if limits is not None:

@@ -1,7 +1,8 @@
 """Group claimed requests into batches for the device, find the fastest batch size, and keep to the limit.
 
-A batch takes nearly the same time whether it is full or not, so full ones go first. A request that has been
-overtaken too often goes next, even in a smaller batch. A run's ``--limit`` is a claim budget.
+A batch takes nearly the same time whether it is full or not, so full ones go first, and prompts that had
+killed workers go last. A request that has been overtaken too often goes next, even in a smaller batch. A
+run's ``--limit`` is a claim budget.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Batcher:
         if not groups:
             return []
         oldest = groups[0]
-        chosen = next((group for group in groups if len(group) >= self._size(group)), oldest)
+        fewest = min(_suspicion(group) for group in groups)
+        next_groups = [group for group in groups if _suspicion(group) == fewest]
+        chosen = next((group for group in next_groups if len(group) >= self._size(group)), next_groups[0])
         if self._overtaken >= self._max_overtakes:
             chosen = oldest
         self._overtaken = 0 if chosen is oldest else self._overtaken + 1
@@ -76,6 +79,11 @@ class Batcher:
         for request in self._waiting:
             groups.setdefault(request.shape, []).append(request)
         return list(groups.values())
+
+
+def _suspicion(group: list[Request]) -> int:
+    """Return how many deaths speak against a group that has to run alone, 0 for others."""
+    return group[0].prompt.deaths if group[0].alone else 0
 
 
 DEFAULT_MAX_SIZE: Final = 64

@@ -48,7 +48,10 @@ UNBOUNDED_RUN = 1_000_000
 MAX_PREFETCH_BATCHES = 6
 """While more batches of prompts than this wait for their LoRAs, no more are claimed."""
 OUTCOME_FLUSH_DELAY = 5.0
-"""Seconds that the outcomes of a small batch wait for those of the next, to be recorded in one command."""
+"""Seconds that the outcomes of a small batch wait for those of the next, to be recorded in one command.
+
+At most half of the stall timeout: a batch that stalls the device must not cost the one before it.
+"""
 
 
 class Worker:
@@ -74,6 +77,7 @@ class Worker:
         self._sizes = (FastestSize if deps.fastest_size else FixedSize)(deps.batch_size)
         self._budget = ClaimBudget(deps.limit, run.waiting, run.more, clock=clock)
         self._post = PostProcessor(deps, run, model_info, self._budget)
+        self._flush_delay = min(OUTCOME_FLUSH_DELAY, run.watchdog.stall_timeout / 2)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
 
@@ -99,7 +103,7 @@ class Worker:
         # that are generated, then records their outcomes.
         with (
             WriteBuffer(  # record and notify, in one call for as many outcomes as a batch usually has
-                post.record_and_notify, threads=2, batch_size=self._usual_size, max_delay=OUTCOME_FLUSH_DELAY
+                post.record_and_notify, threads=2, batch_size=self._usual_size, max_delay=self._flush_delay
             ) as outcomes,
             Stage("finish", partial(post.encode_and_store, outcomes.put), threads=2, capacity=1) as finish,
             BatchPrefetcher(self._claim_batches(outcomes), capacity=1) as claimed,
@@ -246,6 +250,7 @@ class Worker:
         claims, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
         left = [claim for claim in before if claim not in claims]
         marked, self._on_device = self._marker.submit(self._run.database.queue.start, claims, left), claims
+        self._run.leases.mark_on_device(claims)
         if not before:
             marked.result()
         return marked

@@ -337,9 +337,12 @@ class Job:
         return self._executor.spent()
 
     def force_exit(self, status: int) -> None:
-        """Exit at once; before that, release the claims and record the end, if that takes no time."""
+        """Exit at once; before that, release the claims and record the end, if that takes no time.
+
+        With status 1 the device has stalled.
+        """
         with suppress(Exception):
-            run_with_timeout(_RELEASE_TIMEOUT, self._leases.release)
+            run_with_timeout(_RELEASE_TIMEOUT, partial(self._leases.release, stalled=status == 1))
         with suppress(Exception):
             run_with_timeout(
                 _SAVE_TIMEOUT, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped"))

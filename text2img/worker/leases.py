@@ -114,6 +114,7 @@ class Leases:
         self._wait = wait
         self.lost = 0
         self._held: set[Claim] = set()
+        self._on_device: set[Claim] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
@@ -149,15 +150,24 @@ class Leases:
             self._held -= lost
             self.lost += len(lost)
 
-    def release(self) -> None:
-        """Release all held claims. If the database is unavailable, the leases expire by themselves."""
+    def mark_on_device(self, claims: Iterable[Claim]) -> None:
+        """Note which claims the device works on from now on."""
+        with self._lock:
+            self._on_device = set(claims)
+
+    def release(self, *, stalled: bool = False) -> None:
+        """Release all held claims. If the database is unavailable, the leases expire by themselves.
+
+        ``stalled``: the device makes no more steps, which counts as a death of the claims on it.
+        """
         with self._lock:
             claims = sorted(self._held, key=lambda claim: claim.id.name)
+            blamed = [claim for claim in claims if stalled and claim in self._on_device]
             self._held.clear()
         if not claims:
             return
         try:
-            run_with_timeout(_RELEASE_TIMEOUT, partial(self._queue.release, claims))
+            run_with_timeout(_RELEASE_TIMEOUT, partial(self._release, claims, blamed))
             log.info("released %d claimed prompts", len(claims), extra={"released": len(claims)})
         except (DatabaseFailed, TimeoutError) as exc:
             log.warning(
@@ -166,6 +176,12 @@ class Leases:
                 self.seconds,
                 exc,
             )
+
+    def _release(self, claims: list[Claim], blamed: list[Claim]) -> None:
+        if spared := [claim for claim in claims if claim not in blamed]:
+            self._queue.release(spared)
+        if blamed:
+            self._queue.release_stalled(blamed)
 
     def _run(self) -> None:
         while not self._wait(self._closed, self.seconds / 3):

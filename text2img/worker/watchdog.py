@@ -41,7 +41,7 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
-        self._stop, self._stall_timeout, self._force_exit = stop, stall_timeout, force_exit
+        self._stop, self.stall_timeout, self._force_exit = stop, stall_timeout, force_exit
         self._grace = grace
         self._clock, self._wait = clock, wait
         self._closed = threading.Event()
@@ -69,17 +69,17 @@ class Watchdog:
         self._last_heartbeat = self._clock()
 
     def _run(self) -> None:
-        while not self._wait(self._closed, min(_MAX_POLL_INTERVAL, self._stall_timeout / 4)):
+        while not self._wait(self._closed, min(_MAX_POLL_INTERVAL, self.stall_timeout / 4)):
             if self._stop.event.is_set():
                 if not self._wait(self._closed, self._grace):
                     log.warning("shutdown grace period (%g s) exceeded; exiting", self._grace)
                     self._force_exit(self._stop.status)
                 return
             last = self._last_heartbeat
-            if last is not None and self._clock() - last > self._stall_timeout:
+            if last is not None and self._clock() - last > self.stall_timeout:
                 log.error(
                     "no step for %g s: the device hangs; exiting",
-                    self._stall_timeout,
+                    self.stall_timeout,
                     extra={"stack_trace": stacks()},
                 )
                 self._force_exit(1)

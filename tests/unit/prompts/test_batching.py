@@ -65,6 +65,22 @@ def test_who_killed_two_workers_goes_alone() -> None:
     assert sizes == [1, 1, 2]
 
 
+def test_who_killed_the_fewest_workers_goes_first() -> None:
+    """Prompts that have to run alone wait behind all others, the more the more deaths they have, but not for
+    ever: a server's next prompts overtake them four times at most.
+    """
+    batcher = Batcher(FixedSize(1))
+    batcher.add([a_request(1, deaths=4), a_request(2, deaths=2), a_request(3), a_request(4, deaths=1)])
+    assert [batcher.take()[0].parameters.seed for _ in range(4)] == [3, 4, 2, 1]
+    batcher = Batcher(FixedSize(1), max_overtakes=4)
+    batcher.add([a_request(0, deaths=4)])
+    turns = []
+    for number in range(1, 7):
+        batcher.add([a_request(number)])
+        turns.append(batcher.take()[0].parameters.seed)
+    assert turns == [1, 2, 3, 4, 0, 5]
+
+
 @given(
     st.lists(st.tuples(st.sampled_from([64, 128, 256]), st.integers(1, 2)), max_size=60), st.integers(1, 7)
 )

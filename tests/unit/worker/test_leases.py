@@ -44,6 +44,23 @@ def test_a_held_claim_outlives_its_lease(database, turns):
     assert len(database.queue.claim("w2", 2, 60, Selection())) == 2
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_stall_is_the_death_of_what_was_on_the_device(database, recorded):
+    """What is given back after a stall gets a death if it was in the batch on the device: not what was only
+    claimed, had left the device, or is recorded.
+    """
+    first, second = (prompt.claim for prompt in database.queue.claim("w1", 2, 60, Selection()))
+    leases = Leases(database.queue, 60, lambda: None)
+    leases.hold([first, second])
+    leases.mark_on_device([first])
+    leases.mark_on_device([second])
+    if recorded:
+        leases.forget([second])
+    leases.release(stalled=True)
+    deaths = {prompt.id: prompt.deaths for prompt in database.queue.peek(2, Selection())}
+    assert deaths == ({first.id: 0} if recorded else {first.id: 0, second.id: 1})
+
+
 def test_what_was_dropped_is_not_given_back(database):
     """Leaving gives back only what is still held: what is done with stays as it was recorded."""
     prompts = database.queue.claim("w1", 2, 60, Selection())

@@ -203,13 +203,12 @@ class MongoQueue:
     @translate_errors
     def release(self, claims: Sequence[Claim]) -> None:
         """See Queue.release. One command."""
-        if claims:
-            try:
-                self._datasets.update_many(all_held(claims), _RELEASED)
-            except PyMongoError as exc:
-                if rejection(exc) is None:
-                    raise
-                write_each(self._datasets, [UpdateOne(held(claim), _RELEASED) for claim in claims])
+        self._release(claims, _RELEASED)
+
+    @translate_errors
+    def release_stalled(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release_stalled. One command."""
+        self._release(claims, _STALLED)
 
     @translate_errors
     def release_dead(self, worker: str) -> int:
@@ -323,6 +322,17 @@ class MongoQueue:
             if (prompt.get("status"), prompt.get("claim_number")) != (Status.COMPLETED.value, claim.number):
                 self._records.delete_one(_result_of_claim(claim))
 
+    def _release(self, claims: Sequence[Claim], update: Document | list[Document]) -> None:
+        """Requeue the prompts by the update; one by one if the owner's schema rejects it for one of them."""
+        if not claims:
+            return
+        try:
+            self._datasets.update_many(all_held(claims), update)
+        except PyMongoError as exc:
+            if rejection(exc) is None:
+                raise
+            write_each(self._datasets, [UpdateOne(held(claim), update) for claim in claims])
+
     def _release_superseded(self, claims: set[Claim]) -> None:
         """Requeue prompts that are held although their result has a greater claim number.
 
@@ -344,6 +354,10 @@ _MAX_SURPLUS = 512
 _BY_PRIORITY: Document = {"priority": -1, "_id": 1}
 _BY_ID: Document = {"_id": 1}
 _RELEASED: Document = {"$set": {"status": Status.PENDING.value}, "$unset": _RELEASE}
+_STALLED: list[Document] = [
+    {"$set": {"status": Status.PENDING.value, "deaths": {"$add": [count("deaths"), 1]}}},
+    {"$unset": list(CLAIM_FIELDS)},
+]
 _TIERS: tuple[tuple[Document, Document], ...] = (
     ({**PENDING, "priority": {"$gt": 0}, **DUE}, _BY_PRIORITY),
     ({**PENDING, "priority": {"$in": [None, 0]}, **DUE}, _BY_ID),

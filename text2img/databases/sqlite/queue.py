@@ -201,6 +201,14 @@ class SqliteQueue:
         """See Queue.release."""
         self._update_held(RELEASED, claims)
 
+    def release_stalled(self, claims: Sequence[Claim]) -> None:
+        """See Queue.release_stalled. One transaction."""
+        with self._session.writing() as connection:
+            for claim in claims:
+                row = connection.execute(self._session.sql(_ROW), _names(claim)).fetchone()
+                deaths = count_of(row["deaths"]) + 1 if row is not None else 1
+                self._change_held(connection, f"{RELEASED}, deaths = :deaths", [claim], {"deaths": deaths})
+
     def release_dead(self, worker: str) -> int:
         """See Queue.release_dead."""
         with self._session.writing() as connection:

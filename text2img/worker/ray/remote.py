@@ -124,7 +124,7 @@ def work(spec: WorkerSpec, channel: WorkerChannel) -> None:
 
         def force_exit(status: int) -> None:
             with suppress(Exception):
-                run_with_timeout(1, leases.release)
+                run_with_timeout(1, partial(leases.release, stalled=status == 1))
             os._exit(status)
 
         stats, run_traces = _ReportingStats(channel), traces(os.environ, spec.run_id, long_running=True)
