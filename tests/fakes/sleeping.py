@@ -10,6 +10,7 @@ Environment variables:
 - SLEEP_PER_IMAGE: seconds (0.02);
 - SLEEP_HOLD: where a worker stands still until the file ``go`` appears in the working directory: ``load``,
   while it loads its weights, or the number of one of its batches, counted from 1, held as by ``hold``;
+- LOCKED_MARGIN: seconds in place of the watchdog's own;
 - PAINT_GREY: if set, no image shows what its prompt asks for.
 
 A prompt's text may hold one of these words:
@@ -17,6 +18,8 @@ A prompt's text may hold one of these words:
 - ``kill``: its worker's process ends by SIGKILL while the prompt is on the device;
 - ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
 - ``hang``: the device makes no step any more;
+- ``block``: the device's thread never returns from a call into C, which begins once the file ``blocked`` has
+  appeared in the working directory; with ``block locked`` it holds the interpreter's lock as well;
 - ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
   working directory; ``hold from 2`` does so for a prompt's third image and those after it. A caption with
   this word beside it is painted as the caption's scene;
@@ -26,6 +29,7 @@ A prompt's text may hold one of these words:
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -53,6 +57,7 @@ from text2img.engine import GeneratedImage, ModelInfo, diffusers  # noqa: E402
 from text2img.engine.inspection import check_fits  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
+from text2img.worker import watchdog  # noqa: E402
 from text2img.worker.ray import pool, remote  # noqa: E402
 
 _CARD = ModelInfo(
@@ -171,8 +176,18 @@ def _obey(text):
         os.kill(os.getpid(), signal.SIGKILL)
     if "hang" in text:
         threading.Event().wait()
+    if "block" in text:
+        _block(ctypes.PyDLL if "locked" in text else ctypes.CDLL)
     if "break all" in text or ("break one" in text and _is_first()):
         raise DeviceFailed("the device is broken")
+
+
+def _block(library):
+    """Lock a lock of the C library's twice: no signal interrupts that."""
+    lock = ctypes.create_string_buffer(64)
+    library(None).pthread_mutex_lock(lock)
+    Path("blocked").touch()
+    library(None).pthread_mutex_lock(lock)
 
 
 def _granted(prompt):
@@ -206,6 +221,7 @@ def main():
     )  # the workers' too
     with (
         patch.object(pool, "work", sleeping.work),
+        patch.object(watchdog, "LOCKED_MARGIN", float(os.environ.get("LOCKED_MARGIN", "30"))),
         patch.object(diffusers, "DiffusersEngine", sleeping.SleepingEngine),
     ):
         return cli.main(sys.argv[1:])

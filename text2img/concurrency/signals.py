@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: end a command at once, or ask a run to shut down gracefully."""
+"""SIGTERM, SIGINT and SIGHUP: end a command at once, or ask a run to shut down gracefully."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from text2img.errors import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+_END: Final = b"\0"  # no signal has this number
 
 
 class Stop:
-    """A request to end the run, and the signal behind it. Set by a signal handler, read by any thread."""
+    """A request to end the run, and the signal behind it. Set and read by any thread."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -48,9 +50,20 @@ class Stop:
         return self._event
 
 
+def _handled() -> list[signal.Signals]:
+    """Return the signals that ask for an end: not SIGHUP if it was ignored at the start, as by nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
+def _meaning(number: int) -> int:
+    """Return the signal whose status a command ends with; SIGHUP means SIGTERM."""
+    return signal.SIGTERM if number == signal.SIGHUP else number
+
+
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """End the command at once on SIGTERM or SIGINT: before anything is claimed, there is nothing to release.
+    """End the command at once on SIGTERM, SIGINT or SIGHUP: before a claim, there is nothing to release.
 
     A handler is needed: a container's first process ignores signals without one.
 
@@ -61,32 +74,61 @@ def exit_on_signal() -> Iterator[None]:
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
-        received.append(number)
-        raise SystemExit(128 + number)
+        received.append(_meaning(number))
+        raise SystemExit(128 + received[0])
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except Exception:
-        if received:
-            raise SystemExit(128 + received[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with _handlers(leave):
+        try:
+            yield
+        except Exception:
+            if received:
+                raise SystemExit(128 + received[0]) from None
+            raise
 
 
 @contextmanager
 def graceful_shutdown(stop: Stop) -> Iterator[None]:
-    """Make SIGTERM and SIGINT set ``stop`` inside this block; a second signal ends the process at once."""
+    """Make SIGTERM, SIGINT and SIGHUP set ``stop`` inside this block; call it from the main thread.
+
+    A second SIGTERM or SIGINT ends the process at once. A second SIGHUP does not: a terminal that closes may
+    send two.
+
+    Python runs a handler once the main thread's call into C returns, which a device may hold up for minutes.
+    So the signals' numbers go through a pipe to a thread, which needs only the interpreter's lock.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    listener = threading.Thread(target=_listen, args=(reader, stop), name="signals", daemon=True)
+    listener.start()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stop.event.is_set():
-            os._exit(128 + number)
-        stop.set(number)
+        del number, frame  # the listener has it
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        with _handlers(handle):
+            yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, _END)
+        listener.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _listen(reader: int, stop: Stop) -> None:
+    """Set ``stop`` for the first signal that arrives through the pipe, until ``_END`` arrives."""
+    while (byte := os.read(reader, 1)) != _END:
+        number = byte[0]
+        if not stop.event.is_set():
+            stop.set(_meaning(number))
+        elif number in {signal.SIGTERM, signal.SIGINT}:
+            os._exit(128 + number)
+
+
+@contextmanager
+def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handle) for number in _handled()}
     try:
         yield
     finally:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 GRACE = 5.0
 """Seconds from a signal to the forced exit, which may take two more: less than eight in total. Cloud Run
 grants 10 before it kills, Kubernetes 30."""
+LOCKED_MARGIN = 30.0
+"""Seconds beyond the stall timeout, or the grace period, after which a process ends whose Python code cannot
+run at all, because a call holds the interpreter's lock."""
 _MAX_POLL_INTERVAL = 0.5  # seconds between checks of the device
 
 
@@ -29,6 +33,10 @@ class Watchdog:
     That is ``grace`` seconds after ``stop`` was set (128 + signal), or when no ``heartbeat`` came inside
     ``watch`` for ``stall_timeout`` seconds (1). Leaving the ``with`` block ends the watchdog. ``clock``
     counts the seconds; ``wait(event, seconds)`` waits for an event and returns whether it is set.
+
+    While a call holds the interpreter's lock, no thread of Python runs, and neither does this one. Then a
+    thread in C that it keeps postponing ends the process: with status 1 and without releasing the claims,
+    whose leases expire.
     """
 
     def __init__(  # noqa: PLR0913 - the clock and the wait are two of them
@@ -46,6 +54,7 @@ class Watchdog:
         self._clock, self._wait = clock, wait
         self._closed = threading.Event()
         self._last_heartbeat: float | None = None
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
@@ -54,15 +63,19 @@ class Watchdog:
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
+        with self._lock:
+            faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Expect heartbeats of the device inside this block."""
         self.heartbeat()
+        self._end_if_locked(self.stall_timeout)
         try:
             yield
         finally:
             self._last_heartbeat = None
+            self._end_if_locked(None)
 
     def heartbeat(self) -> None:
         """Note that the device has made a step."""
@@ -71,11 +84,13 @@ class Watchdog:
     def _run(self) -> None:
         while not self._wait(self._closed, min(_MAX_POLL_INTERVAL, self.stall_timeout / 4)):
             if self._stop.event.is_set():
+                self._end_if_locked(self._grace)
                 if not self._wait(self._closed, self._grace):
                     log.warning("shutdown grace period (%g s) exceeded; exiting", self._grace)
                     self._force_exit(self._stop.status)
                 return
             last = self._last_heartbeat
+            self._end_if_locked(None if last is None else self.stall_timeout)
             if last is not None and self._clock() - last > self.stall_timeout:
                 log.error(
                     "no step for %g s: the device hangs; exiting",
@@ -84,6 +99,13 @@ class Watchdog:
                 )
                 self._force_exit(1)
                 return
+
+    def _end_if_locked(self, seconds: float | None) -> None:
+        """Have the process end unless this is called again within so many seconds, and a margin."""
+        with self._lock, suppress(OSError, RuntimeError, ValueError):  # no standard error: no last resort
+            faulthandler.cancel_dump_traceback_later()
+            if seconds is not None and not self._closed.is_set() and sys.__stderr__ is not None:
+                faulthandler.dump_traceback_later(seconds + LOCKED_MARGIN, exit=True, file=sys.__stderr__)
 
 
 def stacks() -> str:
