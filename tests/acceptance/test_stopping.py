@@ -173,8 +173,8 @@ def test_a_device_that_hangs_ends_the_run(tmp_path):
     product.add(tmp_path, "hang")
     finished = sleeping.run(*JOB, "--stall-timeout", "1", folder=tmp_path)
     assert finished.returncode == 1
-    message = json.loads(product.errors(finished)[-2])["message"]
-    assert message.startswith("no step for 1 s")
-    assert "Thread 0x" in message
+    line = json.loads(product.errors(finished)[-2])
+    assert line["message"].startswith("no step for 1 s")
+    assert "Thread 0x" in line["stack_trace"]
     assert finished.stdout.startswith("completed 0, failed 0, remaining unknown; ")
     assert product.counts(tmp_path) == {"pending": 1}
