@@ -75,6 +75,15 @@ def test_dtype(dtype, device, expected):
         (RuntimeError("HIP error: invalid device function"), FailureKind.DEVICE),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureKind.OTHER),
         (ValueError("out of memory"), FailureKind.OTHER),
+        (OSError(12, "Cannot allocate memory"), FailureKind.MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"), FailureKind.UNCLEAR),
+        (RuntimeError("FIND was unable to find an engine to execute this"), FailureKind.UNCLEAR),
+        (RuntimeError("NVML_SUCCESS == r INTERNAL ASSERT FAILED"), FailureKind.MEMORY),
+        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), FailureKind.MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), FailureKind.DEVICE),
+        (RuntimeError("Triton Error [CUDA]: misaligned address"), FailureKind.DEVICE),
+        (RuntimeError("Triton Error [CUDA]: invalid argument"), FailureKind.OTHER),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling"), FailureKind.OTHER),
     ],
 )
 def test_trouble(exc, expected):

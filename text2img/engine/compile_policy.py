@@ -137,6 +137,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MEMORY_KINDS = (FailureKind.MEMORY, FailureKind.UNCLEAR)
+"""Failures after which the denoiser runs uncompiled or in fewer rows; a device that has failed shows then."""
+
 
 class Shape(NamedTuple):
     """Everything that determines the shapes and kinds of the denoiser's inputs, except the batch size.
@@ -239,7 +242,7 @@ class CompilePolicy:
             with self._compiler.stance(compiled=compiled is not None):
                 yield compiled or len(part)
         except Exception as exc:
-            if compiled is not None and classify_error(exc) is FailureKind.MEMORY:
+            if compiled is not None and classify_error(exc) in _MEMORY_KINDS:
                 del self._costs[shape, compiled]
             raise
         self._count_recompilations(self._compiler.graphs - graphs)
@@ -295,7 +298,7 @@ class CompilePolicy:
         kind, message = failure
         if kind is FailureKind.DEVICE:
             raise DeviceFailed(f"the device has failed: {message}")
-        if kind is FailureKind.MEMORY:
+        if kind in _MEMORY_KINDS:
             free_caches()
             self._excluded.add((shape, size))
             logger.info(

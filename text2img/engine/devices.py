@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -18,26 +19,72 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.errors import DeviceFailed
+from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from text2img.engine import EngineOptions
 
+logger = logging.getLogger(__name__)
 
 _NO_GPU: Final = (
     "device cuda was requested, but there is no GPU: start the container with --gpus all, or use --device cpu"
 )
 _NO_MPS: Final = "device mps was requested, but it exists on Apple silicon only: use --device auto"
-_MEMORY_SIGNS: Final = ("out of memory", "can't allocate memory", "cannot allocate memory", "ALLOC_FAILED")
-_DEVICE_SIGNS: Final = ("CUDA error", "device-side assert", "HIP error", "CUDA driver error")
+_MEMORY_SIGNS: Final = (
+    "out of memory",
+    "out_of_memory",
+    "outofmemory",
+    "not enough memory",
+    "insufficient memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+    "invalid buffer size",  # Metal's, for a buffer larger than its memory
+    "nvml_success == r",  # the allocator's report fails where NVML is restricted: in MIG slices, containers
+)
+_UNCLEAR_SIGNS: Final = (
+    "unable to find an engine",  # cuDNN found no algorithm, often because none had the memory it needs
+    "unable to find a valid cudnn algorithm",
+    "no valid engine config",
+    "no execution plans",
+    "status_not_initialized",  # a library's handle needs memory
+    "status_internal_error",
+)
+_LAUNCH_SIGNS: Final = (
+    "invalid argument",
+    "invalid configuration argument",
+    "too many resources requested",
+    "status_invalid_value",
+    "status_not_supported",
+    "status_bad_param",
+)
+"""One call's arguments were refused: later calls may succeed, so that it may be due to the prompt."""
+_DEVICE_SIGNS: Final = (
+    "cuda error",
+    "cuda driver error",
+    "hip error",
+    "triton error",
+    "device-side assert",
+    "illegal memory access",
+    "misaligned address",
+    "unspecified launch failure",
+    "status_execution_failed",
+    "status_mapping_error",
+    "uncorrectable ecc",
+)
+_TIGHT_BYTES: Final = 2**30
+_TIGHT_SHARE: Final = 0.1
+"""Memory is short when less than this share of the device's is available, or less than _TIGHT_BYTES."""
 
 
 class FailureKind(Enum):
     """The kind of failure that an exception from the libraries reports."""
 
     MEMORY = auto()  # out of memory; a smaller batch may fit
+    UNCLEAR = auto()  # out of memory or the device's failure: a smaller batch may fit
     DEVICE = auto()  # the device has stopped working for the rest of the process
     OTHER = auto()  # anything else, presumably caused by the prompt
 
@@ -80,20 +127,85 @@ def choose_dtype(options: EngineOptions, device: str) -> Any:
 
 
 def classify_error(exc: BaseException) -> FailureKind:
-    """Return the kind of failure. Messages count too: some allocators do not raise torch.OutOfMemoryError."""
+    """Return the kind of failure. Messages count too: some allocators do not raise torch.OutOfMemoryError.
+
+    An exception that says nothing of the device is of its cause's kind.
+    """
+    kind = _classify_alone(exc)
+    if kind is FailureKind.OTHER and exc.__cause__ is not None:
+        return classify_error(exc.__cause__)
+    if kind is FailureKind.UNCLEAR and _memory_is_short():
+        return FailureKind.MEMORY
+    return kind
+
+
+def _classify_alone(exc: BaseException) -> FailureKind:
     import torch
 
-    message = str(exc)
     if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+        return FailureKind.MEMORY
+    if isinstance(exc, OSError) and exc.errno == errno.ENOMEM:
         return FailureKind.MEMORY
     if not isinstance(exc, RuntimeError):
         return FailureKind.OTHER
-    if any(sign in message for sign in _MEMORY_SIGNS):
-        return FailureKind.MEMORY
+    message = str(exc).casefold()
     accelerator = isinstance(exc, getattr(torch, "AcceleratorError", ()))
-    if accelerator or any(sign in message for sign in _DEVICE_SIGNS):
-        return FailureKind.DEVICE
-    return FailureKind.OTHER
+    for signs, kind in (
+        (_MEMORY_SIGNS, FailureKind.MEMORY),
+        (_UNCLEAR_SIGNS, FailureKind.UNCLEAR),
+        (_LAUNCH_SIGNS, FailureKind.OTHER),
+        (_DEVICE_SIGNS, FailureKind.DEVICE),
+    ):
+        if any(sign in message for sign in signs):
+            return kind
+    return FailureKind.DEVICE if accelerator else FailureKind.OTHER
+
+
+def _memory_is_short() -> bool:
+    """Return True if little of the device's memory is available; False where that is unknown."""
+    import torch
+
+    try:
+        if not torch.cuda.is_available():
+            return False
+        free, total = torch.cuda.mem_get_info()
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    except Exception:  # noqa: BLE001 - a device that has failed raises here as well
+        return False
+    return bool(free + cached < max(_TIGHT_BYTES, _TIGHT_SHARE * total))
+
+
+def find_device_failure(device: str) -> str | None:
+    """Free the cached memory and run a tiny kernel; return what fails, or None if the device works.
+
+    A device without memory works: it fails only those who need more than it has.
+    """
+    try:
+        _empty_caches()
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it is what the device answers
+        if classify_error(exc) is FailureKind.DEVICE:
+            return one_line(exc)
+    try:
+        _run_kernel(device)
+    except Exception as exc:  # noqa: BLE001 - as above
+        return None if classify_error(exc) is FailureKind.MEMORY else one_line(exc)
+    return None
+
+
+def out_of_memory(width: int, height: int) -> PromptFailed:
+    """Return the failure of a request for which the device has too little memory."""
+    return PromptFailed(
+        ErrorCode.OUT_OF_MEMORY, f"a single image of {width}×{height} does not fit into the device's memory"
+    )
+
+
+def _run_kernel(device: str) -> None:
+    """Multiply two tiny matrices on the device, and wait for the result."""
+    import torch
+
+    ones = torch.ones(4, 4, device=device)
+    if (ones @ ones).sum().item() != 64:  # 16 sums of four ones
+        raise RuntimeError("the device computes wrong values")
 
 
 def one_line(exc: BaseException) -> str:
@@ -103,7 +215,14 @@ def one_line(exc: BaseException) -> str:
 
 
 def free_caches() -> None:
-    """Free the memory that the allocators cache."""
+    """Free the memory that the allocators cache. A device that has failed cannot; that is only logged."""
+    try:
+        _empty_caches()
+    except Exception:
+        logger.debug("the device's cached memory cannot be freed", exc_info=True)
+
+
+def _empty_caches() -> None:
     import torch
 
     gc.collect()

@@ -388,7 +388,7 @@ def _load_error(model: ModelFolder, device: str, exc: Exception) -> Text2ImgErro
     kind = classify_error(exc)
     if kind is FailureKind.MEMORY:
         return ModelFailed(f"{model.path} does not fit into {device}'s memory; use a smaller model or fp16")
-    if kind is FailureKind.DEVICE:
+    if kind in (FailureKind.DEVICE, FailureKind.UNCLEAR):
         return DeviceFailed(f"{device} failed while the model was loaded: {one_line(exc)}")
     return ModelFailed(f"{model.path} cannot be loaded: {one_line(exc)}")
 
