@@ -1,4 +1,4 @@
-"""The denoising call of a pipeline, the splitting of batches that exceed the memory, and the decoding.
+"""The denoising call of a pipeline, and the decoding.
 
 A part is what runs at once of a batch: requests of one shape go in, latents (or images) come out. Pixels are
 rounded on the device. diffusers turns NaN into black images, with a warning at most; here the latents and the
@@ -14,12 +14,12 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import FailureKind, classify_error, one_line
+from text2img.engine.devices import FailureKind, classify_error, free_caches, one_line, out_of_memory
 from text2img.engine.loading import find_autoencoder
 from text2img.engine.model_folder import Component, ModelFolder, read_json
 from text2img.engine.steps import StepSource
 from text2img.engine.text_encoding import ChunkedText, PipelineText, WholeText
-from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, PromptFailed, Text2ImgError
+from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from text2img.engine import GeneratedImage
     from text2img.engine.model_folder import Family
     from text2img.engine.steps import StepCounter
     from text2img.prompts import Request
@@ -40,12 +39,17 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Decodes for one pipeline and applies its safety checker where it has one."""
+    """Decodes for one pipeline and applies its safety checker where it has one.
+
+    What does not fit into memory is decoded again, in smaller parts and then in tiles: the latents are there.
+    """
 
     def __init__(self, pipe: Any, family: Family) -> None:
         self._pipe = pipe
         self._family = family
         self._checker = getattr(pipe, "safety_checker", None)
+        self._one_by_one: set[tuple[int, int]] = set()
+        """Sizes of images that are decoded one by one, as several at once did not fit."""
 
     @property
     def output_type(self) -> str:
@@ -65,10 +69,82 @@ class Decoder:
                 decoded = [_with_finite_flag(image * 2 - 1) for image in output]
                 return self._to_host(decoded, torch.ones(len(output), dtype=torch.bool, device=output.device))
             latents = self._unpack(output, size)
-            latents_finite = torch.isfinite(latents).flatten(1).all(dim=1)
-            with self._upcast(self._vae_overflows()):
+            results = None if size in self._one_by_one else self._attempt(latents)
+            if results is None:
+                self._one_by_one.add(size)
+                return [self._decode_alone(image[None], size) for image in latents]
+            return results
+
+    def _decode_alone(self, latents: Any, size: tuple[int, int]) -> NDArray[np.uint8] | PromptFailed:
+        """Return the pixels of one image's latents, decoded whole or, if that does not fit, in tiles.
+
+        Tiles overlap and are blended; the image differs a little from one that was decoded whole.
+        """
+        tiles = self._tile_sizes(latents)
+        for tile in tiles:
+            results = self._attempt(latents, tile, last=tile == tiles[-1])
+            if results is not None:
+                if tile:
+                    logger.info("decoded an image of %d×%d in tiles, for lack of memory", *size)
+                return results[0]
+        return out_of_memory(*size)
+
+    def _attempt(
+        self, latents: Any, tile: int = 0, *, last: bool = False
+    ) -> list[NDArray[np.uint8] | PromptFailed] | None:
+        """Decode latents on the device and copy the pixels; return None if that does not fit into memory.
+
+        The exception itself is dropped: its traceback holds the tensors of all its frames. ``last``: raise an
+        error that only may be the memory's, since nothing smaller is left to try.
+        """
+        import torch
+
+        latents_finite = torch.isfinite(latents).flatten(1).all(dim=1)
+        try:
+            with self._tiles(tile), self._upcast(self._vae_overflows()):
                 decoded = self._decode_each(latents)
                 return self._to_host(decoded, latents_finite, latents=latents)
+        except Exception as exc:
+            kind = classify_error(exc)
+            if kind is not FailureKind.MEMORY and (last or kind is not FailureKind.UNCLEAR):
+                raise
+            logger.debug("decoding %d images failed: %s", len(latents), one_line(exc), exc_info=True)
+        free_caches()
+        return None
+
+    def _tile_sizes(self, latents: Any) -> list[int]:
+        """Return the sides of tiles to try, in latent pixels, the largest first; 0 is the whole image.
+
+        A tile's overlap is a quarter of it, or an eighth with a tiny autoencoder, in whole latent pixels.
+        """
+        vae = self._pipe.vae
+        if not hasattr(vae, "tile_latent_min_size"):
+            return [0]
+        unit = round(1 / vae.tile_overlap_factor)
+        longer = max(latents.shape[2:])
+        sides = {-(-longer // (share * unit)) * unit for share in (2, 4)}
+        return [0, *sorted((side for side in sides if side < longer), reverse=True)]
+
+    @contextlib.contextmanager
+    def _tiles(self, tile: int) -> Iterator[None]:
+        """Make the VAE decode in tiles of this side within the context; 0: whole images."""
+        vae = self._pipe.vae
+        if not tile:
+            yield
+            return
+        wanted = {
+            "use_tiling": True,
+            "tile_latent_min_size": tile,
+            "tile_sample_min_size": tile * self._pipe.vae_scale_factor,
+        }
+        before = {name: getattr(vae, name) for name in wanted}
+        try:
+            for name, value in wanted.items():
+                setattr(vae, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(vae, name, value)
 
     def _decode_each(self, latents: Any) -> list[Decoded]:
         """Decode latents (n, c, h, w) on the device, image by image, without waiting for it.
@@ -374,86 +450,3 @@ class Denoiser:
         if self._family.name == "flux" and not self._pipe.transformer.config.guidance_embeds:
             return _SCHNELL_TOKENS
         return parameter.default
-
-
-if TYPE_CHECKING:
-    Results = list[GeneratedImage | PromptFailed]
-    GeneratePart = Callable[[Sequence[Request], "StepCounter"], Results]
-
-
-class BatchSplitter:
-    """Runs batches part by part and remembers which sizes fit into memory.
-
-    ``free_memory`` is called after a failure, before the next attempt.
-    """
-
-    def __init__(self, generate_part: GeneratePart, free_memory: Callable[[], None]) -> None:
-        self._generate_part = generate_part
-        self._free_memory = free_memory
-        self._max_sizes: dict[Hashable, int] = {}
-
-    def generate(self, batch: Sequence[Request], steps: StepCounter) -> Results:
-        """Return a result for each request, in order. Raises what the callback raised, and DeviceFailed."""
-        results: Results = []
-        single_until = 0  # up to this index, requests run one by one
-        while len(results) < len(batch):
-            size = 1 if len(results) < single_until else self.part_size(batch)
-            part = batch[len(results) : len(results) + size]
-            outcome = self._attempt(part, steps)
-            if isinstance(outcome, list):
-                results += outcome
-            elif len(part) == 1:
-                results.append(_prompt_failure(outcome, part[0]))
-            elif outcome[0] is FailureKind.MEMORY:
-                half = len(part) // 2
-                self._max_sizes[_memory_key(part[0])] = half
-                logger.info("a batch of %d does not fit into memory; continuing with %d", len(part), half)
-            else:
-                single_until = len(results) + len(part)
-            steps.finished = len(results)
-        return results
-
-    def max_size(self, request: Request) -> int | None:
-        """Return how many such requests fit into memory at once; None if unknown."""
-        return self._max_sizes.get(_memory_key(request))
-
-    def part_size(self, batch: Sequence[Request]) -> int:
-        """Return how many requests of the batch run at once."""
-        return min(self.max_size(batch[0]) or len(batch), len(batch))
-
-    def _attempt(self, part: Sequence[Request], steps: StepCounter) -> Results | tuple[FailureKind, str]:
-        """Return the part's results, or the failure's kind and message.
-
-        The exception itself is dropped: its traceback holds the tensors of all its frames, which must be
-        freed before the next attempt.
-        """
-        try:
-            return self._generate_part(part, steps)
-        except Text2ImgError:
-            raise
-        except Exception as exc:
-            if exc is steps.raised:
-                raise
-            kind, message = classify_error(exc), one_line(exc)
-            logger.debug("a part of %d requests failed: %s", len(part), message, exc_info=True)
-        if kind is FailureKind.DEVICE:
-            raise DeviceFailed(f"the device has failed: {message}")
-        self._free_memory()
-        return kind, message
-
-
-def _memory_key(request: Request) -> Hashable:
-    """Return what determines the memory that a request needs."""
-    parameters = request.parameters
-    return parameters.width, parameters.height, request.chunks, parameters.guidance_scale > 1
-
-
-def _prompt_failure(outcome: tuple[FailureKind, str], request: Request) -> PromptFailed:
-    kind, message = outcome
-    parameters = request.parameters
-    if kind is FailureKind.MEMORY:
-        return PromptFailed(
-            ErrorCode.OUT_OF_MEMORY,
-            f"a single image of {parameters.width}×{parameters.height} does not fit into the device's memory",
-        )
-    return PromptFailed(ErrorCode.GENERATION_FAILED, f"the model failed on this prompt: {message}")

@@ -13,13 +13,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import GeneratedImage, ModelInfo
+from text2img.engine.batch_splitter import BatchSplitter, own_request
 from text2img.engine.compiler import CompileCache
 from text2img.engine.deepcache import check_unet, install
-from text2img.engine.denoiser import BatchSplitter, replace_autoencoder
+from text2img.engine.denoiser import replace_autoencoder
 from text2img.engine.devices import (
     check_device,
     choose_device,
     choose_dtype,
+    find_device_failure,
     free_caches,
     peak_memory,
     silence_libraries,
@@ -199,7 +201,9 @@ class DiffusersEngine:
             denoiser=Denoiser(pipe, family, decoder.output_type, run_context, lambda: adapters.text_lora_key),
             decoder=decoder,
             schedulers=Schedulers(pipe.scheduler, flow=family.flow),
-            splitter=BatchSplitter(self._generate_part, free_caches),
+            splitter=BatchSplitter(
+                self._generate_part, functools.partial(find_device_failure, device), self._own_request
+            ),
             compile_policy=CompilePolicy(
                 Compiler(getattr(pipe, family.denoiser, None), device, adapters),
                 self._options.compile if mode == "none" else "never",
@@ -253,6 +257,11 @@ class DiffusersEngine:
             return [exc] * len(part)
         finally:  # otherwise the VAE, or after a failure any component, would stay on the device
             loaded.pipe.maybe_free_model_hooks()
+
+    def _own_request(self) -> Request:
+        """Return the engine's own request, with its chunks counted."""
+        request = own_request(self._inspect_model().model_info)
+        return dataclasses.replace(request, chunks=self._require_loaded().denoiser.chunks(request))
 
     def _denoise_and_decode(
         self, loaded: _Loaded, part: Sequence[Request], steps: StepCounter
