@@ -30,7 +30,8 @@ def run_with_timeout(
     Raises TimeoutError after ``timeout``, or soon after ``cancel`` is set.
 
     Socket timeouts bound neither a name lookup nor an answer that trickles in byte by byte. The action
-    runs in a daemon thread, which is abandoned when it overruns: it must be harmless if it ends later.
+    runs in a daemon thread, which is abandoned when it overruns: it must be harmless if it ends later. So
+    that it ends and frees its socket, its connections need limits of their own (``http_limits``).
     """
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -58,6 +59,14 @@ def _join(thread: threading.Thread, timeout: float, cancel: threading.Event | No
     until = time.monotonic() + timeout
     while thread.is_alive() and not cancel.is_set() and (left := until - time.monotonic()) > 0:
         thread.join(min(_POLL_INTERVAL, left))
+
+
+def timeout_in(exc: BaseException) -> TimeoutError | None:
+    """Return the timeout that caused the error, a socket's or a limit's; None for other errors."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, TimeoutError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def exponential_backoff(attempts: int, max_delay: float) -> float:

@@ -10,16 +10,20 @@ import ipaddress
 import json
 import logging
 import re
-import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util.connection import create_connection
 
+from text2img.concurrency.http_limits import (
+    LimitedAdapter,
+    LimitedConnection,
+    LimitedPool,
+    LimitedResponse,
+    TotalTime,
+)
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases import Notification, webhook_id
 from text2img.errors import ConfigurationError, PromptFailed
@@ -37,6 +41,7 @@ from text2img.webhooks.payloads import Credentials
 if TYPE_CHECKING:
     import requests
 
+    from text2img.concurrency.http_limits import Limit
     from text2img.webhooks.progress import ProgressUpdate
 
 
@@ -44,7 +49,7 @@ _IETF_PROTOCOLS: Final = ipaddress.ip_network("192.0.0.0/24")
 """IETF protocol assignments: some Python versions count these addresses as global."""
 
 
-class NoProxyAdapter(HTTPAdapter):
+class NoProxyAdapter(LimitedAdapter):
     """Adapter that ignores the environment's proxies: a proxy resolves names itself."""
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
@@ -59,10 +64,8 @@ class PublicOnlyAdapter(NoProxyAdapter):
     are unaffected: the connection keeps the host's name.
     """
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Set up the pool manager as HTTPAdapter does, with connections that check addresses."""
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit, {"http": _HTTPPool, "https": _HTTPSPool})
 
 
 def is_public(address: str) -> bool:
@@ -77,38 +80,30 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _IETF_PROTOCOLS)
 
 
-class _PublicOnlyConnection:
+class _PublicOnlyConnection(LimitedConnection):
     """Mixin for both kinds of connection: resolve the host, check its addresses, then connect to one."""
 
-    def _new_conn(self: Any) -> socket.socket:
-        entries = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in entries))
+    def addresses(self: Any) -> list[str]:
+        """Return the host's addresses; raise AddressRefused if there is none, or one that is not public."""
+        addresses: list[str] = super().addresses()
         if not addresses or not all(map(is_public, addresses)):
             raise AddressRefused("has an address that is not public; name the host in --webhook-host")
-        last_error: OSError | None = None
-        for address in addresses:
-            try:
-                return create_connection(
-                    (address, self.port), self.timeout, socket_options=self.socket_options
-                )
-            except OSError as exc:
-                last_error = exc
-        raise last_error or OSError("no address")
+        return addresses
 
 
 class _HTTP(_PublicOnlyConnection, HTTPConnection):
-    pass
+    response_class = LimitedResponse
 
 
 class _HTTPS(_PublicOnlyConnection, HTTPSConnection):
-    pass
+    response_class = LimitedResponse
 
 
-class _HTTPPool(HTTPConnectionPool):
+class _HTTPPool(LimitedPool, HTTPConnectionPool):
     ConnectionCls = _HTTP
 
 
-class _HTTPSPool(HTTPSConnectionPool):
+class _HTTPSPool(LimitedPool, HTTPSConnectionPool):
     ConnectionCls = _HTTPS
 
 
@@ -167,10 +162,10 @@ class CallbackClient:
         import requests
 
         body = None if notification is None else notification.body.encode()
-        with (
-            # A new session for each request: a kept connection that died since would cost an attempt.
-            requests.Session() as session,
-            session.request(
+        # A new session for each request: a kept connection that died since would cost an attempt.
+        with requests.Session() as session:
+            _mount(session, LimitedAdapter(TotalTime(self.timeout)))
+            with session.request(
                 method,
                 self._url,
                 data=body,
@@ -179,9 +174,8 @@ class CallbackClient:
                 timeout=self.timeout,
                 allow_redirects=False,
                 stream=True,
-            ) as response,
-        ):
-            return response.status_code, response.headers.get("retry-after")
+            ) as response:
+                return response.status_code, response.headers.get("retry-after")
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Set our credentials. Passing an ``auth`` at all keeps requests from reading netrc."""
@@ -203,6 +197,11 @@ def _error_types(exc: BaseException | None) -> str:
         types.append(type(exc).__name__)
         exc = exc.__cause__ or exc.__context__
     return " from ".join(types)
+
+
+def _mount(session: requests.Session, adapter: LimitedAdapter) -> None:
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
 
 
 def _check_url(url: str) -> str:
@@ -289,9 +288,8 @@ class Webhooks:
         import requests
 
         with requests.Session() as session:
-            adapter = NoProxyAdapter() if self.hosts.is_exact(webhook) else PublicOnlyAdapter()
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
+            kind = NoProxyAdapter if self.hosts.is_exact(webhook) else PublicOnlyAdapter
+            _mount(session, kind(TotalTime(self.timeout)))
             with session.request(
                 method,
                 str(notification.url),

@@ -85,6 +85,8 @@ def describe_error(origin: str, exc: Exception, timeout: float) -> str:
         return f"{origin} did not answer within {timeout:g} s"
     cause: BaseException | None = exc
     while cause is not None:
+        if isinstance(cause, TimeoutError):
+            return f"{origin} did not answer within {timeout:g} s"
         if isinstance(cause, AddressRefused):
             return f"{origin} {cause}"
         if isinstance(cause, socket.gaierror):

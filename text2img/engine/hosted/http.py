@@ -7,7 +7,6 @@ import binascii
 import io
 import re
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import requests
     from numpy.typing import NDArray
+    from PIL import Image
 
 
 MAX_BYTES: Final = 64 * 2**20
@@ -61,7 +61,7 @@ class HttpClient:
         """Send a request and return the answer, whatever its status. Raises RequestFailed and TooLarge."""
         import requests
 
-        session = self._session = self._session or requests.Session()
+        session = self._session = self._session or self._open()
         try:
             return run_with_timeout(
                 self._timeout + 1, lambda: self._exchange(session, method, url, key, document)
@@ -70,6 +70,17 @@ class HttpClient:
             self._session = None  # the abandoned thread may still use it
             # Not from exc: a stack trace would show the URL, which may be signed.
             raise RequestFailed(self._describe_error(url, exc)) from None
+
+    def _open(self) -> requests.Session:
+        """Return a session whose exchanges end in time, by themselves."""
+        import requests
+
+        from text2img.concurrency.http_limits import LimitedAdapter, TotalTime
+
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, LimitedAdapter(TotalTime(self._timeout)))
+        return session
 
     def _exchange(
         self, session: requests.Session, method: str, url: str, key: str | None, document: object
@@ -80,7 +91,6 @@ class HttpClient:
                 request.headers["Authorization"] = f"Key {key}"
             return request
 
-        deadline = time.monotonic() + self._timeout
         with session.request(
             method,
             url,
@@ -91,7 +101,7 @@ class HttpClient:
             allow_redirects=False,
             stream=True,
         ) as response:
-            return Answer(response.status_code, response.headers, _read(response, deadline))
+            return Answer(response.status_code, response.headers, _read(response))
 
     def _describe_error(self, url: str, exc: Exception) -> str:
         """Describe the error by its kind; the libraries' own messages contain the whole URL."""
@@ -102,6 +112,8 @@ class HttpClient:
             return f"{host} did not answer within {self._timeout:g} s"
         cause: BaseException | None = exc
         while cause is not None:
+            if isinstance(cause, TimeoutError):
+                return f"{host} did not answer within {self._timeout:g} s"
             if isinstance(cause, socket.gaierror):
                 return f"{host} has no address: its name cannot be resolved"
             if isinstance(cause, ConnectionRefusedError):
@@ -110,22 +122,27 @@ class HttpClient:
         return f"{host} cannot be reached ({type(exc).__name__})"
 
 
-def _read(response: requests.Response, deadline: float) -> bytes:
-    """Return the body; raise TooLarge beyond MAX_BYTES, and TimeoutError after the deadline."""
+def _read(response: requests.Response) -> bytes:
+    """Return the body; raise TooLarge beyond MAX_BYTES, which count after decompression."""
     body = bytearray()
     for chunk in response.iter_content(2**16):
         body += chunk
         if len(body) > MAX_BYTES:
             raise TooLarge
-        if time.monotonic() > deadline:
-            raise TimeoutError
     return bytes(body)
 
 
 _HOSTS: Final = ("fal.media", "fal.ai", "fal.run")
 """The hosts where fal stores its models' output: these and their subdomains."""
 _BUCKET_PREFIX: Final = ("storage.googleapis.com", "/falserverless/")
-_MAX_PIXELS: Final = 2**26
+_MAX_PIXELS: Final = 4096 * 4096
+_BYTES_PER_PIXEL: Final = 8
+"""Bytes of memory for each of the largest image's pixels, that decoding an image may take."""
+_DECODER_BYTES: Final = {"PNG": 8, "JPEG": 8, "WEBP": 17}
+"""What decoding takes for each pixel: Pillow's image (4), the result (3); WebP's decoder keeps two frames."""
+_PROGRESSIVE_BYTES: Final = 4
+"""What more a progressive JPEG takes, whose coefficients are all kept until the last scan."""
+_STRIP_PIXELS: Final = 2**18
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp);base64,", re.IGNORECASE)
 
 
@@ -166,20 +183,40 @@ def check_address(url: str, origin: str | None) -> None:
 def decode(data: bytes) -> NDArray[np.uint8]:
     """Return the pixels: uint8, (height, width, 3), RGB.
 
-    Raises PromptFailed for data that is not an image in PNG, JPEG or WebP, or is too large.
+    Raises PromptFailed for data that is not an image in PNG, JPEG or WebP, or that would take more memory
+    than the largest image may, which its header shows.
     """
-    import numpy as np
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height <= _MAX_PIXELS:
-                return np.asarray(image.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=tuple(_DECODER_BYTES)) as image:
+            if image.width * image.height * _bytes_per_pixel(image) <= _MAX_PIXELS * _BYTES_PER_PIXEL:
+                return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, only its prompt fails
         raise malformed_answer("a file that is not an image") from None
     raise malformed_answer("an image that is too large")
+
+
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """Return the bytes that decoding the image takes, for each of its pixels."""
+    is_progressive = "progressive" in image.info or "progression" in image.info
+    return _DECODER_BYTES[str(image.format)] + (_PROGRESSIVE_BYTES if is_progressive else 0)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the image's pixels, converted in strips: never is the whole image there three times."""
+    import numpy as np
+
+    image.load()
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)).convert("RGB"))
+    return pixels
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

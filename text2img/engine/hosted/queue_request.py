@@ -132,15 +132,18 @@ class QueueRequest:
         answer = self._request_with_retries("result", str(self._request_url))
         result = hosted.json_content(answer)
         self._check_safety(result)
-        pixels = http.decode(self._image_bytes(_image_url(result)))
-        if "has_nsfw_concepts" not in result and self._options.safety_checker and not pixels.any():
+        units, seed = hosted.billed_units(answer), self._other_seed(result)
+        check_black = "has_nsfw_concepts" not in result and self._options.safety_checker
+        data = self._image_bytes(_image_url(result))
+        del answer, result  # they may hold the image themselves, encoded, which decoding needs no more
+        pixels = http.decode(data)
+        if check_black and not pixels.any():
             raise PromptFailed(ErrorCode.SAFETY, "the image is all black, as a safety checker leaves it")
-        units = hosted.billed_units(answer)
         provider_metadata = {"request_id": str(self._request_url).rpartition("/")[2]}
         return GeneratedImage(
             pixels=pixels,
             scheduler=HOSTED_SCHEDULER,
-            seed=self._other_seed(result),
+            seed=seed,
             provider_metadata=provider_metadata
             if units is None
             else {**provider_metadata, "billed_units": units},
