@@ -6,6 +6,7 @@ docs/decisions/file-locks.md explains why filelock is not used.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 SHARED: Final = fcntl.LOCK_SH
 EXCLUSIVE: Final = fcntl.LOCK_EX
 _POLL_INTERVAL: Final = 0.2  # seconds between attempts to get a lock that another process holds
+
+
+def is_full(exc: BaseException) -> bool:
+    """Return True if the error means that a disk is full, or a quota exhausted."""
+    return isinstance(exc, OSError) and exc.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager

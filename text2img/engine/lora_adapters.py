@@ -403,7 +403,7 @@ def _stamp_of(file: str) -> Stamp:
         # Most likely the cache has evicted it; the next attempt fetches it again.
         message = f"the LoRA's file cannot be read ({exc.strerror})"
         raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
-    return file, stat.st_size, stat.st_mtime_ns
+    return str(file), stat.st_size, stat.st_mtime_ns  # not the cache's own path: it may evict the file again
 
 
 def _is_text_encoder(component: str) -> bool:

@@ -28,6 +28,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 
 from text2img import __version__
+from text2img.concurrency.http_limits import LimitedAdapter, MinimumRate
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import StorageFailed
 from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
@@ -186,7 +187,7 @@ def _client() -> Any:
     credentials = find_credentials()
     session = google.auth.transport.requests.AuthorizedSession(credentials)
     # A connection for each concurrent upload: urllib3 keeps 10 and warns about each one it discards.
-    adapter = requests.adapters.HTTPAdapter(pool_maxsize=_MAX_CONNECTIONS)
+    adapter = LimitedAdapter(MinimumRate(), pool_maxsize=_MAX_CONNECTIONS)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     # Otherwise the library also requests the bucket's metadata, for traces that are not collected, and

@@ -18,11 +18,18 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.exceptions as boto
 import botocore.session
+from botocore.awsrequest import (
+    AWSHTTPConnection,
+    AWSHTTPConnectionPool,
+    AWSHTTPSConnection,
+    AWSHTTPSConnectionPool,
+)
 from botocore.config import Config
 from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from text2img import __version__
+from text2img.concurrency.http_limits import LimitedConnection, LimitedPool, LimitedResponse, MinimumRate
 from text2img.errors import StorageFailed
 from text2img.prompts.ids import quoted
 from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
@@ -227,7 +234,29 @@ def _client(endpoint: str | None, timeout: float) -> Any:
         response_checksum_validation="when_required",
         user_agent_extra=f"text2img/{__version__}",
     )
-    return _translate_errors(lambda: _session().client("s3", endpoint_url=endpoint, config=config))
+    client = _translate_errors(lambda: _session().client("s3", endpoint_url=endpoint, config=config))
+    limit = MinimumRate()
+    # boto3 has no option for it. The same dictionary serves its pools with and without a proxy.
+    client._endpoint.http_session._pool_classes_by_scheme.update(  # noqa: SLF001
+        http=partial(_HTTPPool, limit=limit), https=partial(_HTTPSPool, limit=limit)
+    )
+    return client
+
+
+class _HTTP(LimitedConnection, AWSHTTPConnection):  # type: ignore[misc]
+    response_class = LimitedResponse
+
+
+class _HTTPS(LimitedConnection, AWSHTTPSConnection):  # type: ignore[misc]
+    response_class = LimitedResponse
+
+
+class _HTTPPool(LimitedPool, AWSHTTPConnectionPool):  # type: ignore[misc]
+    ConnectionCls = _HTTP
+
+
+class _HTTPSPool(LimitedPool, AWSHTTPSConnectionPool):  # type: ignore[misc]
+    ConnectionCls = _HTTPS
 
 
 def _session() -> Any:

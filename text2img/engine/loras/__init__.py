@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from tenacity import Retrying, retry_if_exception_type, stop_before_delay, wait_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_before_delay,
+    wait_exponential,
+)
 
+from text2img.engine.loras.slow_origins import SlowOrigins, SourceTooSlow
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
 from text2img.settings.paths import expand_home
 from text2img.storage.bucket import TransientError
@@ -32,7 +39,14 @@ if TYPE_CHECKING:
     from text2img.prompts.parameters import Lora
 
 
-__all__ = ["SUFFIX", "LoraCache", "LoraLocation", "SourceAllowlist", "check_header"]
+__all__ = [
+    "SUFFIX",
+    "LoraCache",
+    "LoraLocation",
+    "SourceAllowlist",
+    "check_header",
+    "origin_of",
+]
 
 RETRY_TIMEOUT: Final = 30.0
 """Seconds for which one LoRA is retried while its source is unavailable; then its prompts wait for their next
@@ -62,6 +76,7 @@ class LoraCache:
         self._sources, self._cache, self.wait = sources or SourceAllowlist(), cache, wait
         self._endpoint, self._retry_timeout = s3_endpoint, retry_timeout
         self._checked: dict[Lora, tuple[float, str]] = {}
+        self._slow_origins = SlowOrigins()
         self._lock = threading.Lock()
 
     def check(self, lora: Lora) -> None:
@@ -81,31 +96,40 @@ class LoraCache:
         """
         with self._lock:
             checked_at, file = self._checked.get(lora, (0.0, ""))
-        if file and time.monotonic() < checked_at + _RECHECK_INTERVAL and Path(file).is_file():
-            return file
+        if file and time.monotonic() < checked_at + _RECHECK_INTERVAL:
+            held = self._cache.hold(Path(file)) if self._cache is not None else file
+            if Path(held).is_file():
+                return held
         location = self._sources.check(lora.path)
-        file = str(_local_file(location, lora) if location.kind == "file" else self._fetch(location, lora))
+        file = str(_local_file(location, lora)) if location.kind == "file" else self._fetch(location, lora)
         with self._lock:
             self._checked.pop(lora, None)
-            self._checked[lora] = time.monotonic(), file
+            self._checked[lora] = time.monotonic(), str(file)
             if len(self._checked) > _MAX_CHECKED:
                 del self._checked[next(iter(self._checked))]
         return file
 
-    def _fetch(self, location: LoraLocation, lora: Lora) -> Path:
+    def _fetch(self, location: LoraLocation, lora: Lora) -> str:
         """Return the cached file, fetched if it is missing or the source has another version."""
         if self._cache is None:
             raise RuntimeError("these LoRA sources need a cache")
         key = f"{location.kind}://{location.root}/{location.path}{location.query}"
-        with self._cache.locked(key):
-            entry = self._cache.find(key)
-            if entry is None or lora.sha256 != entry.sha256:  # a file with the right hash needs no query
-                entry = self._with_retries(partial(self._revalidate, key, location, entry, lora))
+        try:
+            with self._cache.locked(key):
+                entry = self._cache.find(key)
+                held = self._cache.hold(self._cache.path(entry)) if entry else ""
+                if entry is None or lora.sha256 != entry.sha256:  # a file with the right hash needs no query
+                    entry = self._with_retries(partial(self._revalidate, key, location, entry, lora))
+                file = self._cache.hold(self._cache.path(entry))
+                del held
+        except OSError as exc:
+            message = f"the LoRA cache cannot be used ({exc.strerror or type(exc).__name__})"
+            raise PromptFailed(ErrorCode.GENERATION_FAILED, message) from exc
         try:
             _check_expected(lora, entry.size, entry.sha256)
         except ValueError as exc:
             raise _unusable(exc) from None
-        return self._cache.path(entry)
+        return file
 
     def _revalidate(
         self, key: str, location: LoraLocation, entry: CacheEntry | None, lora: Lora
@@ -134,6 +158,19 @@ class LoraCache:
     def _fetch_from_source(
         self, location: LoraLocation, known_version: str | None, writer: DownloadWriter
     ) -> str | None:
+        origin = location.origin
+        self._slow_origins.check(origin)
+        try:
+            version = self._fetch_once(location, known_version, writer)
+        except SourceTooSlow:
+            self._slow_origins.failed(origin)
+            raise
+        self._slow_origins.succeeded(origin)
+        return version
+
+    def _fetch_once(
+        self, location: LoraLocation, known_version: str | None, writer: DownloadWriter
+    ) -> str | None:
         from text2img.engine.loras.sources import fetch_from_bucket, fetch_from_hub, fetch_from_web
 
         if location.kind in {"gs", "s3"}:
@@ -142,9 +179,12 @@ class LoraCache:
         return fetch(location, known_version, writer)
 
     def _with_retries(self, attempt: Callable[[], CacheEntry]) -> CacheEntry:
-        """Retry transient errors with backoff until the retry timeout; raise PromptFailed after it."""
+        """Retry transient errors with backoff until the retry timeout; raise PromptFailed after it.
+
+        A source that is too slow has had its time already.
+        """
         retrying = Retrying(
-            retry=retry_if_exception_type(TransientError),
+            retry=retry_if_exception_type(TransientError) & retry_if_not_exception_type(SourceTooSlow),
             wait=wait_exponential(multiplier=0.5, max=8),
             stop=stop_before_delay(self._retry_timeout),
             sleep=self.wait,
@@ -188,8 +228,8 @@ def _unusable(reason: object) -> PromptFailed:
     return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {reason}")
 
 
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""The safetensors library's own limit."""
+_MAX_HEADER_BYTES: Final = 10_000_000
+"""Maximum size of a header. Real ones have less than a tenth of it; parsed, it takes many times its size."""
 
 
 def check_header(file: Path) -> None:
@@ -277,6 +317,19 @@ class LoraLocation:
     def path(self) -> str:
         """The path: the segments joined by slashes."""
         return "/".join(self.parts)
+
+    @property
+    def origin(self) -> str:
+        """The server or bucket of the file, such as ``https://host:443``; empty for a local file."""
+        return "" if self.kind == "file" else f"{self.kind}://{self.root}"
+
+
+def origin_of(path: str) -> str:
+    """Return the origin of a LoRA's path; empty for a local file and for an invalid path."""
+    try:
+        return _parse_path(path).origin
+    except _InvalidPathError:
+        return ""
 
 
 class SourceAllowlist:

@@ -2,7 +2,8 @@
 
 Each location has an entry (file, version, time of the last use) and a lock, so that one process fetches while
 others wait. Files are named by their hash, are written atomically and never change; the least recently used
-are evicted first. A run locks the files it uses, and no run removes a locked file.
+are evicted first, beyond the cache's size and when the disk is full. A run locks the files it uses, and no
+other run removes a locked file.
 """
 
 from __future__ import annotations
@@ -10,33 +11,43 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import queue
 import tempfile
 import threading
-import time
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, lock, locked, try_lock
-from text2img.engine.loras import SUFFIX
-from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
+from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, is_full, lock, locked, try_lock
+from text2img.engine.loras import SUFFIX, origin_of
+from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, Text2ImgError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from io import RawIOBase
 
     from text2img.engine.loras import LoraCache
     from text2img.prompts import Request
     from text2img.prompts.parameters import Lora
 
 
+log = logging.getLogger(__name__)
+
 _MAX_LOCKED_FILES: Final = 256
 """Maximum number of files that a run keeps locked: each is an open file descriptor."""
 _HEX: Final = "[0-9a-f]"
-_PARTIAL_FILE_AGE: Final = 86_400.0  # seconds after which an unfinished download is removed
+
+_Result = TypeVar("_Result")
+
+
+class CachedFile(str):
+    """The path of a file in the cache. While it exists the file is in use, and not evicted by its own run."""
+
+    __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +61,21 @@ class CacheEntry:
 
 
 class DownloadWriter:
-    """The file that a download is written to.
+    """The file that a download is written to; it must be unbuffered.
 
     ``check_cancelled(0)`` is called before each chunk, and raises when the run is stopped.
+    ``make_room(bytes)`` is called when the disk is full, and returns False if nothing can be done about it.
     """
 
-    def __init__(self, file: BinaryIO, max_bytes: int, check_cancelled: Callable[[float], None]) -> None:
-        self._file, self._max_bytes, self._check_cancelled = file, max_bytes, check_cancelled
+    def __init__(
+        self,
+        file: RawIOBase,
+        max_bytes: int,
+        check_cancelled: Callable[[float], None],
+        make_room: Callable[[int], bool],
+    ) -> None:
+        self._file, self._max_bytes = file, max_bytes
+        self._check_cancelled, self._make_room = check_cancelled, make_room
         self._hash = hashlib.sha256()
         self.size = 0
 
@@ -65,8 +84,14 @@ class DownloadWriter:
         self._check_cancelled(0)
         self.size += len(data)
         self.check_size(self.size)
-        self._file.write(data)
         self._hash.update(data)
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as exc:
+                if not (is_full(exc) and self._make_room(len(left))):
+                    raise
 
     def check_size(self, size: int | None) -> None:
         """Raise PromptFailed (``lora_failed``) if that many bytes are too many; None is an unknown size."""
@@ -93,6 +118,7 @@ class Cache:
         self._locked_files: OrderedDict[str, int] = OrderedDict()  # open descriptors, by file
         weakref.finalize(self, _close, self._locked_files)
         self._mutex = threading.Lock()
+        self._held: defaultdict[str, list[weakref.ref[CachedFile]]] = defaultdict(list)
 
     def check(self) -> None:
         """Create the folder; raise ConfigurationError if it is not writable."""
@@ -109,7 +135,9 @@ class Cache:
     def locked(self, key: str) -> Iterator[None]:
         """Hold the key's lock: no other thread or process fetches for it within the block."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(self._folder / f"{_digest(key)}.lock", self._wait):
+        file = self._folder / f"{_digest(key)}.lock"
+        self._with_room(file.touch)
+        with locked(file, self._wait):
             yield
 
     def find(self, key: str) -> CacheEntry | None:
@@ -139,59 +167,116 @@ class Cache:
         """Add the file that ``fetch`` writes, if ``check`` accepts it, and evict others if necessary.
 
         ``fetch`` returns the version of what it wrote. If it returns None, it wrote nothing, and this returns
-        None too.
+        None too. If the disk is full, what no run uses is evicted, and it is tried again.
         """
+        return self._with_room(lambda: self._add(key, fetch, check))
+
+    def _add(
+        self,
+        key: str,
+        fetch: Callable[[DownloadWriter], str | None],
+        check: Callable[[Path, DownloadWriter], None],
+    ) -> CacheEntry | None:
         descriptor, name = tempfile.mkstemp(dir=self._folder, prefix="part-")
         part = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                writer = DownloadWriter(file, self._size, self._wait)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                lock(file, EXCLUSIVE)  # a part that is not locked is left from a run that was killed
+                writer = DownloadWriter(file, self._size, self._wait, self._make_room)
                 version = fetch(writer)
-                file.flush()
                 os.fsync(file.fileno())
-            if version is None:
-                return None
-            check(part, writer)
-            entry = CacheEntry(f"{writer.sha256}{SUFFIX}", writer.size, writer.sha256, version)
-            if not (self._lock_file(entry.file) and _size(self._folder / entry.file) == entry.size):
-                part.replace(self._folder / entry.file)
-                self._lock_file(entry.file, replaced=True)
+                if version is None:
+                    return None
+                check(part, writer)
+                entry = CacheEntry(f"{writer.sha256}{SUFFIX}", writer.size, writer.sha256, version)
+                if not (self._lock_file(entry.file) and _size(self._folder / entry.file) == entry.size):
+                    part.replace(self._folder / entry.file)
         finally:
             part.unlink(missing_ok=True)
-        self._write(self._entry_file(key), entry)
+        self._lock_file(entry.file, replaced=True)
+        held = self.hold(self.path(entry))  # while room is made for its entry
+        self._with_room(lambda: self._write(self._entry_file(key), entry))
         self.evict()
+        del held
         return entry
 
+    def hold(self, file: Path) -> CachedFile:
+        """Return the path of a file that this run uses: it is not evicted while the path exists."""
+        held = CachedFile(file)
+        with self._mutex:
+            alive = [each for each in self._held[file.name] if each() is not None]
+            self._held[file.name] = [*alive, weakref.ref(held)]
+        return held
+
     def evict(self) -> None:
-        """Remove the least recently used files that no run uses, until the rest fits.
+        """Remove the least recently used files that are not in use, until the rest fits.
 
         Files of any other name than the cache's own stay: the folder may have the user's LoRAs in it.
         """
-        entry_files = sorted(self._folder.glob(f"{_HEX * 40}.json"), key=_last_used)
-        named: dict[str, Path] = {}
-        for entry_file in entry_files:  # for a file of several locations the latest use counts
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                named[str(json.loads(entry_file.read_text())["file"])] = entry_file
-        for part in self._folder.glob(f"part-{'[a-z0-9_]' * 8}"):  # left by runs that were killed
-            if _last_used(part) < time.time() - _PARTIAL_FILE_AGE:
-                part.unlink(missing_ok=True)
-        sizes = {file.name: _size(file) for file in self._folder.glob(f"{_HEX * 64}{SUFFIX}")}
-        total = sum(sizes.values())
-        for name in sorted(sizes, key=lambda name: _last_used(named[name]) if name in named else 0.0):
+        self._remove_parts()
+        total = sum(map(_size, self._files()))
+        for name, entry_file in self._by_last_use():
             if total <= self._size:
                 return
-            if name not in self._locked_files and self._remove(name):
-                total -= sizes[name]
-                if name in named:
-                    named[name].unlink(missing_ok=True)
+            total -= self._remove(name, entry_file)
 
-    def _remove(self, name: str) -> bool:
-        file = self._folder / name
+    def _with_room(self, action: Callable[[], _Result]) -> _Result:
+        """Return what ``action`` returns; if the disk is full, evict something and repeat it."""
+        while True:
+            try:
+                return action()
+            except OSError as exc:
+                if not (is_full(exc) and self._make_room(1)):
+                    raise
+
+    def _make_room(self, needed: int) -> bool:
+        """Evict files until ``needed`` bytes are gained; return False if nothing can be evicted."""
+        gained = self._remove_parts()
+        for name, entry_file in self._by_last_use():
+            if gained >= needed:
+                break
+            gained += self._remove(name, entry_file)
+        return gained > 0
+
+    def _by_last_use(self) -> Iterator[tuple[str, Path | None]]:
+        """Yield the names of the files, the least recently used first, each with its entry's file."""
+        named: dict[str, Path] = {}
+        for entry_file in sorted(self._folder.glob(f"{_HEX * 40}.json"), key=_last_used):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                named[str(json.loads(entry_file.read_text())["file"])] = entry_file
+        names = {file.name for file in self._files()}
+        # For a file of several locations the latest use counts.
+        for name in sorted(names, key=lambda name: _last_used(named[name]) if name in named else 0.0):
+            yield name, named.get(name)
+
+    def _remove_parts(self) -> int:
+        """Remove the parts left by runs that were killed; return how many bytes that gains."""
+        return sum(map(self._unlink_unlocked, self._folder.glob(f"part-{'[a-z0-9_]' * 8}")))
+
+    def _files(self) -> Iterator[Path]:
+        """Return the cache's own files."""
+        return self._folder.glob(f"{_HEX * 64}{SUFFIX}")
+
+    def _remove(self, name: str, entry_file: Path | None) -> int:
+        """Remove the file unless it is in use; return how many bytes that gains."""
+        with self._mutex:
+            if any(held() is not None for held in self._held.get(name, ())):
+                return 0
+            self._held.pop(name, None)
+            if name in self._locked_files:
+                os.close(self._locked_files.pop(name))
+        gained = self._unlink_unlocked(self._folder / name)
+        if gained and entry_file is not None:
+            entry_file.unlink(missing_ok=True)
+        return gained
+
+    def _unlink_unlocked(self, file: Path) -> int:
         with contextlib.suppress(OSError), file.open("rb") as opened:
+            size = _size(file)
             if try_lock(opened, EXCLUSIVE):
                 file.unlink()
-                return True
-        return False
+                return max(size, 1)
+        return 0
 
     def _lock_file(self, name: str, *, replaced: bool = False) -> bool:
         """Lock the file, so that no run removes it; return False if it is missing.
@@ -223,8 +308,11 @@ class Cache:
     def _write(self, file: Path, entry: CacheEntry) -> None:
         """Write the entry atomically."""
         part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(asdict(entry)))
-        part.replace(file)
+        try:
+            part.write_text(json.dumps(asdict(entry)))
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _close(locked_files: dict[str, int]) -> None:
@@ -253,8 +341,10 @@ def _size(file: Path) -> int:
 if TYPE_CHECKING:
     Loras = tuple[Lora, ...]
     Ready = tuple[Request, PromptFailed | None]
+    Origins = frozenset[str]
 
-_THREADS: Final = 8
+_MAX_THREADS: Final = 64
+_MAX_ORIGIN_THREADS: Final = 8  # of the same origins: a slow one must not keep the others' files waiting
 _POLL_INTERVAL: Final = 0.5  # seconds between checks whether the run is stopped
 
 
@@ -266,19 +356,19 @@ class LoraPrefetcher:
 
     def __init__(self, cache: LoraCache) -> None:
         self._cache = cache
-        self._queued: queue.SimpleQueue[Loras | None] = queue.SimpleQueue()
+        self._queued: dict[Origins, deque[Loras]] = {}  # what no thread has begun, by what it comes from
+        self._threads: Counter[Origins] = Counter()  # the threads that are at work
         self._results: queue.SimpleQueue[list[Ready] | BaseException] = queue.SimpleQueue()
         self._waiters: dict[Loras, list[Request]] = {}  # requests by the LoRAs they wait for
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
         self.waiting = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for _ in self._threads:
-            self._queued.put(None)
+        with self._lock:
+            self._queued.clear()
 
     def put(self, requests: Iterable[Request]) -> None:
         """Add requests."""
@@ -288,12 +378,11 @@ class LoraPrefetcher:
             if not loras:
                 self._results.put([(request, None)])
                 continue
-            self._start()
             with self._lock:
                 waiters = self._waiters.setdefault(loras, [])
                 waiters.append(request)
                 if len(waiters) == 1:
-                    self._queued.put(loras)
+                    self._enqueue(loras)
 
     def take(self, *, max_pending: int) -> list[Ready]:
         """Return the ready requests; wait until at most ``max_pending`` are still pending.
@@ -315,18 +404,36 @@ class LoraPrefetcher:
             taken += done
         return taken
 
-    def _start(self) -> None:
-        """Start the threads at the first request with a LoRA."""
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._work, name=f"lora-{number}", daemon=True)
-                for number in range(_THREADS)
-            ]
-            for thread in self._threads:
-                thread.start()
+    def _enqueue(self, loras: Loras) -> None:
+        """Add to the queue of the LoRAs' origins, and start a thread for it unless there are enough."""
+        origins = frozenset(origin_of(lora.path) for lora in loras)
+        self._queued.setdefault(origins, deque()).append(loras)
+        if self._threads[origins] < _MAX_ORIGIN_THREADS and self._threads.total() < _MAX_THREADS:
+            self._threads[origins] += 1
+            threading.Thread(target=self._work, args=(origins,), name="lora", daemon=True).start()
 
-    def _work(self) -> None:
-        while loras := self._queued.get():
+    def _next(self, origins: Origins) -> tuple[Origins, Loras | None]:
+        """Return what a thread fetches next: of the same origins, or of those with the fewest threads."""
+        with self._lock:
+            self._threads[origins] -= 1
+            if not self._queued:
+                return origins, None
+            if origins not in self._queued:
+                origins = min(self._queued, key=lambda each: self._threads[each])
+            if self._threads[origins] >= _MAX_ORIGIN_THREADS:
+                return origins, None
+            queued = self._queued[origins]
+            loras = queued.popleft()
+            if not queued:
+                del self._queued[origins]
+            self._threads[origins] += 1
+            return origins, loras
+
+    def _work(self, origins: Origins) -> None:
+        while True:
+            origins, loras = self._next(origins)
+            if loras is None:
+                return
             failed: PromptFailed | None = None
             files: tuple[str, ...] = ()
             try:
@@ -335,9 +442,17 @@ class LoraPrefetcher:
             except PromptFailed as exc:
                 prefix = f"lora {len(files) + 1}: " if len(loras) > 1 else ""
                 failed = PromptFailed(exc.code, f"{prefix}{exc}")
+            except Exception as exc:
+                if isinstance(exc, Text2ImgError):  # it concerns the run, not this LoRA
+                    self._results.put(exc)
+                    continue
+                log.debug("fetching a LoRA failed", exc_info=True)
+                reason = f"the LoRA cannot be fetched: unexpected {type(exc).__name__}"
+                failed = PromptFailed(ErrorCode.LORA_FAILED, reason)
             except BaseException as exc:  # noqa: BLE001 - raised again in take()
                 self._results.put(exc)
                 continue
             with self._lock:
                 waiters = self._waiters.pop(loras)
             self._results.put([(replace(request, lora_files=files), failed) for request in waiters])
+            del waiters, files  # the files are in use as long as anything names them

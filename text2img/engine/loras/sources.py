@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from text2img import __version__
+from text2img.concurrency.timeouts import timeout_in
 from text2img.engine.loras import SUFFIX
+from text2img.engine.loras.slow_origins import SourceTooSlow
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.storage import StorageOptions, open_bucket
 from text2img.storage.bucket import PermanentError, TransientError
@@ -32,31 +35,37 @@ def fetch_from_web(location: LoraLocation, known_version: str | None, writer: Do
     """
     import requests
 
+    from text2img.concurrency.http_limits import LimitedAdapter, MinimumRate
+
     headers = {"Accept-Encoding": "identity", "User-Agent": f"text2img/{__version__}"}
     if known_version:
         headers["If-None-Match"] = known_version
     url = f"{location.kind}://{location.root}/{location.path}{location.query}"
     try:
-        # A no-op for auth: without it requests would read the host's password from the user's .netrc.
-        with requests.get(
-            url,
-            headers=headers,
-            timeout=_TIMEOUT,
-            stream=True,
-            allow_redirects=False,
-            auth=lambda request: request,
-        ) as response:
-            if response.status_code == 304 and known_version:
-                return None
-            _check_status(response)
-            length = response.headers.get("Content-Length", "")
-            writer.check_size(int(length) if length.isdigit() else None)
-            for chunk in response.iter_content(_STREAM_CHUNK_BYTES):
-                writer.write(chunk)
-            return response.headers.get("ETag") or ""
+        with requests.Session() as session:
+            session.mount(f"{location.kind}://", LimitedAdapter(MinimumRate()))
+            # A no-op for auth: without it requests would read the host's password from the user's .netrc.
+            with session.get(
+                url,
+                headers=headers,
+                timeout=_TIMEOUT,
+                stream=True,
+                allow_redirects=False,
+                auth=lambda request: request,
+            ) as response:
+                if response.status_code == 304 and known_version:
+                    return None
+                _check_status(response)
+                length = response.headers.get("Content-Length", "")
+                writer.check_size(int(length) if re.fullmatch("[0-9]{1,18}", length) else None)
+                for chunk in response.iter_content(_STREAM_CHUNK_BYTES):
+                    writer.write(chunk)
+                return response.headers.get("ETag") or ""
     except requests.exceptions.SSLError as exc:
         raise _fetch_failed("its server's certificate is not trusted") from exc
     except requests.RequestException as exc:
+        if timeout := timeout_in(exc):
+            raise SourceTooSlow(f"its server is too slow ({timeout})") from exc
         raise TransientError(f"its server cannot be reached ({type(exc).__name__})") from exc
 
 
@@ -168,6 +177,10 @@ def fetch_from_bucket(
             writer.write(bucket.read(location.path, stored.version, start, end))
     except PermanentError as exc:
         raise _fetch_failed(_describe_error(exc)) from exc
+    except TransientError as exc:
+        if timeout := timeout_in(exc):
+            raise SourceTooSlow(f"its bucket is too slow ({timeout})") from exc
+        raise
     return stored.version or ""
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, locked, try_lock
+from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, is_full, locked, try_lock
 from text2img.engine import loading
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, check_environment, locate, open_bucket
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 _THREADS: Final = 8
 _CHUNK_BYTES: Final = 16 * 2**20  # _THREADS of these are in memory at once
@@ -129,6 +132,7 @@ class Download:
 
 _PART: Final = "part-"
 _LOCK: Final = "lock"
+_DIGEST = re.compile("[0-9a-f]{40}")  # the names of models' folders and of snapshots
 
 
 class Snapshots:
@@ -157,21 +161,22 @@ class Snapshots:
     def add(self, revision: str, sizes: Mapping[str, int], fetch: Callable[[Path], None]) -> Path:
         """Return the snapshot, downloaded by ``fetch(folder)`` unless another process has just done so.
 
-        Other snapshots that no run uses are removed. Raises OSError, ModelFailed if the disk has too little
-        space, and what ``fetch`` raises.
+        Other snapshots that no run uses are removed: the model's own afterwards, and all models' before, the
+        least recently used first, as long as the disk has too little space. Raises OSError, ModelFailed if it
+        still has too little, and what ``fetch`` raises.
         """
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._with_room(self._prepare, revision)
         with locked(self._folder / _LOCK, self._wait_for_lock):
             existing = self.find(revision, sizes)
             if existing is not None:
                 return existing
             for partial_folder in self._folder.glob(f"{_PART}*"):  # left by processes that were killed
                 shutil.rmtree(partial_folder, ignore_errors=True)
-            self._check_disk_space(sum(sizes.values()))
-            snapshot = self._create(revision, fetch)
+            self._make_room(sum(sizes.values()), revision)
+            snapshot = self._with_room(lambda: self._create(revision, fetch), revision)
             self._lock_snapshot(snapshot)
             for old in self._others(revision):
-                _remove(old)
+                _remove(old, "the bucket no longer has it")
         return snapshot
 
     def _wait_for_lock(self, seconds: float) -> None:
@@ -195,13 +200,47 @@ class Snapshots:
         _sync(self._folder)
         return snapshot
 
-    def _check_disk_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
-            raise ModelFailed(
-                f"the model needs {needed / 1e9:.1f} GB and {self._folder} has {free / 1e9:.1f} GB free; free"
-                " disk space or set another folder with --model-cache"
-            )
+    def _prepare(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self._folder / _LOCK).touch()
+
+    def _with_room(self, action: Callable[[], _Result], revision: str) -> _Result:
+        """Return what ``action`` returns; if the disk is full, evict something and repeat it."""
+        while True:
+            try:
+                return action()
+            except OSError as exc:
+                if not (is_full(exc) and self._evict_one(revision)):
+                    raise
+
+    def _make_room(self, needed: int, revision: str) -> None:
+        """Remove snapshots that no run uses until ``needed`` bytes are free, or raise ModelFailed."""
+        while (free := shutil.disk_usage(self._folder).free) < needed:
+            if not self._evict_one(revision):
+                raise ModelFailed(
+                    f"the model needs {needed / 1e9:.1f} GB and {self._folder} has {free / 1e9:.1f} GB free;"
+                    " free disk space or set another folder with --model-cache"
+                )
+
+    def _evict_one(self, revision: str) -> bool:
+        """Remove the least recently used snapshot that no run uses, of any model; False if there is none.
+
+        This model's own are the last: one of them is used if the bucket cannot be read.
+        """
+        folders = self._other_models()
+        if any(map(_remove_parts, folders)):
+            return True
+        others = [child for folder in folders for child in folder.iterdir() if _DIGEST.fullmatch(child.name)]
+        by_last_use = [*sorted(others, key=_last_used), *sorted(self._others(revision), key=_last_used)]
+        return any(_remove(snapshot, "the disk is full") for snapshot in by_last_use)
+
+    def _other_models(self) -> list[Path]:
+        """Return the folders of the cache's other models."""
+        return [
+            folder
+            for folder in self._folder.parent.iterdir()
+            if folder != self._folder and _DIGEST.fullmatch(folder.name) and (folder / _LOCK).is_file()
+        ]
 
     def _others(self, revision: str) -> list[Path]:
         children = self._folder.iterdir() if self._folder.is_dir() else ()
@@ -226,14 +265,38 @@ class Snapshots:
         return True
 
 
-def _remove(snapshot: Path) -> None:
-    descriptor = os.open(snapshot, os.O_RDONLY | os.O_DIRECTORY)
+def _remove(snapshot: Path, reason: str) -> bool:
+    """Remove the snapshot and return True, unless a run uses it."""
     try:
-        if try_lock(descriptor, EXCLUSIVE):
-            log.info("removing %s: the bucket no longer has it and no run uses it", snapshot)
-            shutil.rmtree(snapshot, ignore_errors=True)
+        descriptor = os.open(snapshot, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        if not try_lock(descriptor, EXCLUSIVE):
+            return False
+        log.info("removing %s: %s and no run uses it", snapshot, reason)
+        shutil.rmtree(snapshot, ignore_errors=True)
+        return not snapshot.exists()
     finally:
         os.close(descriptor)
+
+
+def _remove_parts(folder: Path) -> bool:
+    """Remove what killed processes have left of a model's downloads; return True if there was anything."""
+    with suppress(OSError), (folder / _LOCK).open("ab") as opened:
+        if try_lock(opened, EXCLUSIVE):  # else a process is fetching there
+            parts = list(folder.glob(f"{_PART}*"))
+            for part in parts:
+                shutil.rmtree(part)
+            return bool(parts)
+    return False
+
+
+def _last_used(snapshot: Path) -> float:
+    try:
+        return snapshot.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _sync(folder: Path) -> None:
