@@ -4,26 +4,48 @@ diffusers skips unknown keys, only logs partial matches, and loads NaN. Here eve
 belong to a module of the model and have its shape. Scales (alphas, and those in diffusers' metadata) are
 multiplied into the weights, so that an adapter's own scale is always 1. Trainers' key names (diffusers',
 kohya's) become peft's by diffusers' own conversions.
+
+What the file's header shows is checked first, on tensors without content: a file that does not fit is not
+read. One that is read takes at most twice its size, even where its weights become fp32.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import struct
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.devices import one_line
 from text2img.errors import ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from io import BufferedReader
 
     Tensors = dict[str, Any]
 
 _UPS: Final = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 _HALVES: Final = (".lora_A.weight", ".lora_B.weight")
 _DENOISERS: Final = ("unet", "transformer")
+_TYPES: Final = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""The types of weights: the format's names and torch's."""
+_NUMBER_TYPES: Final = {**_TYPES, "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+"""The types of alphas."""
+_TYPE_NAMES: Final = "floating-point numbers (F16, BF16, F32, F64 or F8)"
+_PIECE_BYTES: Final = 2**17  # a multiple of every type's size
+_MAX_RANK: Final = 1_024
+"""The maximum rank of a LoRA, unless its module is larger: beyond it a file only takes memory."""
+_CHECKED_VALUES: Final = 2**16  # checked at once
 
 
 def read_lora(file: str, pipe: Any) -> dict[str, Tensors]:
@@ -32,10 +54,21 @@ def read_lora(file: str, pipe: Any) -> dict[str, Tensors]:
     A module's two halves are ``PATH.lora_A.weight`` (rank, inputs, …) and ``PATH.lora_B.weight`` (outputs,
     rank, …); their product is added to the module's weight. Raises PromptFailed (``lora_failed``).
     """
-    tensors, metadata = _read(file)
+    outline, metadata = _outline(file)
+    weights, alphas = _without_alphas(outline)
+    _check_outline(weights, metadata, pipe)
+    components = _converted(_read(file, weights, alphas, _work_dtype(pipe, metadata)), metadata, pipe)
+    _check_fit(pipe, components)
+    return {
+        component: _cast(weights, getattr(pipe, component).dtype) for component, weights in components.items()
+    }
+
+
+def _converted(tensors: Tensors, metadata: Mapping[str, Any], pipe: Any) -> dict[str, Tensors]:
+    """Return the tensors by component, with peft's key names, and with the metadata's scales in them."""
     try:
-        named = _by_component(pipe, _without_alphas(tensors))
-        scaled = {
+        named = _by_component(pipe, tensors)
+        return {
             component: _scaled(weights, _metadata_of(metadata, component))
             for component, weights in named.items()
         }
@@ -44,10 +77,15 @@ def read_lora(file: str, pipe: Any) -> dict[str, Tensors]:
     except Exception as exc:
         reason = f"its keys are not those of a LoRA for this model ({one_line(exc)[:200]})"
         raise unusable_lora(reason) from exc
-    _check_fit(pipe, scaled)
-    return {
-        component: _cast(weights, getattr(pipe, component).dtype) for component, weights in scaled.items()
-    }
+
+
+def _work_dtype(pipe: Any, metadata: Mapping[str, Any]) -> Any:
+    """Return the type that weights are read into: the model's, or fp32 where they are still to be scaled."""
+    import torch
+
+    components = (getattr(pipe, name, None) for name in pipe._lora_loadable_modules)  # noqa: SLF001
+    dtypes = {component.dtype for component in components if component is not None}
+    return dtypes.pop() if len(dtypes) == 1 and not metadata else torch.float32
 
 
 def unusable_lora(reason: str) -> PromptFailed:
@@ -55,35 +93,103 @@ def unusable_lora(reason: str) -> PromptFailed:
     return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {reason}")
 
 
-def _read(file: str) -> tuple[Tensors, Mapping[str, Any]]:
-    """Return the file's tensors in fp32, and the metadata that diffusers wrote into it."""
+def _outline(file: str) -> tuple[Tensors, Mapping[str, Any]]:
+    """Return tensors of the file's names, shapes and types, without content, and diffusers' metadata."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
+    outline: Tensors = {}
     try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118
+        with safe_open(file, framework="numpy") as opened:  # torch's would map the whole file to write to it
             metadata = json.loads((opened.metadata() or {}).get("lora_adapter_metadata") or "{}")
+            for key in opened.keys():  # noqa: SIM118 - it is not a dictionary
+                part = opened.get_slice(key)
+                shape, type_name = part.get_shape(), part.get_dtype()
+                if key.endswith(".alpha") and math.prod(shape) != 1:
+                    raise unusable_lora(f"{key[:120]} is not a single number")
+                if type_name not in (_NUMBER_TYPES if key.endswith(".alpha") else _TYPES):
+                    raise unusable_lora(f"{key[:120]} is of the type {type_name}; weights are {_TYPE_NAMES}")
+                dtype = getattr(torch, _NUMBER_TYPES[type_name])
+                outline[key] = torch.empty(shape, dtype=dtype, device="meta")
     except (SafetensorError, OSError, ValueError, RecursionError) as exc:
         raise unusable_lora(f"it is not a valid safetensors file ({one_line(exc)[:200]})") from exc
-    if not tensors:
+    if not outline:
         raise unusable_lora("its file is empty")
-    if any("dora_scale" in key or "lora_magnitude_vector" in key for key in tensors):
+    if any("dora_scale" in key or "lora_magnitude_vector" in key for key in outline):
         raise unusable_lora("it is a DoRA, whose magnitudes are not supported")
     if not isinstance(metadata, dict):
         raise unusable_lora("the scale in its metadata cannot be read")
-    return tensors, metadata
+    return outline, metadata
 
 
-def _without_alphas(tensors: Tensors) -> Tensors:
-    """Return the tensors without alphas: the upper half of X is multiplied by ``X.alpha`` / rank."""
+def _check_outline(outline: Tensors, metadata: Mapping[str, Any], pipe: Any) -> None:
+    """Raise PromptFailed unless the weights fit the model by their names and shapes.
+
+    Some of diffusers' conversions need the weights themselves; then only the file's content can tell.
+    """
+    try:
+        components = _converted(outline, metadata, pipe)
+    except PromptFailed as exc:
+        if "meta" in str(exc.__cause__).lower():  # torch's word for tensors without content
+            return
+        raise
+    _check_fit(pipe, components)
+
+
+def _read(file: str, outline: Tensors, alphas: Mapping[str, str], dtype: Any) -> Tensors:
+    """Return the file's tensors in that dtype; upper halves are multiplied by their alpha / rank.
+
+    The library would map the whole file into memory, beside the tensors: here small pieces are read.
+    """
+    import torch
+
+    tensors: Tensors = {}
+    try:
+        with Path(file).open("rb") as opened:
+            header = json.loads(opened.read(struct.unpack("<Q", opened.read(8))[0]))
+            content = opened.tell()
+            for key, expected in outline.items():
+                scale = 1.0
+                if key in alphas:
+                    (alpha,) = _pieces(opened, content, header[alphas[key]])
+                    scale = alpha.item() / expected.shape[1]
+                tensors[key] = torch.empty(expected.shape, dtype=dtype)
+                left = tensors[key].view(-1)
+                for piece in _pieces(opened, content, header[key]):
+                    part, left = left[: len(piece)], left[len(piece) :]
+                    part.copy_(piece.float() * scale if key in alphas else piece)
+    except (OSError, ValueError, struct.error) as exc:
+        raise unusable_lora(f"it is not a valid safetensors file ({one_line(exc)[:200]})") from exc
+    return tensors
+
+
+def _pieces(opened: BufferedReader, content: int, entry: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield a tensor's values, all in one buffer; ``content`` is where the tensors begin in the file."""
+    import torch
+
+    start, end = (content + offset for offset in entry["data_offsets"])
+    opened.seek(start)
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, end - start)))
+    for position in range(start, end, _PIECE_BYTES):
+        piece = buffer[: end - position]
+        if opened.readinto(piece) < len(piece):
+            raise ValueError("it ends too soon")
+        yield torch.frombuffer(piece, dtype=getattr(torch, _NUMBER_TYPES[entry["dtype"]]))
+
+
+def _without_alphas(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors without alphas, and the names of alphas (``X.alpha``) by those of upper halves."""
     kept = {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
+    alphas: dict[str, str] = {}
     for key in tensors.keys() - kept.keys():
         stem = key.removesuffix(".alpha")
         up = next((stem + end for end in _UPS if stem + end in kept), None)
         if up is None:
             raise unusable_lora(f"{key} scales a module that is not in the file")
-        kept[up] = kept[up] * (tensors[key].item() / kept[up].shape[1])
-    return kept
+        if kept[up].ndim < 2 or not kept[up].shape[1]:
+            raise unusable_lora(f"{up[:120]} has no rank")
+        alphas[up] = key
+    return kept, alphas
 
 
 def _by_component(pipe: Any, tensors: Tensors) -> dict[str, Tensors]:
@@ -133,7 +239,9 @@ def _scaled(weights: Tensors, metadata: Mapping[str, Any]) -> Tensors:
         path, rank = key.removesuffix(_HALVES[1]), weights[key].shape[1]
         own_alphas = (value for name, value in alphas.items() if f".{path}".endswith(f".{name.lstrip('^')}"))
         alpha = float(next(own_alphas, metadata.get("lora_alpha") or rank))
-        scaled[key] = weights[key] * (alpha / (math.sqrt(rank) if metadata.get("use_rslora") else rank))
+        scaled[key] = weights[key].float() * (
+            alpha / (math.sqrt(rank) if metadata.get("use_rslora") else rank)
+        )
     return scaled
 
 
@@ -182,6 +290,9 @@ def _check_shape(name: str, module: Any, value: Any) -> None:
     outputs, inputs, *kernel = module.weight.shape
     is_lower = name.endswith(_HALVES[0])
     axis, expected = (1, inputs) if is_lower else (0, outputs)
+    rank = value.shape[1 - axis] if value.ndim > 1 else 0
+    if rank > max(_MAX_RANK, outputs, inputs):
+        raise unusable_lora(f"{name[:120]} has the rank {rank:,}, which is larger than its module")
     fits = value.ndim == module.weight.ndim and value.shape[axis] == expected
     if not fits or (is_lower and list(value.shape[2:]) != kernel):
         raise unusable_lora(
@@ -191,13 +302,22 @@ def _check_shape(name: str, module: Any, value: Any) -> None:
 
 
 def _cast(weights: Tensors, dtype: Any) -> Tensors:
-    """Return the weights in that dtype; raise PromptFailed if any is not finite in it."""
-    import torch
-
-    cast = {key: value.to(dtype) for key, value in weights.items()}
-    invalid = sorted(key for key, value in cast.items() if not torch.isfinite(value).all())
+    """Return the weights in that dtype, and empty ``weights``; raise PromptFailed if any is not finite."""
+    cast: Tensors = {}
+    invalid: list[str] = []
+    for key in list(weights):
+        cast[key] = weights.pop(key).to(dtype)
+        if not _is_finite(cast[key]):
+            invalid.append(key)
     if invalid:
         raise unusable_lora(
-            f"{len(invalid):,} of its weights hold values that are not finite, such as {invalid[0][:120]}"
+            f"{len(invalid):,} of its weights hold values that are not finite, such as {min(invalid)[:120]}"
         )
     return cast
+
+
+def _is_finite(value: Any) -> bool:
+    """Return True if all values are finite; checked in parts, since each takes memory of its own."""
+    import torch
+
+    return all(bool(torch.isfinite(part).all()) for part in value.flatten().split(_CHECKED_VALUES))
