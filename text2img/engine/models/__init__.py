@@ -343,9 +343,7 @@ class ModelCache:
     ) -> None:
         self._folder, self._wait, self._retry_timeout, self._clock = folder, wait, retry_timeout, clock
         self._endpoint, self._request_retry_timeout = s3_endpoint, min(_REQUEST_RETRY_TIMEOUT, retry_timeout)
-        self._snapshots: list[
-            Snapshots
-        ] = []  # keeps their locks: other runs must not remove what this one uses
+        self._snapshots: list[Snapshots] = []  # keeps their locks: no other run must remove them
 
     def find(self, options: EngineOptions) -> tuple[Path, str | None]:
         """Return the model's local folder and its revision: the hub's commit, or a hash of a bucket's files.
