@@ -271,3 +271,17 @@ def test_an_index_of_the_owners_loses_no_outcome(mongo_stand):
     with pytest.raises(WritesRejected, match="one_a_run"):
         _save(mongo_stand, "n2")
     assert mongo_stand.database.runs.counts(ALL).undelivered == 1
+
+
+def test_pending_webhooks_are_bounded_by_bytes(stand):
+    """Three outcomes of 5 MB are read one by one, and none is left out."""
+    stand.put(*({"_id": f"p{number}", "webhook_url": "https://h.example/1"} for number in range(3)))
+    stand.record(*(completed(prompt) for prompt in stand.claim()))
+    for number in range(3):
+        stand.backend.change(f"p{number}", {"text": "x" * 5_000_000})
+    outbox, seen = stand.database.outbox, []
+    while pending := outbox.pending_webhooks(10):
+        assert len(pending) == 1
+        outbox.enqueue_webhooks(pending, [])
+        seen += [item.outcome.id.text for item in pending]
+    assert sorted(seen) == ["p0", "p1", "p2"]

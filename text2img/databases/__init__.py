@@ -223,7 +223,8 @@ class Outbox(Protocol):
     def pending_webhooks(self, limit: int) -> list[PendingWebhook]:
         """Return at most ``limit`` outcomes, of any run, that await their prompts' webhooks.
 
-        Changes nothing: repeated calls return the same outcomes with the same ids, to every worker.
+        Fewer if they are large, but at least one if there is one. Changes nothing: repeated calls return the
+        same outcomes with the same ids, to every worker.
         """
         ...
 

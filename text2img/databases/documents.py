@@ -73,6 +73,8 @@ PROMPT_FIELDS: Final = (
     *("status", "tries", NEXT_PROMPT_FIELD, *HASH_FIELDS),
 )
 """The fields of a prompt's document that a claim reads."""
+MAX_BYTES: Final = 8_000_000
+"""Approximate size of the outcomes that are held in memory at once for prompts' own webhooks."""
 NOTIFICATION_FIELDS: Final = (
     *("text", "prompt_tags", "status", "image_url", "image_urls", "score", "iterations", "used"),
     *("error_code", "error", "attempts"),
@@ -191,7 +193,7 @@ def undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Undelivere
 
 
 def _undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> UndeliveredOutcome:
-    text = effective_text(fields)
+    text = _text_or_none(effective_text(fields))
     if fields.get("status") == Status.COMPLETED:
         used, urls = object_of(fields.get("used")), fields.get("image_urls")
         return UndeliveredOutcome(

@@ -161,17 +161,13 @@ def collect_webhooks(outbox: Outbox, limit: int = MAX_OUTCOMES) -> int:
 
     Any worker may, at any time: even if several do, an outcome has one notification. Raises DatabaseFailed.
     """
-    collected, more = 0, True
+    collected = 0
     seen: list[PendingWebhook] = []
-    while more:
-        pending = outbox.pending_webhooks(limit)
-        if pending == seen:
-            break  # nothing was removed: these marks are not the job's
-        if pending:
-            notifications = [made for item in pending if (made := _webhook_notification(item))]
-            outbox.enqueue_webhooks(pending, notifications)
-        collected += len(pending)
-        more, seen = len(pending) == limit, pending
+    # Until nothing is left, or nothing is removed: marks that the job did not write may stay.
+    while (pending := outbox.pending_webhooks(limit)) and pending != seen:
+        notifications = [made for item in pending if (made := _webhook_notification(item))]
+        outbox.enqueue_webhooks(pending, notifications)
+        collected, seen = collected + len(pending), pending
     return collected
 
 

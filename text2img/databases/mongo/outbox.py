@@ -17,7 +17,13 @@ from pymongo import ReturnDocument
 from pymongo.errors import BulkWriteError
 
 from text2img.databases import Notification, PendingWebhook
-from text2img.databases.documents import NOTIFICATION_FIELDS, WEBHOOK_PENDING, count_of, undelivered_of
+from text2img.databases.documents import (
+    MAX_BYTES,
+    NOTIFICATION_FIELDS,
+    WEBHOOK_PENDING,
+    count_of,
+    undelivered_of,
+)
 from text2img.databases.mongo.session import DUPLICATE_KEY, Session, reason_of, translate_errors
 from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, from_now, id_of, literals
 from text2img.errors import WritesRejected
@@ -101,15 +107,23 @@ class MongoOutbox:
         """See Outbox.pending_webhooks. One command, served by a partial index."""
         marked = {WEBHOOK_PENDING: {"$exists": True, "$type": "string"}}
         fields = {**_FIELDS, **dict.fromkeys((WEBHOOK_PENDING, "run_id", "webhook_url"), 1)}
-        return [
-            PendingWebhook(
-                notification_id=document[WEBHOOK_PENDING],
-                run_id=str(document.get("run_id")),
-                webhook_url=document.get("webhook_url"),
-                outcome=_outcome(document),
-            )
-            for document in self._datasets.find(marked, fields, limit=limit)
-        ]
+        pending: list[PendingWebhook] = []
+        left = MAX_BYTES
+        with self._datasets.find(marked, fields, limit=limit) as cursor:
+            for document in cursor:
+                outcome = _outcome(document)
+                left -= outcome.size
+                if pending and left < 0:
+                    break
+                pending.append(
+                    PendingWebhook(
+                        notification_id=document[WEBHOOK_PENDING],
+                        run_id=str(document.get("run_id")),
+                        webhook_url=document.get("webhook_url"),
+                        outcome=outcome,
+                    )
+                )
+        return pending
 
     @translate_errors
     def enqueue_webhooks(
@@ -246,7 +260,8 @@ class MongoOutbox:
             return
         # At the place of the whole: what comes last in a run's notifications still comes last.
         parts = found["parts"] if isinstance(found.get("parts"), list) else []
-        self._insert([{**part, "created_at": found.get("created_at")} for part in parts])
+        ours = [part for part in parts if isinstance(part, dict) and isinstance(part.get("_id"), str)]
+        self._insert([{**part, "created_at": found.get("created_at")} for part in ours])
         self._callbacks.update_one(
             replacing,
             [

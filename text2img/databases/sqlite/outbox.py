@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from text2img.databases import Notification, PendingWebhook
-from text2img.databases.documents import WEBHOOK_PENDING, count_of, undelivered_of
+from text2img.databases.documents import MAX_BYTES, WEBHOOK_PENDING, count_of, undelivered_of
 from text2img.databases.sqlite.session import id_of, names_of, object_of, structure_of, timestamp
 from text2img.prompts.json_values import plain_text
 
@@ -99,16 +99,22 @@ class SqliteOutbox:
             "LIMIT ?"
         )
         with self._session.reading() as connection:
-            rows = connection.execute(statement, (limit,)).fetchall()
-        return [
-            PendingWebhook(
-                notification_id=row["webhook_untold"],
-                run_id=str(row["run_id"]),
-                webhook_url=row["webhook_url"],
-                outcome=_outcome(row),
-            )
-            for row in rows
-        ]
+            pending: list[PendingWebhook] = []
+            left = MAX_BYTES
+            for row in connection.execute(statement, (limit,)):
+                outcome = _outcome(row)
+                left -= outcome.size
+                if pending and left < 0:
+                    break
+                pending.append(
+                    PendingWebhook(
+                        notification_id=row["webhook_untold"],
+                        run_id=str(row["run_id"]),
+                        webhook_url=row["webhook_url"],
+                        outcome=outcome,
+                    )
+                )
+        return pending
 
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
