@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance import product
 
 DATABASE = ("--database", "sqlite:///prompts.db")
-RUN = ("run", *DATABASE, "--output", "pictures", "--log-level", "DEBUG")
+RUN = ("run", *DATABASE, "--output", "pictures")
 FAILING = {"text": "a cat", "id": "bad", "width": 4096, "height": 4096, "num_images": 100}
 
 
@@ -104,3 +104,26 @@ def test_the_schema_is_json_in_every_encoding(folder) -> None:
     ascii_only = product.run("schema", folder=folder, PYTHONIOENCODING="ascii")
     assert ascii_only.returncode == 0
     assert json.loads(ascii_only.stdout) == json.loads(product.run("schema", folder=folder).stdout)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [("status", *DATABASE), ("schema",), RUN, ("run", "--dry-run", *RUN[1:])])
+def test_a_full_standard_output_is_reported_in_one_line(folder, command, unbuffered) -> None:
+    """Status 1 with the reason, whether Python buffers or, as in most containers, does not."""
+    done = redirected(">/dev/full", *command, folder=folder, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == 1
+    assert "standard output cannot be written: No space left on device" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert statuses(folder) == ["completed" if command is RUN else "pending"]
+
+
+@pytest.mark.parametrize("flag", ["--output", "--dataset-id", "--model-id", "--callback-secret"])
+def test_a_value_that_is_not_utf_8_is_wrong_usage(folder, flag) -> None:
+    """No database could store it: the option is named, before anything is claimed."""
+    done = subprocess.run(
+        [*product.sleeping.command(*RUN), flag, b"p\xff"], env=product.environment(folder),
+        cwd=folder, capture_output=True, text=True, check=False, timeout=product.HANG,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"text2img: {flag} ")
+    assert statuses(folder) == ["pending"]

@@ -7,7 +7,7 @@ has the precedence of that variable. A separate module, so that ``--help`` does 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, get_type_hints
 
 from pydantic import ValidationError, create_model
 from pydantic_settings import (
@@ -132,6 +132,7 @@ def _check(settings: Settings) -> None:
         settings.metrics_address,
         settings.folder,
     )
+    _check_encoding(settings)
     try:
         resolve_parameters((settings.requested, DEFAULTS, RequestedParameters(width=512, height=512)), seed=0)
     except PromptFailed as exc:
@@ -141,6 +142,25 @@ def _check(settings: Settings) -> None:
     run_id = settings.run_id or "made"
     if len(run_id) > 100 or not all(char.isalnum() or char in "._-" for char in run_id):
         raise ConfigurationError("--run-id must be at most 100 letters, digits, dots, dashes and underscores")
+
+
+_LOCAL_PATHS: Final = (
+    *("input_file", "log_file", "signature_font", "metrics_textfile"),
+    *("model_cache", "lora_cache", "compile_cache"),
+)
+"""Options for files of this machine, which are neither recorded nor sent anywhere."""
+
+
+def _check_encoding(settings: Settings) -> None:
+    """Raise ConfigurationError for a value that is not UTF-8: no database stores it."""
+    for option in options():
+        value = getattr(settings, option.name)
+        if not isinstance(value, str) or option.name in _LOCAL_PATHS:
+            continue
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"{option.flag} ({option.variable}) is not UTF-8 text") from None
 
 
 def _check_limits(settings: Settings) -> None:

@@ -12,6 +12,8 @@ import unicodedata
 from contextlib import suppress
 from typing import Final
 
+from text2img.errors import RunFailed
+
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that act instead of being seen: controls (C0, C1), format characters such
 as changes of direction, lone surrogates, line and paragraph separators."""
@@ -47,13 +49,22 @@ def shorten(name: str, max_chars: int = MAX_NAME_CHARS) -> str:
 
 
 def print_lines(*lines: str, flush: bool = False) -> None:
-    """Print lines for people on standard output, each escaped."""
-    print(*map(escape, lines), sep="\n", flush=flush)
+    """Print lines for people on standard output, each escaped; see print_document."""
+    print_document("\n".join(map(escape, lines)), flush=flush)
 
 
-def print_document(text: str) -> None:
-    """Print a document for programs on standard output, unchanged."""
-    print(text, end="" if text.endswith("\n") else "\n")
+def print_document(text: str, *, flush: bool = False) -> None:
+    """Print a document for programs on standard output, unchanged.
+
+    Raises RunFailed if it cannot be written, and BrokenPipeError if nothing reads it any more.
+    """
+    try:
+        print(text, end="" if text.endswith("\n") else "\n", flush=flush)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        discard_output()
+        raise RunFailed(f"standard output cannot be written: {exc.strerror}") from exc
 
 
 def print_error(*lines: str) -> None:

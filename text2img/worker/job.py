@@ -320,7 +320,7 @@ class Job:
         line = self._line("unknown")
         with suppress(Exception):
             line = run_with_timeout(seconds, self.summary)
-        with suppress(OSError):
+        with suppress(OSError, RunFailed):
             print_lines(line, flush=True)
 
     def _line(self, left: str) -> str:
