@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 from werkzeug import Response
@@ -71,10 +73,12 @@ def test_a_bucket_that_is_busy_is_asked_again(job, tmp_path, httpserver):
     assert (product.counts(tmp_path), codes) == ({"completed": 3}, [])
 
 
-def test_an_object_that_is_there_already_is_replaced_by_who_holds_the_claim(job, tmp_path, httpserver):
-    """412 to a first upload: what is there is looked at, and another picture gives way at the generation that
-    was looked at; 412 to that as well, and by then the same picture is there: it is left alone.
+def test_an_object_that_was_recorded_is_replaced_by_who_holds_the_claim(job, tmp_path, httpserver):
+    """412 to a first upload: what is there is read, and the picture that was recorded gives way at the
+    generation that was read; 412 to that as well, and by then the same picture is there: it is left alone.
     """
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
+        database.execute("UPDATE datasets SET sha256 = ? WHERE _id = 1", [hashlib.sha256(b"old").hexdigest()])
     stands = {"name": "generated/1.png", "generation": "7", "md5Hash": "", "crc32c": "", "size": "3"}
     asked = []
 
@@ -93,6 +97,9 @@ def test_an_object_that_is_there_already_is_replaced_by_who_holds_the_claim(job,
     looks = re.compile("/storage/v1/b/stub/o/generated.*1.png")
     httpserver.expect_request(looks, method="GET").respond_with_handler(
         lambda request: Response(json.dumps(stands), content_type="application/json")
+    )
+    httpserver.expect_request(re.compile("/download/storage/v1/b/stub/o/generated.*1.png")).respond_with_data(
+        "old", headers={"X-Goog-Generation": "7"}
     )
     finished = job()
     assert finished.returncode == 0, finished.stderr
