@@ -53,8 +53,11 @@ class Limit(Protocol):
 class Exchange(Protocol):
     """One request and its answer."""
 
-    def left(self) -> float:
-        """Return the seconds until the next check; raise SlowTransfer if the limit is exceeded."""
+    def left(self, *, sending: bool = False) -> float:
+        """Return the seconds until the next check; raise SlowTransfer if the limit is exceeded.
+
+        ``sending`` is True while connecting and while the request is sent.
+        """
         ...
 
     def moved(self, count: int) -> None:
@@ -85,7 +88,8 @@ class _TimedExchange:
     def __init__(self, seconds: float) -> None:
         self._seconds, self._deadline = seconds, time.monotonic() + seconds
 
-    def left(self) -> float:
+    def left(self, *, sending: bool = False) -> float:
+        del sending
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise SlowTransfer(f"not done within {self._seconds:g} s")
@@ -104,6 +108,7 @@ class _TimedExchange:
 class MinimumRate:
     """The limit of files: an average of MIN_RATE over each RATE_PERIOD, and one RATE_PERIOD for the headers.
 
+    It begins when the request has been sent: uploads have the sockets' timeouts alone.
     The bytes of all connections with this limit count together: those that fetch one file in parts may share
     a slow line.
     """
@@ -125,10 +130,12 @@ class MinimumRate:
 class _RatedExchange:
     def __init__(self, limit: MinimumRate) -> None:
         self._limit = limit
-        self._until, self._total_before = time.monotonic() + RATE_PERIOD, limit.total  # the present period
+        self._until, self._total_before = math.inf, 0  # the present period
         self._headers_until = math.inf
 
-    def left(self) -> float:
+    def left(self, *, sending: bool = False) -> float:
+        if sending:
+            return RATE_PERIOD
         now = time.monotonic()
         if now >= self._headers_until:
             raise SlowTransfer(f"no complete answer within {RATE_PERIOD:g} s")
@@ -143,7 +150,8 @@ class _RatedExchange:
         self._limit.moved(count)
 
     def asked(self) -> None:
-        self._headers_until = time.monotonic() + RATE_PERIOD
+        self._until = self._headers_until = time.monotonic() + RATE_PERIOD
+        self._total_before = self._limit.total
 
     def answered(self) -> None:
         self._headers_until = math.inf
@@ -211,7 +219,7 @@ class LimitedConnection:
             try:
                 super().send(piece)  # type: ignore[misc]
             except TimeoutError:
-                exchange.left()  # raises, if it was its time that was up
+                exchange.left(sending=True)  # raises, if it was its time that was up
                 raise
             exchange.moved(len(piece))
 
@@ -221,7 +229,7 @@ def _within(timeout: float | None) -> float | None:
     exchange = _exchange.get()
     if exchange is None:
         return timeout
-    left = exchange.left()
+    left = exchange.left(sending=True)
     return left if timeout is None else min(timeout, left)
 
 

@@ -121,6 +121,8 @@ def test_connections_of_one_file_count_together(limits):
     limits("MIN_RATE", 1000)
     limit = MinimumRate()
     resting, brings = limit.begin(), limit.begin()
+    resting.asked()
+    resting.answered()
     for period in range(5):
         brings.moved(100 * (period + 3))
         until(lambda: resting.left() < 0.1)
