@@ -110,7 +110,9 @@ class _Watched:
 
 
 def _file(url: str, log: Log) -> Database:
-    from text2img.databases.sqlite import database_of
+    from text2img.databases.sqlite.outbox import SqliteOutbox
+    from text2img.databases.sqlite.queue import SqliteQueue
+    from text2img.databases.sqlite.run_store import SqliteResults, SqliteRunStore
     from text2img.databases.sqlite.session import Session
 
     class Watched(Session):
@@ -125,7 +127,9 @@ def _file(url: str, log: Log) -> Database:
             log.waited.append(got - asked)
             log.held.append(time.monotonic() - got)
 
-    return database_of(Watched(url, Collections()))
+    session = Watched(url, Collections())
+    queue, outbox = SqliteQueue(session), SqliteOutbox(session)
+    return Database(session, queue, outbox, SqliteRunStore(session), SqliteResults(session))
 
 
 def count_commands(log: Log) -> None:

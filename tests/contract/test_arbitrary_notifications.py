@@ -21,7 +21,7 @@ from tests.examples import examples
 from tests.unit.webhooks.stand import quickly
 from text2img.databases import Collections, Notification
 from text2img.databases.documents import NOTIFICATION_FIELDS
-from text2img.prompts.webhook_urls import Webhook
+from text2img.prompts.ids import Webhook
 from text2img.webhooks.delivery import CallbackPolicy, DeliveryResult, DeliveryStatus, WebhookPolicy
 from text2img.webhooks.dispatcher import Dispatcher
 

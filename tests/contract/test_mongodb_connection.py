@@ -20,11 +20,9 @@ from text2img.errors import ConfigurationError, DatabaseFailed
 
 def test_without_a_path_the_database_is_text2img(mongodb_server):
     """The URI's path names the database; where it has none the job's name does."""
-    from text2img.databases.mongo import mongo_database
-
-    database = mongo_database(mongodb_server, Collections())
-    assert database.connection.name == "text2img"
-    database.close()
+    connection = session.Session(mongodb_server, Collections())
+    assert connection.name == "text2img"
+    connection.close()
 
 
 def test_a_wrong_password_is_said(mongo_stand):

@@ -16,7 +16,7 @@ from text2img.demo.scenes import Scene, contact_sheet
 from text2img.errors import ConfigurationError, DatabaseFailed, StorageFailed
 from text2img.images import is_overview, overview_mark, read_parameters
 from text2img.intake import read_prompts
-from text2img.telemetry.terminal import print_lines
+from text2img.telemetry.logs import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _check_folder(settings: Settings, folder: Path) -> list[Path]:
 
 
 def _shows(path: Path, text: object) -> bool:
-    """Return whether the file is an image that says it was made from that text."""
+    """Return whether the file is an image whose parameters name that text."""
     try:
         return not path.is_symlink() and read_parameters(path.read_bytes()).get("prompt") == text
     except Exception:  # noqa: BLE001 - whatever else lies there is no image of the demo

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final
 from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, StorageFailed
 from text2img.intake import read_prompts
-from text2img.prompts import Claim, Prompt, RequestedParameters, request
+from text2img.prompts import SMALLEST_SIZE, Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
-from text2img.prompts.limits import SMALLEST_SIZE
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
+from text2img.telemetry.logs import print_lines, shorten
 from text2img.telemetry.publisher import metrics_sinks, publishing, query_backlog
-from text2img.telemetry.terminal import print_lines, shorten
 from text2img.worker import build
 from text2img.worker.job import Job, LocalExecutor, task_instance
 

@@ -274,7 +274,7 @@ class _LimitedReader(io.RawIOBase):
             try:
                 count = self._sock.recv_into(buffer)
             except TimeoutError:
-                continue  # it is too slow, or nothing came for too long: the checks above tell
+                continue  # too slow, or nothing came for too long: the checks above decide
             self._exchange.moved(count)
             return int(count)
 

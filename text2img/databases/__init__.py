@@ -402,13 +402,9 @@ def open_database(url: str, collections: Collections, *, create: bool = True) ->
     """
     scheme = url.partition(":")[0].lower()
     if scheme in {"mongodb", "mongodb+srv"}:
-        from text2img.databases.mongo import mongo_database
-
-        database = mongo_database(url, collections)
+        database = _mongo(url, collections)
     elif scheme == "sqlite":
-        from text2img.databases.sqlite import sqlite_database
-
-        database = sqlite_database(url, collections)
+        database = _sqlite(url, collections)
     else:
         raise ConfigurationError(
             "the database URL must start with mongodb://, mongodb+srv:// or sqlite:///; check --database"
@@ -419,3 +415,35 @@ def open_database(url: str, collections: Collections, *, create: bool = True) ->
         database.close()
         raise
     return database
+
+
+def _mongo(url: str, collections: Collections) -> Database:
+    from text2img.databases.mongo.outbox import MongoOutbox
+    from text2img.databases.mongo.queue import MongoQueue
+    from text2img.databases.mongo.run_store import MongoResults, MongoRunStore
+    from text2img.databases.mongo.session import Session
+
+    session = Session(url, collections)
+    return Database(
+        connection=session,
+        queue=MongoQueue(session),
+        outbox=MongoOutbox(session),
+        runs=MongoRunStore(session),
+        results=MongoResults(session),
+    )
+
+
+def _sqlite(url: str, collections: Collections) -> Database:
+    from text2img.databases.sqlite.outbox import SqliteOutbox
+    from text2img.databases.sqlite.queue import SqliteQueue
+    from text2img.databases.sqlite.run_store import SqliteResults, SqliteRunStore
+    from text2img.databases.sqlite.session import Session
+
+    session = Session(url, collections)
+    return Database(
+        connection=session,
+        queue=SqliteQueue(session),
+        outbox=SqliteOutbox(session),
+        runs=SqliteRunStore(session),
+        results=SqliteResults(session),
+    )

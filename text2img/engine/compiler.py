@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.engine.compile_policy import Estimate
 from text2img.errors import ConfigurationError
-from text2img.settings.paths import expand_home
+from text2img.settings import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -129,7 +129,7 @@ def choose_dtype(options: EngineOptions, device: str) -> Any:
 def classify_error(exc: BaseException) -> FailureKind:
     """Return the kind of failure. Messages count too: some allocators do not raise torch.OutOfMemoryError.
 
-    An exception that says nothing of the device is of its cause's kind.
+    An exception without a sign of the device is of its cause's kind.
     """
     kind = _classify_alone(exc)
     if kind is FailureKind.OTHER and exc.__cause__ is not None:

@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import GeneratedImage, ModelInfo
-from text2img.engine.batch_splitter import BatchSplitter, own_request
 from text2img.engine.compiler import CompileCache
 from text2img.engine.deepcache import check_unet, install
 from text2img.engine.denoiser import replace_autoencoder
@@ -31,7 +30,7 @@ from text2img.engine.devices import (
 from text2img.engine.inspection import check_fits, check_model, model_info
 from text2img.engine.loading import check_offload, choose_offload, find, offload, weights_on_host
 from text2img.engine.model_folder import ModelFolder, read_folder
-from text2img.engine.steps import StepCounter
+from text2img.engine.steps import BatchSplitter, StepCounter, own_request
 from text2img.errors import PromptFailed
 
 if TYPE_CHECKING:

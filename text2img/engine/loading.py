@@ -31,7 +31,7 @@ from text2img.engine.model_folder import (
     stem_of,
 )
 from text2img.errors import ConfigurationError, DeviceFailed, ModelFailed, Text2ImgError
-from text2img.settings.paths import check_hub_cache, expand_home
+from text2img.settings import check_hub_cache, expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

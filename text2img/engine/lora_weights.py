@@ -125,7 +125,7 @@ def _outline(file: str) -> tuple[Tensors, Mapping[str, Any]]:
 def _check_outline(outline: Tensors, metadata: Mapping[str, Any], pipe: Any) -> None:
     """Raise PromptFailed unless the weights fit the model by their names and shapes.
 
-    Some of diffusers' conversions need the weights themselves; then only the file's content can tell.
+    Some of diffusers' conversions need the weights themselves; then only the file's content decides.
     """
     try:
         components = _converted(outline, metadata, pipe)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import EvaluationFailed, ModelFailed
 from text2img.evaluation import Evaluation
-from text2img.settings.paths import check_hub_cache
+from text2img.settings import check_hub_cache
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,6 +11,7 @@ from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.intake.formats import NESTED_TOO_DEEPLY, Unreadable, bounded_int
 from text2img.prompts import PromptId, RequestedParameters
+from text2img.prompts.ids import check_form
 from text2img.prompts.parameters import (
     PARAMETER_NAMES,
     check_number,
@@ -20,7 +21,6 @@ from text2img.prompts.parameters import (
     resolve_parameters,
 )
 from text2img.prompts.quoting import quoted
-from text2img.prompts.webhook_urls import check_form
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,6 +6,7 @@ import sys
 from typing import Any, Final
 
 from text2img.intake.entries import MAX_PRIORITY
+from text2img.prompts.ids import MAX_URL_CHARS, URL_PATTERN
 from text2img.prompts.parameters import (
     ASPECT_RATIOS,
     FORMATS,
@@ -19,7 +20,6 @@ from text2img.prompts.parameters import (
     SCHEDULERS,
     is_control_character,
 )
-from text2img.prompts.webhook_urls import MAX_URL_CHARS, URL_PATTERN
 
 _INT64: Final = 2**63
 _END_OF_TEXT: Final = "(?![\\s\\S])"

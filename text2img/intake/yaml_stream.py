@@ -35,7 +35,7 @@ _MAX_DEPTH: Final = 50
 _MAX_ENTRY_VALUES: Final = 25_000
 """The values of one entry, aliases expanded; a text of 20,000 characters has no more tags."""
 _MAX_EXPANDED, _MAX_EXPANDED_PER_VALUE = 100_000, 50
-"""Values that a file's aliases may expand to: so many, and so many for each value that the file contains."""
+"""Values that a file's aliases may expand to: a number, and one for each value in the file."""
 
 
 class _BoundedComposer(Composer):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts.ids import PromptId
@@ -23,8 +23,6 @@ from text2img.prompts.parameters import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from text2img.prompts.limits import Limits
 
 
 __all__ = [
@@ -88,7 +86,7 @@ class Prompt:
 
     ``attempts`` counts the prompt's own failures so far, ``deaths`` the workers that died while it was on the
     device. ``tries`` are the images of earlier iterations of its loop, ``next_prompt`` is the text of the
-    next one. ``fault`` says why the document cannot be read, if so: the prompt is ``invalid_document``.
+    next one. ``fault`` is the reason if the document cannot be read: the prompt is ``invalid_document``.
     ``recorded_hashes`` are the SHA-256 of all images that the database has recorded for it, also in earlier
     attempts: these alone may be replaced.
     """
@@ -406,3 +404,45 @@ class Evaluation:
             "error": self.error,
         }
         return {name: value for name, value in fields.items() if value not in (None, [])}
+
+
+SMALLEST_SIZE: Final = RequestedParameters(width=128, height=128)
+"""Placeholder for the model's own size where only what is certain to exceed a limit may be refused.
+
+It is at most the size of every model, and large enough for every aspect ratio.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The maximum pixels of an image, steps of an image, images of a prompt, and work of a prompt.
+
+    The work is images × steps × megapixels; a megapixel is 1,000,000 pixels. A refinement loop's candidates
+    and iterations are the operator's own choice and do not count as images.
+    """
+
+    max_pixels: int = 4096**2
+    max_steps: int = 1000
+    max_images: int = 100
+    max_work: float = 25_000
+
+    def check(self, parameters: Parameters) -> None:
+        """Raise PromptFailed (``invalid_parameters``) for the first limit that the parameters exceed."""
+        width, height, steps = parameters.width, parameters.height, parameters.num_inference_steps
+        images, pixels = parameters.num_images, width * height
+        if pixels > self.max_pixels:
+            raise _too_much(f"width × height is {width}×{height}, {pixels:,} pixels", self, "max_pixels")
+        if steps > self.max_steps:
+            raise _too_much(f"num_inference_steps is {steps:,}", self, "max_steps")
+        if images > self.max_images:
+            raise _too_much(f"num_images is {images:,}", self, "max_images")
+        if images * steps * pixels > self.max_work * 1e6:
+            parts = f"num_images {images:,} × num_inference_steps {steps:,} × {pixels / 1e6:.2f} megapixels"
+            raise _too_much(f"{parts} is {images * steps * pixels / 1e6:,.1f}", self, "max_work")
+
+
+def _too_much(request: str, limits: Limits, name: str) -> PromptFailed:
+    flag = name.replace("_", "-")
+    maximum = f"{getattr(limits, name):,}".removesuffix(".0")
+    message = f"{request}; this job allows at most {maximum} (--{flag})"
+    return PromptFailed(ErrorCode.INVALID_PARAMETERS, message)

@@ -18,7 +18,7 @@ from text2img.errors import ClaimLost, ConfigurationError, ObjectUnreadable, Pro
 from text2img.images import is_overview
 from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram
 from text2img.prompts import Completed, Failed, NeedsRefinement
-from text2img.prompts.json_values import json_text
+from text2img.prompts.quoting import json_text
 from text2img.storage import MAX_OBJECT_BYTES, Existing, ImageReader, StorageOptions
 
 if TYPE_CHECKING:

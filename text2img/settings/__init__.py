@@ -7,23 +7,24 @@ environment. This module imports little, so that ``--help`` is fast.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from text2img.errors import ConfigurationError
+from text2img.prompts import Limits
 from text2img.prompts.batching import BatchSize
 from text2img.prompts.ids import IterationFolderName, ObjectName
-from text2img.prompts.limits import Limits
 from text2img.prompts.parameters import RequestedParameters
 from text2img.prompts.refinement import Loop
 from text2img.settings.options import DEFAULT_MODEL, DEFAULTS, Option, RuntimeSettings, declared_in
-from text2img.settings.paths import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+
 
 __all__ = ["DATABASE_NAME", "DEFAULTS", "DEFAULT_MODEL", "Option", "Settings", "options"]
 
@@ -220,3 +221,50 @@ def _one_of(values: Mapping[str, str | None]) -> str:
 def _listed(names: Iterable[str], conjunction: str) -> str:
     *first, last = names
     return f"{', '.join(first)} {conjunction} {last}"
+
+
+def expand_home(path: str, option: str) -> Path:
+    """Return the path with a leading ``~`` replaced by the home directory.
+
+    Raises ConfigurationError, which names the option, if there is none: a container's user may have neither
+    HOME nor an entry in the user database.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{option}: {path[:200]} begins in a home directory, and there is none; give an absolute path,"
+            " or set HOME"
+        ) from None
+
+
+_HUB_VARIABLES: Final = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+
+
+def check_hub_cache() -> None:
+    """Raise ConfigurationError if the hub's client has no folder for its cache.
+
+    Without a home directory it would create a folder named ``~`` in the working directory.
+    """
+    if not any(os.environ.get(name) for name in _HUB_VARIABLES):
+        expand_home("~/.cache/huggingface", "HF_HOME")
+
+
+def check_url_variables(*names: str) -> None:
+    """Raise ConfigurationError for the first of these variables that is set, and is no URL of a service."""
+    for name in names:
+        value = os.environ.get(name, "")
+        if value and not value.lower().startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"{name} must begin with http:// or https://; it lacks that: write {name}=http://HOST:PORT"
+            )
+
+
+def check_certificate_variables(*names: str) -> None:
+    """Raise ConfigurationError for the first of these variables that names no existing file or folder."""
+    for name in names:
+        value = os.environ.get(name, "")
+        if value and not Path(value).exists():
+            raise ConfigurationError(
+                f"{name} names {value[:200]}, which does not exist; mount the certificates there, or unset it"
+            )

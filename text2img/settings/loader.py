@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.limits import SMALLEST_SIZE
+from text2img.prompts import SMALLEST_SIZE
 from text2img.prompts.parameters import RequestedParameters, resolve_parameters
 from text2img.settings import DEFAULTS, Settings, options
 

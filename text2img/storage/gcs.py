@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
-from text2img.settings.environment import check_certificate_variables, check_url_variables
+from text2img.settings import check_certificate_variables, check_url_variables
 from text2img.storage import (
     MAX_OBJECT_BYTES,
     StorageOptions,

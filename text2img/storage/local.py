@@ -23,7 +23,7 @@ from text2img.errors import (
     PromptFailed,
     StorageFailed,
 )
-from text2img.settings.paths import expand_home
+from text2img.settings import expand_home
 from text2img.storage import (
     FOREIGN_REASON,
     MAX_OBJECT_BYTES,

@@ -27,7 +27,7 @@ from text2img.concurrency.http_limits import (
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases import Notification, webhook_id
 from text2img.errors import ConfigurationError, PromptFailed
-from text2img.prompts.webhook_urls import HostAllowlist, Webhook
+from text2img.prompts.ids import HostAllowlist, Webhook
 from text2img.webhooks.delivery import (
     AddressRefused,
     DeliveryResult,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from text2img.concurrency import timeouts
 from text2img.databases import Notification, PendingWebhook, UndeliveredOutcome, webhook_id
 from text2img.errors import PromptFailed
-from text2img.prompts.json_values import plain_text
-from text2img.prompts.webhook_urls import Webhook
+from text2img.prompts.ids import Webhook
+from text2img.prompts.quoting import plain_text
 from text2img.webhooks.payloads import callback_payload, split_payload, webhook_payload
 from text2img.webhooks.progress import Milestones, ProgressSender
 
@@ -275,7 +275,7 @@ class DeliveryPolicy(Protocol):
 class CallbackPolicy:
     """A run's callback: its outcomes go to one receiver in batches, of which the last is marked as final.
 
-    A batch is made of more than 1,000 outcomes or, with ``interval``, of those that have gathered in so many
+    A batch is made of more than 1,000 outcomes or, with ``interval``, of what has gathered in that many
     seconds. What runs left that have died is sent as well, as ``interrupted``.
     """
 

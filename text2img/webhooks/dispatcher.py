@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Completed, Failed
-from text2img.prompts.json_values import plain_text
+from text2img.prompts.quoting import plain_text
 from text2img.telemetry.progress import MultiProgress
 from text2img.webhooks.delivery import (
     CallbackPolicy,

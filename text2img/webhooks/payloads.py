@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from text2img import __version__
 from text2img.errors import ConfigurationError, ErrorCode
 from text2img.prompts.ids import gcs_url
-from text2img.prompts.json_values import json_text, json_value
+from text2img.prompts.quoting import json_text, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

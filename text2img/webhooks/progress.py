@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from text2img.prompts.webhook_urls import Webhook
+from text2img.prompts.ids import Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

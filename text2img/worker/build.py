@@ -15,13 +15,10 @@ from text2img.engine.inspection import check_fits
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
-from text2img.prompts import RequestedParameters
-from text2img.prompts.ids import IterationFolderName, ObjectName
-from text2img.prompts.limits import Limits
+from text2img.prompts import Limits, RequestedParameters
+from text2img.prompts.ids import HostAllowlist, IterationFolderName, ObjectName
 from text2img.prompts.parameters import resolve_parameters
-from text2img.prompts.webhook_urls import HostAllowlist
-from text2img.settings import DEFAULTS
-from text2img.settings.paths import expand_home
+from text2img.settings import DEFAULTS, expand_home
 from text2img.storage import (
     ImageStorage,
     StorageOptions,

@@ -100,7 +100,7 @@ class PostProcessor:
         self._notify(recorded)
 
     def put_aside(self, prompt: Prompt, reason: str) -> None:
-        """Fail a prompt whose document cannot be written: the run goes on without it, and says so.
+        """Fail a prompt whose document cannot be written: the run goes on without it, and reports it.
 
         Its document stays as it is. Raises DatabaseFailed if there are too many.
         """

@@ -44,7 +44,7 @@ CLAIM_DOUBLE_THRESHOLD = 8
 fewer left it is one, so that other workers get a share of the last prompts. What other workers have claimed
 is not known here: with many of them the last one may still find nothing."""
 UNBOUNDED_RUN = 1_000_000
-"""Images that a server is assumed to have left: so many that compiling pays off."""
+"""Images that a server is assumed to have left: enough for compiling to pay off."""
 MAX_PREFETCH_BATCHES = 6
 """While more batches of prompts than this wait for their LoRAs, no more are claimed."""
 OUTCOME_FLUSH_DELAY = 5.0
@@ -90,7 +90,7 @@ class Worker:
         """
         # The leases are entered first and left last: they are extended until everything is recorded.
         with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
-            self._run.database.queue.check_results()  # before anything is generated in vain
+            self._run.database.queue.check_results()  # before an image is made that could not be recorded
             self._run_round()
             while self._wait_for_more():
                 self._run_round()

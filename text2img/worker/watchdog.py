@@ -101,7 +101,7 @@ class Watchdog:
                 return
 
     def _end_if_locked(self, seconds: float | None) -> None:
-        """Have the process end unless this is called again within so many seconds, and a margin."""
+        """Have the process end unless this is called again within ``seconds``, and a margin."""
         with self._lock, suppress(OSError, RuntimeError, ValueError):  # no standard error: no last resort
             faulthandler.cancel_dump_traceback_later()
             if seconds is not None and not self._closed.is_set() and sys.__stderr__ is not None:

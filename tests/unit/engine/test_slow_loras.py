@@ -12,7 +12,8 @@ from tests.servers.slow import BODY, HEADERS, slow_server
 from tests.unit.engine.test_loras import library, lora, refusal, weights
 from tests.waiting import until
 from text2img.concurrency import http_limits
-from text2img.engine.loras import LoraCache, SourceAllowlist, origin_of, slow_origins
+from text2img.engine import loras
+from text2img.engine.loras import LoraCache, SourceAllowlist, origin_of
 from text2img.engine.loras.cache import Cache, LoraPrefetcher
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
@@ -49,13 +50,13 @@ def test_a_slow_server_is_given_up_and_left_alone(tmp_path, httpserver, start):
 def test_a_server_is_asked_again_after_a_while(limits, monkeypatch):
     """The time for which an origin is left alone doubles while it stays slow, for each by itself."""
     clock = [0.0]
-    monkeypatch.setattr(slow_origins.time, "monotonic", lambda: clock[0])
-    origins, waits = slow_origins.SlowOrigins(), []
+    monkeypatch.setattr(loras.time, "monotonic", lambda: clock[0])
+    origins, waits = loras.SlowOrigins(), []
     for _ in range(6):
         origins.check("https://a:443")
         origins.failed("https://a:443")
         origins.failed("https://a:443")  # another request that was under way
-        with pytest.raises(slow_origins.SourceTooSlow, match=r"for (\d+) s") as caught:
+        with pytest.raises(loras.SourceTooSlow, match=r"for (\d+) s") as caught:
             origins.check("https://a:443")
         origins.check("https://b:443")
         waits.append(int(str(caught.value).rpartition("for ")[2].removesuffix(" s")))

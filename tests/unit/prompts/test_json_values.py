@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.examples import examples
-from text2img.prompts.json_values import json_text, json_value
+from text2img.prompts.quoting import json_text, json_value
 
 
 class Broken:

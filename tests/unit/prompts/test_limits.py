@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
-from text2img.prompts.limits import Limits
+from text2img.prompts import Claim, Limits, Prompt, PromptId, RequestedParameters, request
 from text2img.settings.loader import load
 
 DEFAULTS = RequestedParameters(num_inference_steps=50, guidance_scale=7.5, width=512, height=512)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from urllib3.util import parse_url
 
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
-from text2img.prompts.webhook_urls import HostAllowlist, Webhook
+from text2img.prompts.ids import HostAllowlist, Webhook
 from text2img.webhooks.client import is_public
 
 BASE = "https://backend.example"

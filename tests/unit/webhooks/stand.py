@@ -14,7 +14,7 @@ from tests.clock import Clock, elapse
 from tests.outcomes import completed
 from text2img.databases import Collections, NewPrompt, Selection, open_database
 from text2img.prompts import Failed, PromptId, RequestedParameters, request
-from text2img.prompts.webhook_urls import HostAllowlist
+from text2img.prompts.ids import HostAllowlist
 from text2img.webhooks.client import CallbackClient, Webhooks
 from text2img.webhooks.delivery import CallbackPolicy, WebhookPolicy, collect, collect_webhooks
 from text2img.webhooks.dispatcher import Dispatcher

@@ -11,7 +11,7 @@ from werkzeug import Response
 
 from tests.servers import free_port
 from text2img.databases import Notification, webhook_id
-from text2img.prompts.webhook_urls import HostAllowlist, Webhook
+from text2img.prompts.ids import HostAllowlist, Webhook
 from text2img.webhooks.client import Webhooks
 from text2img.webhooks.delivery import DeliveryStatus
 from text2img.webhooks.payloads import Credentials

@@ -14,7 +14,7 @@ from tests.unit.webhooks.stand import WebhookStand, patiently
 from tests.waiting import until
 from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Prompt, PromptId, RequestedParameters, request
-from text2img.prompts.webhook_urls import HostAllowlist
+from text2img.prompts.ids import HostAllowlist
 from text2img.webhooks.delivery import collect_webhooks
 from text2img.webhooks.dispatcher import Dispatcher
 

@@ -9,7 +9,7 @@ import pytest
 from tests.servers.slow import HEADERS, slow_server
 from tests.waiting import until
 from text2img.databases import Notification, webhook_id
-from text2img.prompts.webhook_urls import HostAllowlist
+from text2img.prompts.ids import HostAllowlist
 from text2img.webhooks.client import CallbackClient, Webhooks
 from text2img.webhooks.delivery import DeliveryStatus
 from text2img.webhooks.payloads import Credentials

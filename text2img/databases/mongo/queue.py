@@ -262,7 +262,7 @@ class MongoQueue:
             update = [{"$set": copy}, *_claim_update(name, name, 3600.0)]
             _, errors = write_each(self._datasets, [UpdateOne({"_id": name}, update, upsert=True)])
             for error in errors.values():
-                if error["code"] != DUPLICATE_KEY:  # an index that allows no copy says nothing of a claim
+                if error["code"] != DUPLICATE_KEY:  # an index that forbids a copy does not forbid a claim
                     reason = unwritable_message(reason_of(error, self._datasets.name))
                     raise WritesRejected(f"{id_of(original['_id'])}: {reason}")
         finally:
@@ -371,7 +371,7 @@ index: a missing priority, which counts as 0, sorts below every number there."""
 
 @dataclass(frozen=True, slots=True)
 class _Lease:
-    """What a claim gives: the prompts to ``worker`` for so many ``seconds``; see Queue.claim."""
+    """What a claim gives: the prompts to ``worker`` for ``seconds``; see Queue.claim."""
 
     worker: str
     seconds: float

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.databases import Notification, PendingWebhook
 from text2img.databases.documents import MAX_BYTES, WEBHOOK_PENDING, count_of, undelivered_of
 from text2img.databases.sqlite.session import id_of, names_of, object_of, structure_of, timestamp
-from text2img.prompts.json_values import plain_text
+from text2img.prompts.quoting import plain_text
 
 if TYPE_CHECKING:
     import sqlite3

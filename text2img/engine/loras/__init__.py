@@ -6,15 +6,11 @@ This package imports no torch and is independent of models: the engine checks wh
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import struct
 import threading
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -27,9 +23,9 @@ from tenacity import (
     wait_exponential,
 )
 
-from text2img.engine.loras.slow_origins import SlowOrigins, SourceTooSlow
+from text2img.engine.loras.header import check_header
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
-from text2img.settings.paths import expand_home
+from text2img.settings import expand_home
 from text2img.storage.bucket import TransientError
 
 if TYPE_CHECKING:
@@ -44,7 +40,6 @@ __all__ = [
     "LoraCache",
     "LoraLocation",
     "SourceAllowlist",
-    "check_header",
     "origin_of",
 ]
 
@@ -55,6 +50,48 @@ _RECHECK_INTERVAL: Final = 300.0
 """Seconds for which a LoRA's source is not queried again."""
 _MAX_CHECKED: Final = 1_000
 """Maximum number of LoRAs whose last check is remembered; the oldest is dropped first."""
+
+
+SLOW_ORIGIN_WAITS: Final = (60.0, 600.0)
+"""Seconds for which an origin that was too slow is not asked again: at first, and at most, doubling."""
+
+
+class SourceTooSlow(TransientError):  # noqa: N818 - as its base class
+    """A source sends too little, or nothing, for too long."""
+
+
+class SlowOrigins:
+    """The origins (a web server, a bucket, the hub) that are not asked for a while; thread-safe.
+
+    What is too slow occupies a thread until it is given up. So an origin is left alone after that, for a time
+    that doubles while it stays slow; others are not affected.
+    """
+
+    def __init__(self) -> None:
+        self._waits: dict[str, tuple[float, float]] = {}  # until when, and for how long, by origin
+        self._lock = threading.Lock()
+
+    def check(self, origin: str) -> None:
+        """Raise SourceTooSlow if the origin is to be left alone now."""
+        with self._lock:
+            until, _ = self._waits.get(origin, (0.0, 0.0))
+        left = until - time.monotonic()
+        if left > 0:
+            raise SourceTooSlow(f"its server was too slow, and is not asked again for {left:.0f} s")
+
+    def failed(self, origin: str) -> None:
+        """Note that the origin was too slow."""
+        with self._lock:
+            until, wait = self._waits.get(origin, (0.0, 0.0))
+            if time.monotonic() < until:  # several requests at once count as one
+                return
+            wait = min(max(SLOW_ORIGIN_WAITS[0], 2 * wait), SLOW_ORIGIN_WAITS[1])
+            self._waits[origin] = time.monotonic() + wait, wait
+
+    def succeeded(self, origin: str) -> None:
+        """Note that the origin has sent a file."""
+        with self._lock:
+            self._waits.pop(origin, None)
 
 
 class LoraCache:
@@ -226,57 +263,6 @@ def _sha256(file: Path) -> str:
 
 def _unusable(reason: object) -> PromptFailed:
     return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be used: {reason}")
-
-
-_MAX_HEADER_BYTES: Final = 10_000_000
-"""Maximum size of a header. Real ones have less than a tenth of it; parsed, it takes many times its size."""
-
-
-def check_header(file: Path) -> None:
-    """Raise ValueError with a reason if the file is not a complete safetensors file."""
-    with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        start = opened.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ValueError(f"it is not a safetensors file, but {_describe_content(start)}")
-        header = _parse_header(opened.read(length))
-    spans = sorted(_span(name, tensor) for name, tensor in header.items() if name != "__metadata__")
-    bounds = [(0, 0), *spans, (size - 8 - length, size - 8 - length)]
-    if any(first[1] != second[0] for first, second in pairwise(bounds)):
-        raise ValueError("it is corrupt: its tensors do not fill the file")
-
-
-def _parse_header(data: bytes) -> dict[str, object]:
-    try:
-        header = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not a safetensors file: its header is not JSON") from None
-    if not isinstance(header, dict) or len(header.keys() - {"__metadata__"}) == 0:
-        raise ValueError("it contains no tensors")
-    return header
-
-
-def _span(name: str, tensor: object) -> tuple[int, int]:
-    """Return a tensor's start and end offsets, counted from the end of the header."""
-    offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(offset) is int for offset in offsets)
-    ):
-        raise ValueError(f"its header has no valid offsets for {name[:60]!r}")
-    if not 0 <= offsets[0] <= offsets[1]:
-        raise ValueError(f"its header has impossible offsets for {name[:60]!r}")
-    return offsets[0], offsets[1]
-
-
-def _describe_content(start: bytes) -> str:
-    if start[:1] == b"<":
-        return "a web page"
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "a pickle, which could run code and is never loaded"
-    return "another format, or too short"
 
 
 SUFFIX: Final = ".safetensors"

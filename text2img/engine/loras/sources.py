@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img import __version__
 from text2img.concurrency.timeouts import timeout_in
-from text2img.engine.loras import SUFFIX
-from text2img.engine.loras.slow_origins import SourceTooSlow
+from text2img.engine.loras import SUFFIX, SourceTooSlow
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.storage import StorageOptions, open_bucket
 from text2img.storage.bucket import PermanentError, TransientError

@@ -20,7 +20,7 @@ from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import page, quiet, thumbnail
-from text2img.settings.paths import expand_home
+from text2img.settings import expand_home
 from text2img.storage import ENDINGS
 
 if TYPE_CHECKING:

@@ -185,7 +185,7 @@ class WorkerChannel:
         """Wait until the run has received WorkerStarted. Raises Stopped when the run has to end.
 
         A worker that claimed earlier and died at once would leave claims under a name that the run has not
-        heard: nothing would make them available again before their leases expire.
+        received: nothing would make them available again before their leases expire.
         """
         self._resumed.get()
         self.stop.check()
