@@ -155,8 +155,8 @@ def test_a_source_that_is_none_is_found_before_anything_else(tmp_path):
 
 
 def test_doctor_knows_of_loras(tmp_path, styles):
-    """``doctor`` tries the folder that keeps LoRAs where some are allowed."""
-    wanted = ("--lora-source", str(styles), "--lora-cache")
+    """``doctor`` tries the folder that keeps LoRAs where some are fetched."""
+    wanted = ("--lora-source", f"{styles},https://loras.example/", "--lora-cache")
     enqueue(tmp_path, prompt("a"))
     well = product.run("doctor", *JOB, *wanted, "kept", folder=tmp_path)
     assert f"from {styles}" in well.stdout

@@ -244,14 +244,15 @@ class Worker:
 
         A prompt stays marked until its outcome is recorded, its claim is released, or a batch without it
         starts: ``left`` are the prompts of the batch before that are not in this one. The mark is set before
-        warming up, which uses the device as well, and while the device works. Only the first batch of a run
-        starts after it: a prompt that kills at once is then sure to be blamed.
+        warming up, which uses the device as well, and while the device works. The first batch of a run starts
+        after it, and so does each suspect that runs alone: a prompt that kills at once is then sure to be
+        blamed, and the batch before it is not.
         """
         claims, before = list(dict.fromkeys(request.prompt.claim for request in batch)), self._on_device
         left = [claim for claim in before if claim not in claims]
         marked, self._on_device = self._marker.submit(self._run.database.queue.start, claims, left), claims
         self._run.leases.mark_on_device(claims)
-        if not before:
+        if not before or batch[0].alone:
             marked.result()
         return marked
 
