@@ -8,8 +8,7 @@ import pytest
 
 from tests.engine.conftest import open_engine
 from text2img.engine import EngineOptions
-from text2img.engine.compile_policy import Estimate
-from text2img.engine.compiler import CompileCache
+from text2img.engine.compile_policy import CompileCache, Estimate
 from text2img.engine.diffusers import DiffusersEngine
 from text2img.errors import ConfigurationError
 

@@ -9,8 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.conftest import ask
-from text2img.engine.compile_policy import CompilePolicy, Estimate
-from text2img.engine.compiler import CompileCache, Compiler
+from text2img.engine.compile_policy import CompileCache, CompilePolicy, Compiler, Estimate
 from text2img.engine.devices import suppress_warnings
 from text2img.engine.lora_adapters import Adapters
 from text2img.errors import DeviceFailed, Stopped

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from text2img import __version__
 from text2img.errors import ConfigurationError, Text2ImgError
-from text2img.telemetry.logs import discard_output, flush_errors, prepare_streams, print_error
+from text2img.telemetry.terminal import discard_output, flush_errors, prepare_streams, print_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,7 +18,7 @@ from text2img.reports.comparison.table import document, page, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
 from text2img.storage import ImageReader, StorageOptions
-from text2img.telemetry.logs import print_document, print_lines
+from text2img.telemetry.terminal import print_document, print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from text2img.demo.scenes import Scene, contact_sheet
 from text2img.errors import ConfigurationError, DatabaseFailed, StorageFailed
 from text2img.images import is_overview, overview_mark, read_parameters
 from text2img.intake import read_prompts
-from text2img.telemetry.logs import print_lines
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
-from text2img.telemetry.logs import print_lines
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 from text2img.worker.job import task_instance
 

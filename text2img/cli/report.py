@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import ReportData, write_report
 from text2img.storage import ImageReader, StorageOptions
-from text2img.telemetry.logs import print_lines
+from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from text2img.intake import read_prompts
 from text2img.prompts import SMALLEST_SIZE, Claim, Prompt, RequestedParameters, request
 from text2img.prompts.batching import Batcher, FixedSize
 from text2img.settings import DEFAULT_MODEL, DEFAULTS
-from text2img.telemetry.logs import print_lines, shorten
 from text2img.telemetry.publisher import metrics_sinks, publishing, query_backlog
+from text2img.telemetry.terminal import print_lines, shorten
 from text2img.worker import build
 from text2img.worker.job import Job, LocalExecutor, task_instance
 

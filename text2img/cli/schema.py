@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from text2img.intake.schema import schema
-from text2img.telemetry.logs import print_document
+from text2img.telemetry.terminal import print_document
 
 if TYPE_CHECKING:
     import argparse

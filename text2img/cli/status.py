@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases.documents import number_of, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
-from text2img.telemetry.logs import escape, print_lines, shorten
 from text2img.telemetry.progress import BACKGROUND_STAGES, DEVICE_STAGES
+from text2img.telemetry.terminal import escape, print_lines, shorten
 from text2img.worker import build
 from text2img.worker.job import dollars
 

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import GeneratedImage, ModelInfo
-from text2img.engine.compiler import CompileCache
+from text2img.engine.compile_policy import CompileCache
 from text2img.engine.deepcache import check_unet, install
 from text2img.engine.denoiser import replace_autoencoder
 from text2img.engine.devices import (
@@ -175,8 +175,7 @@ class DiffusersEngine:
         return self._loaded
 
     def _load(self, model: _InspectedModel) -> _Loaded:
-        from text2img.engine.compile_policy import CompilePolicy
-        from text2img.engine.compiler import Compiler
+        from text2img.engine.compile_policy import CompilePolicy, Compiler
         from text2img.engine.denoiser import Decoder, Denoiser
         from text2img.engine.loading import load_pipeline
         from text2img.engine.lora_adapters import Adapters

@@ -25,8 +25,8 @@ from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases import Run
 from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
-from text2img.telemetry.logs import print_lines
 from text2img.telemetry.progress import DEVICE_STAGES, RunStats
+from text2img.telemetry.terminal import print_lines
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
 from text2img.worker.flow import Worker

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from text2img.errors import ConfigurationError
-from text2img.telemetry.logs import JsonLines, Mask, TextLines, escape, print_error, print_lines, shorten
+from text2img.telemetry.logs import JsonLines, Mask, TextLines
+from text2img.telemetry.terminal import escape, print_error, print_lines, shorten
 
 ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egnp.\n09:00:00 completed everything"

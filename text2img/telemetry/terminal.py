@@ -1,0 +1,128 @@
+"""Lines for people, and the standard streams: the only module that prints.
+
+Ids, names and messages come from documents and files of other people. ``escape`` keeps them from controlling
+a terminal and from forging a line. Imports little, since it also prints the errors of a wrong command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import Final
+
+from text2img.errors import RunFailed
+
+_CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of characters that act instead of being seen: controls (C0, C1), format characters such
+as changes of direction, lone surrogates, line and paragraph separators."""
+_JOINERS: Final = "\u200c\u200d"
+"""Format characters that some scripts and emoji need, and that affect only their neighbours."""
+MAX_NAME_CHARS: Final = 100
+"""Characters of a name that are shown in a table; ids of runs may have as many."""
+
+
+def escape(text: str) -> str:
+    r"""Return the text as one line: each character that could control a terminal becomes ``\n``, ``\x1b`` ….
+
+    Escaped are controls (C0 and C1), line breaks, changes of direction, invisible format characters, and lone
+    surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(char) if _is_control(char) else char for char in text)
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in _CONTROLS and char not in _JOINERS
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shorten(name: str, max_chars: int = MAX_NAME_CHARS) -> str:
+    """Return a name as it is shown in a table: escaped, and cut with an ellipsis."""
+    shown = escape(name[: max_chars + 1])
+    return shown if len(shown) <= max_chars else f"{shown[: max_chars - 1]}…"
+
+
+def print_lines(*lines: str, flush: bool = False) -> None:
+    """Print lines for people on standard output, each escaped; see print_document."""
+    print_document("\n".join(map(escape, lines)), flush=flush)
+
+
+def print_document(text: str, *, flush: bool = False) -> None:
+    """Print a document for programs on standard output, unchanged.
+
+    Raises RunFailed if it cannot be written, and BrokenPipeError if nothing reads it any more.
+    """
+    try:
+        print(text, end="" if text.endswith("\n") else "\n", flush=flush)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        discard_output()
+        raise RunFailed(f"standard output cannot be written: {exc.strerror}") from exc
+
+
+def print_error(*lines: str) -> None:
+    """Print lines on standard error, each escaped; what cannot be written there is lost."""
+    with suppress(OSError):
+        print(*map(escape, lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def prepare_streams() -> None:
+    """Make the standard streams usable, whatever the caller passed on.
+
+    A closed one is opened on the null device: Python has none then, and the next file to be opened would get
+    its number, and what libraries write there. Reading from such a standard input fails. On standard output,
+    characters that the encoding lacks are escaped, as Python does on standard error by itself.
+    """
+    for number, name, access in (
+        (0, "stdin", os.O_WRONLY),
+        (1, "stdout", os.O_RDWR),
+        (2, "stderr", os.O_RDWR),
+    ):
+        if _is_closed(number):
+            _open_null(number, access)
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, access)
+            setattr(sys, name, os.fdopen(opened, "r" if number == 0 else "w", encoding="utf-8"))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _is_closed(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return True
+    return False
+
+
+def _open_null(number: int, access: int) -> None:
+    """Open the null device under this descriptor, also for the processes that this one starts."""
+    opened = os.open(os.devnull, access)
+    if opened == number:
+        os.set_inheritable(number, True)
+        return
+    os.dup2(opened, number)
+    os.close(opened)
+
+
+def discard_output() -> None:
+    """Redirect the rest of standard output to the null device."""
+    _open_null(sys.stdout.fileno(), os.O_WRONLY)
+
+
+def flush_errors() -> None:
+    """Flush standard error; redirect it to the null device if it cannot be written.
+
+    Python would flush it again at exit, and a failure there replaces the exit status.
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _open_null(sys.stderr.fileno(), os.O_WRONLY)
