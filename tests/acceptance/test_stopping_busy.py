@@ -18,6 +18,14 @@ from text2img.databases import Collections, Selection, open_database
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 
 
+@pytest.fixture(autouse=True)
+def _hangup_not_ignored():
+    """The runs take SIGHUP as a shell gives it to them, though these tests may run below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
