@@ -11,7 +11,7 @@ from bson import Binary, Code, DatetimeMS, Decimal128, Int64, MaxKey, MinKey, Ob
 from tests.contract.database_suite import ALL
 from tests.outcomes import completed
 from text2img.databases import NewPrompt, Selection
-from text2img.errors import DatabaseFailed
+from text2img.errors import PromptFailed
 from text2img.prompts import PromptId, RequestedParameters
 
 _PLAIN = [7, "7", -1, 2**62, "a/b c.%$é", "", "$set", "507f1f77bcf86cd799439011", 1.5, 7.25]
@@ -101,9 +101,9 @@ def test_enqueued_ids_come_back_exactly(stand):
 
 
 def test_half_a_surrogate_pair_is_an_error_in_one_line(stand):
-    """Text that no encoding has a form for is refused by the adapter, with none of it written."""
+    """Text that no encoding has a form for is refused by its prompt's id, with none of it written."""
     new = NewPrompt(id=PromptId("str", "a"), text="half \ud800", requested=RequestedParameters())
-    with pytest.raises(DatabaseFailed, match="surrogates not allowed"):
+    with pytest.raises(PromptFailed, match=r"does not take 'a': .*surrogates not allowed"):
         stand.database.runs.enqueue([new])
     assert stand.backend.count("datasets") == 0
 
