@@ -20,7 +20,7 @@ LIMIT = 6_000
 
 
 def _limited(httpserver, size=LIMIT):
-    """A receiver of bodies of that size at the most, and the list of those that it accepts."""
+    """A receiver of bodies of at most that size, and the list of those that it accepts."""
     accepted = []
 
     def handle(request):

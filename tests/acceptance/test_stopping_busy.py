@@ -31,7 +31,7 @@ def _hangup_not_ignored():
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
 )
 def test_a_call_into_c_does_not_hold_up_the_stop(tmp_path, number, status):
-    """With the device's thread in C for ever, a run ends after its grace period, with the signal's status and
+    """With the device's thread in C forever, a run ends after its grace period, with the signal's status and
     its prompts pending, without a death counted.
     """
     product.add(tmp_path, {"id": 1, "text": "block"}, {"id": 2, "text": product.SCENE})

@@ -181,7 +181,7 @@ def test_collecting_is_bounded_by_bytes(stand):
 
 
 def test_one_outcome_may_be_larger_than_the_bound(stand):
-    """It has a notification of its own, and no other waits behind it for ever."""
+    """It has a notification of its own, and no other waits behind it forever."""
     _with_texts(stand, "x" * 5000, "y")
     outbox = stand.database.outbox
     collected = [outbox.collect("run-1", f"n{number}", 10, 1000) for number in (1, 2)]
@@ -217,7 +217,7 @@ def _mark(stand):
 
 
 def test_text_that_is_no_unicode_does_not_hold_back_the_others(sqlite_stand):
-    """Run ids, texts and notification ids of another encoding cost their own prompts at the most."""
+    """Run ids, texts and notification ids of another encoding cost at most their own prompts."""
     _with_texts(sqlite_stand, "a", "b", "c", "d")
     latin = "CAST(x'66fc72' AS TEXT)"
     with closing(sqlite3.connect(sqlite_stand.backend.file)) as connection, connection:

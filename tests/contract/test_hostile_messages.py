@@ -1,4 +1,4 @@
-"""Messages that a real RabbitMQ delivers and nobody should send: each costs itself at the most."""
+"""Messages that a real RabbitMQ delivers and no sender should send: each fails at most itself."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.sendings)
     @rule(data=st.data())
     def divide(self, data):
-        """A notice that is too large becomes two, once, whoever asks how often."""
+        """A notice that is too large becomes two, once, however often it is asked for."""
         notification = data.draw(st.sampled_from(self.sendings))
         parts = None if notification.id in self.own else split(notification)
         if parts is None:

@@ -1,4 +1,4 @@
-"""A server on loopback that sends slowly, and for ever, as some do."""
+"""A server on loopback that sends slowly and without end, as some do."""
 
 from __future__ import annotations
 

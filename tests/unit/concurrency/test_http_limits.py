@@ -100,7 +100,7 @@ def test_a_receiver_that_does_not_read_is_given_up():
 
 
 def test_a_file_at_the_rate_is_read_whole(limits, httpserver):
-    """What keeps the rate is read however many periods it takes; periods begin anew for each answer."""
+    """What keeps the rate is read however many periods it takes; periods start again for each answer."""
     limits("MIN_RATE", 1000)
     go = threading.Event()
     parts = [b"x" * 1000] * 20

@@ -204,7 +204,7 @@ def test_try_write_names_the_permission_to_delete(server):
 
 
 def test_object_in_an_archive_is_not_replaced(server):
-    """It must be restored before it can be read, whoever asks: no question of rights, so it stays."""
+    """It must be restored before any account can read it: no question of rights, so it stays."""
     cold = server.refusal(403, code="InvalidObjectState")
     server.answers(server.occupied(), server.stored(OTHER), cold)
     with pytest.raises(PromptFailed) as caught:

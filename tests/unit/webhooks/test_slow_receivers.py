@@ -1,4 +1,4 @@
-"""Receivers that answer for ever: they cost neither a thread nor a socket beyond their time."""
+"""Receivers that answer without end: they cost neither a thread nor a socket beyond their time."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_an_unwritable_prompt_is_excluded_at_once_and_reported_once():
 
 
 def test_a_prompt_that_is_lost_twice_is_excluded_and_fails_the_run():
-    """Once may be an outage; what has been recorded in between starts anew."""
+    """Once may be an outage; what has been recorded in between resets the count."""
     excluded = ExcludedPrompts()
     excluded.lost([ONE, TWO])
     excluded.recorded([ONE])
