@@ -222,6 +222,23 @@ def free_caches() -> None:
         logger.debug("the device's cached memory cannot be freed", exc_info=True)
 
 
+@contextlib.contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Import and load without garbage collections, and exclude what was made from all later ones.
+
+    The libraries are some million objects that live as long as the process. Collections that search them
+    took 1.7 s of processor time while they were imported, and 0.4 s each time that memory is freed.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
 def _empty_caches() -> None:
     import torch
 

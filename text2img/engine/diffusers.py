@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gc
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from text2img.engine.devices import (
     choose_dtype,
     find_device_failure,
     free_caches,
+    frozen_heap,
     peak_memory,
     silence_libraries,
     suppress_warnings,
@@ -97,7 +99,7 @@ class DiffusersEngine:
         """Load the weights onto the device; see Engine. A second call does nothing."""
         if self._loaded is None:
             model = self._inspect_model()
-            with self._timed("load"), suppress_warnings():
+            with self._timed("load"), suppress_warnings(), frozen_heap():
                 silence_libraries()
                 self._loaded = self._load(model)
 
@@ -141,6 +143,7 @@ class DiffusersEngine:
         if self._loaded is not None:
             self._loaded.compile_policy.close()
             self._loaded = None
+            gc.unfreeze()
             free_caches()
 
     def _inspect_model(self) -> _InspectedModel:
