@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
-NAMES ?= coldstart fleet loras memory overhead overlap workers
+NAMES ?= coldstart fleet loras memory overhead overlap peers workers
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test test-all test-models chaos fuzz bench gpu check audit dev format coverage clean
