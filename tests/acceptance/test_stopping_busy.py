@@ -45,6 +45,19 @@ def test_a_call_into_c_does_not_hold_up_the_stop(tmp_path, number, status):
     assert found == [("pending", 0)] * 2
 
 
+def test_a_call_into_c_that_returns_in_time_is_waited_for(tmp_path):
+    """A run whose device's thread is in C for a moment ends by itself when it returns, within its grace
+    period.
+    """
+    product.add(tmp_path, {"id": 1, "text": "block for 1"}, {"id": 2, "text": product.SCENE})
+    with sleeping.running(*JOB, "--batch-size", "1", folder=tmp_path) as process:
+        until((tmp_path / "blocked").exists, ended=process.poll)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=product.HANG)
+    assert (process.returncode, product.GRACE_EXCEEDED in log) == (143, False)
+    assert product.counts(tmp_path) == {"pending": 2}
+
+
 def test_a_second_signal_ends_a_busy_run_at_once(tmp_path):
     """Asked again, a run does not wait for its grace period, though its device's thread is in C."""
     product.add(tmp_path, "block")

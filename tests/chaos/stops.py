@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tests.acceptance import product
 from tests.chaos.workers import Worker
 
 if TYPE_CHECKING:
@@ -25,16 +26,27 @@ IDLE = 0.25
 
 @dataclass(frozen=True)
 class State:
-    """A state to be asked in: inside ``enters(site, worker)`` the worker, which ``holds``, is in it."""
+    """A state to be asked in: inside ``enters(site, worker)`` the worker, which ``holds``, is in it.
+
+    ``word`` stands in the first prompt. ``by_itself``: the run ends within its grace period.
+    """
 
     name: str
     enters: Callable
     holds: object = 1
+    word: str = ""
+    by_itself: bool = False
 
 
 @contextmanager
 def _drawing(site, worker):
     worker.reaches(site.on_device)
+    yield
+
+
+@contextmanager
+def _in_a_call(site, worker):
+    worker.reaches((site.folder / "blocked").exists)
     yield
 
 
@@ -65,6 +77,14 @@ def _bucket(site):
 
 STATES = [
     State("stopped while a batch is on the device", _drawing),
+    State(
+        "stopped while the device is in a call into C of 3 s",
+        _in_a_call,
+        holds="",
+        word="block for 3",
+        by_itself=True,
+    ),
+    State("stopped while the device is in a call into C of 30 s", _in_a_call, holds="", word="block for 30"),
     State("stopped while the weights load", _loading, holds="load"),
     State("stopped while the storage hangs", partial(_without, _bucket, silent=True)),
     State("stopped while the database refuses", partial(_without, _database, silent=False)),
@@ -82,6 +102,7 @@ def stop(site, state, number):
         status = worker.asked_to_end(number)
         seconds = time.monotonic() - asked
         assert status == 128 + number, worker.text[-3000:]
+        assert not (state.by_itself and product.GRACE_EXCEEDED in worker.text), worker.text[-3000:]
     return {"seconds": round(seconds, 2), "busy": busy}
 
 

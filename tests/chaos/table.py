@@ -5,12 +5,14 @@ from __future__ import annotations
 from tests.chaos.stops import TARGET, is_late
 from tests.chaos.workers import BATCH
 
-PROMISED = ("lost", "twice", "stuck", "wrong", "untold")
+PROMISED = ("lost", "twice", "stuck", "wrong", "undelivered")
 """What there must be none of."""
 
 
 def table(tries):
-    """Markdown. What was made again is in batches a kill: on average, and at worst where each stood alone."""
+    """Markdown. What was made again is in batches a kill: on average, and at worst where each stood alone; a
+    dash where the workers' logs ended with the run that gathers them.
+    """
     faults = list(dict.fromkeys(each["fault"] for each in tries))
     lines = [_line([each for each in tries if each["fault"] == fault]) for fault in faults]
     return _markdown(["fault", "times", "prompts", *PROMISED, "made again"], lines)
@@ -40,4 +42,5 @@ def _line(tries):
     batches = [each["again"] / BATCH for each in tries]
     worst = f", at worst {max(batches):g}" if kills == len(tries) else ""
     sums = [sum(each[name] for each in tries) for name in ("prompts", *PROMISED)]
-    return [tries[0]["fault"], kills, *sums, f"{sum(batches) / kills if kills else 0:.1f}{worst}"]
+    again = f"{sum(batches) / kills if kills else 0:.1f}{worst}"
+    return [tries[0]["fault"], kills, *sums, "–" if min(batches) < 0 else again]

@@ -19,7 +19,8 @@ A prompt's text may hold one of these words:
 - ``break one``, ``break all``: the device fails under the first worker that has it, or under each;
 - ``hang``: the device makes no step any more;
 - ``block``: the device's thread never returns from a call into C, which begins once the file ``blocked`` has
-  appeared in the working directory; with ``block locked`` it holds the interpreter's lock as well;
+  appeared in the working directory; with ``block locked`` it holds the interpreter's lock as well, and
+  ``block for 3`` returns after so many seconds, and blocks no more once the file ``go`` is there;
 - ``hold``: the device goes on with steps, and does not finish them until the file ``release`` appears in the
   working directory; ``hold from 2`` does so for a prompt's third image and those after it. A caption with
   this word beside it is painted as the caption's scene;
@@ -66,6 +67,7 @@ _CARD = ModelInfo(
 )  # fmt: skip
 _POLL_INTERVAL = 0.01  # seconds
 _HOLD = r"hold(?: from (\d+))?"
+_BLOCK_FOR = r"block for (\d+)"
 _COARSEST = 32  # levels by which a pixel may differ from what was painted; the judge sees through it
 
 
@@ -159,7 +161,9 @@ def _painted(request):
 def _scene(text):
     """The scene to paint, None where there is none."""
     try:
-        return None if os.environ.get("PAINT_GREY") else Scene.parse(re.sub(_HOLD, "", text))
+        return (
+            None if os.environ.get("PAINT_GREY") else Scene.parse(re.sub(f"{_HOLD}|{_BLOCK_FOR}", "", text))
+        )
     except ValueError:
         return None
 
@@ -176,7 +180,10 @@ def _obey(text):
         os.kill(os.getpid(), signal.SIGKILL)
     if "hang" in text:
         threading.Event().wait()
-    if "block" in text:
+    if found := re.search(_BLOCK_FOR, text):
+        if not Path("go").exists():
+            _block_for(int(found[1]))
+    elif "block" in text:
         _block(ctypes.PyDLL if "locked" in text else ctypes.CDLL)
     if "break all" in text or ("break one" in text and _is_first()):
         raise DeviceFailed("the device is broken")
@@ -188,6 +195,16 @@ def _block(library):
     library(None).pthread_mutex_lock(lock)
     Path("blocked").touch()
     library(None).pthread_mutex_lock(lock)
+
+
+def _block_for(seconds):
+    """As ``_block``, for so long."""
+    lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    library.pthread_mutex_lock(lock)
+    Path("blocked").touch()
+    until = time.clock_gettime(time.CLOCK_REALTIME) + seconds
+    moment = (ctypes.c_long * 2)(int(until), int(until % 1 * 1e9))
+    library.pthread_mutex_timedlock(lock, moment)  # clock: a call that takes as long as the test asks
 
 
 def _granted(prompt):
