@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
@@ -253,17 +254,30 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 
 
 def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> ModelConfiguration:
-    """Return the model configuration; raise ConfigurationError that names the first invalid field."""
-    unchecked = {name: value for name, value in fields.items() if value is not None and name != "_id"}
+    """Return the model configuration; raise ConfigurationError that names the first invalid field.
+
+    Any other error in reading it is a ConfigurationError, too.
+    """
     text = str(config_id)
-    where = f"model configuration {text if text.isprintable() and len(text) <= 60 else _short(text)}"
+    where = f"model configuration {text if text.isprintable() and len(text) <= 60 else quoted(text)}"
+    try:
+        return _configuration_of(config_id, where, fields)
+    except ConfigurationError:
+        raise
+    except Exception as exc:
+        reason = f"it cannot be read ({type(exc).__name__}); check its fields"
+        raise ConfigurationError(f"{where}: {reason}") from exc
+
+
+def _configuration_of(config_id: PromptId, where: str, fields: Mapping[str, object]) -> ModelConfiguration:
+    unchecked = {name: value for name, value in fields.items() if value is not None and name != "_id"}
     model_type = unchecked.pop("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
-        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {_short(model_type)}")
+        raise ConfigurationError(f"{where}: model_type must be {MODEL_TYPE}; it is {quoted(model_type)}")
     safety_checker = unchecked.pop("safety_checker", True)
     if not isinstance(safety_checker, bool):
         raise ConfigurationError(
-            f"{where}: safety_checker must be true or false; it is {_short(safety_checker)}"
+            f"{where}: safety_checker must be true or false; it is {quoted(safety_checker)}"
         )
     checked = {name: _checked(where, name, value) for name, value in unchecked.items()}
     return ModelConfiguration(
@@ -281,7 +295,7 @@ def configuration_of(config_id: PromptId, fields: Mapping[str, object]) -> Model
 def missing_configuration(config_id: str, collection: str) -> ConfigurationError:
     """Return the error for a requested configuration that does not exist."""
     return ConfigurationError(
-        f"{collection} has no model configuration with the _id {_short(config_id)}; check --model-config-id"
+        f"{collection} has no model configuration with the _id {quoted(config_id)}; check --model-config-id"
     )
 
 
@@ -289,7 +303,7 @@ def _checked(where: str, name: str, value: object) -> object:
     check = _CHECKS.get(name)
     if check is None:
         hint = nearest(name, (*_CHECKS, "safety_checker", "model_type"))
-        raise ConfigurationError(f"{where}: {_short(name)} is not a field of a model configuration{hint}")
+        raise ConfigurationError(f"{where}: {quoted(name)} is not a field of a model configuration{hint}")
     try:
         return check(name, value)
     except PromptFailed as exc:
@@ -299,11 +313,6 @@ def _checked(where: str, name: str, value: object) -> object:
 def _text_at(checked: Mapping[str, object], name: str) -> str | None:
     value = checked.get(name)
     return None if value is None else str(value)
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}…"
 
 
 _COMMON_FIELDS: Final = ("text", "prompt_tags", "run_id")
@@ -413,23 +422,42 @@ def state_of(run: Run) -> str:
     return "interrupted" if dead else run.status
 
 
+MAX_SKIPPED_RUNS: Final = 1_000
+"""Documents that are not runs of this job, among which its runs are still found."""
+_MAX_LABEL: Final = 1_000
+"""Characters of a text in a run's document, such as its model."""
+_MAX_MEMBERS: Final = 100
+"""Stages or versions of a run."""
+
+
 def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
-    """Return the run of a document, or None if the document is not a run of this job."""
-    started, finished = fields.get("started_at"), fields.get("finished_at")
-    expires, index, execution = (fields.get(name) for name in ("lease_expires_at", "task_index", "execution"))
+    """Return the run of a document, or None if the document is not a run of this job.
+
+    Never raises: a field that another program has changed becomes what it can be, or its default.
+    """
+    started = fields.get("started_at")
     if not isinstance(started, datetime):
         return None
-    price, until = fields.get("gpu_hour_price"), expires if isinstance(expires, datetime) else None
+    try:
+        return _run_of(run_id, started, fields)
+    except Exception as exc:
+        log.debug("the document of run %s is read in part", run_id, exc_info=exc)
+        return Run(id=run_id, started_at=started, host="", status="unknown")
+
+
+def _run_of(run_id: str, started: datetime, fields: Mapping[str, Any]) -> Run:
+    execution, price = (fields.get(name) for name in ("execution", "gpu_hour_price"))
+    until = _moment(fields.get("lease_expires_at"))
     lease = number_of(fields.get("lease_seconds"))
     return Run(
         id=run_id,
         started_at=started,
-        host=str(fields.get("host") or ""),
-        task_index=index if isinstance(index, int) else None,
-        execution=str(execution) if execution else None,
-        status=str(fields.get("status") or ""),
-        finished_at=finished if isinstance(finished, datetime) else None,
-        model=fields.get("model"),
+        host=_label(fields.get("host")),
+        task_index=_index(fields.get("task_index")),
+        execution=_label(execution) or None,
+        status=_label(fields.get("status")),
+        finished_at=_moment(fields.get("finished_at")),
+        model=_label(fields.get("model")) or None,
         completed=count_of(fields.get("completed")),
         failed=count_of(fields.get("failed")),
         images=count_of(fields.get("images")),
@@ -439,10 +467,34 @@ def run_of(run_id: str, fields: Mapping[str, Any]) -> Run | None:
         device_busy=number_of(fields.get("device_busy")),
         device_busy_of_run=number_of(fields.get("device_busy_of_run")),
         peak_memory=count_of(fields.get("peak_memory")),
-        seconds=object_of(fields.get("seconds")),
-        versions=object_of(fields.get("versions")),
+        seconds={name: number_of(spent) for name, spent in _members(fields.get("seconds"))},
+        versions={name: _label(version) for name, version in _members(fields.get("versions"))},
         gpu_hour_price=None if price is None else number_of(price),
         worker=_text_or_none(fields.get("worker")),
         alive_until=until,
-        seen_at=until - timedelta(seconds=lease) if until and lease else None,
+        seen_at=_before(until, lease),
     )
+
+
+def _label(value: object) -> str:
+    """Return a text of a run's document; another type is quoted."""
+    if value is None:
+        return ""
+    return value[:_MAX_LABEL] if isinstance(value, str) else quoted(value)
+
+
+def _index(value: object) -> int | None:
+    number = _whole(value)
+    return number if number is not None and abs(number) < COUNTABLE else None
+
+
+def _members(value: object) -> list[tuple[str, object]]:
+    return [(_label(name), member) for name, member in islice(object_of(value).items(), _MAX_MEMBERS)]
+
+
+def _before(moment: datetime | None, seconds: float) -> datetime | None:
+    """Return the time that many seconds earlier; None without a time, and if there is no such year."""
+    try:
+        return moment - timedelta(seconds=seconds) if moment and seconds else None
+    except OverflowError:
+        return None

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+_MAX_MESSAGE = 8_000
+"""Characters of a message, and of a line of one that has several: an id alone may have millions."""
+_MAX_FACT = 2_000
+"""Characters of a field's text."""
+_MAX_TRACE = 100_000
+"""Characters of a stack trace, or of the stacks of all threads."""
+
+
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 
 
@@ -74,15 +82,28 @@ class _Masked(logging.Formatter):
         self._traces = traces
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = {name: value for name, value in vars(record).items() if name not in _RECORD_FIELDS}
+        facts = {
+            name: self._shortened(value, _MAX_TRACE if name == "stack_trace" else _MAX_FACT)
+            for name, value in vars(record).items()
+            if name not in _RECORD_FIELDS
+        }
         trace = ""
         if record.exc_info and self._traces:
-            trace = "".join(traceback.format_exception(*record.exc_info))
+            trace = self.shortened("".join(traceback.format_exception(*record.exc_info)), _MAX_TRACE)
         return self._mask(self.write(record, facts, trace))
 
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
         """Return the record as text; ``facts`` are the fields that the event carries."""
         raise NotImplementedError
+
+    def shortened(self, text: str, max_chars: int = _MAX_MESSAGE) -> str:
+        """Return the text, cut if it is longer; masked before, so that no secret is cut in two."""
+        if len(text) <= max_chars:
+            return text
+        return f"{self._mask(text)[:max_chars]}… ({len(text):,} characters)"
+
+    def _shortened(self, value: object, max_chars: int) -> object:
+        return self.shortened(value, max_chars) if isinstance(value, str) else value
 
 
 class JsonLines(_Masked):
@@ -91,7 +112,8 @@ class JsonLines(_Masked):
     def write(self, record: logging.LogRecord, facts: dict[str, object], trace: str) -> str:
         """Return ``time``, ``severity`` and ``message``, then the event's own fields, as JSON."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": moment, "severity": record.levelname, "message": record.getMessage(), **facts}
+        message = "\n".join(map(self.shortened, _message_lines(record)))
+        line = {"time": moment, "severity": record.levelname, "message": message, **facts}
         if trace:
             line["stack_trace"] = trace
         return json.dumps(line, default=str)
@@ -106,7 +128,8 @@ class TextLines(_Masked):
         start = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}"
         trace = trace or str(facts.get("stack_trace", ""))
         # The trace is indented: a message inside it could otherwise forge a line of the log.
-        lines = [*_message_lines(record), *(f"    {line}" for line in trace.splitlines())]
+        message = map(self.shortened, _message_lines(record))
+        lines = [*message, *(f"    {line}" for line in trace.splitlines())]
         return start + "\n".join(map(escape, lines))
 
 

@@ -50,3 +50,16 @@ def test_a_stack_trace_is_masked_as_well() -> None:
 def test_an_embedded_database_is_no_secret() -> None:
     """The path of a SQLite file may be shown."""
     assert Mask(["sqlite:///prompts.db"])("sqlite:///prompts.db") == "sqlite:///prompts.db"
+
+
+@pytest.mark.parametrize("form", [JsonLines, TextLines])
+def test_an_id_of_millions_of_characters_does_not_fill_the_log(form) -> None:
+    """Messages and the fields of an event are cut; a secret where the cut falls is masked all the same."""
+    formatter = form(Mask(["hush-hush"]), traces=True)
+    name = "x" * 7_990 + "hush-hush" + "y" * 16_000_000
+    record = logging.LogRecord("text2img", logging.INFO, "x.py", 1, "%s", (name,), None)
+    record.prompt_id = name
+    line = formatter.format(record)
+    assert len(line) < 12_000
+    assert "16,007,999 characters" in line
+    assert "hush" not in line

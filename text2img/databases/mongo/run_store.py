@@ -15,6 +15,7 @@ from text2img.databases.documents import (
     COMPLETED_FIELDS,
     FAILED_PROMPT_FIELDS,
     FAILURE_FIELDS,
+    MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_PENDING,
@@ -112,9 +113,9 @@ class MongoRunStore:
     @translate_errors
     def last_runs(self, limit: int) -> list[Run]:
         """See RunStore.last_runs. Documents that are not runs of this job are skipped."""
-        found = self._runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit)
+        found = self._runs.find(sort=[("started_at", -1), ("_id", 1)], limit=limit + MAX_SKIPPED_RUNS)
         runs = (run_of(str(id_of(document["_id"])), document) for document in found)
-        return [run for run in runs if run is not None]
+        return list(islice((run for run in runs if run is not None), limit))
 
     @translate_errors
     def run(self, run_id: str) -> Run | None:

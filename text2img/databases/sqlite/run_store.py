@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases import Counts, RunTotals, WorkerClaims
 from text2img.databases.documents import (
     FAILURE_FIELDS,
+    MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_PENDING,
@@ -106,9 +107,9 @@ class SqliteRunStore:
         """See RunStore.last_runs. Rows that are not runs of this job are skipped."""
         statement = self._session.sql("SELECT * FROM {runs} ORDER BY started_at DESC, _id LIMIT ?")
         with self._session.reading() as connection:
-            rows = connection.execute(statement, (limit,)).fetchall()
-        runs = (run_of(str(id_of(row["_id"])), _run_fields(row)) for row in rows)
-        return [run for run in runs if run is not None]
+            rows = connection.execute(statement, (limit + MAX_SKIPPED_RUNS,))
+            runs = (run_of(str(id_of(row["_id"])), _run_fields(row)) for row in rows)
+            return list(islice((run for run in runs if run is not None), limit))
 
     def run(self, run_id: str) -> Run | None:
         """See RunStore.run."""
