@@ -59,12 +59,14 @@ def main():
     )
     parser.add_argument("--kills", type=int, default=20, help="at each point, and stops in each state")
     parser.add_argument("--crowd", type=int, nargs=2, default=(1000, 300), help="prompts: SQLite, MongoDB")
-    parser.add_argument("--only", default="", metavar="WORDS", help="only at points whose name has them")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="WORDS", help="only at points whose name has any of these"
+    )
     arguments = parser.parse_args()
     KEPT.parent.mkdir(exist_ok=True)
     with _servers() as site_in:
         for fault, number, attempt in _tries(arguments.kills, *arguments.crowd):
-            if arguments.only not in fault:
+            if not any(words in fault for words in arguments.only):
                 continue
             if (fault, number) not in {(each["fault"], each["number"]) for each in _kept()}:
                 with site_in(fault) as (site, book):

@@ -380,3 +380,29 @@ def test_decoder_never_works(engine, bench, message):
     with planted(pipe_of(engine).vae.decoder, fault), pytest.raises(DeviceFailed, match="engine's own"):
         bench.work(engine)
     assert bench.counts == (6, 0, 0, 0)
+
+
+def test_size_is_remembered_where_the_pipeline_decodes_itself(tiny, bench):
+    """A pipeline of another family decodes in its own call, all images at once: for lack of memory there the
+    batch is halved, the size that fits is remembered, and every prompt gets its image.
+    """
+    engine = open_engine(tiny("lcm"))
+    with planted(pipe_of(engine).vae.decoder, above(1, MEMORY[0])) as sizes:
+        bench.work(engine)
+    assert bench.counts == (0, 0, 6, 0)
+    assert sizes[:2] == [4, 2]
+    assert set(sizes[2:]) == {1}
+
+
+def test_a_broken_device_does_not_replace_a_stop(engine, monkeypatch):
+    """What fails while components are moved off the device does not hide why the batch ended."""
+
+    def fail():
+        raise RuntimeError(BROKEN[0])
+
+    def stop(_done, _of):
+        raise Stopped(15)
+
+    monkeypatch.setattr(pipe_of(engine), "maybe_free_model_hooks", fail)
+    with pytest.raises(Stopped):
+        draw(engine, ask(), on_step=stop)

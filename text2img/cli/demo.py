@@ -78,13 +78,12 @@ def _enqueue(settings: Settings, prompts: Sequence[NewPrompt]) -> int:
 
 def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:
     """Write the contact sheet, and print how many images match their prompt, by their pixels."""
-    from PIL import Image
-
     from text2img.demo.judge import judge
+    from text2img.images import open_image
 
     images = []
     for prompt in prompts:
-        with Image.open(folder / "images" / f"{prompt.id.name}.png") as file:
+        with open_image((folder / "images" / f"{prompt.id.name}.png").read_bytes()) as file:
             images.append((prompt.text, file.convert("RGB")))
     matching = sum(judge(image).shows(Scene.parse(text)) for text, image in images)
     contact_sheet(images).save(folder / CONTACT_SHEET, pnginfo=overview_mark())

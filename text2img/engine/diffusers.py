@@ -251,13 +251,12 @@ class DiffusersEngine:
         """Return the results of one call of the pipeline."""
         loaded = self._require_loaded()
         try:
-            with self._timed("load"), weights_on_host(loaded.pipe, loaded.offload):
-                loaded.adapters.use(part[0])
-            return self._denoise_and_decode(loaded, part, steps)
+            with _freed_hooks(loaded.pipe):
+                with self._timed("load"), weights_on_host(loaded.pipe, loaded.offload):
+                    loaded.adapters.use(part[0])
+                return self._denoise_and_decode(loaded, part, steps)
         except PromptFailed as exc:  # raised for its LoRAs
             return [exc] * len(part)
-        finally:  # otherwise the VAE, or after a failure any component, would stay on the device
-            loaded.pipe.maybe_free_model_hooks()
 
     def _own_request(self) -> Request:
         """Return the engine's own request, with its chunks counted."""
@@ -290,6 +289,24 @@ class DiffusersEngine:
             yield
         finally:
             self._seconds[stage] += time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _freed_hooks(pipe: Any) -> Iterator[None]:
+    """Free what offloading holds on the device after the context, also after a failure.
+
+    Otherwise the VAE, or after a failure any component, would stay there. An error of a broken device while
+    it is freed must not replace what ended the context, such as a stop.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            pipe.maybe_free_model_hooks()
+        except Exception:
+            logger.debug("the components cannot be moved off the device", exc_info=True)
+        raise
+    pipe.maybe_free_model_hooks()
 
 
 def _ignore_step(_done: int, _total: int) -> None:

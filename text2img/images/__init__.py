@@ -137,17 +137,25 @@ def encode(image: PILImage, parameters: Mapping[str, object], kind: Format, qual
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:
-    """Return the parameters that ``encode`` wrote into the file; raise ValueError if it has none."""
-    from PIL import Image, PngImagePlugin
+    """Return the parameters that ``encode`` wrote into the file, without decoding the image.
 
-    with Image.open(io.BytesIO(file)) as image:
-        if isinstance(image, PngImagePlugin.PngImageFile):
-            text = image.text.get("parameters", "")
-        else:
-            comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
-            text = comment.removeprefix(_UNICODE).decode("utf-16-be")
-    parameters: dict[str, Any] = json.loads(text)
-    return parameters
+    Raises ValueError for a file that has none, whatever it is.
+    """
+    try:
+        with open_image(file) as image:
+            return {**_embedded(image)}  # TypeError if it is not an object
+    except Exception as exc:  # a hostile file may do anything to its decoder
+        raise ValueError(f"it has no parameters of this software ({type(exc).__name__})") from exc
+
+
+def open_image(file: bytes) -> PILImage:
+    """Open an image of a format that is generated here; no other decoder sees the file.
+
+    Raises Pillow's errors, among them DecompressionBombError for an image that declares too many pixels.
+    """
+    from PIL import Image
+
+    return Image.open(io.BytesIO(file), formats=["PNG", "JPEG", "WEBP"])
 
 
 _OVERVIEW: Final = {"Software": f"text2img {__version__}", "Title": "overview of a run"}
@@ -193,10 +201,10 @@ class Duplicate:
         """
         import numpy as np
 
-        with self._opened(self._file) as ours:
+        with open_image(self._file) as ours:
             expected, size, kind = _embedded(ours), ours.size, ours.format
         try:
-            with self._opened(other) as image:
+            with open_image(other) as image:
                 found = _embedded(image) if (image.size, image.format) == (size, kind) else {}
                 if any_version:
                     found = {**found, "software": expected.get("software")}
@@ -207,12 +215,6 @@ class Duplicate:
         except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, it is no match
             return False
         return True
-
-    @staticmethod
-    def _opened(file: bytes) -> PILImage:
-        from PIL import Image
-
-        return Image.open(io.BytesIO(file), formats=["PNG", "JPEG", "WEBP"])
 
 
 def _embedded(image: PILImage) -> dict[str, Any]:

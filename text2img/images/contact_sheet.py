@@ -7,6 +7,7 @@ import math
 import unicodedata
 from array import array
 from bisect import bisect_right
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError, features
 
 from text2img.errors import Stopped
-from text2img.images import overview_mark
+from text2img.images import open_image, overview_mark
 from text2img.images.signature import BUNDLED, INVISIBLE_CHARS, Font
 
 if TYPE_CHECKING:
@@ -262,10 +263,10 @@ _WHITE: Final = "#ffffff"
 def thumbnail(file: bytes, max_side: int) -> Image.Image:
     """Return the image as RGB, scaled so that its longer side has ``max_side`` pixels.
 
-    Transparent pixels become white. Raises OSError or ValueError for a file that is not a readable image, and
-    for an image larger than MAX_PIXELS.
+    Transparent pixels become white. Raises ValueError for a file that is not a readable PNG, JPEG or WebP,
+    and for an image larger than MAX_PIXELS, which is not decoded.
     """
-    with _open(file) as image:
+    with _opened(file) as image:
         image.draft("RGB", (2 * max_side, 2 * max_side))  # decode a JPEG at a fraction of its size
         scale = max_side / max(image.size)
         size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
@@ -277,20 +278,25 @@ def thumbnail(file: bytes, max_side: int) -> Image.Image:
 
 def pixels(file: bytes) -> NDArray[np.uint8]:
     """Return the image's pixels, uint8 (height, width, 3), RGB; raises as ``thumbnail`` does."""
-    with _open(file) as image:
+    with _opened(file) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def _open(file: bytes) -> Image.Image:
+@contextmanager
+def _opened(file: bytes) -> Iterator[Image.Image]:
+    """Open the image, of at most MAX_PIXELS; its decoder's errors, inside the block too, are ValueErrors."""
     try:
-        image = Image.open(io.BytesIO(file))
+        with open_image(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow does, at another limit
+            yield image
     except UnidentifiedImageError:
-        raise ValueError("it is not an image") from None
-    except Image.DecompressionBombError:
-        raise ValueError("it declares too many pixels") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width:,} × {image.height:,} pixels, which is too large")
-    return image
+        raise ValueError("it is not an image, or not PNG, JPEG or WebP") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"it declares more than {MAX_PIXELS:,} pixels, which is too many") from None
+    except Exception as exc:
+        reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        raise ValueError(f"it cannot be decoded ({reason[:100]})") from exc
 
 
 BINS: Final = 20

@@ -317,6 +317,7 @@ def hosted(settings: Settings, configuration: ModelConfiguration | None) -> Host
             safety_checker=configuration is None or configuration.safety_checker,
             retry_timeout=settings.generator_patience,
             stall_timeout=settings.stall_timeout,
+            max_pixels=settings.max_pixels,
         )
     )
 

@@ -46,9 +46,12 @@ def _file(image, **options):
     return out.getvalue()
 
 
-def _refusal(data):
+LARGEST = 4096 * 4096
+
+
+def _refusal(data, max_pixels=LARGEST):
     with pytest.raises(PromptFailed) as caught:
-        decode(data)
+        decode(data, max_pixels)
     assert caught.value.code is ErrorCode.GENERATION_FAILED
     return str(caught.value)
 
@@ -77,11 +80,11 @@ def test_dimensions_are_checked_before_anything_is_decoded():
         ({"format": "WEBP", "lossless": True}, 68, 69),
     ],
 )
-def test_a_format_that_takes_more_memory_may_have_fewer_pixels(monkeypatch, options, fits, too_large):
+def test_a_format_that_takes_more_memory_may_have_fewer_pixels(options, fits, too_large):
     """The limit is the memory that decoding takes, which depends on the format."""
-    monkeypatch.setattr(http, "_MAX_PIXELS", 100 * 100)
-    assert decode(_file(Image.new("RGB", (fits, fits)), **options)).shape == (fits, fits, 3)
-    assert "too large" in _refusal(_file(Image.new("RGB", (too_large, too_large)), **options))
+    small = _file(Image.new("RGB", (fits, fits)), **options)
+    assert decode(small, 100 * 100).shape == (fits, fits, 3)
+    assert "too large" in _refusal(_file(Image.new("RGB", (too_large, too_large)), **options), 100 * 100)
 
 
 @pytest.mark.parametrize("format_name", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
@@ -99,7 +102,7 @@ def test_pixels_are_those_of_the_whole_image(monkeypatch, mode):
     image = image.convert("I;16") if mode == "I;16" else image
     data = _file(image, format="PNG")
     with Image.open(io.BytesIO(data)) as opened:
-        assert (decode(data) == np.asarray(opened.convert("RGB"))).all()
+        assert (decode(data, LARGEST) == np.asarray(opened.convert("RGB"))).all()
 
 
 MEASURE = """
@@ -110,15 +113,14 @@ from text2img.engine.hosted import http
 def peak():
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-http._MAX_PIXELS = 2048 * 2048
 data = Path(sys.argv[1]).read_bytes()
 small = io.BytesIO()
 with Image.open(io.BytesIO(data)) as image:
     Image.new("RGB", (64, 64)).save(small, image.format)
-http.decode(small.getvalue())
+http.decode(small.getvalue(), 2048 * 2048)
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
-http.decode(data)
+http.decode(data, 2048 * 2048)
 print(peak() - before)
 """
 

@@ -34,7 +34,8 @@ class HostedOptions:
 
     ``url`` is the base URL of another service with fal's protocol. Times are in seconds: an HTTP request is
     retried for ``retry_timeout``; ``stall_timeout`` is the maximum time without progress of a queued request;
-    ``timeout`` bounds one HTTP exchange, from the name lookup to the last byte.
+    ``timeout`` bounds one HTTP exchange, from the name lookup to the last byte. Decoding an image takes at
+    most 8 bytes for each of ``max_pixels``.
     """
 
     model: str
@@ -44,6 +45,7 @@ class HostedOptions:
     retry_timeout: float = 60
     stall_timeout: float = 300
     timeout: float = 30
+    max_pixels: int = 4096**2
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\x21-\x7e]+", self.key):

@@ -135,7 +135,6 @@ def _read(response: requests.Response) -> bytes:
 _HOSTS: Final = ("fal.media", "fal.ai", "fal.run")
 """The hosts where fal stores its models' output: these and their subdomains."""
 _BUCKET_PREFIX: Final = ("storage.googleapis.com", "/falserverless/")
-_MAX_PIXELS: Final = 4096 * 4096
 _BYTES_PER_PIXEL: Final = 8
 """Bytes of memory for each of the largest image's pixels, that decoding an image may take."""
 _DECODER_BYTES: Final = {"PNG": 8, "JPEG": 8, "WEBP": 17}
@@ -180,17 +179,17 @@ def check_address(url: str, origin: str | None) -> None:
         raise malformed_answer("an image at an address that is not fal's")
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Return the pixels: uint8, (height, width, 3), RGB.
 
     Raises PromptFailed for data that is not an image in PNG, JPEG or WebP, or that would take more memory
-    than the largest image may, which its header shows.
+    than the largest image, of ``max_pixels``, may: its header shows that.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=tuple(_DECODER_BYTES)) as image:
-            if image.width * image.height * _bytes_per_pixel(image) <= _MAX_PIXELS * _BYTES_PER_PIXEL:
+            if image.width * image.height * _bytes_per_pixel(image) <= max_pixels * _BYTES_PER_PIXEL:
                 return _rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass

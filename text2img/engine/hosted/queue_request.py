@@ -136,7 +136,7 @@ class QueueRequest:
         check_black = "has_nsfw_concepts" not in result and self._options.safety_checker
         data = self._image_bytes(_image_url(result))
         del answer, result  # they may hold the image themselves, encoded, which decoding needs no more
-        pixels = http.decode(data)
+        pixels = http.decode(data, self._options.max_pixels)
         if check_black and not pixels.any():
             raise PromptFailed(ErrorCode.SAFETY, "the image is all black, as a safety checker leaves it")
         provider_metadata = {"request_id": str(self._request_url).rpartition("/")[2]}
