@@ -9,6 +9,7 @@ import json
 import math
 import re
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -244,3 +245,31 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path):
         finally:
             tracemalloc.stop()
     assert peaks[1] < 1.25 * peaks[0], peaks
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("safe\u202egnp.exe", r"safe\u202egnp.exe"),
+        ("a\u2066b\u2069 \u200f", r"a\u2066b\u2069 \u200f"),
+        ("\x1b[31mred\x07\x00", r"\x1b[31mred\x07\x00"),
+        ("two\r\nlines\nand\u2028a third", "two\nlines\nand\\u2028a third"),
+        ("half \ud83d of a pair", r"half \ud83d of a pair"),
+        ("👩\u200d🎨 می\u200cخواهم", "👩\u200d🎨 می\u200cخواهم"),
+    ],
+)
+def test_no_text_of_a_document_turns_what_stands_beside_it(tmp_path, text, shown) -> None:
+    """Controls and changes of direction are shown escaped, in every field; line breaks and the joiners that
+    emoji and Persian need stay.
+    """
+    page_file = tmp_path / "report.html"
+    made = _made(1, text=text, dataset_id=text, used={text: [text]}, image_urls=(text,))
+    _write(page_file, [made], [replace(_failure(2), code=text, message=text)], [replace(_run(), model=text)])
+    written = page_file.read_text("utf-8")
+    (items,) = _scripts(written, 'class="items"')
+    good, bad = sorted(items, key=lambda item: "code" in item)
+    assert {good["text"], good["dataset"], *good["used"], good["pictures"][0]["url"]} == {shown}
+    assert good["used"][shown] == [shown]
+    assert {bad["code"], bad["sentence"]} == {shown}
+    (summary,) = _scripts(written, 'id="summary"')
+    assert summary["runs"][0]["model"] == shown

@@ -22,6 +22,7 @@ from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import page, quiet, thumbnail
 from text2img.settings import expand_home
 from text2img.storage import ENDINGS
+from text2img.telemetry.terminal import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -91,7 +92,11 @@ def run_item(run: Run) -> dict[str, Any]:
 
 
 def plain(value: object, depth: int = 0) -> Any:
-    """Return the value as JSON types; long values are cut, and deep ones and other types become text."""
+    """Return the value as JSON types; long values are cut, and deep ones and other types become text.
+
+    Controls and changes of direction in a text are escaped, so that it cannot look like another; its line
+    breaks stay.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float):
@@ -101,7 +106,11 @@ def plain(value: object, depth: int = 0) -> Any:
     if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
         return [plain(member, depth + 1) for member in _limited(value)]
     text = value if isinstance(value, str) else _moment(value) if isinstance(value, datetime) else str(value)
-    return text if text is None or len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
+    return None if text is None else _visible(text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…")
+
+
+def _visible(text: str) -> str:
+    return text if text.isprintable() else "\n".join(map(escape, text.replace("\r\n", "\n").split("\n")))
 
 
 def _prompt_fields(prompt_id: object, text: str, dataset: str | None, run: str | None) -> dict[str, Any]:
@@ -266,11 +275,11 @@ def _prepared(prompt: CompletedPrompt, folder: Path, read: Callable[[str], bytes
 
 
 def _image_entry(url: str, href: str | None, read: Callable[[str], bytes]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"url": url[:2000], "href": href}
+    entry: dict[str, Any] = {"url": plain(url[:2000]), "href": href}
     try:
         small = thumbnail(read(url))
     except ObjectUnreadable as exc:
-        return {**entry, "reason": str(exc)}
+        return {**entry, "reason": plain(str(exc))}
     return {**entry, "thumbnail": small.url, "size": small.size}
 
 
