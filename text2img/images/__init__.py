@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img import __version__
+from text2img.images.provenance import Marking
 from text2img.prompts.parameters import STYLE_CHECKS
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class File:
 class Encoder:
     """An encoder of image files: the same arguments give the same bytes. Safe to use from several threads.
 
-    ``signature_font`` is the path of a font file; the default is the bundled font. Raises ConfigurationError
-    if that file is not a font.
+    ``signature_font`` is the path of a font file; the default is the bundled font. ``marking`` is what the
+    files say beyond their parameters. Raises ConfigurationError if the font's file is not a font.
     """
 
-    def __init__(self, signature_font: str | None = None) -> None:
+    def __init__(self, signature_font: str | None = None, marking: Marking | None = None) -> None:
         self._path = signature_font
+        self._marking = marking or Marking()
         if signature_font:
             _ = self._signer.font
 
@@ -77,7 +79,8 @@ class Encoder:
             position = requested.signature_position or POSITION
             image = self._signer.sign(image, requested.artist_name, position, opacity)
         kind = FORMATS[requested.image_format or FORMAT]
-        return File(encode(image, parameters, kind, requested.image_quality), kind.content_type, kind.ending)
+        data = encode(image, parameters, kind, requested.image_quality, self._marking)
+        return File(data, kind.content_type, kind.ending)
 
 
 def parameters(
@@ -112,28 +115,36 @@ def parameters(
 JPEG_QUALITY: Final = 95
 _RLE: Final = 3  # zlib's Z_RLE: at level 1 three times as fast as the default at level 6, and no larger
 _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
-_APP1, _EXIF = b"\xff\xe1", b"Exif\0\0"
+_APP1, _EXIF, _XMP = b"\xff\xe1", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _MAX_SEGMENT_BYTES: Final = 65_533 - len(_EXIF)
 """The EXIF bytes that fit into one JPEG segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A file format; ``write`` encodes an RGB image with its JSON metadata and the quality."""
+    """A file format; ``write`` encodes an RGB image with its JSON metadata, its XMP and the quality."""
 
     ending: str
     content_type: str
-    write: Callable[[PILImage, str, int | None], bytes]
+    write: Callable[[PILImage, str, bytes, int | None], bytes]
 
 
-def encode(image: PILImage, parameters: Mapping[str, object], kind: Format, quality: int | None) -> bytes:
-    """Encode an RGB image as a file that contains ``parameters``.
+def encode(
+    image: PILImage,
+    parameters: Mapping[str, object],
+    kind: Format,
+    quality: int | None,
+    marking: Marking | None = None,
+) -> bytes:
+    """Encode an RGB image as a file that contains ``parameters``, and XMP by ``marking``.
 
     ``quality`` is in [1, 100]. If it is None, a JPEG gets 95 and a WebP is lossless; a PNG always is.
     """
-    text = json.dumps(parameters, ensure_ascii=False)
+    marking = marking or Marking()
+    text = json.dumps(marking.embedded(parameters), ensure_ascii=False)
     # A folder's name may contain bytes that are not text: write those as JSON escapes.
-    return kind.write(image, text.encode("utf-8", "backslashreplace").decode(), quality)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return kind.write(image, text, marking.xmp(parameters), quality)
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:
@@ -183,6 +194,10 @@ def is_overview(file: bytes) -> bool:
     return software.startswith("text2img ") and title == _OVERVIEW["Title"]
 
 
+_ROUNDING: Final = 2.0
+"""Levels of 255, on average, by which another batch size or device may change an image."""
+
+
 class Duplicate:
     """A test whether other files are the same image as ``file``, which ``encode`` made.
 
@@ -208,48 +223,64 @@ class Duplicate:
                 found = _embedded(image) if (image.size, image.format) == (size, kind) else {}
                 if any_version:
                     found = {**found, "software": expected.get("software")}
-                # Without its text, an image of another prompt could have the same parameters.
-                if found != expected or not expected.get("prompt"):
+                if found != expected:
                     return False
-                self.pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(image.convert("RGB"))
+                # Without its prompt, an image of another prompt could have the same parameters.
+                if not expected.get("prompt") and not self._looks_like(pixels):
+                    return False
+                self.pixels = pixels
         except Exception:  # noqa: BLE001 - whatever a hostile file does to its decoder, it is no match
             return False
         return True
 
+    def _looks_like(self, pixels: NDArray[np.uint8]) -> bool:
+        """Return whether the pixels are those of ``file``, but for rounding."""
+        import numpy as np
+
+        with open_image(self._file) as ours:
+            difference = np.asarray(ours.convert("RGB"), np.int16) - pixels
+        return float(np.abs(difference).mean()) <= _ROUNDING
+
 
 def _embedded(image: PILImage) -> dict[str, Any]:
     """Return the parameters in an opened image, read without its pixels; ``encode`` writes them first."""
-    if image.format == "PNG":
-        text = image.info.get("parameters", "")
-    else:
-        comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
-        text = comment.removeprefix(_UNICODE).decode("utf-16-be")
-    parameters: dict[str, Any] = json.loads(text)
+    parameters: dict[str, Any] = json.loads(embedded_text(image))
     return parameters
 
 
-def _png(image: PILImage, text: str, quality: int | None) -> bytes:
+def embedded_text(image: PILImage) -> str:
+    """Return the JSON of the parameters in an opened image, read without its pixels; empty without one."""
+    if image.format == "PNG":
+        return str(image.info.get("parameters", ""))
+    comment: bytes = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
+    return comment.removeprefix(_UNICODE).decode("utf-16-be")
+
+
+def _png(image: PILImage, text: str, xmp: bytes, quality: int | None) -> bytes:
     from PIL import PngImagePlugin
 
     del quality
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt("parameters", text)
+    chunk.add_itxt("XML:com.adobe.xmp", xmp)
     return _save(image, "PNG", compress_level=1, compress_type=_RLE, pnginfo=chunk)
 
 
-def _jpeg(image: PILImage, text: str, quality: int | None) -> bytes:
+def _jpeg(image: PILImage, text: str, xmp: bytes, quality: int | None) -> bytes:
     """Encode a JPEG with colours at full resolution, for the edges of coloured shapes and the signature."""
     plain = _save(image, "JPEG", quality=quality or JPEG_QUALITY, subsampling="4:4:4")
     app1_start = 4 + int.from_bytes(plain[4:6])  # after SOI and APP0, which must come first
-    return plain[:app1_start] + _app1_segments(_exif(text)) + plain[app1_start:]
+    marks = _app1_segments(_exif(text)) + _app1(_XMP + xmp)
+    return plain[:app1_start] + marks + plain[app1_start:]
 
 
-def _webp(image: PILImage, text: str, quality: int | None) -> bytes:
+def _webp(image: PILImage, text: str, xmp: bytes, quality: int | None) -> bytes:
     """Encode a WebP; a lossless one with less effort than the default: faster and slightly larger."""
     exif = _EXIF + _exif(text)
     if quality is None:
-        return _save(image, "WEBP", lossless=True, quality=20, method=2, exif=exif)
-    return _save(image, "WEBP", quality=quality, exif=exif)
+        return _save(image, "WEBP", lossless=True, quality=20, method=2, exif=exif, xmp=xmp)
+    return _save(image, "WEBP", quality=quality, exif=exif, xmp=xmp)
 
 
 def _save(image: PILImage, kind: str, **options: Any) -> bytes:
@@ -274,8 +305,11 @@ def _app1_segments(exif: bytes) -> bytes:
     itself allows only one segment, so other readers may find no comment with such a prompt.
     """
     starts = range(0, len(exif), _MAX_SEGMENT_BYTES)
-    parts = [_EXIF + exif[start : start + _MAX_SEGMENT_BYTES] for start in starts]
-    return b"".join(_APP1 + (len(part) + 2).to_bytes(2) + part for part in parts)
+    return b"".join(_app1(_EXIF + exif[start : start + _MAX_SEGMENT_BYTES]) for start in starts)
+
+
+def _app1(content: bytes) -> bytes:
+    return _APP1 + (len(content) + 2).to_bytes(2) + content
 
 
 FORMATS: Final[dict[str, Format]] = {

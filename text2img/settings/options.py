@@ -323,6 +323,15 @@ class GenerationSettings(EndpointSettings):
         shown="95",
     )
 
+    creator: str | None = option(None, "image", "dc:creator in the images' XMP")
+    rights: str | None = option(None, "image", "dc:rights in the images' XMP")
+    provenance_prompt: Literal["yes", "no"] | None = option(
+        None,
+        "image",
+        "yes: the prompt in the images' XMP, too; no: neither there nor in their parameters",
+        shown="in the parameters",
+    )
+
     evaluator: str = option(
         "none",
         "evaluation",

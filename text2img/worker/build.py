@@ -15,6 +15,7 @@ from text2img.engine.inspection import check_fits
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder
+from text2img.images.provenance import Marking, check_statement
 from text2img.prompts import Limits, RequestedParameters
 from text2img.prompts.ids import HostAllowlist, IterationFolderName, ObjectName
 from text2img.prompts.parameters import resolve_parameters
@@ -421,8 +422,14 @@ def loras(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Lor
 
 
 def encoder(settings: Settings) -> Encoder:
-    """Return the encoder, which signs images and makes their files."""
-    return Encoder(settings.signature_font)
+    """Return the encoder, which draws signatures and makes the images' files."""
+    prompt = {"yes": True, "no": False, None: None}[settings.provenance_prompt]
+    marking = Marking(
+        creator=check_statement("--creator (CREATOR)", settings.creator),
+        rights=check_statement("--rights (RIGHTS)", settings.rights),
+        prompt=prompt,
+    )
+    return Encoder(settings.signature_font, marking)
 
 
 def worker_name() -> str:

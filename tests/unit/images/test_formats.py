@@ -100,7 +100,7 @@ def test_the_longest_prompts_survive_in_the_file(kind: str) -> None:
 
 @pytest.mark.parametrize(("length", "segments"), [(1, 1), (32_700, 1), (32_800, 2), (131_000, 4)])
 def test_a_jpeg_begins_as_readers_expect(length: int, segments: int) -> None:
-    """JFIF's segment stands first, then EXIF's, one where one is enough; none is larger than may be."""
+    """JFIF's segment stands first, then EXIF's, one where one is enough, then XMP's; none is too large."""
     file, place, markers = _file("jpeg", {"prompt": "x" * length}), 2, []
     assert file[:2] == b"\xff\xd8"
     while file[place + 1] in {0xE0, 0xE1}:
@@ -108,4 +108,4 @@ def test_a_jpeg_begins_as_readers_expect(length: int, segments: int) -> None:
         markers.append((file[place + 1], file[place + 4 : place + 8]))
         place += 2 + size
     assert file[place : place + 2] == b"\xff\xdb"  # the tables that come next in any JPEG
-    assert markers == [(0xE0, b"JFIF")] + [(0xE1, b"Exif")] * segments
+    assert markers == [(0xE0, b"JFIF")] + [(0xE1, b"Exif")] * segments + [(0xE1, b"http")]
