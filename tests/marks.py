@@ -46,7 +46,7 @@ def private_key(kind: str):
     if kind == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
     if kind.startswith("rsa"):
-        return rsa.generate_private_key(65537, int(kind.removeprefix("rsa")))
+        return rsa.generate_private_key(65537, int(kind.removeprefix("rsa").partition("-")[0]))
     curves = {"p256": ec.SECP256R1, "p384": ec.SECP384R1, "p521": ec.SECP521R1}
     return ec.generate_private_key(curves[kind.partition("-")[0]]())
 
@@ -68,16 +68,43 @@ class Authority:
         """Its own certificate, as PEM."""
         return _certificate(self.name, self.kind, self, ca=True)
 
-    def leaf(self, kind: str = "p256", *, days: tuple[float, float] = (-1, 30), purpose: bool = True) -> str:
-        """A certificate for signing images with the key of that kind, valid between these days from now."""
-        return _certificate("Studio 9", kind, self, days=days, purpose=purpose)
+    def leaf(self, kind: str = "p256", **more) -> str:
+        """A certificate for signing images with the key of that kind; ``days`` from now when it is valid."""
+        return _certificate("Studio 9", kind, self, **more)
 
     def chain(self, kind: str = "p256", **more) -> str:
         """A leaf, and the root behind it."""
         return self.leaf(kind, **more) + self.root
 
 
-def _certificate(subject, kind, issuer, *, ca=False, days=(-1, 30), purpose=True) -> str:  # noqa: PLR0913
+def stamped(query: bytes, folder: Path, authority: Authority) -> bytes:
+    """The answer of a time-stamping service of that authority to a query (RFC 3161), by openssl."""
+    settings = """
+        default_tsa = tsa
+        [tsa]
+        serial = serial
+        signer_digest = sha256
+        digests = sha256, sha384, sha512
+        default_policy = 1.2.3.4.1
+        ess_cert_id_alg = sha256
+    """
+    (folder / "tsa.cnf").write_text("\n".join(map(str.strip, settings.splitlines())))
+    (folder / "serial").write_text("01")
+    (folder / "stamp.pem").write_text(
+        _certificate("Time stamps", "rsa2048-stamps", authority, usage=ExtendedKeyUsageOID.TIME_STAMPING)
+    )
+    (folder / "stamp.key").write_text(key_pem("rsa2048-stamps"))
+    (folder / "query").write_bytes(query)
+    (folder / "root.pem").write_text(authority.root)
+    openssl = shutil.which("openssl") or unavailable("openssl is not installed")
+    answer = "ts -reply -config tsa.cnf -queryfile query -signer stamp.pem -inkey stamp.key -chain root.pem"
+    subprocess.run([openssl, *answer.split(), "-out", "answer"], cwd=folder, capture_output=True, check=True)
+    return (folder / "answer").read_bytes()
+
+
+def _certificate(  # noqa: PLR0913
+    subject, kind, issuer, *, ca=False, days=(-1, 30), usage=ExtendedKeyUsageOID.EMAIL_PROTECTION
+) -> str:
     key, issuing = private_key(kind), private_key(issuer.kind)
     builder = (
         x509.CertificateBuilder()
@@ -97,9 +124,9 @@ def _certificate(subject, kind, issuer, *, ca=False, days=(-1, 30), purpose=True
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-    if purpose and not ca:
-        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(usage, critical=False)
+    if usage and not ca:
+        stamps = usage is ExtendedKeyUsageOID.TIME_STAMPING
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=stamps)
     algorithm = None if isinstance(issuing, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     return builder.sign(issuing, algorithm).public_bytes(Encoding.PEM).decode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
@@ -31,6 +32,8 @@ class _Doctor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Only its own check is to report a certificate that cannot sign.
+        self._unsigned = replace(settings, c2pa_certificate=None, c2pa_key=None, c2pa_timestamp_url=None)
         self._configuration: ModelConfiguration | None = None
         self.model_info: ModelInfo | None = None
 
@@ -45,7 +48,7 @@ class _Doctor:
 
     def storage(self) -> str:
         """Write an object and delete it again."""
-        deps = build.build(self._settings)
+        deps = build.build(self._unsigned)
         deps.storage.check_writable()
         build.check_output_folder(self._settings)
         build.check_output_bucket(self._settings, deps)
@@ -92,7 +95,7 @@ class _Doctor:
         if self.model_info is None:
             raise ModelFailed("the parameters cannot be resolved without a model")
         defaults = build.run_defaults(self._settings, self.model_info, self._configuration)
-        parameters = build.validate_defaults(build.build(self._settings), self.model_info, defaults)
+        parameters = build.validate_defaults(build.build(self._unsigned), self.model_info, defaults)
         steps, guidance = parameters.num_inference_steps, parameters.guidance_scale
         return f"{parameters.width}×{parameters.height}, {steps} steps, guidance {guidance:g}"
 
@@ -122,6 +125,11 @@ class _Doctor:
                 *port,
             ]
         )
+
+    def manifest(self) -> str:
+        """Sign a small image, with a time stamp where there is a service, and verify it."""
+        signer = build.manifest_signer(self._settings)
+        return "not configured" if signer is None else signer.check_timestamps()
 
     def signature(self) -> str:
         """Read the signature's font, and check for the library that shapes all scripts."""
@@ -158,6 +166,8 @@ def _checks(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
         yield doctor.metrics
     if settings.signature_font or settings.artist_name:
         yield doctor.signature
+    if settings.c2pa_certificate or settings.c2pa_key or settings.c2pa_timestamp_url:
+        yield doctor.manifest
     if settings.lora_source:
         yield doctor.loras
     if settings.evaluator != "none":

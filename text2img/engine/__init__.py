@@ -85,7 +85,8 @@ class GeneratedImage:
 
     ``truncated``: the model did not read the whole text. A hosted model may choose another height and width
     than requested. ``seed`` is the seed it used, None where it is the requested one. ``provider_metadata``
-    has those of PROVIDER_METADATA_FIELDS that the provider returned.
+    has those of PROVIDER_METADATA_FIELDS that the provider returned. ``delivered`` is the provider's file, if
+    it has a C2PA manifest.
     """
 
     pixels: NDArray[np.uint8]
@@ -93,6 +94,7 @@ class GeneratedImage:
     truncated: bool = False
     seed: int | None = None
     provider_metadata: Mapping[str, object] = field(default_factory=dict)
+    delivered: bytes | None = None
 
 
 class Engine(Protocol):

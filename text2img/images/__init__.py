@@ -1,4 +1,4 @@
-"""Image files: encode pixels as PNG, JPEG or WebP, signed on request, with the generation's parameters.
+"""Image files: encode pixels as PNG, JPEG or WebP, signed on request, with their parameters and XMP.
 
 This package is independent of models and storage.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img import __version__
-from text2img.images.provenance import Marking
+from text2img.errors import ConfigurationError
 from text2img.prompts.parameters import STYLE_CHECKS
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import PngImagePlugin
     from PIL.Image import Image as PILImage
 
+    from text2img.images.provenance import ManifestSigner
     from text2img.images.signature import Signer
     from text2img.prompts import Parameters, Request
 
@@ -44,12 +46,19 @@ class Encoder:
     """An encoder of image files: the same arguments give the same bytes. Safe to use from several threads.
 
     ``signature_font`` is the path of a font file; the default is the bundled font. ``marking`` is what the
-    files say beyond their parameters. Raises ConfigurationError if the font's file is not a font.
+    files say beyond their parameters. ``signer`` signs C2PA manifests. Raises ConfigurationError if the
+    font's file is not a font.
     """
 
-    def __init__(self, signature_font: str | None = None, marking: Marking | None = None) -> None:
+    def __init__(
+        self,
+        signature_font: str | None = None,
+        marking: Marking | None = None,
+        signer: ManifestSigner | None = None,
+    ) -> None:
         self._path = signature_font
         self._marking = marking or Marking()
+        self.signer = signer
         if signature_font:
             _ = self._signer.font
 
@@ -82,6 +91,16 @@ class Encoder:
         data = encode(image, parameters, kind, requested.image_quality, self._marking)
         return File(data, kind.content_type, kind.ending)
 
+    def sign(self, file: File, parameters: Mapping[str, object], delivered: bytes | None = None) -> File:
+        """Return the file with a C2PA manifest, the same file without a signer.
+
+        ``parameters`` are those that it was encoded with. The bytes differ at each call. Raises RunFailed.
+        """
+        if self.signer is None:
+            return file
+        text = _json(parameters, self._marking)
+        return replace(file, data=self.signer.sign(file.data, file.content_type, text, delivered))
+
 
 def parameters(
     request: Request,
@@ -110,6 +129,147 @@ def parameters(
         **approximations,
         "software": f"text2img {__version__}",
     }
+
+
+SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's term for media that a trained model generated."""
+MAX_STATEMENT_CHARS: Final = 2_000
+"""Of the creator, of the rights, and of the model's name in XMP."""
+_MAX_PACKET: Final = 65_000
+"""Bytes: a JPEG holds XMP in one segment of at most 65,502; a longer prompt is cut."""
+_NAMESPACES: Final = {
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+}
+_NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marking:
+    """What images say beyond their parameters: creator and rights, and where the prompt is kept.
+
+    ``prompt`` None: in the parameters; True: in XMP as well; False: nowhere in the file.
+    """
+
+    creator: str | None = None
+    rights: str | None = None
+    prompt: bool | None = None
+
+    def embedded(self, parameters: Mapping[str, object]) -> Mapping[str, object]:
+        """Return the parameters that the file may contain."""
+        if self.prompt is not False:
+            return parameters
+        return {name: value for name, value in parameters.items() if name not in PROMPT_FIELDS}
+
+    def xmp(self, parameters: Mapping[str, object]) -> bytes:
+        """Return the XMP packet, the same for the same parameters, of at most 65,000 bytes."""
+        prompt = _prompt_information(parameters) if self.prompt else ""
+        packet = self._packet(parameters, prompt)
+        while len(packet) > _MAX_PACKET and prompt:
+            excess = (len(packet) - _MAX_PACKET) / len(_escaped(prompt).encode())
+            prompt = prompt[: int(len(prompt) * (1 - excess)) - 2] + "…" if excess < 1 else ""
+            packet = self._packet(parameters, prompt)
+        return packet
+
+    def _packet(self, parameters: Mapping[str, object], prompt: str) -> bytes:
+        values = {
+            "Iptc4xmpExt:DigitalSourceType": SOURCE_TYPE,
+            "xmp:CreatorTool": str(parameters.get("software") or f"text2img {__version__}"),
+            "Iptc4xmpExt:AISystemUsed": str(parameters.get("model") or "")[:MAX_STATEMENT_CHARS],
+            "Iptc4xmpExt:AISystemVersionUsed": str(parameters.get("revision") or "")[:MAX_STATEMENT_CHARS],
+            "Iptc4xmpExt:AIPromptInformation": prompt,
+        }
+        lines = [f"  <{name}>{_escaped(value)}</{name}>\n" for name, value in values.items() if value]
+        if self.creator:
+            item = f"<rdf:li>{_escaped(self.creator)}</rdf:li>"
+            lines.append(f"  <dc:creator><rdf:Seq>{item}</rdf:Seq></dc:creator>\n")
+        if self.rights:
+            item = f'<rdf:li xml:lang="x-default">{_escaped(self.rights)}</rdf:li>'
+            lines.append(f"  <dc:rights><rdf:Alt>{item}</rdf:Alt></dc:rights>\n")
+        declared = " ".join(f'xmlns:{prefix}="{url}"' for prefix, url in _NAMESPACES.items())
+        return (
+            '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+            f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {declared}>\n'
+            f' <rdf:Description rdf:about="">\n{"".join(lines)} </rdf:Description>\n'
+            '</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+        ).encode()
+
+
+PROMPT_FIELDS: Final = ("prompt", "negative_prompt")
+"""The parameters that are the prompt's text."""
+
+
+def check_statement(option: str, value: str | None) -> str | None:
+    """Return the text of ``--creator`` or ``--rights``, None for an empty one.
+
+    Raises ConfigurationError, which names the ``option``, for a text that is too long or not XML's.
+    """
+    text = (value or "").strip()
+    if len(text) > MAX_STATEMENT_CHARS:
+        raise ConfigurationError(f"{option} must not be longer than {MAX_STATEMENT_CHARS:,} characters")
+    if _NOT_XML.search(text):
+        raise ConfigurationError(f"{option} contains a control character, which XMP cannot hold; remove it")
+    return text or None
+
+
+def _prompt_information(parameters: Mapping[str, object]) -> str:
+    prompt, negative = (str(parameters.get(name) or "") for name in PROMPT_FIELDS)
+    return f"{prompt}\nNegative prompt: {negative}" if negative else prompt
+
+
+def _escaped(text: str) -> str:
+    """Return the text for an element of XML."""
+    return without_controls(text).translate(_ESCAPES)
+
+
+def without_controls(text: str) -> str:
+    """Return the text with U+FFFD for what XML 1.0 cannot hold."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
+def read_xmp(packet: bytes) -> dict[str, str]:
+    """Return the statements of an XMP packet that Marking writes, by name; raise ValueError if it is none.
+
+    Other programs may have written them as attributes or as elements.
+    """
+    from xml.etree import ElementTree as ET
+
+    if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
+        raise ValueError("it declares a document type")
+    try:
+        root = ET.fromstring(packet.strip(b"\0 \r\n\t").decode("utf-8-sig"))  # noqa: S314 - no entities
+    except ET.ParseError as exc:
+        raise ValueError("it is not XML") from exc
+    found: dict[str, str] = {}
+    for prefix, name in _STATEMENTS:
+        tag = f"{{{_NAMESPACES[prefix]}}}{name}"
+        element = next(root.iter(tag), None)
+        if element is not None:
+            items = [item.text or "" for item in element.iter(f"{{{_NAMESPACES['rdf']}}}li")]
+            resource = element.get(f"{{{_NAMESPACES['rdf']}}}resource")
+            found[name] = resource or "; ".join(items) or (element.text or "").strip()
+        elif (holder := next((each for each in root.iter() if tag in each.attrib), None)) is not None:
+            found[name] = holder.attrib[tag]
+    return found
+
+
+_STATEMENTS: Final = (
+    *(("Iptc4xmpExt", "DigitalSourceType"), ("xmp", "CreatorTool"), ("Iptc4xmpExt", "AISystemUsed")),
+    *(("Iptc4xmpExt", "AISystemVersionUsed"), ("Iptc4xmpExt", "AIPromptInformation")),
+    *(("dc", "creator"), ("dc", "rights")),
+)
+
+
+JUMBF: Final = b"\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+"""The end of every JUMBF box's type: it is in any file with a C2PA manifest."""
+
+
+def holds_manifest(file: bytes) -> bool:
+    """Return whether the file contains a C2PA manifest, or remains of one; it is not verified."""
+    return JUMBF in file
 
 
 JPEG_QUALITY: Final = 95
@@ -141,10 +301,13 @@ def encode(
     ``quality`` is in [1, 100]. If it is None, a JPEG gets 95 and a WebP is lossless; a PNG always is.
     """
     marking = marking or Marking()
+    return kind.write(image, _json(parameters, marking), marking.xmp(parameters), quality)
+
+
+def _json(parameters: Mapping[str, object], marking: Marking) -> str:
     text = json.dumps(marking.embedded(parameters), ensure_ascii=False)
     # A folder's name may contain bytes that are not text: write those as JSON escapes.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return kind.write(image, text, marking.xmp(parameters), quality)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_parameters(file: bytes) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def _read(
     model.secrets = {
         option.variable.lower(): tuple(name.lower() for name in option.also)
         for option in options
-        if option.secret
+        if option.in_file
     }
     given = {option.variable.lower(): flags[option.name] for option in options if option.name in flags}
     try:

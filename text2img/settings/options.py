@@ -20,7 +20,8 @@ class Option:
     """An option of the command line and the environment.
 
     ``shown`` is the default in the help and in docs/options.md, if the field's own default does not explain
-    itself. ``also`` are further variables for the same option, used if ``variable`` is not set.
+    itself. ``in_file``: ``<VARIABLE>_FILE`` may name a file with the value, as for every secret. ``also`` are
+    further variables for the same option, used if ``variable`` is not set.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Option:
     meaning: str
     default: object
     secret: bool
+    in_file: bool
     shown: str | None
     also: tuple[str, ...] = ()
 
@@ -63,6 +65,7 @@ def declared_in(settings: Any) -> Iterator[Option]:
             meaning=metadata["meaning"],
             default=declared.default,
             secret=metadata.get("secret", False),
+            in_file=metadata.get("in_file", metadata.get("secret", False)),
             shown=metadata.get("shown"),
             also=metadata.get("also", ()),
         )
@@ -330,6 +333,18 @@ class GenerationSettings(EndpointSettings):
         "image",
         "yes: the prompt in the images' XMP, too; no: neither there nor in their parameters",
         shown="in the parameters",
+    )
+    c2pa_certificate: str | None = option(
+        None,
+        "image",
+        "PEM file, or PEM text, of the certificate chain that signs C2PA manifests",
+        in_file=True,
+    )
+    c2pa_key: str | None = option(
+        None, "image", "PEM file, or PEM text, of the private key of --c2pa-certificate", secret=True
+    )
+    c2pa_timestamp_url: str | None = option(
+        None, "image", "URL of an RFC 3161 time-stamping service for the signatures", secret=True
     )
 
     evaluator: str = option(

@@ -14,8 +14,7 @@ from text2img.databases import Collections, Database, Selection, open_database
 from text2img.engine.inspection import check_fits
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
-from text2img.images import Encoder
-from text2img.images.provenance import Marking, check_statement
+from text2img.images import Encoder, Marking, check_statement
 from text2img.prompts import Limits, RequestedParameters
 from text2img.prompts.ids import HostAllowlist, IterationFolderName, ObjectName
 from text2img.prompts.parameters import resolve_parameters
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from text2img.engine import Engine, ModelInfo
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
+    from text2img.images.provenance import ManifestSigner
     from text2img.intake.rabbitmq import Broker
     from text2img.prompts import Failed, ModelConfiguration, Outcome, Parameters
     from text2img.prompts.refinement import Loop
@@ -429,7 +429,21 @@ def encoder(settings: Settings) -> Encoder:
         rights=check_statement("--rights (RIGHTS)", settings.rights),
         prompt=prompt,
     )
-    return Encoder(settings.signature_font, marking)
+    return Encoder(settings.signature_font, marking, manifest_signer(settings))
+
+
+def manifest_signer(settings: Settings) -> ManifestSigner | None:
+    """Return the signer of C2PA manifests, None where none is configured."""
+    certificate, key, url = settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_timestamp_url
+    if not (certificate or key or url):
+        return None
+    if not (certificate and key):
+        raise ConfigurationError(
+            "C2PA manifests need --c2pa-certificate (C2PA_CERTIFICATE) and --c2pa-key (C2PA_KEY); give both"
+        )
+    from text2img.images.provenance import ManifestSigner
+
+    return ManifestSigner(certificate, key, url)
 
 
 def worker_name() -> str:

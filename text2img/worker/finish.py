@@ -160,6 +160,8 @@ class PostProcessor:
         embedded = parameters(request, revision=info.revision, approximations=info.approximations, **made)
         with self._encoders, self._run.seconds("encode", request):
             file = self._deps.encoder.encode(image.pixels, request.parameters, embedded)
+        with self._run.seconds("encode", request):  # outside: a time-stamping service may be slow
+            file = self._deps.encoder.sign(file, embedded, image.delivered)
         return file, {**request.parameters.recorded, **made, **info.approximations, **image.provider_metadata}
 
     def _store(self, request: Request, file: File, existing: ExistingImage) -> str:

@@ -12,8 +12,15 @@ from PIL import Image
 
 from tests.marks import exiftool
 from text2img.errors import ConfigurationError
-from text2img.images import FORMATS, Duplicate, encode, read_parameters
-from text2img.images.provenance import Marking, check_statement, read_xmp
+from text2img.images import (
+    FORMATS,
+    Duplicate,
+    Marking,
+    check_statement,
+    encode,
+    read_parameters,
+    read_xmp,
+)
 from text2img.prompts.parameters import MAX_TEXT_CHARS
 
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -18,6 +18,7 @@ from text2img.engine import GeneratedImage, hosted
 from text2img.engine.hosted import http
 from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
 from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
+from text2img.images import holds_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +148,7 @@ class QueueRequest:
             provider_metadata=provider_metadata
             if units is None
             else {**provider_metadata, "billed_units": units},
+            delivered=data if holds_manifest(data) else None,
         )
 
     def _check_safety(self, result: dict[str, Any]) -> None:
