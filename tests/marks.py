@@ -25,7 +25,7 @@ from tests.servers import unavailable
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NOW = dt.datetime.now(dt.UTC)
+NOW = dt.datetime.now(dt.UTC)
 
 
 def exiftool(*files: Path) -> list[dict[str, object]]:
@@ -112,8 +112,8 @@ def _certificate(  # noqa: PLR0913
         .issuer_name(_name(issuer.name))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_NOW + dt.timedelta(days=days[0]))
-        .not_valid_after(_NOW + dt.timedelta(days=days[1]))
+        .not_valid_before(NOW + dt.timedelta(days=days[0]))
+        .not_valid_after(NOW + dt.timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca, None), critical=True)
         .add_extension(
             x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False),

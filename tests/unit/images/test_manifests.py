@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 
 import c2pa
 import numpy as np
@@ -13,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from PIL import Image
 from werkzeug import Response
 
-from tests.marks import Authority, key_pem, private_key, stamped
+from tests.marks import NOW, Authority, key_pem, private_key, stamped
 from text2img.errors import ConfigurationError, RunFailed
 from text2img.images import FORMATS, Duplicate, Encoder, Marking
 from text2img.images.provenance import ManifestSigner, State, inspect
@@ -223,7 +222,7 @@ def test_a_time_stamping_service_that_fails_costs_the_stamps_and_no_image(httpse
 
 def test_a_certificate_that_expires_while_it_is_used_ends_the_run() -> None:
     """An image whose signature would never hold is not stored."""
-    moments = [time.time(), time.time() + 31 * 86_400]
+    moments = [NOW.timestamp(), NOW.timestamp() + 31 * 86_400]
     signer = ManifestSigner(OURS.chain(), key_pem("p256"), now=lambda: moments[0])
     moments.pop(0)
     with pytest.raises(RunFailed, match="has expired"):
