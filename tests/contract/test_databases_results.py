@@ -36,6 +36,7 @@ def test_a_completed_prompt_is_there_with_all_that_was_recorded(stand):
     assert made.evaluation == {"evaluator": "eye", "score": 0.75, "missing": ["boat"]}
     assert abs(made.completed_at - datetime.now(UTC)) < timedelta(minutes=5)
     assert (made.iterations, made.tries) == (None, ())
+    assert made.hashes == ("ab" * 32,)
     assert list(stand.database.results.failures(ALL)) == []
 
 

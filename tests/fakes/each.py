@@ -15,7 +15,15 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_IMPORTED = ("cli.run", "cli.serve", "cli.status", "settings.loader", "intake.files", "databases.sqlite")
+_IMPORTED = (
+    "cli.run",
+    "cli.serve",
+    "cli.status",
+    "cli.verify",
+    "settings.loader",
+    "intake.files",
+    "databases.sqlite",
+)
 
 
 def main():

@@ -29,7 +29,7 @@ _EVERYTHING = (
     "logging",
 )
 _QUEUE = ("database", "logging")
-_OPERANDS = {"enqueue": "FILE ", "compare": "RUN_A RUN_B "}
+_OPERANDS = {"verify": "[FILE …] ", "enqueue": "FILE ", "compare": "RUN_A RUN_B "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ COMMANDS = {
     "report": Command(
         "report", "write an HTML page of images and failures", (*_QUEUE, "output", "selection")
     ),
+    "verify": Command("verify", "check what images say of their making", (*_QUEUE, "output", "verification")),
     "doctor": Command(
         "doctor", "check every dependency and report problems", (*_EVERYTHING, "serving", "distributed")
     ),
@@ -229,6 +230,12 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     if name == "report":
         parser.add_argument("--html", metavar="FILE", default="report.html", help="file to write")
         parser.add_argument("--run-id", metavar="RUN", help="only the images and failures of this run")
+    if name == "verify":
+        parser.add_argument(
+            "files", metavar="FILE", nargs="*", help="image; a URL is of the output's storage"
+        )
+        parser.add_argument("--run-id", metavar="RUN", help="the images that the database lists for this run")
+        parser.add_argument("--json", action="store_true", help="print one JSON document for programs")
     if name == "compare":
         _compare_arguments(parser)
     if name == "retry":

@@ -319,6 +319,7 @@ _COMMON_FIELDS: Final = ("text", "prompt_tags", "run_id")
 COMPLETED_FIELDS: Final = (
     *(*_COMMON_FIELDS, "image_url", "image_urls", "completed_at", "used"),
     *("score", "scores", "evaluation", "iterations", "tries"),
+    *HASH_FIELDS,
 )
 FAILED_PROMPT_FIELDS: Final = (*_COMMON_FIELDS, "error", "error_code", "error_at", "attempts")
 
@@ -340,6 +341,7 @@ def completed_prompt(
         evaluation=object_of(fields.get("evaluation")),
         iterations=iterations or None,
         tries=tuple(entry for entry in _list(fields.get("tries")) if isinstance(entry, dict)),
+        hashes=recorded_hashes(fields),
     )
 
 

@@ -144,7 +144,8 @@ class CompletedPrompt:
 
     ``dataset_id`` and ``run_id`` are text. ``image_urls`` are all of its images in order, and ``scores``
     are theirs (None: unscored). ``used`` are its parameters. For a prompt with a refinement loop,
-    ``iterations`` is the number used, and ``tries`` holds each candidate as recorded.
+    ``iterations`` is the number used, and ``tries`` holds each candidate as recorded. ``hashes`` are the
+    SHA-256 of all images that were recorded for it.
     """
 
     id: PromptId
@@ -158,6 +159,7 @@ class CompletedPrompt:
     evaluation: Mapping[str, object] = field(default_factory=dict)
     iterations: int | None = None
     tries: tuple[Mapping[str, object], ...] = ()
+    hashes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

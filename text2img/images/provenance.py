@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import time
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -50,11 +49,6 @@ class State(StrEnum):
     BROKEN = "broken"  # what it says contradicts itself or the file
     UNMARKED = "no mark"
 
-    @property
-    def holds(self) -> bool:
-        """True for an image that is marked, and whose marks hold."""
-        return self not in {State.BROKEN, State.UNMARKED}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
@@ -82,10 +76,7 @@ def inspect(file: bytes, trust_anchors: str | None = None) -> Marks:
     from PIL import Image
 
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(file), formats=_FORMATS) as image,
-        ):
+        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 return Marks(state=State.BROKEN, reason=f"it has more than {_MAX_PIXELS:,} pixels")
             content_type = str(image.get_format_mimetype())
@@ -124,7 +115,7 @@ def _statements(text: str, packet: bytes) -> tuple[dict[str, Any] | None, dict[s
     xmp: dict[str, str] | None = None
     faults: list[str] = []
     try:
-        parameters = json.loads(text) if text else None
+        parameters = json.loads(text, parse_constant=_refuse) if text else None
     except (ValueError, RecursionError):
         faults.append("its parameters cannot be read")
     try:
@@ -136,6 +127,10 @@ def _statements(text: str, packet: bytes) -> tuple[dict[str, Any] | None, dict[s
         if named.split() != model.split():
             faults.append("its parameters and its XMP name different models")
     return parameters, xmp, faults
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)  # NaN and Infinity: no JSON output could hold them
 
 
 def _judged_by_xmp(

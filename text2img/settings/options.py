@@ -347,6 +347,10 @@ class GenerationSettings(EndpointSettings):
         None, "image", "URL of an RFC 3161 time-stamping service for the signatures", secret=True
     )
 
+    c2pa_trust_anchors: str | None = option(
+        None, "verification", "PEM file of the authorities whose signatures verify calls trusted"
+    )
+
     evaluator: str = option(
         "none",
         "evaluation",

@@ -249,7 +249,7 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
 _FINISHED: Final = (
     "SELECT * FROM {datasets} WHERE {status} = :status AND {where} AND (:run IS NULL OR run_id = :run)"
 )
-_STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation", "tries")
+_STRUCTURES: Final = ("prompt_tags", "image_urls", "used", "scores", "evaluation", "tries", "sha256s")
 _TIMES: Final = ("completed_at", "error_at")
 
 
