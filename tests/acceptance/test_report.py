@@ -184,7 +184,7 @@ def test_the_keyboard_alone_will_do(page):
         if page.run("return document.activeElement.className") == "card":
             break
     page.press(Keys.ARROW_RIGHT)
-    assert page.run("return document.activeElement.textContent") == "0.25a red boat"
+    assert page.run("return document.activeElement.textContent") == "0.25no marka red boat"
     page.press(Keys.ENTER)
     assert page.run("return document.getElementById('details').open")
     assert page.run("return document.getElementById('details-title').textContent") == "a red boat"

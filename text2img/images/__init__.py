@@ -267,6 +267,22 @@ JUMBF: Final = b"\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 """The end of every JUMBF box's type: it is in any file with a C2PA manifest."""
 
 
+def mark_of(file: bytes, xmp: bytes) -> str | None:
+    """Return which mark an image carries, C2PA or XMP, None for neither; it is not verified."""
+    if holds_manifest(file):
+        return "C2PA"
+    try:
+        said = read_xmp(xmp)
+    except ValueError:
+        return None
+    return "XMP" if is_generated(said) else None
+
+
+def is_generated(said: Mapping[str, str]) -> bool:
+    """Return whether statements of XMP say that a model made the image, whole or in part."""
+    return said.get("DigitalSourceType", "").endswith("rainedAlgorithmicMedia")
+
+
 def holds_manifest(file: bytes) -> bool:
     """Return whether the file contains a C2PA manifest, or remains of one; it is not verified."""
     return JUMBF in file

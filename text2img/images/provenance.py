@@ -26,6 +26,7 @@ from text2img.images import (
     SOURCE_TYPE,
     embedded_text,
     holds_manifest,
+    is_generated,
     read_xmp,
     without_controls,
 )
@@ -136,10 +137,9 @@ def _refuse(constant: str) -> None:
 def _judged_by_xmp(
     parameters: Mapping[str, object] | None, xmp: Mapping[str, str] | None
 ) -> tuple[State, str]:
-    source = (xmp or {}).get("DigitalSourceType", "")
-    if source.endswith("rainedAlgorithmicMedia"):
+    if is_generated(xmp or {}):
         return State.UNSIGNED, "XMP says that a model made it; it is not signed"
-    if source:
+    if source := (xmp or {}).get("DigitalSourceType"):
         return State.UNMARKED, f"its XMP names another source: {source[:200]}"
     if parameters and str(parameters.get("software")).startswith("text2img "):
         software = str(parameters["software"])[:40]

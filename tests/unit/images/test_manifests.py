@@ -18,6 +18,7 @@ from text2img.images import FORMATS, Duplicate, Encoder, Marking
 from text2img.images.provenance import ManifestSigner, State, inspect
 from text2img.prompts import RequestedParameters
 from text2img.prompts.parameters import resolve_parameters
+from text2img.reports.gallery.page import thumbnail
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (64, 96, 3), dtype=np.uint8)
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -227,3 +228,13 @@ def test_a_certificate_that_expires_while_it_is_used_ends_the_run() -> None:
     moments.pop(0)
     with pytest.raises(RunFailed, match="has expired"):
         signer.sign(b"", "image/png", "{}")
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_the_report_s_mark_needs_no_c2pa(files, image_format: str) -> None:
+    """C2PA where there is a manifest, XMP where a model is said to have made it, else none."""
+    assert thumbnail(files[image_format]).mark == "C2PA"
+    assert thumbnail(_signed(Encoder(), image_format)).mark == "XMP"
+    plain = io.BytesIO()
+    Image.fromarray(PIXELS).save(plain, image_format)
+    assert thumbnail(plain.getvalue()).mark is None

@@ -209,6 +209,7 @@ def test_the_page_holds_each_thing_once(tmp_path):
     assert "picture" not in items[0]["tries"][1]
     assert items[2]["pictures"][0]["reason"] == "it is gone"
     assert "scores" not in items[1]
+    assert items[1]["pictures"][0]["mark"] is None
     assert (items[3]["code"], items[3]["sentence"]) == ("safety", "flagged")
     assert [figure["value"] for figure in summary["figures"][:2]] == ["3", "1"]
     assert len(summary["runs"]) == 1

@@ -280,7 +280,7 @@ def _image_entry(url: str, href: str | None, read: Callable[[str], bytes]) -> di
         small = thumbnail(read(url))
     except ObjectUnreadable as exc:
         return {**entry, "reason": plain(str(exc))}
-    return {**entry, "thumbnail": small.url, "size": small.size}
+    return {**entry, "thumbnail": small.url, "size": small.size, "mark": small.mark}
 
 
 def _image_entries(item: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ObjectUnreadable
+from text2img.images import mark_of
 from text2img.reports.templates import render
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A thumbnail: ``url`` is a ``data:`` URL, ``size`` the original's width and height in pixels."""
+    """A thumbnail: ``url`` is a ``data:`` URL; the original has ``size``, in pixels, and ``mark``."""
 
     url: str
     size: tuple[int, int]
+    mark: str | None
 
 
 def thumbnail(data: bytes) -> Thumbnail:
@@ -101,7 +103,8 @@ def thumbnail(data: bytes) -> Thumbnail:
             if size[0] * size[1] > _MAX_PIXELS:
                 raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow does, at another limit
             quality = _QUALITY if max(size) > SIDE else _QUALITY_OF_SMALL
-            return Thumbnail(_data_url(_small(image), quality), size)
+            mark = mark_of(data, image.info.get("xmp", b""))
+            return Thumbnail(_data_url(_small(image), quality), size, mark)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise ObjectUnreadable(f"it has more than {_MAX_PIXELS:,} pixels: too many for a thumbnail") from exc
     except Exception as exc:  # a decoder may raise anything on untrusted bytes

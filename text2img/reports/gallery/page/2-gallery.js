@@ -58,6 +58,7 @@ function marks(item) {
   if (item.pictures?.length > 1) labels.push(`×${item.pictures.length}`);
   if (item.tries?.length > 1) labels.push(plural(item.tries.length, "try", "tries"));
   if (best(item) !== null) labels.push(best(item).toFixed(2));
+  if (item.pictures?.[0]?.size) labels.push(item.pictures[0].mark ?? "no mark");
   return make("span", { class: "marks" }, ...labels.map((text) => make("span", { class: "mark", text })));
 }
 

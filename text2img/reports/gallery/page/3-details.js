@@ -47,7 +47,8 @@ function large(shown) {
   const view = make("div", { class: "large" }, picture(shown, false));
   if (shown?.size) view.firstChild.setAttribute("alt", current.text);
   if (!shown) return view;
-  const size = shown.size ? `${shown.size[0]} × ${shown.size[1]}: ` : "";
+  const mark = shown.mark ? `marked by ${shown.mark}` : "no mark of its making";
+  const size = shown.size ? `${shown.size[0]} × ${shown.size[1]}, ${mark}: ` : "";
   return make(
     "div",
     {},
