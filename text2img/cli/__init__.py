@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from text2img.settings import Option
 
 _EVERYTHING = (
-    *("database", "output", "callback", "input", "selection", "model", "generator", "generation", "image"),
+    *(
+        "database",
+        "output",
+        "callback",
+        "input",
+        "prompts",
+        "selection",
+        "model",
+        "generator",
+        "generation",
+        "image",
+    ),
     *("evaluation", "run", "metrics"),
     "logging",
 )
@@ -52,7 +63,9 @@ COMMANDS = {
     "demo": Command(
         "demo", "run with built-in parts: no server, no GPU, no download", ("model", "logging"), False
     ),
-    "enqueue": Command("enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", _QUEUE),
+    "enqueue": Command(
+        "enqueue", "add prompts from a .json, .jsonl, .yaml, .csv or .txt file", (*_QUEUE, "prompts")
+    ),
     "schema": Command("schema", "print the JSON Schema of a file of prompts", ("logging",), False),
     "status": Command(
         "status", "show counts of prompts by status, and the last runs", (*_QUEUE, "selection")
@@ -220,6 +233,8 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--fresh", action="store_true", help="remove the last demo's files first")
     if name == "enqueue":
         parser.add_argument("file", metavar="FILE", help="file of prompts; - is standard input")
+        formats = "json, jsonl, yaml, csv or txt; by default the file's name or the content tells"
+        parser.add_argument("--format", metavar="FORMAT", help=formats)
     if name == "status":
         parser.add_argument(
             "--plot", metavar="RUN", help="plot a run's time by stage; last means the latest run"

@@ -56,7 +56,8 @@ def prepare(settings: Settings, stop: Stop) -> tuple[Dependencies, Prompts | Non
     build.check_workers(settings)
     build.check_output_folder(settings)
     metrics_sinks(settings, task_instance())
-    return deps, read_prompts(settings.input_file) if settings.input_file else None
+    syntax = build.prompt_syntax(settings)
+    return deps, read_prompts(settings.input_file, syntax=syntax) if settings.input_file else None
 
 
 def work(
@@ -143,7 +144,8 @@ def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> i
             if prompt.webhook_url is not None:
                 deps.webhook_hosts.check(prompt.webhook_url)
             sets = (settings.requested, configured, model_defaults, DEFAULTS)
-            request(prompt, (*sets, SMALLEST_SIZE), limits=deps.limits)
+            checked = request(prompt, (*sets, SMALLEST_SIZE), limits=deps.limits)
+            deps.syntax.check(prompt.id, checked.text, prompt.requested.negative_prompt)
             planned = request(prompt, (*sets, _MODEL_SIZE))
             planned = deps.loop.next(planned) if deps.loop else planned
             deps.encoder.check(planned.parameters)
@@ -155,6 +157,8 @@ def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> i
         except PromptFailed as exc:
             print_lines(f"  {shorten(str(prompt.id))} would fail: {exc} ({exc.code})")
     _print_batches(batcher)
+    if deps.syntax.warning:
+        log.warning("%s", deps.syntax.warning)
     if total > len(prompts):
         print_lines(f"  … and {total - len(prompts)} more")
     return 0

@@ -28,9 +28,9 @@ from text2img.prompts.parameters import (
     check_prompt_text,
     check_scheduler,
     check_text,
-    nearest,
 )
 from text2img.prompts.quoting import quoted
+from text2img.prompts.syntax import name_hint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -302,7 +302,7 @@ def missing_configuration(config_id: str, collection: str) -> ConfigurationError
 def _checked(where: str, name: str, value: object) -> object:
     check = _CHECKS.get(name)
     if check is None:
-        hint = nearest(name, (*_CHECKS, "safety_checker", "model_type"))
+        hint = name_hint(name, (*_CHECKS, "safety_checker", "model_type"))
         raise ConfigurationError(f"{where}: {quoted(name)} is not a field of a model configuration{hint}")
     try:
         return check(name, value)

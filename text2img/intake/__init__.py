@@ -8,6 +8,6 @@ of a file, and ``rabbitmq`` consumes messages.
 
 from __future__ import annotations
 
-from text2img.intake.files import Prompts, read_prompts
+from text2img.intake.files import FORMATS, Prompts, read_prompts
 
-__all__ = ["Prompts", "read_prompts"]
+__all__ = ["FORMATS", "Prompts", "read_prompts"]

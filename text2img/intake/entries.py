@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from text2img.databases import NewPrompt
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.intake.formats import NESTED_TOO_DEEPLY, Unreadable, bounded_int
+from text2img.intake.formats import NESTED_TOO_DEEPLY, JsonDecoder, Unreadable, repeated_keys
 from text2img.prompts import PromptId, RequestedParameters
 from text2img.prompts.ids import check_form
 from text2img.prompts.parameters import (
@@ -17,10 +17,10 @@ from text2img.prompts.parameters import (
     check_number,
     check_prompt_text,
     check_text,
-    nearest,
     resolve_parameters,
 )
 from text2img.prompts.quoting import quoted
+from text2img.prompts.syntax import name_hint, our_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     _Value = TypeVar("_Value")
 
 FIELDS: Final = (
-    *("id", "_id", "text", "prompt_tags", "webhook_url", "dataset_id", "style_id", "priority", "status"),
+    *("id", "_id", "text", "prompt", "prompt_tags", "webhook_url", "dataset_id", "style_id"),
+    *("priority", "status"),
     *PARAMETER_NAMES,
 )
 _MAX_UNKNOWN_SHOWN: Final = 10
@@ -58,10 +59,10 @@ def _new_prompt(entry: object) -> tuple[NewPrompt | None, list[str]]:
     collector = _ErrorCollector()
     unknown = [field for field in entry if field not in FIELDS]
     for field in unknown[:_MAX_UNKNOWN_SHOWN]:
-        hint = nearest(field, FIELDS) if isinstance(field, str) else ""
-        collector.errors.append(f"unknown field {quoted(field)}{hint}")
+        collector.errors.append(f"unknown field {quoted(field)}{name_hint(field, FIELDS)}")
     if len(unknown) > _MAX_UNKNOWN_SHOWN:
         collector.errors.append(f"{len(unknown) - _MAX_UNKNOWN_SHOWN:,} more unknown fields")
+    entry = _with_text(collector, entry)
     text = _check_text(collector, entry)
     webhook = collector.run(_check_webhook, entry)
     labels = {name: collector.run(_check_label, entry, name) for name in ("dataset_id", "style_id")}
@@ -91,6 +92,19 @@ class _ErrorCollector:
         except PromptFailed as exc:
             self.errors.append(str(exc))
             return None
+
+
+def _with_text(collector: _ErrorCollector, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry with its ``prompt`` as ``text``, which is the same field."""
+    if "prompt" not in entry:
+        return entry
+    others = {name: value for name, value in entry.items() if name != "prompt"}
+    if entry["prompt"] is None:
+        return others
+    if entry.get("text") is not None:
+        collector.errors.append("text and prompt are the same field; use one of them")
+        return others
+    return {**others, "text": entry["prompt"]}
 
 
 def _check_text(collector: _ErrorCollector, entry: Mapping[str, Any]) -> str | None:
@@ -203,6 +217,8 @@ MAX_BODY_BYTES: Final = 2**20
 MAX_ID_CHARS: Final = 500
 """The maximum length of a generation_id."""
 _FIELD_ALIASES: Final = {"generation_id": "id", "prompt": "text", "lora_model_url": "lora"}
+_MAX_HINTS: Final = 100
+"""Names of other programs' that are logged; each is logged once."""
 _MESSAGE_FIELDS: Final = {*FIELDS, *_FIELD_ALIASES} - {"id", "_id", "status"}
 
 
@@ -211,6 +227,7 @@ class MessageReader:
 
     def __init__(self, dataset_id: str | None = None) -> None:
         self._dataset_id = dataset_id
+        self._hints: set[str] = set()
 
     def __call__(self, body: bytes) -> tuple[NewPrompt | None, list[str]]:
         """Return the prompt and no errors, or None and a message for each error. Never raises."""
@@ -222,22 +239,32 @@ class MessageReader:
     def _read(self, body: bytes) -> tuple[NewPrompt | None, list[str]]:
         if len(body) > MAX_BODY_BYTES:
             return None, [f"the message has {len(body):,} bytes; the maximum is {MAX_BODY_BYTES:,}"]
+        decoder = JsonDecoder()
         try:
-            message = json.loads(body.decode("utf-8-sig"), parse_int=bounded_int)
+            message = decoder.decode(body.decode("utf-8-sig"))
         except UnicodeDecodeError as exc:
             return None, [f"the message is not UTF-8 text (byte {exc.start})"]
         except RecursionError:
             return None, [f"the message is not JSON that can be read: it {NESTED_TOO_DEEPLY}"]
         except ValueError as exc:
             return None, [f"the message is not JSON: {str(exc).splitlines()[0]}"]
+        errors = repeated_keys(decoder.repeated)
         if not isinstance(message, dict):
-            return None, [f"the message must be a JSON object, not {type(message).__name__}"]
+            errors = [f"the message must be a JSON object, not {type(message).__name__}"]
+        if errors:
+            return None, errors
         return self._parse({name: value for name, value in message.items() if value is not None})
 
     def _parse(self, message: dict[str, Any]) -> tuple[NewPrompt | None, list[str]]:
         if unknown := sorted(message.keys() - _MESSAGE_FIELDS):
             shown = ", ".join(map(quoted, unknown[:_MAX_UNKNOWN_SHOWN]))
             log.debug("ignoring %d unknown fields of a message: %s", len(unknown), shown)
+        misnamed = [name for name in unknown if our_name(name, FIELDS)][:_MAX_UNKNOWN_SHOWN]
+        hints = [f"unknown field {quoted(name)}{name_hint(name, FIELDS)}" for name in misnamed]
+        for hint in hints:
+            if hint not in self._hints and len(self._hints) < _MAX_HINTS:
+                self._hints.add(hint)
+                log.warning("messages with the %s; it is ignored", hint)
         errors = [
             f"{name} and {other} are the same field; use one of them"
             for name, other in _FIELD_ALIASES.items()
@@ -253,7 +280,8 @@ class MessageReader:
         if errors:
             entry.pop("id", None)  # its errors are listed already
         prompt, entry_errors = new_prompt(entry)
-        return (None if errors else prompt), errors + entry_errors
+        errors += entry_errors
+        return (None, errors + hints) if errors else (prompt, [])
 
 
 def _generation_id_errors(value: object) -> list[str]:

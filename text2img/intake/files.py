@@ -9,23 +9,29 @@ import codecs
 import hashlib
 import io
 import json
+import os
+import re
 import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from text2img.databases.documents import content_of
-from text2img.errors import ConfigurationError
+from text2img.errors import ConfigurationError, PromptFailed
 from text2img.intake.entries import int_if_whole, new_prompt
-from text2img.intake.formats import entries, format_of, guess_format
+from text2img.intake.formats import entries, format_of, is_csv_header
+from text2img.prompts.quoting import plain_text
+from text2img.prompts.syntax import PromptSyntax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
     from text2img.databases import NewPrompt
+    from text2img.prompts import PromptId
 
 _MAX_ERRORS_SHOWN: Final = 50
 _CHUNK_BYTES: Final = 2**16
@@ -33,17 +39,83 @@ _FINGERPRINT_BYTES: Final = 14
 """The size of a fingerprint: two of a million prompts collide in one of 10²² files."""
 
 
-def read_prompts(path: str) -> Prompts:
-    """Return the checked prompts of a file; ``-`` is standard input, whose format is detected.
+def read_prompts(path: str, *, file_format: str | None = None, syntax: PromptSyntax | None = None) -> Prompts:
+    """Return the checked prompts of a file; ``-`` is standard input.
 
-    Raises ConfigurationError with a line for each error, which names the file, the line and the field.
+    The ``file_format`` is one of FORMATS; by default a file's name tells it, and standard input's content.
+    ``syntax`` checks the texts. Raises ConfigurationError with a line for each error, which names the file,
+    the line and the field.
     """
-    kind = None if path == "-" else format_of(path)
+    if file_format or path != "-":
+        kind = f".{file_format}" if file_format else format_of(path)
+        return Prompts(_Source.of(path), kind, syntax=syntax)
     source = _Source.of(path)
-    if kind is None:
-        with source.text() as text:
-            kind = guess_format(text)
-    return Prompts(source, kind)
+    with source.text() as text:
+        kind = guess_format(text)
+    return Prompts(source, kind, name=f"{source.name} (read as {kind[1:]}; --format decides)", syntax=syntax)
+
+
+FORMATS: Final = ("json", "jsonl", "yaml", "csv", "txt")
+_YAML_START: Final = re.compile(r"\s*(?:-(?:\s|$)|---(?:\s|$)|%YAML\s)")
+_YAML_KEY: Final = re.compile(r"\s*(?:[\"'][^\"']*[\"']|[^\s:#][^:]*+)\s*:(?:\s|$)")
+_YAML_PROMPTS: Final = re.compile(r"\s*([\"']?)prompts\1\s*:(?:\s|$)")
+_MAX_LINE_CHARS: Final = 2**16
+_MAX_ITEMS_SEEN: Final = 1_000
+
+
+def guess_format(file: TextIO) -> str:
+    """Return the format that a text's content tells.
+
+    ``[`` begins JSON, ``{`` JSON or JSON lines. A list, or a mapping with ``prompts``, is YAML. A first row
+    that names the prompt's text is CSV. All else is a text of one prompt a line.
+    """
+    first = second = ""
+    while not second and (line := file.readline(_MAX_LINE_CHARS)):
+        if line.strip():
+            first, second = (first, line) if first else (line, second)
+    words = first.strip()
+    if words.startswith("["):
+        return ".json"
+    if words.startswith("{"):
+        return ".jsonl" if _is_json_line(words) else ".json"
+    if _SEPARATOR_START.match(words) or is_csv_header(first):
+        return ".csv"
+    file.seek(0)
+    return ".yaml" if _is_yaml(file) else ".txt"
+
+
+_SEPARATOR_START: Final = re.compile(r'"?sep=\S', re.IGNORECASE)
+
+
+def _is_json_line(words: str) -> bool:
+    """Return True if the line is an object of its own, and none that holds a list of prompts."""
+    try:
+        entry = json.loads(words)
+    except (ValueError, RecursionError):
+        return words.endswith("}")  # a broken line: its error has the line's number
+    return isinstance(entry, dict) and not isinstance(entry.get("prompts"), list)
+
+
+def _is_yaml(file: TextIO) -> bool:
+    """Return True for a list of mappings or texts, and for a mapping with ``prompts``; not for prose."""
+    content = (line for line in file if line.strip() and not line.lstrip().startswith("#"))
+    first = next(content, "")
+    if _YAML_START.match(first):
+        file.seek(0)
+        return _begins_as_yaml_list(file)
+    return bool(_YAML_KEY.match(first)) and any(map(_YAML_PROMPTS.match, chain([first], content)))
+
+
+def _begins_as_yaml_list(file: TextIO) -> bool:
+    """Return True if a mapping comes before any error of syntax, or no error does."""
+    import yaml
+
+    from text2img.intake import yaml_stream
+
+    try:
+        return yaml_stream.begins_as_prompts(file, _MAX_ITEMS_SEEN)
+    except yaml.YAMLError:
+        return False
 
 
 class Prompts:
@@ -54,13 +126,26 @@ class Prompts:
     raises ConfigurationError instead of yielding an unchecked prompt.
     """
 
-    def __init__(self, source: _Source, kind: str) -> None:
-        self._source, self._kind = source, kind
+    def __init__(
+        self, source: _Source, kind: str, *, name: str | None = None, syntax: PromptSyntax | None = None
+    ) -> None:
+        self._source, self._kind, self._name = source, kind, name or source.name
         self._known: dict[bytes, bytes] = {}
-        self._check()
+        self._check(syntax or PromptSyntax())
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def __contains__(self, prompt_id: PromptId) -> bool:
+        return _id_fingerprint(prompt_id) in self._known
+
+    @property
+    def path(self) -> str | None:
+        """The file's absolute path; None for standard input and other streams."""
+        if self._source.spooled:
+            return None
+        # Links stay: Kubernetes mounts a file as a link, whose target has another name after each change.
+        return plain_text(os.path.abspath(self._source.name))  # noqa: PTH100
 
     def __iter__(self) -> Iterator[NewPrompt]:
         # In the order of the check; a prompt that is known but not expected next is a duplicate.
@@ -76,24 +161,30 @@ class Prompts:
         if expected is not None:
             raise self._changed_error()
 
-    def _check(self) -> None:
+    def _check(self, syntax: PromptSyntax) -> None:
         error_count, shown = 0, list[str]()
         for line, prompt, errors in self._read():
             if prompt is not None:
+                try:
+                    syntax.check(prompt.id, prompt.text, prompt.requested.negative_prompt)
+                except PromptFailed as exc:
+                    errors.append(str(exc))
                 prompt_id, content = _fingerprint(prompt)
                 if self._known.setdefault(prompt_id, content) != content:
                     errors.append(f"id {prompt.id} is used above already, with other content")
             error_count += len(errors)
             if len(shown) < _MAX_ERRORS_SHOWN:
-                shown += [f"{self._source.name}, line {line}: {error}" for error in errors]
+                shown += [f"{self._name}, line {line}: {error}" for error in errors]
         if error_count:
             hidden = error_count - _MAX_ERRORS_SHOWN
             more = [f"… and {hidden} more"] if hidden > 0 else []
             raise ConfigurationError(*shown[:_MAX_ERRORS_SHOWN], *more)
+        if not self._known:
+            raise ConfigurationError(f"{self._name} holds no prompts")
 
     def _read(self) -> Iterator[tuple[int, NewPrompt | None, list[str]]]:
         with self._source.text() as text:
-            for line, entry in entries(self._kind, text, self._source.name):
+            for line, entry in entries(self._kind, text, self._name):
                 yield line, *new_prompt(entry)
 
     def _changed_error(self) -> ConfigurationError:
@@ -117,7 +208,7 @@ class _Source:
     def of(cls, path: str) -> _Source:
         """Return the source of a file, or of a stream, which is copied to a temporary file.
 
-        Raises ConfigurationError if it cannot be read, or is not UTF-8.
+        Raises ConfigurationError if it cannot be read, or is neither UTF-8 nor marked as UTF-16.
         """
         if path == "-":
             source = cls("standard input", _spool(sys.stdin.buffer))
@@ -133,7 +224,7 @@ class _Source:
     def text(self) -> Iterator[TextIO]:
         """Open its text at the start, for the ``with`` block."""
         with self.data() as file:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig")
+            text = io.TextIOWrapper(file, encoding=_encoding_of(file))
             try:
                 yield text
             finally:
@@ -153,16 +244,32 @@ class _Source:
             raise ConfigurationError(f"{self.name} cannot be read: {exc.strerror}") from exc
 
     def _check_encoding(self) -> None:
-        decoder, bytes_read = codecs.getincrementaldecoder("utf-8")(), 0
         with self.data() as file:
+            encoding, bytes_read = _encoding_of(file), 0
+            decoder = codecs.getincrementaldecoder(encoding)()
+            name = encoding.removesuffix("-sig").upper()
             try:
                 while chunk := file.read(_CHUNK_BYTES):
+                    if not bytes_read and b"\0" in chunk[:2] and name == "UTF-8":
+                        raise ConfigurationError(f"{self.name} is not UTF-8 text (NUL bytes); {_SAVE_AS}")
                     bytes_read += len(chunk)
                     decoder.decode(chunk)
                 decoder.decode(b"", final=True)
             except UnicodeDecodeError as exc:
                 position = bytes_read - len(exc.object) + exc.start
-                raise ConfigurationError(f"{self.name} is not UTF-8 text (byte {position})") from exc
+                raise ConfigurationError(
+                    f"{self.name} is not {name} text (byte {position}); {_SAVE_AS}"
+                ) from exc
+
+
+_SAVE_AS: Final = "save it as UTF-8 (spreadsheets: CSV UTF-8)"
+
+
+def _encoding_of(file: IO[bytes]) -> str:
+    """Return the encoding that the byte order mark tells, else UTF-8; the file is at its start."""
+    start = file.read(2)
+    file.seek(0)
+    return "utf-16" if start in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} else "utf-8-sig"
 
 
 def _spool(stream: IO[bytes]) -> IO[bytes]:
@@ -180,7 +287,11 @@ def _spool(stream: IO[bytes]) -> IO[bytes]:
 
 def _fingerprint(prompt: NewPrompt) -> tuple[bytes, bytes]:
     """Return fingerprints of the id and of the content; equal content, as 7 and 7.0, has the same one."""
-    return _digest([prompt.id.kind, prompt.id.text]), _digest(_normalized(content_of(prompt)))
+    return _id_fingerprint(prompt.id), _digest(_normalized(content_of(prompt)))
+
+
+def _id_fingerprint(prompt_id: PromptId) -> bytes:
+    return _digest([prompt_id.kind, prompt_id.text])
 
 
 def _digest(value: object) -> bytes:

@@ -249,17 +249,10 @@ def format_of(path: str) -> str:
     """Return the format of a file by its name's ending; raise ConfigurationError for an unknown one."""
     suffix = Path(path).suffix.lower()
     if suffix not in _PARSERS:
-        raise ConfigurationError(f"the file's name must end in one of {', '.join(_PARSERS)}")
+        raise ConfigurationError(
+            f"the file's name must end in one of {', '.join(_PARSERS)}; enqueue also takes --format"
+        )
     return suffix
-
-
-def guess_format(file: TextIO) -> str:
-    """Guess a text's format from its first characters."""
-    start = ""
-    while len(start) < 2 and (more := file.read(1000)):
-        start = (start + more).lstrip()
-    prefixes = {"[": ".json", "{": ".jsonl", "- ": ".yaml"}
-    return next((suffix for prefix, suffix in prefixes.items() if start.startswith(prefix)), ".txt")
 
 
 def entries(kind: str, file: TextIO, name: str) -> Iterator[tuple[int, object]]:
@@ -301,50 +294,129 @@ def _json_lines(file: TextIO) -> Entries:
             yield number, Unreadable(repeated_keys(decoder.repeated)) if decoder.repeated else entry
 
 
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=([^"\n]|\t)"?[,;\t]*\s*', re.IGNORECASE)
+_TEXT_COLUMNS: Final = frozenset(("text", "prompt", "prompt_tags"))
+_BLANKS: Final = " \t\xa0" + "".join(_SEPARATORS)
+_MAX_HEADER_CHARS: Final = 2**16
+
+
+def csv_header(line: str) -> tuple[str, list[str]]:
+    """Return the separator of a header, and its cells: the one with which it names a prompt's text."""
+    found = {each: _cells(line, each) for each in _SEPARATORS}
+    separator = max(
+        found,
+        key=lambda each: (not _TEXT_COLUMNS.isdisjoint(map(str.casefold, found[each])), len(found[each])),
+    )
+    return separator, found[separator]
+
+
+def is_csv_header(line: str) -> bool:
+    """Return True for a row that names a prompt's text; not for prose, such as "a neon sign, text"."""
+    separator, cells = csv_header(line)
+    exact = line.strip("\r\n").replace('"', "").split(separator)
+    words = [cell.casefold() for cell in cells]
+    if _TEXT_COLUMNS.isdisjoint(words):
+        return False
+    return not _TEXT_COLUMNS.isdisjoint(exact) or not any(" " in cell for cell in cells)
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+    except csv.Error:
+        return []
+
+
 def _csv(file: TextIO) -> Entries:
-    """Yield rows as mappings by the header, without empty cells; the cells of number fields are numbers."""
-    reader = csv.DictReader(file, strict=True)
-    header = list(reader.fieldnames or [])
-    if repeated := [name for index, name in enumerate(header) if name in header[:index]]:
-        raise ValueError(f"line 1: the column {repeated_keys(repeated)[0]}")
-    before = 1
-    for row in _rows(reader):
-        if None in row or None in row.values():
-            raise ValueError(f"line {reader.line_num} has a different number of cells than the header")
-        yield before + 1, {name: _cell(name, cell) for name, cell in row.items() if cell != ""}
-        before = reader.line_num
+    """Yield rows as mappings by the header, without empty cells; the cells of number fields are numbers.
+
+    The separator stands in a first line such as ``sep=;``, as spreadsheets write it, or follows from the
+    header. Rows without any value are skipped.
+    """
+    first, before = file.readline(_MAX_HEADER_CHARS), 0
+    if stated := _SEPARATOR_LINE.fullmatch(first):
+        separator, before = stated[1], 1
+    else:
+        separator = csv_header(first)[0]
+        file.seek(0)
+    rows = _rows(file, separator, before)
+    _, header = next(rows, (0, []))
+    names = [name.strip() for name in header]
+    if repeated := [name for index, name in enumerate(names) if name and name in names[:index]]:
+        raise ValueError(f"line {before + 1}: the column {repeated_keys(repeated)[0]}")
+    for line, row in rows:
+        if not any(cell.strip(_BLANKS) for cell in row):
+            continue
+        cells = {index: cell for index, cell in enumerate(row) if cell.strip()}
+        if len(row) < len(names) or max(cells) >= len(names):
+            apart = _SEPARATORS.get(separator, quoted(separator))
+            counts = f"{len(row)} and {len(names)}, separated by {apart}"
+            raise ValueError(f"line {line} has a different number of cells than the header: {counts}")
+        if names and not names[0] and cells.get(0, "").isdecimal():
+            del cells[0]  # the index that pandas writes
+        if unnamed := [index for index in cells if not names[index]]:
+            raise ValueError(f"line {line}: column {unnamed[0] + 1} has a value, but no name in the header")
+        yield line, _row(names, cells, separator)
 
 
-def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str | Any, str | Any]]:
-    """Yield the rows. Raises ValueError, with the line on which the row begins, for invalid syntax."""
+def _rows(file: TextIO, separator: str, before: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, with the line on which each begins; ``before`` are lines above them.
+
+    Raises ValueError, with that line, for invalid syntax.
+    """
+    reader = csv.reader(file, delimiter=separator, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as exc:
-            raise ValueError(f"line {line}: {exc}") from exc
-        yield row
+            raise ValueError(f"line {line}: {exc}; check the quotes of this row") from exc
+        if row:
+            yield line, row
 
 
-def _cell(name: str, cell: str) -> object:
-    """Return a cell's value; an invalid number or JSON stays text, for the validation to report."""
+def _row(names: list[str], cells: dict[int, str], separator: str) -> object:
+    """Return the mapping of a row, or Unreadable if a key of a cell's JSON occurs twice."""
+    decoder = JsonDecoder()
+    row: dict[str, object] = {}
+    for index, cell in cells.items():
+        name = names[index]
+        try:
+            row[name] = decoder.decode(cell) if name in _JSON_FIELDS else _cell(name, cell, separator)
+        except (ValueError, RecursionError):
+            row[name] = cell  # for the validation to report
+    return Unreadable(repeated_keys(decoder.repeated)) if decoder.repeated else row
+
+
+_WHOLE: Final = re.compile(r"\s*([-+]?[0-9]{1,30})\.0*\s*")
+_DECIMAL_COMMA: Final = re.compile(r"\s*([-+]?[0-9]{1,30}),([0-9]{1,30})\s*")
+_MAX_EXACT: Final = 2**53
+
+
+def _cell(name: str, cell: str, separator: str) -> object:
+    """Return a cell's value. Raises ValueError for one that is not what its field needs."""
+    if name not in (*_INTEGER_FIELDS, *_NUMBER_FIELDS):
+        return cell
+    if separator != "," and (comma := _DECIMAL_COMMA.fullmatch(cell)):
+        cell = f"{comma[1]}.{comma[2]}"
+    if name in _NUMBER_FIELDS:
+        return float(cell)
+    if whole := _WHOLE.fullmatch(cell):  # pandas writes 7.0 where another cell of the column is empty
+        return int(whole[1])
     try:
-        if name in _INTEGER_FIELDS:
-            return int(cell)
-        if name in _NUMBER_FIELDS:
-            return float(cell)
-        return json.loads(cell) if name in _JSON_FIELDS else cell
-    except (ValueError, RecursionError):
-        return math.nan if cell.lower() == "nan" else cell
+        return int(cell)
+    except ValueError:
+        number = float(cell)
+    return number if abs(number) < _MAX_EXACT or math.isnan(number) else cell
 
 
 def _text_lines(file: TextIO) -> Entries:
-    """Yield one prompt a line; skip empty lines and lines that begin with ``#``."""
-    for number, line in enumerate(file, 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield number, line.strip()
+    from text2img.intake import webui
+
+    return webui.entries(file)
 
 
 _PARSERS: dict[str, Callable[[TextIO], Entries]] = {

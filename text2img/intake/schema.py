@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from text2img.intake.entries import MAX_PRIORITY
 from text2img.prompts.ids import MAX_URL_CHARS, URL_PATTERN
@@ -19,19 +19,23 @@ from text2img.prompts.parameters import (
     POSITIONS,
     SCHEDULERS,
     is_control_character,
+    is_invisible,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _INT64: Final = 2**63
 _END_OF_TEXT: Final = "(?![\\s\\S])"
 """Matches the end of a text, in Python and in JavaScript: Python's $ also matches before a final newline."""
 _NO_NUL: Final = {"not": {"pattern": "\\u0000"}}
+_VISIBLE: Final = {"$ref": "#/$defs/visible"}
 _LABEL: Final = {
     "anyOf": [
         {"type": "string", "maxLength": MAX_TEXT_CHARS, **_NO_NUL},
         {"type": "integer", "minimum": -_INT64, "maximum": _INT64 - 1},
     ]
 }
-_PROMPT_TEXT: Final = {"type": "string", "maxLength": MAX_TEXT_CHARS, "pattern": "\\S", **_NO_NUL}
 
 
 def schema() -> dict[str, Any]:
@@ -46,7 +50,8 @@ def schema() -> dict[str, Any]:
         ],
         "$defs": {
             "entry": {"anyOf": [{"$ref": "#/$defs/text"}, {"$ref": "#/$defs/prompt"}]},
-            "text": {**_PROMPT_TEXT, "description": "what the image should show"},
+            "text": {**_text(), "allOf": [_VISIBLE], "description": "what the image should show"},
+            "visible": {"type": "string", "pattern": f"[^{_ranges(is_invisible)}]"},
             "prompt": _prompt(),
             "lora": _lora(),
         },
@@ -56,15 +61,21 @@ def schema() -> dict[str, Any]:
 def _prompt() -> dict[str, Any]:
     fields = {name: _or_null(field) for name, field in _fields().items()}
     not_null = {"not": {"type": "null"}}
-    some_text = {"required": ["text"], "properties": {"text": not_null}}
-    some_tags = {"required": ["prompt_tags"], "properties": {"prompt_tags": not_null}}
+    some = [
+        {"required": [name], "properties": {name: not_null}} for name in ("text", "prompt", "prompt_tags")
+    ]
     return {
         "type": "object",
         "properties": fields,
         "additionalProperties": False,
-        "not": {"required": ["id", "_id"], "properties": {"id": not_null, "_id": not_null}},
-        "anyOf": [some_text, some_tags],
+        "not": {"anyOf": [_both("id", "_id"), _both("text", "prompt")]},
+        "anyOf": some,
     }
+
+
+def _both(*names: str) -> dict[str, Any]:
+    """Return the schema of an object that has all of these fields, none of them null."""
+    return {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names}}
 
 
 def _fields() -> dict[str, dict[str, Any]]:
@@ -83,11 +94,12 @@ def _fields() -> dict[str, dict[str, Any]]:
         "id": prompt_id,
         "_id": {"$ref": "#/$defs/prompt/properties/id"},
         "text": {"$ref": "#/$defs/text"},
+        "prompt": {"$ref": "#/$defs/text"},
         "prompt_tags": {
             "description": "joined by spaces if there is no text",
             "type": "array",
             "items": {"type": "string", **_NO_NUL},
-            "contains": {"type": "string", "pattern": "\\S"},
+            "contains": _VISIBLE,
         },
         "webhook_url": {"type": "string", "maxLength": MAX_URL_CHARS, "pattern": URL_PATTERN, **_NO_NUL},
         **dict.fromkeys(("dataset_id", "style_id"), _LABEL),
@@ -116,7 +128,7 @@ def _fields() -> dict[str, dict[str, Any]]:
         "artist_name": {
             "type": "string",
             "maxLength": MAX_NAME_CHARS,
-            "pattern": f"^[^{_control_characters()}]*{_END_OF_TEXT}",
+            "pattern": f"^[^{_ranges(is_control_character)}]*{_END_OF_TEXT}",
             "description": "signs the image",
         },
         "signature_position": {"enum": list(POSITIONS)},
@@ -141,11 +153,11 @@ def _lora() -> dict[str, Any]:
     }
 
 
-def _control_characters() -> str:
-    """Return the characters that a name may not contain, as ranges of a regular expression's class."""
-    codes = [code for code in range(sys.maxunicode + 1) if is_control_character(chr(code))]
-    starts = [code for code in codes if code - 1 not in codes]
-    ends = [code for code in codes if code + 1 not in codes]
+def _ranges(includes: Callable[[str], bool]) -> str:
+    """Return the characters for which the function is true, as ranges of a regular expression's class."""
+    codes = {code for code in range(sys.maxunicode + 1) if includes(chr(code))}
+    starts = sorted(code for code in codes if code - 1 not in codes)
+    ends = sorted(code for code in codes if code + 1 not in codes)
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
 
 

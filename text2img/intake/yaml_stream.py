@@ -7,6 +7,7 @@ memory, since an alias may refer to them. What aliases and merges expand to is c
 from __future__ import annotations
 
 import math
+import re
 from collections import ChainMap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,13 +25,27 @@ from text2img.intake.formats import (
     one_line,
     repeated_keys,
 )
+from text2img.prompts.quoting import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
+_STR: Final = "tag:yaml.org,2002:str"
+_INT: Final = "tag:yaml.org,2002:int"
+_KINDS: Final = {
+    _INT: "another number",
+    "tag:yaml.org,2002:float": "a number",
+    "tag:yaml.org,2002:bool": "true or false",
+    "tag:yaml.org,2002:timestamp": "a date",
+}
+_IDS: Final = ("id", "_id", "dataset_id", "style_id")
+_TEXTS: Final = ("text", "prompt", "negative_prompt", "artist_name")
+_DECIMAL: Final = re.compile(r"-?[1-9][0-9]*|0")
+_OCTAL_OR_TIME: Final = re.compile(r"[-+]?0[0-7_]+|[^:]*:.*", re.DOTALL)
 _SEQUENCE: Final = "tag:yaml.org,2002:seq"
 _MAPPING: Final = "tag:yaml.org,2002:map"
+_MERGE: Final = "tag:yaml.org,2002:merge"
 _MAX_DEPTH: Final = 50
 _MAX_ENTRY_VALUES: Final = 25_000
 """The values of one entry, aliases expanded; a text of 20,000 characters has no more tags."""
@@ -131,6 +146,31 @@ for _class in (_Loader, _SlowLoader):
     _class.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
+def begins_as_prompts(file: TextIO, max_items: int) -> bool:
+    """Return True for a list in which a mapping comes before any error of syntax, or no error comes at all.
+
+    Looks at the first ``max_items`` items. Raises yaml.YAMLError for an error before that.
+    """
+    loader = _Loader(file)
+    try:
+        depth = items = 0
+        while not loader.check_event(yaml.StreamEndEvent) and items < max_items:
+            event = loader.get_event()
+            if isinstance(event, yaml.MappingStartEvent | yaml.AliasEvent):
+                return True
+            if isinstance(event, yaml.SequenceStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.SequenceEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.ScalarEvent):
+                if not depth:
+                    return False  # a text: prose behind a line of dashes
+                items += 1
+        return True
+    finally:
+        loader.dispose()
+
+
 def entries(file: TextIO) -> Iterator[tuple[int, object]]:
     """Yield the entries of a list, or of the list under ``prompts``, with their lines.
 
@@ -203,10 +243,43 @@ def _list_entries(loader: Any) -> Iterator[tuple[int, object]]:
             lines = [mark.line + 1 for mark, _ in loader.repeated]
             errors = repeated_keys(key for _, key in loader.repeated)
             yield line, Unreadable([f"{error} (line {at})" for error, at in zip(errors, lines, strict=False)])
+        elif errors := _misread(node):
+            yield line, Unreadable(errors)
         else:
             yield line, _constructed(loader, node)
         loader.repeated.clear()
     loader.get_event()
+
+
+def _misread(node: Any) -> list[str]:
+    """Return an error for each field that YAML reads as another value than what is written: 010 as 8.
+
+    An ``aspect_ratio`` such as 16:9 is read as it is written.
+    """
+    errors = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.tag == _MERGE:
+            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            errors += [error for each in merged for error in _misread(each)]
+        elif isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and not value.style:
+            if key.value == "aspect_ratio" and value.tag == _INT:
+                value.tag = _STR
+            elif (kind := _KINDS.get(value.tag)) and (remedy := _remedy(key.value, value)):
+                shown = quoted(value.value).strip("'")
+                errors.append(f"{key.value}: YAML reads {shown} as {kind}; {remedy}")
+    return errors
+
+
+def _remedy(name: str, value: Any) -> str | None:
+    """Return what to do about a plain value that is no text for YAML; None if it is read as it is written."""
+    if name in _IDS:
+        what = "the id" if name in {"id", "_id"} else "it"
+        return None if value.tag == _INT and _DECIMAL.fullmatch(value.value) else f"put {what} in quotes"
+    if name in _TEXTS:
+        return "put it in quotes"
+    if value.tag == _INT and _OCTAL_OR_TIME.fullmatch(value.value):
+        return "write a decimal number"
+    return None
 
 
 def _constructed(loader: Any, node: Any) -> object:
@@ -236,10 +309,12 @@ def _anchored_entries(loader: Any) -> Iterator[tuple[int, object]]:
     """Yield the entries of a list that has an anchor or is an alias; it is in memory as a whole."""
     node = loader.compose_node(None, None)
     _refuse_repeated_keys(loader)
+    members = node.value if isinstance(node, yaml.SequenceNode) else []
+    misread = [_misread(child) for child in members]
     entries = _constructed(loader, node)
     if isinstance(entries, Unreadable):
         raise ComposerError(None, None, entries.errors[0], node.start_mark)
     if not isinstance(node, yaml.SequenceNode) or not isinstance(entries, list):
         raise ValueError(NOT_A_LIST)  # noqa: TRY004 - an invalid value in a file, not a wrong type
-    for child, entry in zip(node.value, entries, strict=True):
-        yield child.start_mark.line + 1, entry
+    for child, errors, entry in zip(node.value, misread, entries, strict=True):
+        yield child.start_mark.line + 1, Unreadable(errors) if errors else entry

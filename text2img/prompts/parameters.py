@@ -28,6 +28,9 @@ MAX_NAME_CHARS: Final = 200
 _UNREADABLE: Final = re.compile("[\0\ud800-\udfff]")
 _ALLOWED_FORMAT_CHARS: Final = "\u200c\u200d\u200e\u200f"
 """Joiners and direction marks, which names in some scripts need."""
+_INVISIBLE: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"))
+_FILLERS: Final = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and a symbol that are blank: the fillers of Hangul, and Braille's blank."""
 
 
 def check_prompt_text(text: object, tags: object = None) -> str:
@@ -42,9 +45,15 @@ def check_prompt_text(text: object, tags: object = None) -> str:
         checked = check_text(name, _joined(tags) if text is None else text)
     except PromptFailed as exc:
         raise PromptFailed(ErrorCode.INVALID_PROMPT, str(exc)) from None
-    if not checked.strip():
-        raise PromptFailed(ErrorCode.INVALID_PROMPT, f"{name} is empty; describe the image")
+    if all(map(is_invisible, checked)):
+        reason = ": it has only invisible characters" if checked.strip() else ""
+        raise PromptFailed(ErrorCode.INVALID_PROMPT, f"{name} is empty{reason}; describe the image")
     return checked
+
+
+def is_invisible(char: str) -> bool:
+    """Return True for white space, and for a character that shows nothing by itself (marks combine)."""
+    return unicodedata.category(char) in _INVISIBLE or char in _FILLERS
 
 
 def _joined(tags: object) -> str:
@@ -333,6 +342,8 @@ def resolve_parameters(
 
 def _seed(value: object, images: int) -> int:
     """Return the seed if the seeds of all images, which count up from it, are valid too."""
+    if value == -1 and not isinstance(value, bool):
+        raise invalid_value("seed", value, "must not be negative: leave it out for a seed made from the id")
     seed = check_integer("seed", value, 0, MAX_SEED)
     if seed + images - 1 > MAX_SEED:
         raise invalid_value("seed", value, f"must leave room below 2⁶³ for the seeds of {images} images")

@@ -171,7 +171,13 @@ class EndpointSettings:
         None,
         "input",
         "a .json, .jsonl, .yaml, .csv or .txt file of prompts, added first; a prompt whose content changed "
-        "is generated again",
+        "is generated again, and a pending one that has left the file is removed",
+    )
+    prompt_syntax: Literal["warn", "refuse"] = option(
+        "warn",
+        "prompts",
+        "warn or refuse: what other programs read as syntax, such as (word:1.3), __name__ or "
+        "<lora:…>, is plain text here",
     )
 
 

@@ -18,6 +18,7 @@ from text2img.images import Encoder, Marking, check_statement
 from text2img.prompts import Limits, RequestedParameters
 from text2img.prompts.ids import HostAllowlist, IterationFolderName, ObjectName
 from text2img.prompts.parameters import resolve_parameters
+from text2img.prompts.syntax import PromptSyntax
 from text2img.settings import DEFAULTS, expand_home
 from text2img.storage import (
     ImageStorage,
@@ -60,7 +61,8 @@ class Dependencies:
     ``batch_size`` is the maximum; with ``fastest_size`` the run finds out which size up to it is fastest.
     With a ``loop`` an image is refined until the evaluator accepts it. ``callback`` and ``webhooks`` are the
     clients for the run's receiver and for prompts' own webhooks, which may be on ``webhook_hosts`` only.
-    ``limit`` is the maximum number of prompts of a run, ``limits`` what each of them may request.
+    ``limit`` is the maximum number of prompts of a run, ``limits`` what each of them may request, and
+    ``syntax`` what happens to texts with other programs' syntax.
     """
 
     storage: ImageStorage
@@ -77,6 +79,7 @@ class Dependencies:
     fastest_size: bool = False
     limit: int | None = None
     limits: Limits = field(default_factory=Limits)
+    syntax: PromptSyntax = field(default_factory=PromptSyntax)
     max_attempts: int = 3
     upload_workers: int = 16
 
@@ -138,6 +141,7 @@ def build(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Dep
         fastest_size=settings.batches.auto,
         limit=settings.limit,
         limits=settings.limits,
+        syntax=prompt_syntax(settings),
         max_attempts=settings.max_attempts,
         upload_workers=settings.upload_workers,
     )
@@ -199,6 +203,16 @@ def sidecars(deps: Dependencies, run: RunContext) -> Sidecars | None:
     from text2img.reports.run_files import Sidecars
 
     return Sidecars(deps.storage, deps.object_name, run.database.queue.holds)
+
+
+def prompt_syntax(settings: Settings) -> PromptSyntax:
+    """Return the check for syntax of other programs. Raises ConfigurationError if the run's own has it."""
+    syntax = PromptSyntax(refuse=settings.prompt_syntax == "refuse")
+    try:
+        syntax.check(None, settings.negative_prompt)
+    except PromptFailed as exc:
+        raise ConfigurationError(f"--negative-prompt (NEGATIVE_PROMPT): {exc}") from None
+    return syntax
 
 
 def selection(settings: Settings) -> Selection:

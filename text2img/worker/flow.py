@@ -89,11 +89,15 @@ class Worker:
         claims are released.
         """
         # The leases are entered first and left last: they are extended until everything is recorded.
-        with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
-            self._run.database.queue.check_results()  # before an image is made that could not be recorded
-            self._run_round()
-            while self._wait_for_more():
+        try:
+            with self._run.leases, self._post, ThreadPoolExecutor(1, "mark") as self._marker:
+                self._run.database.queue.check_results()  # before an image is made that could not be recorded
                 self._run_round()
+                while self._wait_for_more():
+                    self._run_round()
+        finally:
+            if warning := self._deps.syntax.warning:
+                log.warning("%s", warning)
         self._run.excluded.check()
 
     def _run_round(self) -> None:
@@ -187,6 +191,7 @@ class Worker:
                 if claimed.webhook_url is not None:
                     prompt = replace(claimed, webhook_url=deps.webhook_hosts.check(claimed.webhook_url))
                 wanted = request(prompt, self._requested, self._model_info.multiple, deps.limits)
+                deps.syntax.check(prompt.id, wanted.text, prompt.requested.negative_prompt)
                 wanted = deps.loop.next(wanted) if deps.loop else wanted
                 deps.encoder.check(wanted.parameters)
                 ready.append(self._engine.prepare(wanted))

@@ -126,3 +126,31 @@ def test_whatever_a_message_holds(database, message):
     assert (prompt is None) == bool(invalid_value)
     if prompt is not None:
         assert database.runs.enqueue([prompt]) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ('{"generation_id": 1, "text": "a", "seed": 1, "seed": 2}', ["seed occurs twice"]),
+        ('{"generation_id": 1, "text": "a", "lora": {"path": "x", "path": "y"}}', ["path occurs twice"]),
+        ('{"generation_id": 1, "te\\u0078t": "a", "text": "a"}', ["text occurs twice"]),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused(body, errors):
+    """Of two values neither is chosen, at any depth."""
+    assert read(body.encode()) == (None, errors)
+
+
+def test_names_of_other_programs_are_named(caplog):
+    """They are ignored as all unknown fields are, and logged once; a refused message names them too."""
+    reader = MessageReader()
+    for _ in range(2):
+        prompt, errors = reader(b'{"generation_id": 1, "prompt": "a cat", "steps": 20}')
+        assert (prompt.text, errors) == ("a cat", [])
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "messages with the unknown field 'steps'; it is called num_inference_steps here; it is ignored"
+    ]
+    assert read({"generation_id": 1, "tags": ["a cat"]}) == (
+        None,
+        ["text is missing; describe the image", "unknown field 'tags'; it is called prompt_tags here"],
+    )

@@ -58,6 +58,31 @@ def test_an_id_is_made_from_the_content(tmp_path) -> None:
     assert len({prompt.id for prompt in one}) == 2
 
 
+def test_prompt_means_text(tmp_path) -> None:
+    """With either name the content, and so the id, is the same; a null counts as absent."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat", "seed": 7}\n{"prompt": null, "text": "a dog"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "a cat", "seed": 7}\n{"text": "a dog"}\n')
+    assert list(read_prompts(str(tmp_path / "a.jsonl"))) == list(read_prompts(str(tmp_path / "b.jsonl")))
+
+
+def test_fields_of_other_programs_are_named(tmp_path) -> None:
+    """Each leads to the field that it is called here; a seed of −1 to none."""
+    (tmp_path / "a.jsonl").write_text(
+        '{"prompt": "a", "steps": 20, "cfg_scale": 7, "sampler_name": "Euler a", "tags": [], "seed": -1}\n'
+        '{"prompt": "a", "text": "a"}\n'
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        read_prompts(str(tmp_path / "a.jsonl"))
+    assert [line.rpartition("a.jsonl, ")[2] for line in str(refused.value).splitlines()] == [
+        "line 1: unknown field 'steps'; it is called num_inference_steps here",
+        "line 1: unknown field 'cfg_scale'; it is called guidance_scale here",
+        "line 1: unknown field 'sampler_name'; it is called scheduler here",
+        "line 1: unknown field 'tags'; it is called prompt_tags here",
+        "line 1: seed must not be negative: leave it out for a seed made from the id; it is -1",
+        "line 2: text and prompt are the same field; use one of them",
+    ]
+
+
 def test_typed_ids(tmp_path) -> None:
     """An ObjectId or UUID is written as MongoDB's extended JSON has it."""
     (tmp_path / "a.jsonl").write_text(
@@ -117,7 +142,7 @@ def test_all_that_is_wrong_with_an_entry_is_said(tmp_path) -> None:
         ("a.json", '{"prompts": [], "x": [1],\n"prompts":\n[\n7]}', [2]),
         ("a.yaml", "# c\nprompts:\n- a\n- text:\n- 7\n", [4, 5]),
         ("a.yaml", "[a,\n {text: ''}, 7]", [2, 2]),
-        ("a.csv", 'id,text\na,"two\nlines"\nb,""\n,""\n', [4, 5]),
+        ("a.csv", 'id,text\na,"two\nlines"\nb,""\n,""\nc,\n', [4, 6]),
         ("a.jsonl", '\n{"text": ""}\n\n\n7\n', [2, 5]),
     ],
 )
