@@ -102,3 +102,36 @@ def test_many_prompts_are_added_at_a_steady_cost(tmp_path):
     )  # fmt: skip
     assert added.stdout == "added 2000 of 2000 prompts; 0 were there already\n", added.stderr
     assert pstats.Stats(str(tmp_path / "calls")).total_calls < 1_500 * 2_000
+
+
+def test_a_prompt_that_left_the_file_is_removed(tmp_path):
+    """A pending prompt of the file that is no longer in it is not made: status counts it, and it comes back
+    with the file. Prompts of another file, enqueued ones and completed ones stay. A dry run names the batch
+    that the run makes, and writes nothing.
+    """
+    database = ("--database", "sqlite:///prompts.db")
+    job = (*database, "--output", "pictures", "--model-id", str(product.MODEL), "--log-format", "text")
+    for name, ids in {"a.csv": "abcd", "b.csv": "x", "c.csv": "y"}.items():
+        (tmp_path / name).write_text("id,text\n" + "".join(f"{each},a boat\n" for each in ids))
+    first = sleeping.run("run", *job, "--input-file", "a.csv", "--limit", "1", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert sleeping.run("enqueue", "c.csv", *database, folder=tmp_path).returncode == 0
+    assert sleeping.run(*job, "--input-file", "b.csv", "--limit", "1", folder=tmp_path).returncode == 0
+    before = product.counts(tmp_path)
+    (tmp_path / "a.csv").write_text("id,text,seed\nd,a boat,7\ne,a boat,\n")
+    planned = sleeping.run(*job, "--dry-run", "--input-file", "a.csv", folder=tmp_path)
+    assert "2 prompts of a.csv: 1 would be added, 1 generated again; 1 that left" in planned.stdout
+    assert "batch 1: 4 × " in planned.stdout
+    assert planned.stdout.rstrip().endswith(": d, e, x, y")
+    assert product.counts(tmp_path) == before == {"completed": 2, "pending": 4}
+    made = sleeping.run(*job, "--input-file", str(tmp_path / "a.csv"), folder=tmp_path)
+    assert made.stdout.startswith("completed 4, failed 0, remaining 0"), made.stderr
+    shown = sleeping.run("status", *database, folder=tmp_path).stdout
+    assert "removed            1  (left their input file)" in shown
+    (tmp_path / "a.csv").write_text("")
+    empty = sleeping.run(*job, "--input-file", "a.csv", folder=tmp_path)
+    assert (empty.returncode, product.counts(tmp_path)["removed"]) == (2, 1)
+    (tmp_path / "a.csv").write_text("id,text\nc,a boat\n")
+    again = sleeping.run(*job, "--input-file", "a.csv", folder=tmp_path)
+    assert again.stdout.startswith("completed 1, failed 0, remaining 0"), again.stderr
+    assert product.counts(tmp_path) == {"completed": 7}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from functools import partial
+from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from text2img.concurrency.signals import Stop, graceful_shutdown
+from text2img.databases.documents import parse_id_candidates
 from text2img.errors import DatabaseFailed, DatabaseMissing, PromptFailed, StorageFailed
 from text2img.intake import read_prompts
 from text2img.prompts import SMALLEST_SIZE, Claim, Prompt, RequestedParameters, request
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from text2img.databases import Database, NewPrompt, Run
+    from text2img.databases import Database, NewPrompt, Run, Selection, StoredPrompt
     from text2img.intake import Prompts
-    from text2img.prompts import ModelConfiguration, Request
+    from text2img.prompts import ModelConfiguration, PromptId, Request
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.build import Dependencies
@@ -103,18 +105,24 @@ def executor(settings: Settings, deps: Dependencies, database: Database, stop: S
 
 
 def add(database: Database, prompts: Prompts | None) -> None:
-    """Add the input file's new prompts, and requeue the changed ones."""
+    """Add the input file's new prompts, requeue the changed ones, and remove pending ones that left it."""
     if not prompts:
         return
     added = changed = 0
     remaining = iter(prompts)
     while chunk := list(islice(remaining, _ENQUEUE_CHUNK)):
-        added += database.runs.enqueue(chunk)
+        added += database.runs.enqueue(chunk, prompts.path)
         changed += database.runs.requeue_changed(chunk)
-    log.info("of %d prompts %d are new and %d have changed", len(prompts), added, changed)
+    removed = 0
+    if prompts.path is not None and (left := database.runs.left_file(prompts.path, prompts)):
+        removed = database.runs.remove(left, prompts.path)
+    log.info(
+        "of %d prompts %d are new and %d have changed; %d that left the file are removed",
+        *(len(prompts), added, changed, removed),
+    )
 
 
-_MAX_PLANNED = 1_000
+_MAX_PLANNED, _MAX_PEEKED = 1_000, 10_000
 _MODEL_SIZE = RequestedParameters(width=2040, height=2040)
 """Placeholder for the model's own size, which is unknown before the model is loaded.
 
@@ -123,11 +131,10 @@ It is large enough for every signature and every aspect ratio, and an unlikely s
 
 
 def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> int:
-    """Print the planned batches, and return the exit status; ``new`` prompts are planned as if enqueued."""
-    waiting, prompts, configuration = _waiting_prompts(settings, may_be_missing=bool(new))
-    if new:
-        waiting += _add_new(new, prompts)
-        print_lines(f"{len(new)} prompts of {settings.input_file} would be added or, if changed, requeued")
+    """Print the planned batches, and return the exit status; ``new`` prompts are planned as if added."""
+    waiting, prompts, configuration, changes = _waiting_prompts(settings, new)
+    if new and changes:
+        print_lines(f"{len(new)} prompts of {settings.input_file}: {changes.summary}")
     configured = configuration.requested if configuration else RequestedParameters()
     model = settings.model_id or (configuration and configuration.model_path) or DEFAULT_MODEL
     model_defaults = RequestedParameters()
@@ -165,37 +172,103 @@ def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> i
 
 
 def _waiting_prompts(
-    settings: Settings, *, may_be_missing: bool
-) -> tuple[int, list[Prompt], ModelConfiguration | None]:
-    """Return the number of waiting prompts, the first of them, and the model configuration."""
+    settings: Settings, new: Prompts | None
+) -> tuple[int, list[Prompt], ModelConfiguration | None, _FileChanges | None]:
+    """Return the number of prompts that would wait, the first of them, and the model configuration.
+
+    ``new`` are the input file's prompts; also return what adding them would change.
+    """
+    selection = build.selection(settings)
+    changes = _FileChanges(selection) if new else None
     try:
         with closing(build.database(settings, create=False)) as database:
-            waiting = database.queue.pending(build.selection(settings))
-            count = min(settings.limit or _MAX_PLANNED, _MAX_PLANNED)
-            prompts = database.queue.peek(count, build.selection(settings))
-            return waiting, prompts, database.runs.model_configuration(settings.model_config_id)
+            if new and changes:
+                changes.read(database, new)
+            more = min(len(changes.excluded), _MAX_PEEKED) if changes else 0
+            prompts = database.queue.peek(_MAX_PLANNED + more, selection)
+            waiting = database.queue.pending(selection) + (changes.more if changes else 0)
+            configuration = database.runs.model_configuration(settings.model_config_id)
     except DatabaseMissing:
-        if may_be_missing:
-            return 0, [], None
-        raise
+        if not new or not changes:
+            raise
+        changes.read(None, new)
+        waiting, prompts, configuration = changes.more, [], None
+    return waiting, changes.merged(prompts) if changes else prompts, configuration, changes
 
 
-def _add_new(new: Prompts, prompts: list[Prompt]) -> int:
-    """Append the new prompts to the waiting ones, up to _MAX_PLANNED; return the number of new prompts."""
-    waiting_ids = {prompt.id for prompt in prompts}
-    added = 0
-    for new_prompt in new:
-        if new_prompt.id not in waiting_ids:
-            added += 1
-            if len(prompts) < _MAX_PLANNED:
-                prompts.append(_as_claimed(new_prompt))
-    return added
+class _FileChanges:
+    """The changes that adding an input file would make, as far as the plan needs them; see ``add``.
+
+    ``excluded`` are prompts that would not be claimed as they are stored, ``more`` is by how many the number
+    of waiting prompts in the selection would grow; ``planned`` are the first of the new or changed ones.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._new = self._changed = self._removed = 0
+        self.excluded: set[PromptId] = set()
+        self.more = 0
+        self.planned: list[Prompt] = []
+
+    @property
+    def summary(self) -> str:
+        """The numbers of prompts that would change, in words."""
+        counts = f"{self._new} would be added, {self._changed} generated again"
+        return f"{counts}; {self._removed} that left the file would be removed"
+
+    def read(self, database: Database | None, new: Prompts) -> None:
+        """Compare the file with the database, which may not exist yet."""
+        remaining = iter(new)
+        while chunk := list(islice(remaining, _ENQUEUE_CHUNK)):
+            stored = database.runs.compare(chunk, self._selection) if database else [None] * len(chunk)
+            for prompt, found in zip(chunk, stored, strict=True):
+                self._add(prompt, found)
+        if database and new.path is not None:
+            left = database.runs.left_file(new.path, new)
+            self._removed = len(left)
+            self.excluded.update(left)
+            self.more -= len(database.runs.left_file(new.path, new, self._selection))
+
+    def merged(self, prompts: list[Prompt]) -> list[Prompt]:
+        """Return the prompts with those planned, in the order of their claims."""
+        stored = (prompt for prompt in prompts if prompt.id not in self.excluded)
+        return list(merge(stored, sorted(self.planned, key=_order), key=_order))
+
+    def _add(self, prompt: NewPrompt, stored: StoredPrompt | None) -> None:
+        if stored is None or stored.removed:
+            self._new += 1
+        elif stored.differs and not stored.held:
+            self._changed += 1
+            self.excluded.add(prompt.id)
+        else:
+            return
+        self.more -= stored is not None and stored.waiting
+        wanted = self._selection.dataset_id
+        if wanted is not None and prompt.dataset_id not in parse_id_candidates(wanted):
+            return
+        self.more += 1
+        self.planned.append(_as_claimed(prompt))
+        if len(self.planned) > 2 * _MAX_PLANNED:
+            self.planned = sorted(self.planned, key=_order)[:_MAX_PLANNED]
+
+
+def _order(prompt: Prompt) -> tuple[float, int, int | str]:
+    """Return what the databases sort by: the priority, then the id by its type."""
+    number = prompt.id.kind == "int"
+    rank = {"int": 0, "double": 0, "str": 1, "uuid": 2, "objectid": 3}.get(prompt.id.kind, 4)
+    return -prompt.priority, rank, int(prompt.id.text) if number else prompt.id.text
 
 
 def _as_claimed(new: NewPrompt) -> Prompt:
     """Return the prompt as it would be claimed."""
     claim = Claim(new.id, "", 0)
-    return Prompt(claim=claim, text=new.text, requested=new.requested, webhook_url=new.webhook_url)
+    return Prompt(
+        claim=claim,
+        text=new.text,
+        requested=new.requested,
+        webhook_url=new.webhook_url,
+        priority=new.priority or 0,
+    )
 
 
 def _print_batches(batcher: Batcher) -> None:

@@ -47,11 +47,13 @@ def prompt_lines(counts: Counts) -> list[str]:
     codes = [f"{shorten(code)} {count}" for code, count in sorted(counts.errors.items())]
     more = [f"{len(codes) - _MAX_CODES} more codes"] if len(codes) > _MAX_CODES else []
     errors = ", ".join([*codes[:_MAX_CODES], *more])
+    removed = [f"removed     {counts.removed:>8,}  (left their input file)"] if counts.removed else []
     return [
         f"pending     {counts.pending:>8,}{oldest}",
         f"processing  {counts.processing:>8,}  (leases: {live:,} live, {expired:,} expired)",
         f"completed   {counts.completed:>8,}",
         f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
+        *removed,
     ]
 
 

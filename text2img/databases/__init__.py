@@ -20,6 +20,7 @@ from text2img.databases.records import (
     Run,
     RunTotals,
     Selection,
+    StoredPrompt,
     UndeliveredOutcome,
     WorkerClaims,
     webhook_id,
@@ -27,10 +28,10 @@ from text2img.databases.records import (
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
     from text2img.errors import ErrorCode
-    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
+    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt, PromptId
 
 __all__ = [
     "Collections",
@@ -50,6 +51,7 @@ __all__ = [
     "RunStore",
     "RunTotals",
     "Selection",
+    "StoredPrompt",
     "UndeliveredOutcome",
     "WorkerClaims",
     "open_database",
@@ -328,8 +330,11 @@ class RunStore(Protocol):
         """
         ...
 
-    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
-        """Add the prompts whose id is new; return how many were added. The others stay untouched.
+    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
+        """Add the prompts whose id is new or ``removed``; return how many were added.
+
+        They remember the input file, an absolute path. The others stay untouched; without an input file they
+        forget theirs, so that they stay when they leave it.
 
         Raises PromptFailed (``invalid_document``) for a prompt that the database rejects for what it holds,
         such as by the owner's schema. Those that were to be added with it may be missing: call it again.
@@ -340,6 +345,26 @@ class RunStore(Protocol):
         """Update the known prompts whose content differs and requeue them as if new; return how many.
 
         A prompt that a worker holds stays as it is, and so does one whose content is the same already.
+        """
+        ...
+
+    def compare(self, prompts: Sequence[NewPrompt], selection: Selection) -> list[StoredPrompt | None]:
+        """Return what is stored under each prompt's id; None if nothing is. Writes nothing."""
+        ...
+
+    def left_file(
+        self, input_file: str, kept: Container[PromptId], selection: Selection | None = None
+    ) -> list[PromptId]:
+        """Return the pending prompts that came from the input file and are not among those kept.
+
+        With a selection, only those of it that are claimable now.
+        """
+        ...
+
+    def remove(self, prompt_ids: Sequence[PromptId], input_file: str) -> int:
+        """Change those prompts of the input file that are pending to ``removed``; return how many.
+
+        May be repeated.
         """
         ...
 

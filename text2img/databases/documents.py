@@ -150,10 +150,11 @@ def parse_id_candidates(text: str) -> list[object]:
     return [text, number] if fits else [text]
 
 
-def new_fields(prompt: NewPrompt) -> dict[str, object]:
+def new_fields(prompt: NewPrompt, input_file: str | None = None) -> dict[str, object]:
     """Return the fields of a prompt to add, without its id and ``created_at``."""
-    content = {name: value for name, value in content_of(prompt).items() if value is not None}
-    return {**content, "status": Status.PENDING.value}
+    content = {**content_of(prompt), "input_file": input_file}
+    given = {name: value for name, value in content.items() if value is not None}
+    return {**given, "status": Status.PENDING.value}
 
 
 def content_of(prompt: NewPrompt) -> dict[str, object]:

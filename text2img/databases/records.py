@@ -52,12 +52,27 @@ class NewPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPrompt:
+    """The state of what is stored under the id of a new prompt.
+
+    ``removed``: it has left its input file. ``differs``: its content is another. ``held``: a worker has a
+    live claim on it. ``waiting``: it is claimable, and in the selection.
+    """
+
+    removed: bool
+    differs: bool
+    held: bool
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """The number of prompts by status.
 
     Leases are those of prompts in processing. ``undelivered`` counts final outcomes that are in no
     notification yet, ``pending_webhooks`` those in none for the prompt's own webhook. ``images`` counts the
-    images of completed prompts, ``errors`` failed prompts by error code.
+    images of completed prompts, ``errors`` failed prompts by error code, ``removed`` prompts that have left
+    their input file.
     """
 
     pending: int
@@ -70,6 +85,7 @@ class Counts:
     undelivered: int
     pending_webhooks: int = 0
     images: int = 0
+    removed: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
 
 

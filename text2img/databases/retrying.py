@@ -15,7 +15,7 @@ from text2img.databases import Database
 from text2img.errors import DatabaseFailed, WritesRejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
     from text2img.databases import (
         Connection,
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
         RunStore,
         RunTotals,
         Selection,
+        StoredPrompt,
         UndeliveredOutcome,
         WorkerClaims,
     )
     from text2img.errors import ErrorCode
-    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt
+    from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt, PromptId
 
 log = logging.getLogger(__name__)
 
@@ -296,13 +297,27 @@ class RetryingRunStore:
         """See RunStore.claims_by_worker."""
         return self._retry(self._runs.claims_by_worker, selection)
 
-    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
         """See RunStore.enqueue. Not retried: an iterator yields its prompts only once."""
-        return self._runs.enqueue(prompts)
+        return self._runs.enqueue(prompts, input_file)
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. Not retried, for the same reason."""
         return self._runs.requeue_changed(prompts)
+
+    def compare(self, prompts: Sequence[NewPrompt], selection: Selection) -> list[StoredPrompt | None]:
+        """See RunStore.compare."""
+        return self._retry(self._runs.compare, prompts, selection)
+
+    def left_file(
+        self, input_file: str, kept: Container[PromptId], selection: Selection | None = None
+    ) -> list[PromptId]:
+        """See RunStore.left_file."""
+        return self._retry(self._runs.left_file, input_file, kept, selection)
+
+    def remove(self, prompt_ids: Sequence[PromptId], input_file: str) -> int:
+        """See RunStore.remove."""
+        return self._retry(self._runs.remove, prompt_ids, input_file)
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See RunStore.retry."""

@@ -23,6 +23,7 @@ from text2img.databases.documents import content_of
 from text2img.errors import ConfigurationError, PromptFailed
 from text2img.intake.entries import int_if_whole, new_prompt
 from text2img.intake.formats import entries, format_of, is_csv_header
+from text2img.prompts import PromptId
 from text2img.prompts.quoting import plain_text
 from text2img.prompts.syntax import PromptSyntax
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from text2img.databases import NewPrompt
-    from text2img.prompts import PromptId
 
 _MAX_ERRORS_SHOWN: Final = 50
 _CHUNK_BYTES: Final = 2**16
@@ -136,8 +136,8 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._known)
 
-    def __contains__(self, prompt_id: PromptId) -> bool:
-        return _id_fingerprint(prompt_id) in self._known
+    def __contains__(self, prompt_id: object) -> bool:
+        return isinstance(prompt_id, PromptId) and _id_fingerprint(prompt_id) in self._known
 
     @property
     def path(self) -> str | None:

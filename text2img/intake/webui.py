@@ -89,11 +89,13 @@ class _Block:
     negative: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, number: int, words: str) -> Iterator[tuple[int, object]]:
-        """Add a line of text; yield the prompt of the line before it."""
+        """Add a line of text; yield the prompts that are complete now."""
         if self.last is not None:
             yield self.last[0], _line_entry(self.last[1])
         self.last = number, words
         self.lines += 1
+        if words.startswith("--") or _INLINE.search(words):  # whole by itself
+            yield from self.end()
 
     def end(self, settings: str | None = None, number: int = 0) -> Iterator[tuple[int, object]]:
         """End the block, with the line of an infotext's settings if it has one; yield its last prompt."""

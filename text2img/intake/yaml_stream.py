@@ -258,16 +258,21 @@ def _misread(node: Any) -> list[str]:
     """
     errors = []
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.tag == _MERGE:
-            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            errors += [error for each in merged for error in _misread(each)]
-        elif isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and not value.style:
+        if value.tag in _KINDS and _is_plain(key, value):
             if key.value == "aspect_ratio" and value.tag == _INT:
                 value.tag = _STR
-            elif (kind := _KINDS.get(value.tag)) and (remedy := _remedy(key.value, value)):
+            elif remedy := _remedy(key.value, value):
                 shown = quoted(value.value).strip("'")
-                errors.append(f"{key.value}: YAML reads {shown} as {kind}; {remedy}")
+                errors.append(f"{key.value}: YAML reads {shown} as {_KINDS[value.tag]}; {remedy}")
+        elif key.tag == _MERGE:
+            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            errors += [error for each in merged for error in _misread(each)]
     return errors
+
+
+def _is_plain(key: Any, value: Any) -> bool:
+    """Return True if the value is a scalar without quotes."""
+    return isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and not value.style
 
 
 def _remedy(name: str, value: Any) -> str | None:

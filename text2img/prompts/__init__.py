@@ -67,6 +67,7 @@ class Status(StrEnum):
     PROCESSING = "processing"  # claimed by a worker until lease_expires_at; then any worker may claim it
     COMPLETED = "completed"  # its images are stored and its result is recorded
     ERROR = "error"  # failed permanently; error_code is the reason
+    REMOVED = "removed"  # it was pending when it left its input file; it comes back with the file
 
 
 @dataclass(frozen=True, slots=True)

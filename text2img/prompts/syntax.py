@@ -1,4 +1,4 @@
-"""What other programs write: their names of fields, and syntax in texts such as weights and wildcards.
+"""Names and syntax of other programs: of fields, and in texts, such as weights and wildcards.
 
 Such syntax is plain text here. A run warns of it once, or refuses the prompt. Parentheses, brackets and
 colons of ordinary text are no syntax.

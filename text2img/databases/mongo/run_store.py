@@ -10,7 +10,7 @@ from bson.errors import BSONError
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError
 
-from text2img.databases import Counts, RunTotals, WorkerClaims
+from text2img.databases import Counts, RunTotals, StoredPrompt, WorkerClaims
 from text2img.databases.documents import (
     COMPLETED_FIELDS,
     FAILED_PROMPT_FIELDS,
@@ -39,6 +39,9 @@ from text2img.databases.mongo.session import (
     translate_errors,
 )
 from text2img.databases.mongo.updates import (
+    CLAIMABLE,
+    DUE,
+    PENDING,
     PROCESSING,
     differs,
     from_now,
@@ -53,12 +56,12 @@ from text2img.errors import DatabaseFailed
 from text2img.prompts import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, Selection
     from text2img.databases.mongo.session import Document
     from text2img.errors import ErrorCode
-    from text2img.prompts import ModelConfiguration
+    from text2img.prompts import ModelConfiguration, PromptId
 
 
 _BATCH_SIZE: Final = 1000
@@ -175,17 +178,83 @@ class MongoRunStore:
             for group in groups
         ]
 
-    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
         """See RunStore.enqueue. In batches of 1,000, each prompt atomic by itself."""
         # Not repeated as a whole when the connection breaks: an iterator yields its prompts only once.
         remaining = iter(prompts)
         added = 0
         while batch := list(islice(remaining, _BATCH_SIZE)):
             now = datetime.now(UTC)
-            added += self._insert(
-                [{"_id": value_of(prompt.id), **new_fields(prompt), "created_at": now} for prompt in batch]
-            )
+            documents = [
+                {"_id": value_of(prompt.id), **new_fields(prompt, input_file), "created_at": now}
+                for prompt in batch
+            ]
+            inserted = self._insert(documents)
+            added += inserted
+            if inserted < len(batch):
+                added += self._restore(batch, input_file)
         return added
+
+    @translate_errors
+    def _restore(self, prompts: Sequence[NewPrompt], input_file: str | None) -> int:
+        """Make the removed ones pending as if new; without a file, let known ones forget theirs."""
+        by_id = {"_id": {"$in": [value_of(prompt.id) for prompt in prompts]}}
+        removed = {"status": Status.REMOVED.value}
+        found = {id_of(each["_id"]) for each in self._datasets.find({**by_id, **removed}, {"_id": 1})}
+        updates = [
+            UpdateOne({"_id": {"$eq": value_of(new.id)}, **removed}, _replaced_by(new, input_file))
+            for new in prompts
+            if new.id in found
+        ]
+        restored = self._datasets.bulk_write(updates, ordered=False).matched_count if updates else 0
+        if input_file is None:
+            of_file = {**by_id, "input_file": {"$exists": True}}
+            self._datasets.update_many(of_file, {"$unset": {"input_file": ""}})
+        return restored
+
+    @translate_errors
+    def compare(self, prompts: Sequence[NewPrompt], selection: Selection) -> list[StoredPrompt | None]:
+        """See RunStore.compare. Two commands for 1,000 prompts."""
+        remaining = iter(prompts)
+        compared: list[StoredPrompt | None] = []
+        while batch := list(islice(remaining, _BATCH_SIZE)):
+            by_id = {"_id": {"$in": [value_of(prompt.id) for prompt in batch]}}
+            leased = {"$and": [{"$eq": ["$status", Status.PROCESSING.value]}, in_future("lease_expires_at")]}
+            content = dict.fromkeys(content_of(batch[0]), 1)
+            shown = {**content, "status": 1, "held": leased}
+            stored = {
+                id_of(each["_id"]): each
+                for each in self._datasets.aggregate([{"$match": by_id}, {"$project": shown}])
+            }
+            claimable = {"$and": [by_id, selected(selection), CLAIMABLE]}
+            waiting = {id_of(each["_id"]) for each in self._datasets.find(claimable, {"_id": 1})}
+            compared += [
+                _compared(new, stored[new.id], waiting=new.id in waiting) if new.id in stored else None
+                for new in batch
+            ]
+        return compared
+
+    @translate_errors
+    def left_file(
+        self, input_file: str, kept: Container[PromptId], selection: Selection | None = None
+    ) -> list[PromptId]:
+        """See RunStore.left_file. One query, served by the index on the status."""
+        matching: Document = {**PENDING, "input_file": {"$eq": input_file}}
+        if selection is not None:
+            matching = {"$and": [matching, DUE, selected(selection)]}
+        found = (id_of(each["_id"]) for each in self._datasets.find(matching, {"_id": 1}))
+        return [prompt_id for prompt_id in found if prompt_id not in kept]
+
+    @translate_errors
+    def remove(self, prompt_ids: Sequence[PromptId], input_file: str) -> int:
+        """See RunStore.remove. In batches of 1,000, each prompt atomic by itself."""
+        removed = 0
+        for start in range(0, len(prompt_ids), _BATCH_SIZE):
+            values = [value_of(prompt_id) for prompt_id in prompt_ids[start : start + _BATCH_SIZE]]
+            matching = {"_id": {"$in": values}, **PENDING, "input_file": {"$eq": input_file}}
+            update = {"$set": {"status": Status.REMOVED.value}}
+            removed += self._datasets.update_many(matching, update).modified_count
+        return removed
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. In batches of 1,000, each prompt atomic by itself."""
@@ -234,9 +303,22 @@ class MongoRunStore:
         return None if index == NO_INDEX or index.startswith("_id") else f"the unique index {index}"
 
 
-def _replaced_by(prompt: NewPrompt) -> list[Document]:
+def _compared(new: NewPrompt, stored: Mapping[str, Any], *, waiting: bool) -> StoredPrompt:
+    content = content_of(new)
+    return StoredPrompt(
+        removed=stored.get("status") == Status.REMOVED,
+        # As MongoDB compares: 7 and 7.0 are equal, 1 and true are not.
+        differs=any(
+            stored.get(name) != value or isinstance(stored.get(name), bool) for name, value in content.items()
+        ),
+        held=bool(stored.get("held")),
+        waiting=waiting,
+    )
+
+
+def _replaced_by(prompt: NewPrompt, input_file: str | None = None) -> list[Document]:
     """Return the update that replaces a stored prompt by a new one."""
-    fields = new_fields(prompt)
+    fields = new_fields(prompt, input_file)
     removed = {*OUTCOME_FIELDS, *content_of(prompt)} - fields.keys()
     return [{"$set": literals(fields)}, {"$unset": sorted(removed)}]
 

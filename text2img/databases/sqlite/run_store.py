@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.databases import Counts, RunTotals, WorkerClaims
+from text2img.databases import Counts, RunTotals, Selection, StoredPrompt, WorkerClaims
 from text2img.databases.documents import (
     FAILURE_FIELDS,
     MAX_SKIPPED_RUNS,
@@ -23,7 +24,7 @@ from text2img.databases.documents import (
     run_fields,
     run_of,
 )
-from text2img.databases.sqlite.queue import LEASED, selected
+from text2img.databases.sqlite.queue import EXPIRED, LEASED, PENDING, POSTPONED, selected
 from text2img.databases.sqlite.session import (
     ID,
     REJECTIONS,
@@ -41,12 +42,12 @@ from text2img.prompts import Status
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-    from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, Selection
+    from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run
     from text2img.databases.sqlite.session import Session
     from text2img.errors import ErrorCode
-    from text2img.prompts import ModelConfiguration
+    from text2img.prompts import ModelConfiguration, PromptId
 
 
 _BATCH_SIZE: Final = 1000
@@ -72,6 +73,25 @@ _RETRY: Final = (
 _REQUEUE_CHANGED: Final = (
     "UPDATE {datasets} SET {written}, status = 'pending', {removed} WHERE _id = {id} AND ({differs}) "
     "AND NOT ({status} = 'processing' AND {leased})"
+)
+
+
+_RESTORE: Final = (
+    "UPDATE {datasets} SET {written}, status = 'pending', input_file = :input_file, {removed} "
+    "WHERE _id = {id} AND status = 'removed'"
+)
+_FORGET_FILE: Final = "UPDATE {datasets} SET input_file = NULL WHERE _id = {id} AND input_file IS NOT NULL"
+_COMPARE: Final = (
+    "SELECT {status} = 'removed' AS removed, ({differs}) AS differs, "
+    "{status} = 'processing' AND {leased} AS held, "
+    "(({pending}) OR ({expired})) AND {where} AS waiting FROM {datasets} WHERE _id = {id}"
+)
+_OF_FILE: Final = (
+    "SELECT _id FROM {datasets} WHERE {status} = 'pending' AND input_file = :input_file AND {condition}"
+)
+_REMOVE: Final = (
+    "UPDATE {datasets} SET status = 'removed' "
+    "WHERE _id = {id} AND {status} = 'pending' AND input_file = :input_file"
 )
 
 
@@ -148,16 +168,19 @@ class SqliteRunStore:
             for row in rows
         ]
 
-    def enqueue(self, prompts: Iterable[NewPrompt]) -> int:
+    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
         """See RunStore.enqueue. In batches of 1,000, each in one transaction."""
-        remaining = iter(prompts)
+        remaining, file = iter(prompts), self._file_name(input_file)
         added = 0
         while batch := list(islice(remaining, _BATCH_SIZE)):
             with self._session.writing() as connection:
                 for prompt in batch:
-                    fields = {"_id": value_of(prompt.id), **new_fields(prompt), "created_at": timestamp()}
+                    added_fields = {**new_fields(prompt, file), "created_at": timestamp()}
+                    fields = {"_id": value_of(prompt.id), **added_fields}
                     try:
-                        added += self._insert_new(connection, fields)
+                        added += self._insert_new(connection, fields) or self._restore(
+                            connection, prompt, file
+                        )
                     except REJECTIONS as exc:
                         raise rejected_prompt(prompt.id, str(exc)) from exc
         return added
@@ -171,6 +194,63 @@ class SqliteRunStore:
             return 0
         return self._insert(connection, "INSERT INTO {datasets}", fields)
 
+    def _restore(self, connection: sqlite3.Connection, prompt: NewPrompt, file: str | None) -> int:
+        """Make a removed prompt pending as if new; without a file, let a known one forget its own."""
+        content = columns_of(content_of(prompt))
+        restore = self._session.sql(_RESTORE, **_assignments(content), id=ID)
+        values = {**content, **names_of(prompt.id), "input_file": file}
+        restored = connection.execute(restore, values).rowcount
+        if not restored and file is None:
+            connection.execute(self._session.sql(_FORGET_FILE, id=ID), names_of(prompt.id))
+        return restored
+
+    def _file_name(self, input_file: str | None) -> str | None:
+        """Return the path from the database's folder, so that both can move together."""
+        if input_file is None:
+            return None
+        try:
+            return os.path.relpath(input_file, self._session.path.absolute().parent)
+        except ValueError:  # on another drive of Windows
+            return input_file
+
+    def compare(self, prompts: Sequence[NewPrompt], selection: Selection) -> list[StoredPrompt | None]:
+        """See RunStore.compare."""
+        where, values = selected(selection)
+        values |= {"now": timestamp()}
+        found: list[StoredPrompt | None] = []
+        with self._session.reading() as connection:
+            for prompt in prompts:
+                content = columns_of(content_of(prompt))
+                statement = self._session.sql(
+                    _COMPARE,
+                    differs=_assignments(content)["differs"],
+                    status=STATUS, leased=LEASED, pending=PENDING, expired=EXPIRED, where=where, id=ID,
+                )  # fmt: skip
+                row = connection.execute(statement, {**content, **values, **names_of(prompt.id)}).fetchone()
+                names = ("removed", "differs", "held", "waiting")
+                found.append(None if row is None else StoredPrompt(**{n: bool(row[n]) for n in names}))
+        return found
+
+    def left_file(
+        self, input_file: str, kept: Container[PromptId], selection: Selection | None = None
+    ) -> list[PromptId]:
+        """See RunStore.left_file."""
+        where, values = selected(selection or Selection())
+        condition = where if selection is None else f"NOT {POSTPONED} AND {where}"
+        statement = self._session.sql(_OF_FILE, status=STATUS, condition=condition)
+        values |= {"input_file": self._file_name(input_file), "now": timestamp()}
+        with self._session.reading() as connection:
+            found = (id_of(row["_id"]) for row in connection.execute(statement, values))
+            return [prompt_id for prompt_id in found if prompt_id not in kept]
+
+    def remove(self, prompt_ids: Sequence[PromptId], input_file: str) -> int:
+        """See RunStore.remove. One transaction."""
+        statement = self._session.sql(_REMOVE, status=STATUS, id=ID)
+        file = {"input_file": self._file_name(input_file)}
+        with self._session.writing() as connection:
+            values = ({**names_of(prompt_id), **file} for prompt_id in prompt_ids)
+            return connection.executemany(statement, values).rowcount if prompt_ids else 0
+
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. In batches of 1,000, each in one transaction."""
         remaining = iter(prompts)
@@ -179,9 +259,7 @@ class SqliteRunStore:
             contents = [columns_of(content_of(prompt)) for prompt in batch]
             statement = self._session.sql(
                 _REQUEUE_CHANGED,
-                written=", ".join(f"{name} = :{name}" for name in contents[0]),
-                differs=" OR ".join(f"{name} IS NOT :{name}" for name in contents[0]),
-                removed=", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
+                **_assignments(contents[0]),
                 status=STATUS,
                 leased=LEASED,
                 id=ID,
@@ -212,6 +290,16 @@ class SqliteRunStore:
         columns = columns_of(fields)
         names, places = ", ".join(columns), ", ".join(f":{name}" for name in columns)
         return connection.execute(f"{self._session.sql(into)} ({names}) VALUES ({places})", columns).rowcount
+
+
+def _assignments(content: Iterable[str]) -> dict[str, str]:
+    """Return the parts of statements that write a prompt's content, compare it, and remove its outcome."""
+    names = list(content)
+    return {
+        "written": ", ".join(f"{name} = :{name}" for name in names),
+        "differs": " OR ".join(f"{name} IS NOT :{name}" for name in names),
+        "removed": ", ".join(f"{name} = NULL" for name in OUTCOME_FIELDS),
+    }
 
 
 def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:

@@ -39,9 +39,9 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *PARAMETER_NAMES,
         "priority",
         "webhook_url",
-        "style_id",
-        "created_at",
+        *("style_id", "created_at"),
         # The columns from here on are written by the job.
+        "input_file",
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
         *("sha256s", "score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
