@@ -25,7 +25,17 @@ OWN = (
         "run_id",
         "used",
     ),
-    *("error", "error_code", "error_at", "untold", "webhook_untold", "score", "scores", "evaluation"),
+    *(
+        "error",
+        "error_code",
+        "error_at",
+        "untold",
+        "webhook_untold",
+        "webhook_message_id",
+        "score",
+        "scores",
+        "evaluation",
+    ),
 )
 """What the job writes, so that whatever else stands there may be overwritten."""
 EXTREMES = (0, -1, 0.5, -0.0, 2**31, 2**53, 2**63 - 1, -(2**63), 1e300, -1e300, 5e-324, float("inf"))

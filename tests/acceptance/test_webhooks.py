@@ -99,9 +99,10 @@ def _said_right(server, steps):
     assert {each["total_steps"] for each in said} == {steps}
     for each in said:
         assert each["current_step"] == -(-each["progress_percent"] * steps // 100)
-        assert each["estimated_seconds"] is None or each["estimated_seconds"] >= 0
+        assert {type(value) for value in each.values()} == {int}
+        assert each["estimated_seconds"] >= 0
         assert set(each) == {"current_step", "total_steps", "progress_percent", "estimated_seconds"}
-    assert any(each["estimated_seconds"] is not None for each in said)
+    assert any(each["estimated_seconds"] > 0 for each in said)
     assert word == "complete"
     metadata = {"seed": 7, "steps": steps, "guidance_scale": 4.0}
     assert complete["metadata"] == metadata

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import closing
 from functools import partial
@@ -13,19 +12,17 @@ from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import publishing, query_backlog
 from text2img.worker import build
+from text2img.worker.admission import Admission
 from text2img.worker.job import Job, LocalExecutor, task_instance
 from text2img.worker.polling import PollingLoop
 
 if TYPE_CHECKING:
     import argparse
 
-    from text2img.databases import Database, NewPrompt
     from text2img.intake.rabbitmq import Broker
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.polling import Intake
-
-log = logging.getLogger("text2img.serve")
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
@@ -35,19 +32,24 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         raise ConfigurationError(
             "--limit (LIMIT) is an option of run: serve works until it is stopped, or idle for --idle-exit"
         )
-    stop = Stop()
+    stop, arrived = Stop(), threading.Event()
     deps, prompts = prepare(settings, stop)
     broker = build.broker(settings)
     build.check_device(settings)
     with closing(build.database(settings)) as database, graceful_shutdown(stop):
         add(database, prompts)
+
+        def wake_notifier() -> None:
+            job.wake_notifier()  # called once the job's work has begun
+
+        admission = Admission(database, deps.webhook_hosts, arrived=arrived.set, notify=wake_notifier)
         job = Job(
             settings,
             deps,
             database,
             executor=LocalExecutor(settings, deps),
             stop=stop,
-            serving=_serving(settings, broker, database, stop),
+            serving=_serving(settings, broker, admission, stop, arrived),
         )
         backlog = partial(query_backlog, database, deps.selection)
         with publishing(settings, job, backlog, task_instance()):
@@ -55,29 +57,21 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     return 0
 
 
-def _serving(settings: Settings, broker: Broker | None, database: Database, stop: Stop) -> PollingLoop:
-    arrived = threading.Event()
+def _serving(
+    settings: Settings, broker: Broker | None, admission: Admission, stop: Stop, arrived: threading.Event
+) -> PollingLoop:
     return PollingLoop(
         stop,
         arrived,
         poll_seconds=settings.poll_seconds,
         idle_exit=settings.idle_exit,
-        intake=None if broker is None else _intake(settings, broker, database, stop, arrived),
+        intake=None if broker is None else _intake(settings, broker, admission, stop),
     )
 
 
-def _intake(
-    settings: Settings, broker: Broker, database: Database, stop: Stop, arrived: threading.Event
-) -> Intake:
+def _intake(settings: Settings, broker: Broker, admission: Admission, stop: Stop) -> Intake:
     from text2img.intake.entries import MessageReader
     from text2img.intake.rabbitmq import Consumer
 
-    def add(prompts: list[NewPrompt]) -> None:
-        added = database.runs.enqueue(prompts)
-        if added:
-            arrived.set()
-        if added < len(prompts):
-            duplicates = len(prompts) - added
-            log.info("%d of %d messages are for prompts that already exist", duplicates, len(prompts))
-
-    return Consumer(broker, MessageReader(settings.dataset_id), add, stop)
+    reader = MessageReader(settings.dataset_id)
+    return Consumer(broker, reader, admission.add, stop, reject=admission.reject)

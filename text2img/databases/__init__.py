@@ -23,6 +23,7 @@ from text2img.databases.records import (
     StoredPrompt,
     UndeliveredOutcome,
     WorkerClaims,
+    is_webhook_id,
     webhook_id,
 )
 from text2img.errors import ConfigurationError
@@ -54,6 +55,7 @@ __all__ = [
     "StoredPrompt",
     "UndeliveredOutcome",
     "WorkerClaims",
+    "is_webhook_id",
     "open_database",
     "webhook_id",
 ]
@@ -230,6 +232,18 @@ class Outbox(Protocol):
         """
         ...
 
+    def repeat_webhooks(self, ids: Sequence[PromptId]) -> int:
+        """Make the notifications for these prompts' own webhooks due again, with the same ids and bodies.
+
+        Return how many. Prompts that are not finished are ignored, and so are those whose notification is
+        still to be sent. Of an outcome without a notification one is made, as if it had just been recorded.
+        """
+        ...
+
+    def repeat_notification(self, notification: Notification) -> None:
+        """Save the notification; if its id is saved already, make that one due again."""
+        ...
+
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
@@ -339,6 +353,10 @@ class RunStore(Protocol):
         Raises PromptFailed (``invalid_document``) for a prompt that the database rejects for what it holds,
         such as by the owner's schema. Those that were to be added with it may be missing: call it again.
         """
+        ...
+
+    def stored(self, ids: Sequence[PromptId]) -> dict[PromptId, NewPrompt | None]:
+        """Return the content of those prompts that exist, as their owners wrote it; None: unreadable."""
         ...
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from text2img.databases import CompletedPrompt, Failure, Run, UndeliveredOutcome
+from text2img.databases import CompletedPrompt, Failure, NewPrompt, Run, UndeliveredOutcome
 from text2img.databases.stored_images import HASH_FIELDS, recorded_hashes, tries_of
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts import ModelConfiguration, Prompt, RequestedParameters, Status
@@ -35,7 +35,6 @@ from text2img.prompts.syntax import name_hint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from text2img.databases import NewPrompt
     from text2img.prompts import Claim, PromptId
 
 
@@ -51,6 +50,8 @@ NEXT_PROMPT_FIELD: Final = "next_prompt"
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "used", *OPTIONAL_RESULT_FIELDS)
 WEBHOOK_PENDING: Final = "webhook_untold"
 """In a final prompt: the id of the notification for its own webhook, until that is saved."""
+WEBHOOK_ID: Final = "webhook_message_id"
+"""In a final prompt: the same id, as long as the outcome stands, to send the notification again."""
 OUTCOME_FIELDS: Final = (
     *CLAIM_FIELDS,
     *FAILURE_FIELDS,
@@ -58,6 +59,7 @@ OUTCOME_FIELDS: Final = (
     NEXT_PROMPT_FIELD,
     "untold",
     WEBHOOK_PENDING,
+    WEBHOOK_ID,
     "run_id",
 )
 """Fields that are removed from a prompt that is requeued as if new."""
@@ -168,6 +170,25 @@ def content_of(prompt: NewPrompt) -> dict[str, object]:
         "style_id": prompt.style_id,
         **{name: getattr(prompt.requested, name) for name in PARAMETER_NAMES},
     }
+
+
+def stored_content(prompt_id: PromptId, fields: Mapping[str, object]) -> NewPrompt | None:
+    """Return what a prompt's owner has set, to compare it with a new prompt; None if it cannot be read."""
+    try:
+        return NewPrompt(
+            id=prompt_id,
+            text=str(effective_text(fields)),
+            requested=RequestedParameters.of(fields),
+            **{name: cast("Any", fields.get(name)) for name in _LABELS},
+        )
+    except Exception as exc:  # noqa: BLE001 - whatever the document holds, it is not the new prompt
+        log.debug("a stored prompt cannot be compared with a message: %s", type(exc).__name__)
+        return None
+
+
+_LABELS: Final = ("dataset_id", "priority", "webhook_url", "style_id")
+CONTENT_FIELDS: Final = ("text", "prompt_tags", *_LABELS, *PARAMETER_NAMES)
+"""The fields that ``stored_content`` reads."""
 
 
 def rejected_prompt(prompt_id: PromptId, reason: str) -> PromptFailed:

@@ -15,6 +15,7 @@ from text2img.databases.documents import (
     NEXT_PROMPT_FIELD,
     OPTIONAL_RESULT_FIELDS,
     SUCCESS_FIELDS,
+    WEBHOOK_ID,
     WEBHOOK_PENDING,
 )
 from text2img.databases.stored_images import documents_of, merged_hashes
@@ -222,8 +223,9 @@ def _marks(prompt: Prompt, *, notify: bool) -> dict[str, object]:
     undelivered: dict[str, object] = {"untold": True} if notify else {}
     if not isinstance(prompt.webhook_url, str):  # no valid URL
         return undelivered
-    return {**undelivered, WEBHOOK_PENDING: webhook_id()}
+    notification_id = webhook_id()
+    return {**undelivered, WEBHOOK_PENDING: notification_id, WEBHOOK_ID: notification_id}
 
 
 def _removed(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
-    return (*names, *(mark for mark in ("untold", WEBHOOK_PENDING) if mark not in marks))
+    return (*names, *(mark for mark in ("untold", WEBHOOK_PENDING, WEBHOOK_ID) if mark not in marks))

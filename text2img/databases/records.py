@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -268,3 +269,8 @@ def webhook_id() -> str:
     It stays the same over all delivery attempts of a notification, so that receivers recognise it.
     """
     return f"msg_{time.time_ns():016x}{secrets.token_hex(8)}"
+
+
+def is_webhook_id(value: object) -> TypeGuard[str]:
+    """Return True if the value has the form of an id from ``webhook_id``: another program may have set it."""
+    return isinstance(value, str) and re.fullmatch(r"msg_[0-9a-f]{32}", value) is not None

@@ -213,6 +213,14 @@ class RetryingOutbox:
         """See Outbox.pending_webhooks."""
         return self._retry(self._outbox.pending_webhooks, limit)
 
+    def repeat_webhooks(self, ids: Sequence[PromptId]) -> int:
+        """See Outbox.repeat_webhooks."""
+        return self._retry(self._outbox.repeat_webhooks, ids)
+
+    def repeat_notification(self, notification: Notification) -> None:
+        """See Outbox.repeat_notification."""
+        self._retry(self._outbox.repeat_notification, notification)
+
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
@@ -300,6 +308,10 @@ class RetryingRunStore:
     def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
         """See RunStore.enqueue. Not retried: an iterator yields its prompts only once."""
         return self._runs.enqueue(prompts, input_file)
+
+    def stored(self, ids: Sequence[PromptId]) -> dict[PromptId, NewPrompt | None]:
+        """See RunStore.stored."""
+        return self._retry(self._runs.stored, ids)
 
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. Not retried, for the same reason."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from text2img.databases import NewPrompt
@@ -297,3 +298,46 @@ def _generation_id_errors(value: object) -> list[str]:
     if not 0 < len(text) <= MAX_ID_CHARS:
         return [f"generation_id must have 1 to {MAX_ID_CHARS} characters; it has {len(text):,}"]
     return []
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sent an invalid message: the id and the webhook URL, both valid, and the error's code."""
+
+    id: PromptId
+    webhook_url: str
+    code: ErrorCode
+
+
+def sender_of(body: bytes) -> Sender | None:
+    """Return the sender of a message that became no prompt; None if it has no valid id or no valid URL.
+
+    Never raises. A message that gives its id or its URL twice has no certain sender.
+    """
+    try:
+        if len(body) > MAX_BODY_BYTES:
+            return None
+        decoder = JsonDecoder()
+        message = decoder.decode(body.decode("utf-8-sig"))
+        if {"generation_id", "webhook_url"} & set(decoder.repeated):
+            return None
+        if _generation_id_errors(message["generation_id"]):
+            return None
+        prompt_id, webhook = (
+            _check_id({"id": message["generation_id"]}, generate=False),
+            _check_webhook(message),
+        )
+        if prompt_id is None or webhook is None:
+            return None
+        return Sender(prompt_id, webhook, _error_code(message))
+    except Exception:  # noqa: BLE001 - whatever the message holds; it is a dead letter in any case
+        return None
+
+
+def _error_code(message: Mapping[str, object]) -> ErrorCode:
+    """Return the code that the message's prompt would have failed with: its text's first."""
+    try:
+        check_prompt_text(message.get("prompt", message.get("text")), message.get("prompt_tags"))
+    except PromptFailed as exc:
+        return exc.code
+    return ErrorCode.INVALID_PARAMETERS

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pika
 import pika.frame
@@ -32,7 +32,7 @@ from pika.exceptions import (
 from text2img.errors import BrokerFailed, ConfigurationError, DatabaseFailed, PromptFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pika.adapters.blocking_connection import BlockingChannel
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 REASON_HEADER = "x-text2img-error"
 """The header of a dead letter with its errors."""
@@ -86,21 +88,24 @@ class Consumer:
     """A consumer of messages, from ``start`` to ``close``.
 
     ``read`` returns a body's prompt, or None and the errors. ``add`` stores prompts and returns once they are
-    safe. It may be called with the same prompts again, and is retried without end while it raises
-    DatabaseFailed. ``wait(event, seconds)`` waits between retries, for the event or that long.
+    safe; what it returns are reasons to reject some of them, by position. ``reject`` gets the body and the
+    reasons of each dead letter before it becomes one. Both may be called with the same messages again, and
+    are retried without end while they raise DatabaseFailed. ``wait(event, seconds)`` waits between retries,
+    for the event or that long.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one of them waits
         self,
         broker: Broker,
         read: Callable[[bytes], tuple[NewPrompt | None, list[str]]],
-        add: Callable[[list[NewPrompt]], None],
+        add: Callable[[list[NewPrompt]], Mapping[int, str] | None],
         stop: Stop,
         *,
+        reject: Callable[[bytes, Sequence[str]], None] | None = None,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         self._broker, self._read, self._add, self._stop = broker, read, add, stop
-        self._wait = wait
+        self._wait, self._reject = wait, reject
         self._delivered: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._consuming, self._closing = threading.Event(), threading.Event()
         self._connection_error: AMQPError | OSError | None = None
@@ -229,25 +234,55 @@ class Consumer:
         while messages := self._next_batch():
             read = [self._parsed(message) for message in messages]
             try:
-                if not self._add_with_retries([message.prompt for message in read if message.prompt]):
-                    return
+                added = self._added(read)
             except _PROMPT_ERRORS:
-                added = [self._added_alone(message) for message in read]
-                read = [message for message in added if message is not None]
-                if len(read) < len(added):
-                    return
-            self._schedule_acknowledge(read)
+                alone = [self._added_alone(message) for message in read]
+                added = [message for message in alone if message is not None]
+            if added is None or len(added) < len(read) or not self._rejected(added):
+                return
+            self._schedule_acknowledge(added)
 
     def _parsed(self, message: _Message) -> _Message:
         prompt, reasons = self._read(message.body)
         return replace(message, prompt=prompt, reasons=reasons)
+
+    def _added(self, messages: list[_Message]) -> list[_Message] | None:
+        """Return the messages, with a reason if they are rejected; None if the consumer closes."""
+        prompts = [message.prompt for message in messages if message.prompt is not None]
+        rejections = self._add_with_retries(prompts)
+        if rejections is None:
+            return None
+        positions = [position for position, message in enumerate(messages) if message.prompt is not None]
+        reasons = {positions[number]: reason for number, reason in rejections.items()}
+        return [
+            replace(message, reasons=[reasons[position]]) if position in reasons else message
+            for position, message in enumerate(messages)
+        ]
+
+    def _rejected(self, messages: list[_Message]) -> bool:
+        """Report those that are rejected; return False if the consumer closes before that is done."""
+        for message in messages:
+            if not message.reasons:
+                continue
+            try:
+                if not self._with_retries(partial(self._report, message)):
+                    return False
+            except _PROMPT_ERRORS as exc:
+                log.warning("the sender of a dead letter cannot be notified (%s)", type(exc).__name__)
+        return True
+
+    def _report(self, message: _Message) -> bool:
+        if self._reject is not None:
+            self._reject(message.body, message.reasons)
+        return True
 
     def _added_alone(self, message: _Message) -> _Message | None:
         """Return the message, with a reason if its prompt cannot be added; None if the consumer closes."""
         if message.prompt is None:
             return message
         try:
-            return message if self._add_with_retries([message.prompt]) else None
+            added = self._added([message])
+            return added[0] if added else None
         except PromptFailed as exc:
             return replace(message, reasons=[str(exc)])
         except _PROMPT_ERRORS as exc:
@@ -271,20 +306,28 @@ class Consumer:
         # Messages of an earlier channel are delivered again.
         return [message for message in messages if message.channel is channel]
 
-    def _add_with_retries(self, prompts: list[NewPrompt]) -> bool:
-        """Add the prompts; return False if the consumer closes before the database answers."""
+    def _add_with_retries(self, prompts: list[NewPrompt]) -> Mapping[int, str] | None:
+        """Add the prompts, and return why some are rejected; None if the consumer closes before that."""
+        if not prompts:
+            return None if self._closing.is_set() else {}
+        rejections = self._with_retries(lambda: self._add(prompts) or {})
+        if rejections is not None:
+            log.debug(
+                "%d messages became prompts", len(prompts) - len(rejections), extra={"messages": len(prompts)}
+            )
+        return rejections
+
+    def _with_retries(self, call: Callable[[], _T]) -> _T | None:
+        """Return what the call returns once the database answers; None if the consumer closes before that."""
         wait = _MIN_BACKOFF
-        while prompts and not self._closing.is_set():
+        while not self._closing.is_set():
             try:
-                self._add(prompts)
+                return call()
             except DatabaseFailed as exc:
-                log.warning("%s; retrying %d messages in %g s", exc, len(prompts), wait)
+                log.warning("%s; retrying in %g s", exc, wait)
                 self._wait(self._closing, wait)
                 wait = min(wait * 2, _MAX_BACKOFF)
-            else:
-                log.debug("%d messages became prompts", len(prompts), extra={"messages": len(prompts)})
-                return True
-        return not self._closing.is_set()
+        return None
 
     def _schedule_acknowledge(self, messages: Sequence[_Message]) -> None:
         """Have the connection's thread acknowledge the messages, if the connection is still open."""

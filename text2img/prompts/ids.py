@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, Self
@@ -59,6 +60,18 @@ class PromptId:
     def seed(self) -> int:
         """A seed in [0, 2³²) that depends only on the id and never changes."""
         return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "big")
+
+    @property
+    def json(self) -> int | float | bool | str | None:
+        """The id in its own JSON type; text for a kind that JSON has no type for."""
+        if self.kind == "int":
+            number = int(self.text)
+            return number if number in _INT64 else self.text
+        if self.kind == "double":
+            return float(self.text) if math.isfinite(float(self.text)) else self.text
+        if self.kind == "bool":
+            return self.text == "true"
+        return None if self.kind == "null" else self.text
 
     def _is_unambiguous(self) -> bool:
         if self.kind == "str":

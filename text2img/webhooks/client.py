@@ -258,9 +258,9 @@ class Webhooks:
         return classify_response(webhook.origin, status, retry_after, notification.tries)
 
     def progress(self, address: str, generation_id: str, update: ProgressUpdate) -> None:
-        """PATCH one progress update once. Never raises: it is not retried."""
+        """PATCH one progress update once; the id is JSON. Never raises: it is not retried."""
         document = {
-            "generation_id": generation_id,
+            "generation_id": json.loads(generation_id),
             "progress": {
                 "current_step": update.step,
                 "total_steps": update.total_steps,

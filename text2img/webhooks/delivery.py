@@ -20,13 +20,14 @@ from text2img.concurrency import timeouts
 from text2img.databases import Notification, PendingWebhook, UndeliveredOutcome, webhook_id
 from text2img.errors import PromptFailed
 from text2img.prompts.ids import Webhook
-from text2img.prompts.quoting import plain_text
+from text2img.prompts.quoting import json_text, plain_text
 from text2img.webhooks.payloads import callback_payload, split_payload, webhook_payload
 from text2img.webhooks.progress import Milestones, ProgressSender
 
 if TYPE_CHECKING:
     from text2img.databases import Outbox
-    from text2img.prompts import Failed
+    from text2img.errors import ErrorCode
+    from text2img.prompts import Failed, PromptId
     from text2img.webhooks.client import CallbackClient, Webhooks
     from text2img.webhooks.progress import Wait
 
@@ -231,6 +232,21 @@ def save_unwritable(outbox: Outbox, failed: Failed, run_id: str, *, notify: bool
         outbox.enqueue_webhooks([], [made])
 
 
+def save_rejection(
+    outbox: Outbox, prompt_id: PromptId, webhook_url: str, code: ErrorCode, reason: str
+) -> None:
+    """Save the notification of a message that became no prompt, for its sender; again if it was sent before.
+
+    Its id is made from what it holds: the same message has the same. Raises DatabaseFailed.
+    """
+    outcome = UndeliveredOutcome(id=prompt_id, text=None, code=code.value, message=reason, attempts=1)
+    content = json_text([prompt_id.kind, prompt_id.text, webhook_url, reason])
+    name = f"msg_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    pending = PendingWebhook(notification_id=name, run_id="", webhook_url=webhook_url, outcome=outcome)
+    if (made := _webhook_notification(pending)) is not None:
+        outbox.repeat_notification(made)
+
+
 class DeliveryPolicy(Protocol):
     """What differs between the callback and the prompts' own webhooks."""
 
@@ -355,7 +371,7 @@ class WebhookPolicy:
         # The notification may have been edited in the database; the client rejects it then.
         with suppress(Exception):
             address, body = str(Webhook.of(notification.url)), json.loads(notification.body)
-            self._progress_sender.finish(address, body["generation_id"], _PROGRESS_TIMEOUT)
+            self._progress_sender.finish(address, json_text(body["generation_id"]), _PROGRESS_TIMEOUT)
         return self._client.send(notification)
 
     def split(self, notification: Notification) -> None:

@@ -347,6 +347,11 @@ class RunNotifier:
         for dispatcher in self._dispatchers:
             dispatcher.start()
 
+    def wake(self) -> None:
+        """Announce that there may be something to deliver."""
+        for dispatcher in self._dispatchers:
+            dispatcher.wake()
+
     def recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Announce that these outcomes have been recorded."""
         final = [outcome for outcome in outcomes if isinstance(outcome, Completed) or _is_written(outcome)]
@@ -361,8 +366,7 @@ class RunNotifier:
         ``notify``: the callback's receiver as well. Raises DatabaseFailed.
         """
         save_unwritable(self._outbox, failed, self._run_id, notify=notify)
-        for dispatcher in self._dispatchers:
-            dispatcher.wake()
+        self.wake()
 
     def close(self, status: str, timeout: float) -> None:
         """Collect what is left in notifications. Call it while the run still counts as alive.

@@ -82,12 +82,12 @@ def webhook_payload(outcome: UndeliveredOutcome) -> tuple[str, str]:
             body = json_text(_shortened(document, _MAX_ERROR_LENGTH))
     except Exception as exc:  # noqa: BLE001 - one outcome must not hold back the others
         log.warning("the webhook of a prompt is sent in part: %s", type(exc).__name__)
-        body = json_text({"generation_id": _shortened(outcome.id.text, _MAX_ERROR_LENGTH)})
+        body = json_text({"generation_id": _shortened(outcome.id.json, _MAX_ERROR_LENGTH)})
     return endpoint, body
 
 
 def _webhook_document(outcome: UndeliveredOutcome) -> dict[str, object]:
-    document: dict[str, object] = {"generation_id": str(outcome.id)}
+    document: dict[str, object] = {"generation_id": outcome.id.json}
     if outcome.code is not None:
         # The attempt that failed is no retry; an abandoned prompt had no attempt this time.
         retries = outcome.attempts - (outcome.code != ErrorCode.ABANDONED)

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from text2img.prompts.ids import Webhook
+from text2img.prompts.quoting import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    Generation = tuple[str, str]  # the webhook's address and the generation's id
+    Generation = tuple[str, str]  # the webhook's address, and the generation's id as JSON
     Wait = Callable[[threading.Condition, Callable[[], object], float], object]
 
 _MAX_THREADS: Final = 16
@@ -38,7 +39,8 @@ _IDLE_TIMEOUT: Final = 10.0
 class ProgressSender:
     """Background sender of progress updates.
 
-    ``send(address, generation_id, update)`` may take its time, and must not raise.
+    ``send(address, generation_id, update)`` may take its time, and must not raise. A ``generation_id`` is
+    JSON, so that 500 and "500" are two generations.
     ``wait_for(condition, predicate, seconds)`` waits until the predicate is true, for at most ``seconds``.
     """
 
@@ -146,13 +148,13 @@ _Value = TypeVar("_Value")
 class ProgressUpdate:
     """A milestone (percent), and the step of ``total_steps`` at which it was reached.
 
-    ``seconds_left``: the estimate, None if unknown.
+    ``seconds_left``: the estimate, rounded up; 0 if it is unknown.
     """
 
     percent: int
     step: int
     total_steps: int
-    seconds_left: float | None
+    seconds_left: int
 
 
 def milestones_between(before: int, now: int, total_steps: int) -> list[int]:
@@ -185,7 +187,8 @@ class _PromptInBatch:
 class Milestones:
     """Progress listener (see Progress) that passes on the milestones of prompts with a webhook.
 
-    ``send(webhook, generation_id, updates)`` is called on the device's thread and must not wait.
+    ``send(webhook, generation_id, updates)`` is called on the device's thread and must not wait; the id is
+    JSON.
     """
 
     def __init__(self, send: Send) -> None:
@@ -257,14 +260,14 @@ class Milestones:
     def _send_milestones(self, done: int, pace: float | None) -> None:
         for prompt in self._on_device:
             step = min(prompt.total_steps, prompt.earlier_steps + prompt.images * done)
-            seconds_left = None if pace is None else round(prompt.steps_left(done, self._steps) * pace, 1)
+            seconds_left = 0 if pace is None else math.ceil(prompt.steps_left(done, self._steps) * pace)
             updates = [
                 ProgressUpdate(percent, step, prompt.total_steps, seconds_left)
                 for percent in milestones_between(prompt.reported_step, step, prompt.total_steps)
             ]
             prompt.reported_step = max(prompt.reported_step, step)
             if updates:
-                self._send(str(prompt.prompt.webhook_url), str(prompt.prompt.id), updates)
+                self._send(str(prompt.prompt.webhook_url), json_text(prompt.prompt.id.json), updates)
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:

@@ -328,6 +328,10 @@ class Job:
         cost = so_far.dollars_per_1000_images
         return summary_line(self.stats, self.spent(), left, cost, self._settings.output_url)
 
+    def wake_notifier(self) -> None:
+        """Announce that there may be notifications that this run has not recorded itself."""
+        self._notifier.wake()
+
     def lost(self) -> int:
         """Return how many claims other workers have taken over so far."""
         return self._leases.lost

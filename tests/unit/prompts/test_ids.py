@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import combinations
 
@@ -90,3 +91,23 @@ def test_seed_is_the_same_for_ever() -> None:
 
 
 SEEDS = [2030201243, 580900568, 1646938445]
+
+
+@pytest.mark.parametrize(
+    ("prompt_id", "told"),
+    [
+        (PromptId("int", "500"), 500),
+        (PromptId("str", "500"), "500"),
+        (PromptId("int", str(-(2**63))), -(2**63)),
+        (PromptId("int", str(2**63)), str(2**63)),
+        (PromptId("double", "7.5"), 7.5),
+        (PromptId("double", "inf"), "inf"),
+        (PromptId("bool", "false"), False),
+        (PromptId("null", "null"), None),
+        (PromptId("objectid", "6" * 24), "6" * 24),
+        (PromptId("object", '{"a": {"$numberInt": "1"}}'), '{"a": {"$numberInt": "1"}}'),
+    ],
+)
+def test_an_id_has_its_own_type_in_json(prompt_id, told) -> None:
+    """Numbers, truth values and null stay what they are; what JSON has no type for is text."""
+    assert json.dumps(prompt_id.json) == json.dumps(told)

@@ -54,13 +54,13 @@ def test_progress_is_patched(httpserver):
     """One PATCH with the milestone, signed and with the token; its answer, whatever it is, is no error."""
     httpserver.expect_request(f"{PLACE}/progress", method="PATCH").respond_with_data("", status=500)
     sender = webhooks(secret=SECRET, token="sesame")
-    sender.progress(base(httpserver), "a", ProgressUpdate(25, 13, 50, 1.5))
-    sender.progress(f"http://127.0.0.1:{free_port()}", "a", ProgressUpdate(50, 25, 50, None))
+    sender.progress(base(httpserver), '"a"', ProgressUpdate(25, 13, 50, 2))
+    sender.progress(f"http://127.0.0.1:{free_port()}", '"a"', ProgressUpdate(50, 25, 50, 0))
     [(request, _)] = httpserver.log
     assert request.get_json() == {
         "generation_id": "a",
         "progress": {
-            "current_step": 13, "total_steps": 50, "progress_percent": 25, "estimated_seconds": 1.5
+            "current_step": 13, "total_steps": 50, "progress_percent": 25, "estimated_seconds": 2
         },
     }  # fmt: skip
     assert request.headers["authorization"] == "Bearer sesame"

@@ -11,7 +11,7 @@ MANY = 300.0  # seconds until a test gives up
 
 
 def reached(*percents):
-    return [ProgressUpdate(percent, percent, 100, None) for percent in percents]
+    return [ProgressUpdate(percent, percent, 100, 0) for percent in percents]
 
 
 class Backend:

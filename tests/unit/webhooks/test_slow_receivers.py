@@ -55,7 +55,7 @@ def test_progress_to_a_backend_that_trickles_is_hung_up_on():
     """Progress is sent once, and a backend that answers slowly costs it no more than its timeout."""
     with slow_server(HEADERS) as server:
         for step in range(5):
-            update = ProgressUpdate(step=step, total_steps=5, percent=0, seconds_left=None)
-            _webhooks().progress(f"{server.url}{PLACE}", "a", update)
+            update = ProgressUpdate(step=step, total_steps=5, percent=0, seconds_left=0)
+            _webhooks().progress(f"{server.url}{PLACE}", '"a"', update)
         until(lambda: server.closed == server.connections == 5)
         until(lambda: not _waiting())

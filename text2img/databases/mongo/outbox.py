@@ -16,28 +16,47 @@ from typing import TYPE_CHECKING, Final
 from pymongo import ReturnDocument
 from pymongo.errors import BulkWriteError
 
-from text2img.databases import Notification, PendingWebhook
+from text2img.databases import Notification, PendingWebhook, is_webhook_id, webhook_id
 from text2img.databases.documents import (
     MAX_BYTES,
     NOTIFICATION_FIELDS,
+    WEBHOOK_ID,
     WEBHOOK_PENDING,
     count_of,
     undelivered_of,
 )
 from text2img.databases.mongo.session import DUPLICATE_KEY, Session, reason_of, translate_errors
-from text2img.databases.mongo.updates import DUE, EXPIRED, LEASED, NOW, count, from_now, id_of, literals
+from text2img.databases.mongo.updates import (
+    DUE,
+    EXPIRED,
+    LEASED,
+    NOW,
+    count,
+    from_now,
+    id_of,
+    literals,
+    value_of,
+)
 from text2img.errors import WritesRejected
+from text2img.prompts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from text2img.databases import UndeliveredOutcome
     from text2img.databases.mongo.session import Document
+    from text2img.prompts import PromptId
 
 _MAX_ROUNDS: Final = 20
 _OURS: Final = {"_id": {"$type": "string"}}
 """Notifications with ids of other types are another program's."""
 _FIELDS: Final = dict.fromkeys(NOTIFICATION_FIELDS, 1)
+_REOPEN: Final = {"$set": {"state": "due"}, "$unset": {"closed_at": "", "not_before": ""}}
+_CLOSED: Final = {"state": {"$in": ["told", "refused"]}}
+_FINISHED: Final = {
+    "status": {"$in": [Status.COMPLETED.value, Status.ERROR.value]},
+    WEBHOOK_PENDING: {"$exists": False},
+}
 
 
 class MongoOutbox:
@@ -126,6 +145,29 @@ class MongoOutbox:
         return pending
 
     @translate_errors
+    def repeat_webhooks(self, ids: Sequence[PromptId]) -> int:
+        """See Outbox.repeat_webhooks. A prompt that is finished in between keeps what it has by then."""
+        wanted = {"_id": {"$in": [value_of(prompt_id) for prompt_id in ids]}}
+        repeated = 0
+        for prompt in self._datasets.find({**wanted, **_FINISHED}, {WEBHOOK_ID: 1}):
+            kept = prompt.get(WEBHOOK_ID)
+            notification_id = kept if is_webhook_id(kept) else webhook_id()
+            if self._callbacks.find_one({"_id": notification_id}, {"_id": 1}) is not None:
+                closed = {"_id": notification_id, **_CLOSED}
+                repeated += self._callbacks.update_one(closed, _REOPEN).modified_count
+            else:
+                marks = {WEBHOOK_PENDING: notification_id, WEBHOOK_ID: notification_id}
+                same = {"_id": {"$eq": prompt["_id"]}, **_FINISHED}
+                repeated += self._datasets.update_one(same, {"$set": marks}).modified_count
+        return repeated
+
+    @translate_errors
+    def repeat_notification(self, notification: Notification) -> None:
+        """See Outbox.repeat_notification."""
+        self._insert([_document(notification)])
+        self._callbacks.update_one({"_id": notification.id, **_CLOSED}, _REOPEN)
+
+    @translate_errors
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]
     ) -> None:
@@ -212,8 +254,7 @@ class MongoOutbox:
     @translate_errors
     def reopen_notifications(self) -> int:
         """See Outbox.reopen_notifications. One command."""
-        reopening = {"$set": {"state": "due"}, "$unset": {"closed_at": "", "not_before": ""}}
-        return self._callbacks.update_many({"state": "refused", **_OURS}, reopening).modified_count
+        return self._callbacks.update_many({"state": "refused", **_OURS}, _REOPEN).modified_count
 
     @translate_errors
     def reschedule_notification(self, notification: Notification, wait: float, detail: str) -> None:

@@ -13,11 +13,13 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError
 from text2img.databases import Counts, RunTotals, StoredPrompt, WorkerClaims
 from text2img.databases.documents import (
     COMPLETED_FIELDS,
+    CONTENT_FIELDS,
     FAILED_PROMPT_FIELDS,
     FAILURE_FIELDS,
     MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
+    WEBHOOK_ID,
     WEBHOOK_PENDING,
     completed_prompt,
     configuration_of,
@@ -28,6 +30,7 @@ from text2img.databases.documents import (
     rejected_prompt,
     run_fields,
     run_of,
+    stored_content,
 )
 from text2img.databases.mongo.session import (
     DUPLICATE_KEY,
@@ -256,6 +259,13 @@ class MongoRunStore:
             removed += self._datasets.update_many(matching, update).modified_count
         return removed
 
+    @translate_errors
+    def stored(self, ids: Sequence[PromptId]) -> dict[PromptId, NewPrompt | None]:
+        """See RunStore.stored. One command."""
+        known = {"_id": {"$in": [value_of(prompt_id) for prompt_id in ids]}}
+        found = self._datasets.find(known, dict.fromkeys(CONTENT_FIELDS, 1))
+        return {(each := id_of(document["_id"])): stored_content(each, document) for document in found}
+
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. In batches of 1,000, each prompt atomic by itself."""
         remaining = iter(prompts)
@@ -274,7 +284,7 @@ class MongoRunStore:
         """See RunStore.retry. One command."""
         failed = {**selected(selection), "status": Status.ERROR.value}
         matching = failed if code is None else {**failed, "error_code": code.value}
-        removed = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id"), "")
+        removed = dict.fromkeys((*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, WEBHOOK_ID, "run_id"), "")
         update = {"$set": {"status": Status.PENDING.value}, "$unset": removed}
         return self._datasets.update_many(matching, update).matched_count
 

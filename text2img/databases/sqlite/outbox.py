@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases import Notification, PendingWebhook
-from text2img.databases.documents import MAX_BYTES, WEBHOOK_PENDING, count_of, undelivered_of
+from text2img.databases import Notification, PendingWebhook, is_webhook_id, webhook_id
+from text2img.databases.documents import MAX_BYTES, WEBHOOK_ID, WEBHOOK_PENDING, count_of, undelivered_of
 from text2img.databases.sqlite.session import id_of, names_of, object_of, structure_of, timestamp
 from text2img.prompts.quoting import plain_text
 
@@ -43,6 +43,18 @@ _DUE: Final = (
 _SAVE: Final = (
     "INSERT INTO {callbacks} (_id, run_id, body, tries, state, created_at, url, origin) "
     "VALUES (?, ?, ?, ?, 'due', ?, ?, ?) ON CONFLICT (_id) DO NOTHING"
+)
+_REOPEN: Final = (
+    "UPDATE {callbacks} SET state = 'due', closed_at = NULL, not_before = NULL WHERE _id = {id} "
+    "AND state IN ('told', 'refused')"
+)
+_REPEATABLE: Final = (
+    "SELECT webhook_message_id FROM {datasets} WHERE _id = {id} AND webhook_untold IS NULL "
+    "AND status IN ('completed', 'error')"
+)
+_MARK_WEBHOOK: Final = (
+    "UPDATE {datasets} SET webhook_untold = :notification, webhook_message_id = :notification "
+    "WHERE _id = {id}"
 )
 _CLAIM: Final = (
     "UPDATE {callbacks} SET tries = :tries, claimed_by = :worker, lease_expires_at = :until WHERE _id = {id}"
@@ -115,6 +127,33 @@ class SqliteOutbox:
                     )
                 )
         return pending
+
+    def repeat_webhooks(self, ids: Sequence[PromptId]) -> int:
+        """See Outbox.repeat_webhooks. One transaction."""
+        repeatable, mark, reopen, known = map(
+            self._session.sql,
+            (_REPEATABLE, _MARK_WEBHOOK, _REOPEN, "SELECT 1 FROM {callbacks} WHERE _id = {id}"),
+        )
+        repeated = 0
+        with self._session.writing() as connection:
+            for prompt_id in ids:
+                prompt = names_of(prompt_id)
+                row = connection.execute(repeatable, prompt).fetchone()
+                if row is None:
+                    continue
+                kept = row[WEBHOOK_ID]
+                name = kept if is_webhook_id(kept) else webhook_id()
+                if connection.execute(known, _names(name)).fetchone():
+                    repeated += connection.execute(reopen, _names(name)).rowcount
+                else:
+                    repeated += connection.execute(mark, {**prompt, "notification": name}).rowcount
+        return repeated
+
+    def repeat_notification(self, notification: Notification) -> None:
+        """See Outbox.repeat_notification. One transaction."""
+        with self._session.writing() as connection:
+            self._save(connection, [notification])
+            connection.execute(self._session.sql(_REOPEN), _names(notification.id))
 
     def enqueue_webhooks(
         self, pending_webhooks: Sequence[PendingWebhook], notifications: Sequence[Notification]

@@ -12,6 +12,7 @@ from text2img.databases.documents import (
     MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
+    WEBHOOK_ID,
     WEBHOOK_PENDING,
     completed_prompt,
     configuration_of,
@@ -23,6 +24,7 @@ from text2img.databases.documents import (
     rejected_prompt,
     run_fields,
     run_of,
+    stored_content,
 )
 from text2img.databases.sqlite.queue import EXPIRED, LEASED, PENDING, POSTPONED, selected
 from text2img.databases.sqlite.session import (
@@ -251,6 +253,17 @@ class SqliteRunStore:
             values = ({**names_of(prompt_id), **file} for prompt_id in prompt_ids)
             return connection.executemany(statement, values).rowcount if prompt_ids else 0
 
+    def stored(self, ids: Sequence[PromptId]) -> dict[PromptId, NewPrompt | None]:
+        """See RunStore.stored."""
+        statement = self._session.sql("SELECT * FROM {datasets} WHERE _id = {id}")
+        found = {}
+        with self._session.reading() as connection:
+            for prompt_id in ids:
+                if (row := connection.execute(statement, names_of(prompt_id)).fetchone()) is not None:
+                    structures = {name: structure_of(row[name]) for name in ("lora", "prompt_tags")}
+                    found[prompt_id] = stored_content(prompt_id, {**dict(row), **structures})
+        return found
+
     def requeue_changed(self, prompts: Iterable[NewPrompt]) -> int:
         """See RunStore.requeue_changed. In batches of 1,000, each in one transaction."""
         remaining = iter(prompts)
@@ -277,7 +290,7 @@ class SqliteRunStore:
         """See RunStore.retry. One statement."""
         where, values = selected(selection)
         removed = ", ".join(
-            f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, "run_id")
+            f"{name} = NULL" for name in (*FAILURE_FIELDS, "untold", WEBHOOK_PENDING, WEBHOOK_ID, "run_id")
         )
         with_code = "TRUE" if code is None else "error_code = :code"
         statement = self._session.sql(
