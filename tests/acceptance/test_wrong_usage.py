@@ -42,7 +42,7 @@ MISTAKES = [
     (("frobnicate",), "frobnicate"),
     (("retry", *DATABASE, "--error-code", "bad_luck"), "--error-code"),
     (("enqueue", *DATABASE, "prompts.xyz"), ".jsonl"),
-    ((*DATABASE, *OUTPUT, "--log-file", "no/such/folder/run.log"), "--log-file"),
+    ((*DATABASE, *OUTPUT, "--log-file", "/dev/null/run.log"), "--log-file"),
     ((*DATABASE, *OUTPUT, "--run-id", "../night"), "--run-id"),
     (
         (*DATABASE, *OUTPUT, "--image-format", "jpg"),

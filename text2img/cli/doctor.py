@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
-from text2img.telemetry.terminal import print_lines
+from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
 from text2img.worker.job import task_instance
 
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 
 _DNS_TIMEOUT = 5.0  # seconds to look up a host name
+
+
+class _Result(TypedDict):
+    """The result of a check; ``status`` is the exit status of its failure, ``message`` what it found."""
+
+    name: str
+    ok: bool
+    status: int
+    message: str
 
 
 class _Doctor:
@@ -143,12 +152,44 @@ class _Doctor:
         )
         return f"{font.name} has {font.size:,} characters{limits}"
 
+    def keys(self) -> str:
+        """List the keys and tokens that are set while no option of this configuration uses them."""
+        return "; ".join(
+            f"{name} has no effect without {option}" for name, option in _unused_keys(self._settings)
+        )
+
+
+def _unused_keys(settings: Settings) -> list[tuple[str, str]]:
+    """Return the variable of each key that is set and not used, and the option that would use it."""
+    receiver = settings.callback_url or settings.webhook_host
+    output = settings.output or (settings.s3_bucket and "s3://") or ""
+    uses_s3 = output.startswith("s3://") or any(
+        "s3://" in (place or "") for place in (settings.model_id, settings.lora_source)
+    )
+    keys = (
+        ("FAL_AI_API_KEY", settings.fal_ai_api_key, settings.hosted_model, "--generator fal:MODEL"),
+        (
+            "GEMINI_API_KEY",
+            settings.gemini_api_key,
+            settings.evaluator.startswith("gemini"),
+            "--evaluator gemini",
+        ),
+        ("INTERNAL_API_TOKEN", settings.callback_token, receiver, "--callback-url or --webhook-host"),
+        ("CALLBACK_SECRET", settings.callback_secret, receiver, "--callback-url or --webhook-host"),
+        ("S3_ENDPOINT", settings.s3_endpoint, uses_s3, "--s3-bucket or another s3:// URL"),
+    )
+    return [(name, option) for name, value, used, option in keys if value and not used]
+
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
     """Print a line for each check; return the exit status of the first that failed."""
     del arguments, progress
-    statuses = [_run_check(check, settings) for check in _checks(_Doctor(settings), settings)]
-    return next((status for status in statuses if status), 0)
+    results = [_run_check(check, settings) for check in _checks(_Doctor(settings), settings)]
+    failed = next((result for result in results if not result["ok"]), None)
+    status = failed["status"] if failed else 0
+    error = {"error": f"{failed['name']}: {failed['message']}"} if failed else {}
+    print_result({"status": status, **error, "checks": results})
+    return status
 
 
 def _checks(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
@@ -172,6 +213,8 @@ def _checks(doctor: _Doctor, settings: Settings) -> Iterator[Callable[[], str]]:
         yield doctor.loras
     if settings.evaluator != "none":
         yield doctor.evaluator
+    if _unused_keys(settings):
+        yield doctor.keys
 
 
 def _check_address(host: str, port: int | None) -> None:
@@ -183,14 +226,14 @@ def _check_address(host: str, port: int | None) -> None:
         raise RunFailed(f"{host} has no address: the name is unknown; check --webhook-host") from None
 
 
-def _run_check(check: Callable[[], str], settings: Settings) -> int:
+def _run_check(check: Callable[[], str], settings: Settings) -> _Result:
+    """Run a check, print its line, and return its result, without secrets."""
     from text2img.telemetry.logs import Mask
 
     mask = Mask(settings.secrets)
-    name = check.__name__
     try:
-        print_lines(mask(f"{name:<9} ok      {check()}"))
+        result = _Result(name=check.__name__, ok=True, status=0, message=mask(check()))
     except Text2ImgError as exc:
-        print_lines(mask(f"{name:<9} FAILED  {exc}"))
-        return exc.exit_status
-    return 0
+        result = _Result(name=check.__name__, ok=False, status=exc.exit_status, message=mask(str(exc)))
+    print_lines(f"{result['name']:<9} {'ok    ' if result['ok'] else 'FAILED'}  {result['message']}")
+    return result

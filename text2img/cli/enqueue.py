@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from text2img.errors import ConfigurationError
 from text2img.intake import FORMATS, read_prompts
 from text2img.prompts.parameters import nearest
-from text2img.telemetry.terminal import print_lines
+from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         log.warning("%s", syntax.warning)
     with closing(build.database(settings)) as database:
         added = database.runs.enqueue(prompts)
-    print_lines(f"added {added} of {len(prompts)} prompts; {len(prompts) - added} were there already")
+    present = len(prompts) - added
+    print_lines(f"added {added} of {len(prompts)} prompts; {present} were there already")
+    print_result({"status": 0, "prompts": len(prompts), "added": added, "present": present})
     return 0
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from text2img.errors import ConfigurationError, ErrorCode
-from text2img.telemetry.terminal import print_lines
+from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         database.connection.open()
         count = database.runs.retry(code, build.selection(settings))
     print_lines(f"reset {count} failed prompts to pending")
+    print_result({"status": 0, "reset": count})
     return 0
 
 
@@ -41,6 +42,7 @@ def _reopen(settings: Settings, code: ErrorCode | None) -> int:
         database.connection.open()
         count = database.outbox.reopen_notifications()
     print_lines(f"reopened {count} rejected notifications; the next run sends them")
+    print_result({"status": 0, "reopened": count})
     return 0
 
 

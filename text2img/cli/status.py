@@ -1,6 +1,6 @@
 """``status``: print counts of prompts and undelivered outcomes, the last runs, and a plot of a run's time.
 
-``--watch`` repeats it, with speed and workers. ``--plot`` draws the time by stage in the terminal or a PNG.
+``--watch`` repeats it, with speed and workers. ``--plot`` draws the time by stage in the terminal or a file.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from text2img.cli import timing_plot
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.databases.documents import number_of, state_of
+from text2img.databases.documents import run_fields, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
-from text2img.telemetry.progress import BACKGROUND_STAGES, DEVICE_STAGES
-from text2img.telemetry.terminal import escape, print_lines, shorten
+from text2img.telemetry.logs import Mask
+from text2img.telemetry.terminal import can_redraw, escape, print_lines, print_result, shorten
 from text2img.worker import build
 from text2img.worker.job import dollars
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
-
-    from PIL.Image import Image
 
     from text2img.databases import Counts, Database, Run, Selection, WorkerClaims
     from text2img.settings import Settings
@@ -65,6 +65,37 @@ def delivery_lines(counts: Counts, callbacks: NotificationCounts, webhooks: Noti
     return lines
 
 
+def status_document(
+    counts: Counts, callbacks: NotificationCounts, webhooks: NotificationCounts
+) -> dict[str, object]:
+    """Return the counts in the form of ``--json``; ``oldest_pending`` is a time, null if nothing waits."""
+
+    def delivery(outcomes: int, notifications: NotificationCounts) -> dict[str, int]:
+        to_send, rejected = notifications
+        return {"outcomes": outcomes, "to_send": to_send, "rejected": rejected}
+
+    statuses = ("pending", "processing", "completed", "error")
+    return {
+        "status": 0,
+        "prompts": {name: getattr(counts, name) for name in statuses},
+        "images": counts.images,
+        "oldest_pending": counts.oldest_pending,
+        "leases": {"live": counts.live_leases, "expired": counts.expired_leases},
+        "errors": dict(counts.errors),
+        "undelivered": {
+            "callbacks": delivery(counts.undelivered, callbacks),
+            "webhooks": delivery(counts.pending_webhooks, webhooks),
+        },
+    }
+
+
+def run_document(run: Run) -> dict[str, object]:
+    """Return a run in the form of ``--json``: the fields of its document, with its state as it is now."""
+    fields = run_fields(run, 0)
+    seconds = fields.pop("seconds")
+    return {"run_id": run.id, **fields, "status": state_of(run), "seconds_by_stage": seconds}
+
+
 def age(moment: datetime) -> str:
     """Return the time since ``moment``, in its largest unit."""
     return duration((datetime.now(UTC) - moment).total_seconds())
@@ -81,95 +112,6 @@ def duration(seconds: float) -> str:
 def _delivery_line(label: str, outcomes: int, kind: str, notifications: NotificationCounts) -> str:
     due, rejected = notifications
     return f"{label:<11} {outcomes:>8,}  ({kind}: {due:,} to be sent, {rejected:,} rejected)"
-
-
-_COLUMNS: Final = 40  # characters of the longest bar
-_EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_WIDTH, _LEFT, _BAR, _ROW = 900, 150, 520, 30  # pixels
-_BLUE, _GREY, _GREEN, _INK = "#2b6cb0", "#a0aec0", "#2f855a", "#1a202c"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the plot; ``share`` in [0, 1] is relative to the longest bar, None for a heading."""
-
-    label: str
-    colour: str = _INK
-    share: float | None = None
-    figure: str = ""
-
-
-def spent(run: Run) -> dict[str, float]:
-    """Return the seconds of each stage; a value that is not a number counts as 0."""
-    return {stage: number_of(run.seconds.get(stage)) for stage in (*DEVICE_STAGES, *BACKGROUND_STAGES)}
-
-
-def in_terminal(run: Run) -> list[str]:
-    """Return the plot as lines of text."""
-    return [
-        f"{row.label}"
-        if row.share is None
-        else f"  {row.label:<12}{_bar(row.share):<{_COLUMNS}}  {row.figure}".rstrip()
-        for row in _rows(run)
-    ]
-
-
-def as_image(run: Run) -> Image:
-    """Return the plot as an image, 900 pixels wide."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    rows = list(_rows(run))
-    image = Image.new("RGB", (_WIDTH, _ROW * (len(rows) + 1)), "white")
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=16)
-    for index, row in enumerate(rows):
-        top = _ROW * index + _ROW // 2
-        if row.share is None:
-            draw.text((20, top + 4), escape(row.label), _INK, font)
-            continue
-        draw.text((40, top + 4), row.label, _INK, font)
-        if width := round(_BAR * row.share):
-            draw.rectangle((_LEFT, top + 4, _LEFT + width, top + _ROW - 6), row.colour)
-        draw.text((_LEFT + _BAR + 20, top + 4), row.figure, _INK, font)
-    return image
-
-
-def _rows(run: Run) -> Iterator[Row]:
-    seconds = spent(run)
-    total = (run.finished_at - run.started_at).total_seconds() if run.finished_at else 0.0
-    total = max(total, sum(seconds[stage] for stage in DEVICE_STAGES))
-    max_seconds = max(total, *seconds.values()) or 1.0
-    name, status = shorten(run.id), shorten(run.status)
-    yield Row(f"{name}, {run.started_at:%Y-%m-%d %H:%M}, {status}: {_speed(run, total)}")
-    yield Row("device thread")
-    for stage in DEVICE_STAGES:
-        yield Row(stage, _BLUE, _clamp(seconds[stage] / max_seconds), _figure(seconds[stage], total))
-    rest = total - sum(seconds[stage] for stage in DEVICE_STAGES)
-    yield Row("other", _BLUE, _clamp(rest / max_seconds), _figure(rest, total))
-    yield Row("background threads, summed")
-    for stage in BACKGROUND_STAGES:
-        yield Row(stage, _GREY, _clamp(seconds[stage] / max_seconds), _figure(seconds[stage], total))
-    yield Row("the device had a batch")
-    for label, share in (("of the run", run.device_busy_of_run), ("first–last", run.device_busy)):
-        yield Row(label, _GREEN, _clamp(share), f"{100 * share:.1f} %")
-
-
-def _speed(run: Run, total: float) -> str:
-    steady = f" ({run.steady_images_per_second:.2f} in steady state)" if run.steady_images_per_second else ""
-    return f"{run.completed:,} completed in {total:.1f} s, {run.images_per_second:.2f} images/s{steady}"
-
-
-def _figure(seconds: float, total: float) -> str:
-    return f"{seconds:,.1f} s" + (f"  {100 * seconds / total:.0f} %" if total else "")
-
-
-def _clamp(share: float) -> float:
-    return min(1.0, max(0.0, share))
-
-
-def _bar(share: float) -> str:
-    eighths = round(share * _COLUMNS * 8)
-    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
 
 
 _MAX_RUNNING: Final = 50  # the latest runs; a worker of an older run is known by its claims
@@ -202,17 +144,23 @@ class Pace:
         while len(self._counts) > 2 and at - self._counts[1][0] >= _WINDOW:
             self._counts.popleft()
 
-    def __str__(self) -> str:
+    @property
+    def figures(self) -> tuple[float, float, float | None] | None:
+        """The seconds measured, images a second and the seconds left; None before the second count."""
         (before, old), (now, new) = self._counts[0], self._counts[-1]
         seconds = now - before
         if not seconds:
-            return "not known yet"
+            return None
         images, done = new.images - old.images, _done(new) - _done(old)
-        pace = f"{max(0, images) / seconds:.2f} images/s over the last {duration(seconds)}"
         left = new.pending + new.processing
-        if done <= 0 or not left:
-            return pace
-        return f"{pace}; about {duration(left * seconds / done)} left"
+        return seconds, max(0, images) / seconds, left * seconds / done if done > 0 and left else None
+
+    def __str__(self) -> str:
+        if self.figures is None:
+            return "not known yet"
+        seconds, images_per_second, left = self.figures
+        pace = f"{images_per_second:.2f} images/s over the last {duration(seconds)}"
+        return pace if left is None else f"{pace}; about {duration(left)} left"
 
 
 def watch(settings: Settings, pause: float) -> int:
@@ -220,7 +168,7 @@ def watch(settings: Settings, pause: float) -> int:
 
     While the database is unavailable, it is queried again at every pause.
     """
-    selection, pace = build.selection(settings), Pace()
+    selection, pace, mask = build.selection(settings), Pace(), Mask(settings.secrets)
     lines: list[str] = []
     with closing(build.database(settings, create=False)) as database, _screen() as show:
         while True:
@@ -230,9 +178,11 @@ def watch(settings: Settings, pause: float) -> int:
                 pace.add(snapshot.at, snapshot.counts)
                 lines = _lines(snapshot, pace)
                 show([_headline(), *lines])
+                print_result(_snapshot_document(snapshot, pace))
                 next_pause = max(pause, _MIN_PAUSE_FACTOR * (snapshot.at - started))
             except (DatabaseFailed, TimeoutError) as exc:
                 show([f"{_headline()}: the database is unavailable, retrying: {exc}", *lines])
+                print_result({"error": f"the database is unavailable: {mask(str(exc))}", "status": 1})
                 next_pause = pause
             time.sleep(next_pause)
 
@@ -256,6 +206,27 @@ def _lines(snapshot: _Snapshot, pace: Pace) -> list[str]:
         f"pace        {pace}",
         *(["workers:", *workers[:_MAX_WORKERS], *more] if workers else ["no workers"]),
     ]
+
+
+def _snapshot_document(snapshot: _Snapshot, pace: Pace) -> dict[str, object]:
+    _, images_per_second, left = pace.figures or (0.0, None, None)
+    workers = [
+        {
+            "worker": claims.worker,
+            "prompts": claims.prompts,
+            "expired": claims.expired,
+            "lease_until": claims.lease_until,
+        }
+        for claims in snapshot.claims_by_worker
+    ]
+    return {
+        **status_document(snapshot.counts, *snapshot.notifications),
+        "time": datetime.now(UTC),
+        "images_per_second": images_per_second,
+        "seconds_left": left,
+        "workers": workers,
+        "runs": [run_document(run) for run in snapshot.running],
+    }
 
 
 def _worker_lines(claims_by_worker: Sequence[WorkerClaims], running: Sequence[Run]) -> list[str]:
@@ -297,7 +268,7 @@ def _headline() -> str:
 @contextmanager
 def _screen() -> Iterator[Callable[[list[str]], None]]:
     """Yield a function that shows lines: a terminal is updated in place, other output is appended."""
-    if not sys.stdout.isatty():
+    if not can_redraw(sys.stdout):
         yield lambda lines: print_lines(*lines, "", flush=True)
         return
     from rich.console import Console
@@ -330,6 +301,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
         runs = database.runs.last_runs(_MAX_RUNS)
     lines = [*prompt_lines(counts), *delivery_lines(counts, callbacks, webhooks), *_run_lines(runs)]
     print_lines(*lines)
+    runs_listed = [run_document(run) for run in runs]
+    print_result({**status_document(counts, callbacks, webhooks), "runs": runs_listed})
     return 0
 
 
@@ -353,18 +326,25 @@ def _plot(settings: Settings, run_id: str | None, file: str | None) -> int:
     """Plot the time of one run by stage, in the terminal or in a file; return the exit status."""
     if not run_id:
         raise ConfigurationError("--plot-file needs --plot RUN or --plot last")
+    ending = Path(file or "").suffix.lower()
+    if file and ending not in timing_plot.ENDINGS:
+        raise ConfigurationError(
+            f"--plot-file must end in one of {', '.join(timing_plot.ENDINGS)}; it is {file[:200]!r}"
+        )
     with closing(build.database(settings, create=False)) as database:
         run = next(iter(database.runs.last_runs(1)), None) if run_id == "last" else database.runs.run(run_id)
     if run is None:
         raise ConfigurationError(f"there is no run {run_id!r}; status without --plot lists the last ones")
     if not file:
-        print_lines(*in_terminal(run))
+        print_lines(*timing_plot.in_terminal(run))
+        print_result({"status": 0, "run": run_document(run)})
         return 0
     try:
-        as_image(run).save(file, "PNG")
+        Path(file).write_bytes(timing_plot.file_content(run, ending))
     except OSError as exc:
         raise ConfigurationError(f"--plot-file {file} cannot be written: {exc.strerror}") from exc
     print_lines(f"plot of {run.id} written to {file}")
+    print_result({"status": 0, "run": run_document(run), "file": file})
     return 0
 
 

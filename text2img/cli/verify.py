@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from text2img.images.provenance import Marks, State, inspect
 from text2img.reports.gallery.page import quiet
 from text2img.settings import expand_home
 from text2img.storage import MAX_OBJECT_BYTES, ImageStorage
-from text2img.telemetry.terminal import print_document, print_lines
+from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
 
 if TYPE_CHECKING:
@@ -91,17 +90,12 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     with quiet():
         for verdict in _verdicts(settings, arguments.files, run_id, anchors):
             counts[verdict.state] += 1
-            if arguments.json:
-                documents.append(verdict.document)
-            else:
-                print_lines(*_lines(verdict))
+            documents.append(verdict.document)
+            print_lines(*_lines(verdict))
     status = 3 if counts.keys() & _FAILED else 0
-    if arguments.json:
-        result = {"images": documents, "counts": {**counts}, "status": status}
-        print_document(json.dumps(result, default=str))
-    else:
-        found = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()) if count)
-        print_lines(f"{sum(counts.values()):,} images: {found or 'none'}")
+    found = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()) if count)
+    print_lines(f"{sum(counts.values()):,} images: {found or 'none'}")
+    print_result({"status": status, "images": documents, "counts": {**counts}})
     return status
 
 

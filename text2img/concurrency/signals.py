@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _END: Final = b"\0"  # no signal has this number
+_EXIT_TIMEOUT: Final = 3.0  # seconds for a command to end by itself
 
 
 class Stop:
@@ -65,16 +66,28 @@ def _meaning(number: int) -> int:
 def exit_on_signal() -> Iterator[None]:
     """End the command at once on SIGTERM, SIGINT or SIGHUP: before a claim, there is nothing to release.
 
-    A handler is needed: a container's first process ignores signals without one.
+    A handler is needed: a container's first process ignores signals without one. Python loses an exception
+    that is raised in a destructor or another callback: a second signal, or _EXIT_TIMEOUT, ends the process
+    without any clean-up.
 
     Raises SystemExit with 128 + signal. It replaces any exception that the interrupted code raises instead,
     for example because the interruption left a library's lock in a wrong state.
     """
     received: list[int] = []
+    left = threading.Event()
+
+    def force() -> None:
+        if not left.wait(_EXIT_TIMEOUT):
+            os.write(2, f"text2img: stopped by signal {received[0]}\n".encode())
+            os._exit(128 + received[0])
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(_meaning(number))
+        if len(received) == 1:
+            threading.Thread(target=force, name="exit", daemon=True).start()
+        elif number != signal.SIGHUP:
+            os._exit(128 + received[0])
         raise SystemExit(128 + received[0])
 
     with _handlers(leave):
@@ -84,6 +97,8 @@ def exit_on_signal() -> Iterator[None]:
             if received:
                 raise SystemExit(128 + received[0]) from None
             raise
+        finally:
+            left.set()
 
 
 @contextmanager

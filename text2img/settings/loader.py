@@ -6,10 +6,14 @@ has the precedence of that variable. A separate module, so that ``--help`` does 
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, get_type_hints
 
-from pydantic import ValidationError, create_model
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -24,7 +28,7 @@ from text2img.prompts.parameters import RequestedParameters, resolve_parameters
 from text2img.settings import DEFAULTS, Settings, options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -44,9 +48,9 @@ _COMBINED = ("output_dir", (_ALIASES[0], _ALIASES[1]))
 class _Source(PydanticBaseSettingsSource):
     """Variables of one source and its ``<NAME>_FILE`` files, unless a higher source set them."""
 
-    def __init__(self, settings_cls: type[BaseSettings], source: EnvSettingsSource) -> None:
+    def __init__(self, settings_cls: type[BaseSettings], source: EnvSettingsSource, name: str) -> None:
         super().__init__(settings_cls)
-        self._source = source
+        self._source, self._name = source, name
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Return nothing: ``__call__`` reads all fields at once."""
@@ -61,12 +65,35 @@ class _Source(PydanticBaseSettingsSource):
             assigned = assigned.union(*sets)
         elif all(aliases & assigned for aliases in sets):
             assigned.add(combined)
-        values = {name: value for name, value in self._source().items() if name not in assigned}
+        found = self._source()
+        self._note_ignored(name for name in found if name in assigned and name not in self.current_state)
+        values = {name: value for name, value in found.items() if name not in assigned}
         secrets = self.settings_cls.secrets if issubclass(self.settings_cls, _Environment) else {}
         for name in secrets.keys() - assigned - values.keys():
             if value := self._secret((name, *secrets[name])):
                 values[name] = value
+        if issubclass(self.settings_cls, _Environment):
+            self.settings_cls.origins.update(dict.fromkeys(values, self._name))
         return values
+
+    def _note_ignored(self, names: Iterable[str]) -> None:
+        """Note each variable that has no effect because of one of another name in a higher source.
+
+        A flag that replaces it needs no note.
+        """
+        if not issubclass(self.settings_cls, _Environment):
+            return
+        origins = self.settings_cls.origins
+        for name in names:
+            combined, sets = _COMBINED
+            others = {*sets[0], *sets[1]} if name == combined else {combined}
+            others = others.union(*(aliases for aliases in _ALIASES if name in aliases))
+            by = sorted(others & self.current_state.keys())
+            if by and all(other in origins for other in by):
+                higher = " and ".join(f"{other.upper()} of {origins[other]}" for other in by)
+                self.settings_cls.notes.append(
+                    f"{name.upper()} of {self._name} has no effect: {higher} replaces it"
+                )
 
     def _secret(self, names: Sequence[str]) -> str | None:
         """Return the value of the first of these variables that is set, itself or by its file."""
@@ -81,6 +108,8 @@ class _Source(PydanticBaseSettingsSource):
 class _Environment(BaseSettings):
     secrets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     flags_alone: ClassVar[bool] = False
+    origins: ClassVar[dict[str, str]] = {}
+    notes: ClassVar[list[str]] = []
     model_config = SettingsConfigDict(
         env_ignore_empty=True,  # compose files pass unset variables as empty
         extra="ignore",
@@ -99,20 +128,28 @@ class _Environment(BaseSettings):
         del env_settings, dotenv_settings, file_secret_settings
         if cls.flags_alone:
             return (init_settings,)
-        files = (DotEnvSettingsSource(settings_cls, env_file=name) for name in (".env.local", ".env"))
-        sources = (EnvSettingsSource(settings_cls), *files)
-        return (init_settings, *(_Source(settings_cls, source) for source in sources))
+        files = {name: DotEnvSettingsSource(settings_cls, env_file=name) for name in _FILES}
+        sources = {"the environment": EnvSettingsSource(settings_cls), **files}
+        return (init_settings, *(_Source(settings_cls, source, name) for name, source in sources.items()))
 
 
-def load(flags: Mapping[str, str], *, environment: bool = True) -> Settings:
+def load(flags: Mapping[str, str], *, environment: bool = True, notes: list[str] | None = None) -> Settings:
     """Load the settings from ``flags`` (option name → text), then the environment, ``.env.local``, ``.env``.
 
-    Without ``environment``, only the flags are read. Raises ConfigurationError, which names the option.
+    Without ``environment``, only the flags are read. What the two files hold for libraries is put into the
+    environment. ``notes`` gets a line for each variable that has no effect, since another one replaces it.
+    Raises ConfigurationError, which names the option.
     """
     try:
         values = _read(
-            tuple(options()), get_type_hints(Settings, include_extras=True), flags, environment=environment
+            tuple(options()),
+            get_type_hints(Settings, include_extras=True),
+            flags,
+            environment=environment,
+            notes=[] if notes is None else notes,
         )
+        if environment:
+            _export_library_variables()
     except ValidationError as exc:
         raise ConfigurationError(_error_message(exc.errors()[0])) from None
     settings = Settings(**values)
@@ -184,7 +221,12 @@ def _error_message(error: Any) -> str:
 
 
 def _read(
-    options: Sequence[Option], types: Mapping[str, Any], flags: Mapping[str, str], *, environment: bool
+    options: Sequence[Option],
+    types: Mapping[str, Any],
+    flags: Mapping[str, str],
+    *,
+    environment: bool,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Return every option's value by its name, in its declared type.
 
@@ -194,8 +236,11 @@ def _read(
     fields: dict[str, Any] = {
         option.variable.lower(): (types[option.name], option.default) for option in options
     }
+    level, default = fields["log_level"]
+    fields["log_level"] = (Annotated[level, BeforeValidator(_level)], default)
     model = create_model("Environment", __base__=_Environment, **fields)
-    model.flags_alone = not environment
+    model.flags_alone, model.notes = not environment, notes
+    model.origins = {}
     model.secrets = {
         option.variable.lower(): tuple(name.lower() for name in option.also)
         for option in options
@@ -207,6 +252,30 @@ def _read(
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"the .env file cannot be read: {exc}") from exc
     return {option.name: values[option.variable.lower()] for option in options}
+
+
+def _level(value: object) -> object:
+    """Return a level of the log in the form that the option has: ``warn`` means WARNING."""
+    level = str(value).strip().upper()
+    level = "WARNING" if level == "WARN" else level
+    return level if level in logging.getLevelNamesMapping() else value
+
+
+_FILES: Final = (".env.local", ".env")
+_LIBRARY_VARIABLES: Final = re.compile(
+    r"(AWS|GOOGLE|HF|OTEL)_\w+|STORAGE_EMULATOR_HOST|(HTTPS?|ALL|NO)_PROXY|(REQUESTS|CURL)_CA_BUNDLE"
+    r"|SSL_CERT_(FILE|DIR)|XDG_CACHE_HOME|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS",
+    re.ASCII,
+)
+"""Variables that libraries read from the environment by themselves, such as credentials."""
+
+
+def _export_library_variables() -> None:
+    """Set the variables of ``.env.local`` and ``.env`` that libraries read, unless they are set already."""
+    for file in _FILES:
+        for name, value in dotenv_values(file).items():
+            if value and _LIBRARY_VARIABLES.fullmatch(name) and not os.environ.get(name):
+                os.environ[name] = value
 
 
 def _first_line(name: str, path: str) -> str:

@@ -462,9 +462,11 @@ class RuntimeSettings(GenerationSettings):
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = option(
-        "INFO", "logging", "DEBUG, INFO, WARNING or ERROR"
+        "INFO", "logging", "DEBUG, INFO, WARNING (or WARN) or ERROR, in any case"
     )
-    log_file: str | None = option(None, "logging", "file that also receives every log line, as JSON")
+    log_file: str | None = option(
+        None, "logging", "file that also receives every log line, as JSON; its folder is created"
+    )
     log_format: Literal["auto", "text", "json"] = option(
         "auto", "logging", "auto (text on a terminal, JSON lines with severity elsewhere), text or json"
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from text2img.errors import ConfigurationError, Stopped, Text2ImgError
+from text2img.settings import expand_home
 from text2img.telemetry.progress import Bar, NullProgress, Progress
 from text2img.telemetry.terminal import escape
 
@@ -189,18 +190,21 @@ def report_failure(exc: Exception) -> int:
     """
     log = logging.getLogger("text2img")
     if isinstance(exc, Stopped):
-        log.warning("%s; claimed prompts are released", exc)
+        log.warning("%s", failure_message(exc))
     elif isinstance(exc, Text2ImgError):
         log.error("%s", exc, exc_info=exc)
     else:
-        first = (str(exc).splitlines() or [""])[0]
-        log.error(
-            "unexpected %s: %s; use --log-level DEBUG for a stack trace",
-            type(exc).__name__,
-            first,
-            exc_info=exc,
-        )
+        log.error("%s; use --log-level DEBUG for a stack trace", failure_message(exc), exc_info=exc)
     return getattr(exc, "exit_status", 1)
+
+
+def failure_message(exc: Exception) -> str:
+    """Return what ended the command, without an advice that is for people only."""
+    if isinstance(exc, Stopped):
+        return f"{exc}; claimed prompts are released"
+    if isinstance(exc, Text2ImgError):
+        return str(exc)
+    return f"unexpected {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
 
 
 class _LogFile(logging.FileHandler):
@@ -220,8 +224,10 @@ class _LogFile(logging.FileHandler):
 
 
 def _file_handler(path: str, mask: Mask) -> logging.Handler:
+    file = expand_home(path, "--log-file (LOG_FILE)")
     try:
-        handler = _LogFile(path, encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(file, encoding="utf-8")
     except OSError as exc:
         raise ConfigurationError(f"--log-file {path} cannot be written: {exc.strerror}") from exc
     handler.setFormatter(JsonLines(mask, traces=True))

@@ -10,9 +10,12 @@ import os
 import sys
 import unicodedata
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 from text2img.errors import RunFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that act instead of being seen: controls (C0, C1), format characters such
@@ -48,9 +51,32 @@ def shorten(name: str, max_chars: int = MAX_NAME_CHARS) -> str:
     return shown if len(shown) <= max_chars else f"{shown[: max_chars - 1]}…"
 
 
+class _Output:
+    """What standard output carries: lines for people, or with ``--json`` one document in their place."""
+
+    json = False
+
+
+def choose_output(*, json: bool) -> None:
+    """Choose what standard output carries from here on: lines for people, or JSON documents."""
+    _Output.json = json
+
+
 def print_lines(*lines: str, flush: bool = False) -> None:
-    """Print lines for people on standard output, each escaped; see print_document."""
-    print_document("\n".join(map(escape, lines)), flush=flush)
+    """Print lines for people on standard output, each escaped, unless it carries JSON; see print_document."""
+    if not _Output.json:
+        print_document("\n".join(map(escape, lines)), flush=flush)
+
+
+def print_result(result: Mapping[str, object]) -> None:
+    """Print the command's result as a line of JSON, if standard output carries JSON; see print_document.
+
+    Whatever it holds, the line is valid JSON in ASCII: NaN is null, and half of a surrogate pair is escaped.
+    """
+    if _Output.json:
+        from text2img.prompts.quoting import json_text
+
+        print_document(json_text(result), flush=True)
 
 
 def print_document(text: str, *, flush: bool = False) -> None:
@@ -65,6 +91,11 @@ def print_document(text: str, *, flush: bool = False) -> None:
     except OSError as exc:
         discard_output()
         raise RunFailed(f"standard output cannot be written: {exc.strerror}") from exc
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Return True for a terminal on which lines can be drawn again in their place, if it is for people."""
+    return not _Output.json and stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 def print_error(*lines: str) -> None:

@@ -26,7 +26,7 @@ from text2img.databases import Run
 from text2img.databases.retrying import with_retries
 from text2img.errors import DatabaseFailed, RunFailed, Stopped
 from text2img.telemetry.progress import DEVICE_STAGES, RunStats
-from text2img.telemetry.terminal import print_lines
+from text2img.telemetry.terminal import print_lines, print_result
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
 from text2img.worker.flow import Worker
@@ -312,6 +312,34 @@ class Job:
         )
         return self._line(remaining(left, later))
 
+    def document(self) -> dict[str, object]:
+        """Return what ``run --json`` prints: the counts, the speed and the times of the summary line.
+
+        ``status`` is the exit status.
+        """
+        left = self._database.runs.counts(self._selection)
+        so_far = replace(self._run, finished_at=self._end_or_now(), images=self.stats.images)
+        stats = self.stats
+        return {
+            "status": 3 if stats.failed else 0,
+            "run_id": self._run.id,
+            "model": self._executor.model,
+            "completed": stats.completed,
+            "failed": stats.failed,
+            "errors": {str(code): count for code, count in stats.failures.items()},
+            "remaining": left.pending,
+            "postponed": self._database.queue.postponed(self._selection),
+            "processing": left.processing,
+            "images": stats.images,
+            "mean_score": stats.score,
+            "images_per_second": stats.images_per_second,
+            "seconds": (self._end_or_now() - self._run.started_at).total_seconds(),
+            "seconds_by_stage": self.spent(),
+            "device_busy": stats.device_busy,
+            "dollars_per_1000_images": so_far.dollars_per_1000_images,
+            "output": self._settings.output_url,
+        }
+
     def print_partial_summary(self, seconds: float) -> None:
         """Print the line of a run that ends early, with what the database answers within ``seconds``.
 
@@ -352,6 +380,9 @@ class Job:
                 _SAVE_TIMEOUT, lambda: self._save(self._ended or ("failed" if status == 1 else "stopped"))
             )
         self.print_partial_summary(0)
+        error = "the device hangs" if status == 1 else f"stopped by signal {status - 128}"
+        with suppress(OSError, RunFailed):
+            print_result({"error": error, "status": status})
         logging.shutdown()
         os._exit(status)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from text2img.cli.status import as_image, in_terminal
+from text2img.cli.timing_plot import as_image, in_terminal
 from text2img.databases import Run
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)

@@ -103,7 +103,7 @@ def test_extras_refer_to_this_distribution():
     own = {re.match(r"[\w.-]+", line)[0] for line in PROJECT["optional-dependencies"]["dev"]}
     assert own == {PROJECT["name"]}
     assert PROJECT["name"] != "text2img"
-    assert PROJECT["scripts"] == {"text2img": "text2img.cli:main"}
+    assert PROJECT["scripts"] == {"text2img": "text2img.__main__:main"}
 
 
 def test_every_file_of_the_package_is_installed_with_it():
