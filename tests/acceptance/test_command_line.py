@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import signal
@@ -226,3 +227,21 @@ def test_a_signal_ends_the_command_wherever_it_is(tmp_path, place, number) -> No
         _, errors = process.communicate(timeout=product.HANG)
     assert process.returncode == 128 + number, errors
     assert errors == f"text2img: stopped by signal {number:d}\n"
+
+
+def test_a_stopped_run_leaves_its_summary_and_contact_sheet(tmp_path) -> None:
+    """Ctrl-C while the second of two prompts is on the device: what is done is in both files."""
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"text": "a cat", "priority": 1}\n{"text": "hold"}\n', encoding="utf-8"
+    )
+    words = ("run", "--input-file", "prompts.jsonl", "--output-dir", "outputs", "--batch-size", "1")
+    with product.sleeping.running(*words, folder=tmp_path) as process:
+        while '"event": "prompt"' not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=product.HANG)
+    assert process.returncode == 130
+    assert output.startswith("completed 1, failed 0, remaining 1")
+    summary = json.loads((tmp_path / "outputs" / "summary.json").read_text())
+    assert (summary["status"], summary["completed"]) == ("stopped", 1)
+    assert (tmp_path / "outputs" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")

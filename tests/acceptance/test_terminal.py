@@ -75,12 +75,12 @@ def test_commands_show_what_a_document_holds(folder, command) -> None:
     assert "Traceback" not in done.stderr
 
 
-def on_a_terminal(folder, *command: str, until: str) -> str:
+def on_a_terminal(folder, *command: str, until: str, **variables: str) -> str:
     """Return what the command has written to a terminal once that text was there."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         product.sleeping.command(*command), cwd=folder, stdout=theirs, stderr=theirs,
-        env=product.environment(folder, TERM="xterm", COLUMNS="300"),
+        env=product.environment(folder, **{"TERM": "xterm", "COLUMNS": "300", **variables}),
     ) as process:  # fmt: skip
         os.close(theirs)
         written = b""
@@ -104,3 +104,16 @@ def test_a_terminal_is_not_controlled(folder, command, until) -> None:
     assert SHOWN in written
     for sequence in ("\x1b]0;owned", "\x1b[31mFAKE", "\x9b", "\u202e", f"\n{FORGED}", f"\r{FORGED}"):
         assert sequence not in written
+
+
+@pytest.mark.parametrize(
+    ("command", "until"),
+    [(("run", *RUN), "completed 0, failed 3"), (("status", *DATABASE, "--watch", "0.2"), f"w{SHOWN}")],
+    ids=["run", "watch"],
+)
+def test_a_dumb_terminal_gets_plain_lines(folder, command, until) -> None:
+    """A terminal that cannot move its cursor: log lines in place of the bar, blocks in place of a screen."""
+    written = on_a_terminal(folder, *command, until=until, TERM="dumb", COLUMNS="20")
+    assert "\x1b" not in written
+    if command[0] == "run":
+        assert "prompts waiting: 3" in written

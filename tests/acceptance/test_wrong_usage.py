@@ -44,6 +44,8 @@ MISTAKES = [
     (("enqueue", *DATABASE, "prompts.xyz"), ".jsonl"),
     ((*DATABASE, *OUTPUT, "--log-file", "/dev/null/run.log"), "--log-file"),
     ((*DATABASE, *OUTPUT, "--run-id", "../night"), "--run-id"),
+    (("status", *DATABASE, "--plot", "last", "--plot-file", "plot.jpg"), ".png, .svg, .pdf, .txt"),
+    (("status", *DATABASE, "--plot", "last", "--plot-file", "plot"), ".png, .svg, .pdf, .txt"),
     (
         (*DATABASE, *OUTPUT, "--image-format", "jpg"),
         "--image-format must be one of png, jpeg, webp; did",

@@ -81,19 +81,27 @@ def work(
 def summary_writer(
     settings: Settings, deps: Dependencies, database: Database, stop: Stop
 ) -> Callable[[Run], None] | None:
-    """Return the function that writes the run's summary files; None unless the layout is ``folders``."""
+    """Return the function that writes the run's summary files; None unless the layout is ``folders``.
+
+    For a run that was stopped, the stop does not end it again: its caller gives it a limit.
+    """
     if not settings.folders:
         return None
 
     def write(run: Run) -> None:
         from text2img.reports.run_files import RunSummary
 
+        check = stop.check if run.status == "completed" else _go_on
         try:
-            RunSummary(database.results, deps.storage, stop.check).write(run, deps.selection, deps.loop)
+            RunSummary(database.results, deps.storage, check).write(run, deps.selection, deps.loop)
         except (DatabaseFailed, StorageFailed, PromptFailed) as exc:  # PromptFailed: the file was rejected
             log.warning("the run's summary and contact sheet could not be written: %s", exc)
 
     return write
+
+
+def _go_on() -> None:
+    """Let the summary be written."""
 
 
 def executor(settings: Settings, deps: Dependencies, database: Database, stop: Stop) -> Executor:

@@ -21,7 +21,14 @@ from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases.documents import run_fields, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.telemetry.logs import Mask
-from text2img.telemetry.terminal import can_redraw, escape, print_lines, print_result, shorten
+from text2img.telemetry.terminal import (
+    can_redraw,
+    escape,
+    print_lines,
+    print_result,
+    prints_json,
+    shorten,
+)
 from text2img.worker import build
 from text2img.worker.job import dollars
 
@@ -268,7 +275,7 @@ def _headline() -> str:
 @contextmanager
 def _screen() -> Iterator[Callable[[list[str]], None]]:
     """Yield a function that shows lines: a terminal is updated in place, other output is appended."""
-    if not can_redraw(sys.stdout):
+    if prints_json() or not can_redraw(sys.stdout):
         yield lambda lines: print_lines(*lines, "", flush=True)
         return
     from rich.console import Console

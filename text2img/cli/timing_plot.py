@@ -21,7 +21,7 @@ ENDINGS: Final = (".png", ".svg", ".pdf", ".txt")
 """Endings of the files that the plot can be."""
 _COLUMNS: Final = 40  # characters of the longest bar
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
-_WIDTH, _LEFT, _BAR, _ROW, _FONT_SIZE = 900, 150, 520, 30, 14  # pixels
+_WIDTH, _LEFT, _BAR, _ROW, _FONT_SIZE = 900, 150, 520, 30, 12  # pixels
 _BLUE, _GREY, _GREEN, _INK = "#2b6cb0", "#a0aec0", "#2f855a", "#1a202c"
 
 

@@ -117,6 +117,7 @@ COLUMNS: Final = 6
 """Images in a row; a prompt with more candidates continues in the next row."""
 IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE, CAPTION_FONT_SIZE = 180, 260, 16, 14, 11  # pixels
 _CAPTION_LINES: Final = 3
+_GRID_TEXT_LINES: Final = 2
 _PAPER, _INK, _FAINT, _FRAME, _BEST = "#ffffff", "#1a202c", "#5a6577", "#a0aec0", "#1c6b41"
 
 
@@ -146,28 +147,66 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _RowSegment:
-    """The part of a row that is drawn side by side: candidates from index ``start`` on, of ``total``."""
+    """The part of a row that is drawn side by side: candidates from index ``start`` on, of ``total``.
+
+    ``iterated``: the row has images of several iterations. ``scored``: one of its images has a score.
+    """
 
     text: str
     candidates: tuple[Candidate, ...]
     start: int
     total: int
+    iterated: bool = False
+    scored: bool = False
 
 
-def contact_sheets(rows: Iterable[Row], *, page: int = ROWS_PER_PAGE) -> Iterator[bytes]:
+def contact_sheets(rows: Iterable[Row], *, page: int = ROWS_PER_PAGE, grid: bool = False) -> Iterator[bytes]:
     """Yield pages as PNG bytes, each with at most ``page`` rows of images; no pages if there are no rows.
 
+    With ``grid``, for prompts with one image each, a row has several prompts, each with its text below.
     Rows and their images are read while a page is drawn, so memory holds one page. A text or file that cannot
     be drawn is replaced. Only Stopped is raised, if reading an image raises it.
     """
+    if grid:
+        remaining = iter(rows)
+        while cells := list(islice(remaining, page * COLUMNS)):
+            yield _grid_page(cells)
+        return
     segments = (segment for row in rows for segment in _segments(row))
     while segments_of_page := list(islice(segments, page)):
         yield _page(segments_of_page)
 
 
 def _segments(row: Row) -> Iterator[_RowSegment]:
+    iterated = any(candidate.iteration > 1 for candidate in row.candidates)
+    scored = any(_is_scored(candidate) for candidate in row.candidates)
     for start in range(0, max(1, len(row.candidates)), COLUMNS):
-        yield _RowSegment(row.text, row.candidates[start : start + COLUMNS], start, len(row.candidates))
+        part = row.candidates[start : start + COLUMNS]
+        yield _RowSegment(row.text, part, start, len(row.candidates), iterated, scored)
+
+
+def _grid_page(cells: Sequence[Row]) -> bytes:
+    """Draw a page of prompts with one image each, COLUMNS in a row."""
+    small = TextLayout(CAPTION_FONT_SIZE)
+    columns, step = min(COLUMNS, len(cells)), IMAGE_SIDE + MARGIN
+    row_height = IMAGE_SIDE + (_GRID_TEXT_LINES + 2) * small.height + 2 * MARGIN
+    size = (MARGIN + columns * step, -(-len(cells) // columns) * row_height + MARGIN)
+    page = Image.new("RGB", size, _PAPER)
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, columns)
+        corner = (MARGIN + column * step, MARGIN + row * row_height)
+        text = small.lines(cell.text, IMAGE_SIDE, _GRID_TEXT_LINES) or ["(no text)"]
+        for candidate in cell.candidates[:1]:
+            _draw_candidate(page, candidate, corner, small, [*text, *_caption(candidate)])
+        if not cell.candidates:
+            small.draw(page, corner, f"no image: {small.cut(text[0], IMAGE_SIDE - 60)}", _FAINT)
+    return _as_png(page)
+
+
+def _as_png(page: Image.Image) -> bytes:
+    file = io.BytesIO()
+    page.save(file, "PNG", pnginfo=overview_mark())
+    return file.getvalue()
 
 
 def _page(segments: Sequence[_RowSegment]) -> bytes:
@@ -183,10 +222,12 @@ def _page(segments: Sequence[_RowSegment]) -> bytes:
         _draw_text(page, segment, top, (normal, small))
         for column, candidate in enumerate(segment.candidates):
             left = TEXT_WIDTH + 2 * MARGIN + column * (IMAGE_SIDE + MARGIN)
-            _draw_candidate(page, candidate, (left, top), small)
-    file = io.BytesIO()
-    page.save(file, "PNG", pnginfo=overview_mark())
-    return file.getvalue()
+            iteration = [f"iteration {candidate.iteration}"] if segment.iterated else []
+            caption = [*iteration, *_caption(candidate)]
+            _draw_candidate(page, candidate, (left, top), small, caption)
+            if candidate.best and segment.scored:
+                _mark_best(page, (left, top), small)
+    return _as_png(page)
 
 
 def _draw_text(
@@ -210,7 +251,11 @@ def _note(segment: _RowSegment) -> str:
 
 
 def _draw_candidate(
-    page: Image.Image, candidate: Candidate, corner: tuple[int, int], layout: TextLayout
+    page: Image.Image,
+    candidate: Candidate,
+    corner: tuple[int, int],
+    layout: TextLayout,
+    caption: Sequence[str],
 ) -> None:
     """Draw a candidate: its framed image, or the error in an empty frame, and its caption below."""
     left, top = corner
@@ -224,16 +269,17 @@ def _draw_candidate(
         page.paste(image, (left + (IMAGE_SIDE - image.width) // 2, top + (IMAGE_SIDE - image.height) // 2))
     frame = (left - 1, top - 1, left + IMAGE_SIDE, top + IMAGE_SIDE)
     ImageDraw.Draw(page).rectangle(frame, outline=_FRAME)
-    for number, line in enumerate(_caption(candidate)):
+    for number, line in enumerate(caption):
         layout.draw(page, (left, top + IMAGE_SIDE + 8 + number * layout.height), line, _INK)
-    if candidate.best:
-        _mark_best(page, corner, layout)
 
 
-def _caption(candidate: Candidate) -> tuple[str, str, str]:
-    scored = candidate.score is not None and math.isfinite(candidate.score)
-    score = f"score {candidate.score:.3f}" if scored else "no score"
-    return f"iteration {candidate.iteration}", f"seed {candidate.seed}", score
+def _caption(candidate: Candidate) -> list[str]:
+    score = [f"score {candidate.score:.3f}"] if _is_scored(candidate) else []
+    return [f"seed {candidate.seed}", *score]
+
+
+def _is_scored(candidate: Candidate) -> bool:
+    return candidate.score is not None and math.isfinite(candidate.score)
 
 
 def _mark_best(page: Image.Image, corner: tuple[int, int], layout: TextLayout) -> None:
@@ -325,9 +371,7 @@ def histogram(scores: Iterable[float | None], *, min_score: float | None = None,
     _draw_title(page, values, unscored)
     _draw_bars(page, counts(values, bins))
     _draw_markers(page, list(_markers(values, min_score)))
-    file = io.BytesIO()
-    page.save(file, "PNG", pnginfo=overview_mark())
-    return file.getvalue()
+    return _as_png(page)
 
 
 def counts(scores: Iterable[float], bins: int) -> list[int]:

@@ -66,7 +66,8 @@ class RunSummary:
             prompts.append(prompt)
             images += len(prompt.tries or prompt.image_urls)
         rows = (self._row(prompt) for prompt in sorted(prompts, key=lambda prompt: prompt.id.name))
-        for number, page in enumerate(contact_sheets(rows), 1):
+        grid = all(len(prompt.tries or prompt.image_urls) <= 1 for prompt in prompts)
+        for number, page in enumerate(contact_sheets(rows, grid=grid), 1):
             self._put(f"contact-sheet{f'-{number}' if number > 1 else ''}.png", page, "image/png")
 
     def _write_histogram(self, selection: Selection, loop: Loop | None) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from text2img.errors import ConfigurationError, Stopped, Text2ImgError
 from text2img.settings import expand_home
 from text2img.telemetry.progress import Bar, NullProgress, Progress
-from text2img.telemetry.terminal import escape
+from text2img.telemetry.terminal import can_redraw, escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -170,7 +170,7 @@ def set_up(settings: Settings, mask: Mask) -> Progress:
     text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     progress: Progress = NullProgress()
     handler: logging.Handler = logging.StreamHandler()
-    if text and sys.stderr.isatty():
+    if text and can_redraw(sys.stderr):
         from rich.console import Console
 
         console = Console(stderr=True)

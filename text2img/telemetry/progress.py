@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
     from rich.progress import TaskID
@@ -94,29 +94,40 @@ class NullProgress:
         """Do nothing."""
 
 
+_WIDE: Final = 105  # columns of a terminal that shows everything
+_MEDIUM: Final = 60  # with a shorter bar
+_NARROW: Final = 45  # without a bar
+
+
 class Bar:
     """A bar on a terminal: prompts done, images a second, time left, failures, scores, steps in the batch.
 
-    Once a prompt goes on to another iteration of its loop, each iteration gets its own bar below.
+    Once a prompt goes on to another iteration of its loop, each iteration gets its own bar below. A narrow
+    terminal shows only the first of these.
     """
 
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+        wide, width = console.width >= _WIDE, console.width
+        columns = [
+            *([TextColumn("{task.description}")] if width >= _NARROW else []),
+            *([BarColumn(bar_width=30 if wide else 10)] if width >= _MEDIUM else []),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[notes]}{task.fields[steps]}"),
-            console=console,
-        )
+            *([TextColumn("{task.fields[pace]}")] if width >= _NARROW else []),
+            TextColumn("{task.fields[left]}"),
+            *([TextColumn("{task.fields[notes]}{task.fields[steps]}")] if width >= _MEDIUM else []),
+        ]
+        self._progress = Progress(*columns, console=console)
         self._task = self._row("prompts", steps="loading the model")
         self._iterations: dict[int, TaskID] = {}
         self._ended: Counter[int] = Counter()  # prompts that finished each iteration
         self._continued: Counter[int] = Counter()  # those of them that need another iteration
-        self._begun: float | None = None
+        self._clock = clock
+        self._begun: float | None = None  # when the first batch went to the device
+        self._last_record = 0.0
+        self._in_first_batch = 0.0  # prompts, in proportion to the steps that are done
+        self._batch_size = 0  # prompts of the batch on the device
         self._stats = RunStats()
         self._total: int | None = None
 
@@ -127,12 +138,15 @@ class Bar:
         self._progress.start()
 
     def batch(self, requests: Sequence[Request]) -> None:
-        """Do nothing: the batch's first step will show it."""
+        """Start the clock at the first batch, as the run's statistics do."""
+        self._begun = self._begun or self._clock()
+        self._batch_size = len({request.prompt.id for request in requests})
 
     def step(self, done: int, of: int) -> None:
-        """Show the steps of the batch that is on the device; the first one starts the clock."""
-        self._begun = self._begun or time.monotonic()
-        self._progress.update(self._task, steps=f"step {done}/{of}")
+        """Show the steps of the batch that is on the device, and the time left."""
+        if not self._stats.recorded:
+            self._in_first_batch = max(self._in_first_batch, self._batch_size * done / of)
+        self._progress.update(self._task, steps=f"step {done}/{of}", left=self._time_left())
 
     def recorded(self, outcomes: Sequence[Outcome]) -> None:
         """Advance the bar by the final outcomes, and the iterations' bars by what finished each."""
@@ -142,11 +156,13 @@ class Bar:
                 self._ended[outcome.iterations or 1] += 1
             if isinstance(outcome, NeedsRefinement):
                 self._continued[outcome.iterations] += 1
-        pace = self._stats.images / (time.monotonic() - self._begun) if self._begun else 0.0
+        self._last_record = self._clock()
+        pace = self._stats.images / (self._last_record - self._begun) if self._begun else 0.0
         self._progress.update(
             self._task,
             completed=self._stats.completed + self._stats.failed,
             pace=f"{pace:.2f} images/s" if pace else "",
+            left=self._time_left(),
             notes=self._notes(),
         )
         if self._stats.iterated:
@@ -154,11 +170,27 @@ class Bar:
 
     def end(self) -> None:
         """Stop the bar and leave it on the screen."""
-        self._progress.update(self._task, steps="")
+        self._progress.update(self._task, steps="", left="")
         self._progress.stop()
 
+    def _time_left(self) -> str:
+        """Return the time left at the pace since the first batch began, as text; empty if it is unknown.
+
+        Until a prompt is recorded, the steps of the first batch count.
+        """
+        if not self._total or self._begun is None:
+            return ""
+        done: float = self._stats.completed + self._stats.failed
+        until = self._last_record if done else self._clock()
+        done = done or self._in_first_batch
+        if not done:
+            return ""
+        left = (self._total - done) * (until - self._begun) / done - (self._clock() - until)
+        minutes, seconds = divmod(max(0, round(left)), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
+
     def _row(self, name: str, *, steps: str = "") -> TaskID:
-        return self._progress.add_task(name, total=None, pace="", notes="", steps=steps)
+        return self._progress.add_task(name, total=None, pace="", left="", notes="", steps=steps)
 
     def _notes(self) -> str:
         failed = f"[red]{self._stats.failed} failed[/] " if self._stats.failed else ""

@@ -62,6 +62,11 @@ def choose_output(*, json: bool) -> None:
     _Output.json = json
 
 
+def prints_json() -> bool:
+    """Return True if standard output carries JSON documents."""
+    return _Output.json
+
+
 def print_lines(*lines: str, flush: bool = False) -> None:
     """Print lines for people on standard output, each escaped, unless it carries JSON; see print_document."""
     if not _Output.json:
@@ -94,8 +99,8 @@ def print_document(text: str, *, flush: bool = False) -> None:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Return True for a terminal on which lines can be drawn again in their place, if it is for people."""
-    return not _Output.json and stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    """Return True for a terminal on which lines can be drawn again in their place."""
+    return stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 def print_error(*lines: str) -> None:

@@ -233,6 +233,7 @@ log = logging.getLogger("text2img.run")
 
 _NOTIFY_INTERVAL = 2.0  # seconds for which a server collects outcomes for one callback
 _SHUTDOWN_TIMEOUT = 3.0  # seconds for a failed or stopped run to record its end and notify of it
+_ON_STOP_TIMEOUT = 2.0  # seconds for the summary files of a run that was stopped
 _RELEASE_TIMEOUT = 1.0  # seconds to release the claims of a run that is forced to exit
 _SAVE_TIMEOUT = 0.5  # seconds to record then how it ended
 
@@ -268,16 +269,23 @@ class Job:
         self._finished_at: datetime | None = None
         self.stats = RunStats()
 
-    def run(self, progress: Progress, on_success: Callable[[Run], None] | None = None) -> None:
+    def run(self, progress: Progress, on_end: Callable[[Run], None] | None = None) -> None:
         """Run, and print the summary line, whatever the end.
 
-        ``on_success`` is called with the run's document once the run has ended well, if it recorded anything.
+        ``on_end`` is called with the run's document once the run has ended well or was stopped, if it
+        recorded anything; after a stop it gets little time.
         """
         try:
             with Watchdog(self._stop, self._settings.stall_timeout, self.force_exit) as watchdog:
-                self.execute(progress, watchdog)
-                if on_success is not None and self.stats.recorded:
-                    on_success(self._state("completed"))
+                try:
+                    self.execute(progress, watchdog)
+                except Stopped:
+                    if on_end is not None and self.stats.recorded:
+                        with suppress(Exception):  # the stop is what the run ends with
+                            run_with_timeout(_ON_STOP_TIMEOUT, partial(on_end, self._state("stopped")))
+                    raise
+                if on_end is not None and self.stats.recorded:
+                    on_end(self._state("completed"))
         except (Stopped, RunFailed):
             self.print_partial_summary(1)
             raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from text2img.cli.timing_plot import as_image, in_terminal
+from text2img.cli.timing_plot import _rows, as_image, file_content, in_terminal
 from text2img.databases import Run
+from text2img.images.contact_sheet import drawable
 
 BEGAN = datetime(2026, 11, 21, 9, 0, tzinfo=UTC)
 RUN = Run(
@@ -23,6 +26,8 @@ RUN = Run(
     device_busy_of_run=0.5,
     seconds={"load": 10.0, "denoise": 30.0, "decode": 10.0, "wait": 20.0, "claim": 1.0, "upload": 160.0},
 )
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def _bars(run):
@@ -71,3 +76,29 @@ def test_the_picture_shows_the_same_bars():
     bars = [length for length in lengths if length]
     assert len(bars) == 5  # load, denoise, decode, wait, other: nothing was compiled
     assert bars[1] == pytest.approx(3 * bars[0], abs=3)
+
+
+def test_a_file_has_the_format_of_its_ending():
+    """PNG, PDF and SVG begin as such, text is what the terminal shows."""
+    assert file_content(RUN, ".png").startswith(b"\x89PNG")
+    assert file_content(RUN, ".pdf").startswith(b"%PDF")
+    assert file_content(RUN, ".txt").decode().splitlines() == in_terminal(RUN)
+    assert file_content(RUN, ".svg").startswith(b"<svg")
+
+
+def test_an_svg_has_the_same_bars_and_texts():
+    """The widths are in proportion to the times, and whatever the run is called, it is valid XML."""
+    evil = replace(RUN, id='<night> & \x1b[31m\u202e"')
+    root = ET.fromstring(file_content(evil, ".svg"))  # noqa: S314 - it is our own
+    widths = [float(bar.get("width")) for bar in root.iter(f"{SVG}rect") if bar.get("fill") == "#2b6cb0"]
+    load, _, denoise, *_ = widths
+    assert denoise == pytest.approx(3 * load, abs=0.02)
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert texts[0].startswith(r"<night> & \x1b[31m\u202e")
+    assert "30.0 s  38 %" in texts
+
+
+def test_every_character_of_the_image_has_a_glyph():
+    """The font draws all labels and figures: none is replaced by a box."""
+    texts = [text for row in _rows(RUN) for text in (row.label, row.figure)]
+    assert [drawable(text) for text in texts] == [" ".join(text.split()) for text in texts]

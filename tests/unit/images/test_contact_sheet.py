@@ -184,3 +184,59 @@ def test_a_text_that_fits_is_whole():
     assert lettering.lines("a red\n circle\x00 on\u2028white", 90, 9) == ["a red circle", "on white"]
     assert lettering.lines("日本 \ud800", 90, 3) == ["\ufffd\ufffd \ufffd"]
     assert lettering.lines(" \t ", 90, 3) == []
+
+
+def _grid(*rows):
+    (page,) = contact_sheets(rows, grid=True)
+    return np.asarray(Image.open(io.BytesIO(page)))
+
+
+def _grid_cell(page, place, count):
+    """The pixels of the image in that place of a grid, and those of the caption below it."""
+    row, column = divmod(place, COLUMNS)
+    height = (page.shape[0] - MARGIN) // -(-count // COLUMNS)
+    top, left = MARGIN + row * height, MARGIN + column * (IMAGE_SIDE + MARGIN)
+    image = page[top : top + IMAGE_SIDE, left : left + IMAGE_SIDE]
+    return image, page[top + IMAGE_SIDE + 2 : top + height, left : left + IMAGE_SIDE]
+
+
+def test_prompts_with_one_image_each_are_a_grid():
+    """Eight prompts: six side by side, two below, each image above its own text; none is marked as best."""
+    colours = ["red", "lime", "blue", "yellow", "cyan", "magenta", "black", "gray"]
+    rows = [Row(f"the {colour} one", (_try(_file(colour), best=True),)) for colour in colours]
+    page = _grid(*rows)
+    cells = [_grid_cell(page, place, len(rows)) for place in range(len(rows))]
+    assert [_middle(cells[place][0]) for place in (0, 5, 6, 7)] == [
+        *((255, 0, 0), (255, 0, 255)),
+        *((0, 0, 0), (128, 128, 128)),
+    ]
+    assert page.shape[1] < 1300
+    assert not (page == GREEN).all(axis=2).any()
+    captions = [caption.tobytes() for _, caption in cells]
+    assert len(set(captions)) == len(captions)
+
+
+def test_a_prompt_without_an_image_has_its_place_in_the_grid():
+    """Its text is there, and the next image stands beside it."""
+    page = _grid(Row("one", ()), Row("two", (_try(_file("red")),)))
+    empty, full = (_grid_cell(page, place, 2)[0] for place in range(2))
+    assert (empty.min(axis=2) < 160).any()
+    assert _middle(full) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_without_scores_there_is_neither_a_best_one_nor_a_word_for_their_lack(grid):
+    """The caption ends with the seed, and nothing is marked."""
+    scored, plain = (Row("a boat", (_try(score=score, best=True),)) for score in (0.5, None))
+    with_score, without = (
+        np.asarray(Image.open(io.BytesIO(next(contact_sheets([row], grid=grid))))) for row in (scored, plain)
+    )
+    assert not (without == GREEN).all(axis=2).any()
+    assert (without[MARGIN + IMAGE_SIDE :] < 128).sum() < (with_score[MARGIN + IMAGE_SIDE :] < 128).sum()
+
+
+def test_the_iteration_is_named_where_there_are_several():
+    """Images of one iteration have no line for it; those of two have."""
+    first, second = _try(), Candidate(iteration=2, seed=7, score=0.5, best=False, image=_file)
+    one, two = (_pages(Row("a boat", row))[0] for row in ((first, first), (first, second)))
+    assert (one[MARGIN + IMAGE_SIDE :] < 128).sum() < (two[MARGIN + IMAGE_SIDE :] < 128).sum()

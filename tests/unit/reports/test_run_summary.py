@@ -21,5 +21,5 @@ def test_a_file_that_is_refused_fails_no_run(tmp_path, caplog):
     settings = load({"output_dir": str(tmp_path)})
     with closing(build.database(settings)) as database, caplog.at_level(logging.WARNING):
         write = run.summary_writer(settings, build.build(settings), database, Stop())
-        write(Run(id="r", started_at=datetime.now(UTC), host="h"))
+        write(Run(id="r", started_at=datetime.now(UTC), host="h", status="completed"))
     assert "could not be written" in caplog.text
