@@ -1,4 +1,4 @@
-"""A tiny autoencoder in the place of a model's own: it decodes as the pipelines do with it, if it fits."""
+"""Another autoencoder in the place of a model's own: it decodes as the pipelines do with it, if it fits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine.devices import suppress_warnings
@@ -48,7 +49,7 @@ def test_the_models_own_is_not_loaded(tiny):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"_class_name": "AutoencoderKL"}, "holds AutoencoderKL; it must be an AutoencoderTiny"),
+        ({"_class_name": "VQModel"}, "holds VQModel; it must be an AutoencoderTiny"),
         ({"_class_name": "AutoModel", "auto_map": {"AutoModel": "evil.Model"}}, "must be an AutoencoderTiny"),
         ({"latent_channels": 16}, "latent channels are 16 and the model's 4"),
         ({"decoder_block_out_channels": [8, 8, 8]}, "pixels a latent are 4 and the model's 8"),
@@ -59,6 +60,41 @@ def test_the_models_own_is_not_loaded(tiny):
 def test_what_does_not_fit_is_refused(tiny, copy, config, says):
     """Another class or other widths are wrong usage, found by inspection and said in one sentence."""
     folder = copy(TINY)
+    edit(folder / "config.json", **config)
+    with pytest.raises(ConfigurationError, match=says):
+        look(tiny("sd1"), autoencoder=str(folder))
+
+
+def test_a_full_one_decodes_in_the_models_place(tiny, copy, loaded):
+    """An AutoencoderKL of the same latent space decodes, and is recorded, but not as an approximation."""
+    folder = copy("sd1") / "vae"
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"] += 0.5
+    save_file(weights, file, {"format": "pt"})
+    edit(folder / "config.json", force_upcast=False)  # as an autoencoder that was made safe for fp16 says
+    engine = open_engine(tiny("sd1"), autoencoder=str(folder))
+    (picture,), (plain,) = draw(engine, ask(1)), draw(loaded("sd1"), ask(1))
+    assert picture.pixels.mean() > plain.pixels.mean() + 20
+    info = engine.inspect()
+    assert info.parts == {"autoencoder": str(folder)}
+    assert info.approximations == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"scaling_factor": 0.13025}, "scaling_factor are 0.13025 and the model's 0.18215"),
+        ({"shift_factor": 0.1}, "shift_factor are 0.1 and the model's None"),
+        ({"latents_mean": [0, 0, 0, 0]}, "latents_mean are"),
+        ({"latent_channels": 16}, "latent channels are 16 and the model's 4"),
+        ({"block_out_channels": [8, 8, 8]}, "pixels a latent are 4 and the model's 8"),
+    ],
+    ids=["scaling", "shift", "mean", "channels", "scale"],
+)
+def test_a_full_one_of_another_latent_space_is_refused(tiny, copy, config, says):
+    """What one space's latents mean in another is noise: the difference is named."""
+    folder = copy("sd1") / "vae"
     edit(folder / "config.json", **config)
     with pytest.raises(ConfigurationError, match=says):
         look(tiny("sd1"), autoencoder=str(folder))

@@ -71,7 +71,11 @@ class _Doctor:
     def model(self) -> str:
         """Find the model, and check it as far as is possible without loading its weights."""
         model_info = self.model_info = build.engine(self._settings, self._configuration).inspect()
-        return f"{model_info.name}, {model_info.width}×{model_info.height}, {model_info.scheduler}"
+        parts = [f"{model_info.name}, {model_info.width}×{model_info.height}, {model_info.scheduler}"]
+        for source in dict.fromkeys(model_info.sources.values()):
+            names = [name for name, each in model_info.sources.items() if each == source]
+            parts.append(f"from {source}: {', '.join(names)}")
+        return "; ".join(parts)
 
     def generator(self) -> str:
         """Query the hosted generator's price, which needs the key and costs nothing."""

@@ -30,19 +30,23 @@ Offload = Literal["none", "model", "sequential"]
 class EngineOptions:
     """Options of the diffusers engine, chosen before it has seen a model.
 
-    ``model`` is a folder or a hub id; ``revision`` pins a hub id; ``variant`` names a set of weight files,
-    such as ``fp16``. ``dtype`` ``auto`` is fp16 on a GPU and fp32 on the CPU. ``safety_checker`` False
-    leaves the model's own checker unloaded. ``compile`` sets when the denoiser is compiled: where it pays,
-    at the first batch of each shape, or never. ``compile_cache`` is the folder that keeps compiled code and
-    measurements for later runs. ``feature_cache`` n > 1 computes the deep part of a UNet only at every n-th
-    call. ``autoencoder`` names a tiny autoencoder (a folder or hub id) that decodes instead of the model's
-    own. Both are approximations. ``offload`` keeps the weights in the host's memory, except for the
-    component (``model``) or the layer (``sequential``) that is running.
+    ``model`` is a folder, a hub id or a single file; ``revision`` pins a hub id; ``base`` is the folder or
+    hub id that lends a single file what it does not hold. ``variant`` names a set of weight files, such as
+    ``fp16``. ``without`` lists components whose weights are not needed. ``dtype`` ``auto`` is fp16 on a GPU
+    and fp32 on the CPU. ``safety_checker`` False leaves the model's own checker unloaded. ``compile`` sets
+    when the denoiser is compiled: where it pays, at the first batch of each shape, or never.
+    ``compile_cache`` is the folder that keeps compiled code and measurements for later runs.
+    ``feature_cache`` n > 1 computes the deep part of a UNet only at every n-th call, an approximation.
+    ``autoencoder`` names one (a folder or hub id) that decodes instead of the model's own; a tiny one is an
+    approximation. ``offload`` keeps the weights in the host's memory, except for the component (``model``) or
+    the layer (``sequential``) that is running.
     """
 
     model: str
     revision: str | None = None
+    base: str | None = None
     variant: str | None = None
+    without: tuple[str, ...] = ()
     device: Device = "auto"
     dtype: Precision = "auto"
     safety_checker: bool = True
@@ -57,12 +61,13 @@ class EngineOptions:
 class ModelInfo:
     """Facts about a model that are known without its weights.
 
-    ``width`` and ``height`` are its native size in pixels; ``multiple`` is what a size must be a multiple
-    of. ``scheduler`` is the model's own scheduler, ``schedulers`` are the names that a request may select.
+    ``width`` and ``height`` are its native size in pixels; ``multiple`` is what a size must be a multiple of.
+    ``scheduler`` is the model's own scheduler, ``schedulers`` are the names that a request may select.
     ``max_side`` is the maximum of a side in pixels, None without a limit. ``max_steps`` maps a scheduler to
     its maximum number of steps; for others it is 1000. ``approximations`` maps the name of each active
-    approximation to its value. ``requested`` holds the parameters that suit the model where a request sets
-    none; the run's defaults apply to what it leaves open.
+    approximation to its value, ``parts`` the name of each other part that is not the model's own. ``sources``
+    maps each component of a single file to where it is from. ``requested`` holds the parameters that suit the
+    model where a request sets none; the run's defaults apply to what it leaves open.
     """
 
     name: str
@@ -76,6 +81,8 @@ class ModelInfo:
     max_side: int | None = None
     max_steps: Mapping[str, int] = field(default_factory=dict)
     approximations: Mapping[str, object] = field(default_factory=dict)
+    parts: Mapping[str, object] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     requested: RequestedParameters = field(default_factory=RequestedParameters)
 
 

@@ -280,7 +280,15 @@ def _with_finite_flag(decoded: Any) -> Decoded:
     return to_pixels(decoded), torch.isfinite(decoded).all()
 
 
-_AUTOENCODER_CLASS: Final = "AutoencoderTiny"
+TINY_AUTOENCODER: Final = "AutoencoderTiny"
+_FULL_AUTOENCODER: Final = "AutoencoderKL"
+_SAME_SPACE: Final = {
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+}
+"""What makes the latents of two AutoencoderKL the same space, with the class's defaults."""
 _DEFAULT_CHANNELS: Final = (64, 64, 64, 64)
 """Channels of the decoder's levels where a configuration names none; each next level doubles the size."""
 
@@ -288,40 +296,47 @@ _DEFAULT_CHANNELS: Final = (64, 64, 64, 64)
 def replace_autoencoder(model: ModelFolder, name: str) -> tuple[ModelFolder, str]:
     """Return the model with the autoencoder ``name`` as its ``vae``, and the name to record.
 
-    ``name`` is a folder, ``owner/name`` or ``owner/name@revision``. The recorded name has the commit if the
+    It is a tiny one, or a full one of the same latent space. ``name`` is a folder, ``owner/name`` or
+    ``owner/name@revision``. The recorded name has the commit if the
     autoencoder comes from the hub. Raises ConfigurationError for one of another class or one that does not
     fit the model, ModelFailed where it does not exist.
     """
     path, commit = find_autoencoder(name)
     config = read_json(path / "config.json")
+    class_name = str(config.get("_class_name"))
+    tiny = class_name == TINY_AUTOENCODER
     _check_autoencoder(model, config, name)
-    levels = list(config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS)
-    config = {**config, "block_out_channels": levels}
-    tiny = Component(
-        name="vae", library="diffusers", class_name=_AUTOENCODER_CLASS, folder=path, config=config
-    )
+    if tiny:
+        levels = list(config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS)
+        config = {**config, "block_out_channels": levels}
+    vae = Component(name="vae", library="diffusers", class_name=class_name, folder=path, config=config)
     recorded = name if commit is None else f"{name.partition('@')[0]}@{commit}"
-    return dataclasses.replace(model, components={**model.components, "vae": tiny}), recorded
+    return dataclasses.replace(model, components={**model.components, "vae": vae}), recorded
 
 
 def _check_autoencoder(model: ModelFolder, config: Mapping[str, Any], name: str) -> None:
     class_name = config.get("_class_name")
-    if class_name != _AUTOENCODER_CLASS:
+    if class_name not in {TINY_AUTOENCODER, _FULL_AUTOENCODER}:
         raise ConfigurationError(
-            f"autoencoder {name} holds {class_name}; it must be an {_AUTOENCODER_CLASS}, such as TAESD"
+            f"autoencoder {name} holds {class_name}; it must be an {TINY_AUTOENCODER}, such as TAESD, or an"
+            f" {_FULL_AUTOENCODER}"
         )
     if not model.family.names:
         raise ConfigurationError(
             f"--autoencoder works with Stable Diffusion and Flux only; this model is a {model.pipeline}"
         )
-    own = model.components["vae"].config
-    levels = config.get("decoder_block_out_channels") or _DEFAULT_CHANNELS
-    scale = config.get("upsampling_scaling_factor", 2) ** (len(levels) - 1)
+    vae = model.components["vae"]
+    own, tiny = vae.config, class_name == TINY_AUTOENCODER
+    key = "decoder_block_out_channels" if tiny else "block_out_channels"
+    levels = config.get(key) or _DEFAULT_CHANNELS
+    scale = (config.get("upsampling_scaling_factor", 2) if tiny else 2) ** (len(levels) - 1)
     pairs = {
         "latent channels": (config.get("latent_channels", 4), own.get("latent_channels", 4)),
         "pixels a latent": (scale, 2 ** (len(own.get("block_out_channels") or _DEFAULT_CHANNELS) - 1)),
         "colours": (config.get("out_channels", 3), own.get("out_channels", 3)),
     }
+    if not tiny and vae.class_name == _FULL_AUTOENCODER:
+        pairs |= {each: (config.get(each, no), own.get(each, no)) for each, no in _SAME_SPACE.items()}
     for quantity, (actual, required) in pairs.items():
         if actual != required:
             raise ConfigurationError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from text2img.engine import GeneratedImage, ModelInfo
 from text2img.engine.compile_policy import CompileCache
 from text2img.engine.deepcache import check_unet, install
-from text2img.engine.denoiser import replace_autoencoder
+from text2img.engine.denoiser import TINY_AUTOENCODER, replace_autoencoder
 from text2img.engine.devices import (
     check_device,
     choose_device,
@@ -30,10 +30,19 @@ from text2img.engine.devices import (
     synchronize,
 )
 from text2img.engine.inspection import check_fits, check_model, model_info
-from text2img.engine.loading import check_offload, choose_offload, find, offload, weights_on_host
+from text2img.engine.loading import (
+    check_offload,
+    choose_offload,
+    class_of,
+    find,
+    offload,
+    weights_on_host,
+)
 from text2img.engine.model_folder import ModelFolder, read_folder
+from text2img.engine.quantization import check_quantized
+from text2img.engine.single_file import check_single_file, is_single_file, read_single_file, sources
 from text2img.engine.steps import BatchSplitter, StepCounter, own_request
-from text2img.errors import PromptFailed
+from text2img.errors import ConfigurationError, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,26 +160,51 @@ class DiffusersEngine:
             check_device(self._options.device)
             check_offload(self._options)
             self._cache.check()
-            path, revision = self._find(self._options)
-            folder = read_folder(path, revision, safety_checker=self._options.safety_checker)
-            folder, approximations = self._apply_approximations(folder)
+            folder, parts = self._read_folder()
+            folder, approximations, replaced = self._apply_approximations(folder)
             variants = check_model(folder, self._options.variant)
-            info = dataclasses.replace(model_info(folder, self._options.model), approximations=approximations)
+            check_quantized(folder, self._options.device)
+            check_single_file(folder, class_of)
+            info = dataclasses.replace(
+                model_info(folder, self._options.model),
+                approximations=approximations,
+                parts={**parts, **replaced},
+                sources=sources(folder, self._options),
+            )
             self._model = _InspectedModel(folder, variants, info)
         return self._model
 
-    def _apply_approximations(self, folder: ModelFolder) -> tuple[ModelFolder, dict[str, object]]:
-        """Return the model with the requested approximations, and what to record.
+    def _read_folder(self) -> tuple[ModelFolder, dict[str, str]]:
+        """Return the model, and what to record of the parts that are not its own."""
+        options = self._options
+        if is_single_file(options.model):
+            return read_single_file(options, self._find)
+        if options.base is not None:
+            raise ConfigurationError(
+                f"--model-base (MODEL_BASE) lends a single file what it lacks, and {options.model} is a whole"
+                " model; leave --model-base out"
+            )
+        path, revision = self._find(options)
+        return read_folder(path, revision, safety_checker=options.safety_checker), {}
 
-        Raises ConfigurationError for an approximation that does not fit the model.
+    def _apply_approximations(
+        self, folder: ModelFolder
+    ) -> tuple[ModelFolder, dict[str, object], dict[str, object]]:
+        """Return the model with the requested approximations and autoencoder.
+
+        The second value are the approximations to record, the third a full autoencoder, which is none.
+        Raises ConfigurationError for one that does not fit the model.
         """
         record: dict[str, object] = {}
+        replaced: dict[str, object] = {}
         if self._options.feature_cache > 1:
             check_unet(folder)
             record["feature_cache"] = self._options.feature_cache
         if self._options.autoencoder is not None:
-            folder, record["autoencoder"] = replace_autoencoder(folder, self._options.autoencoder)
-        return folder, record
+            folder, name = replace_autoencoder(folder, self._options.autoencoder)
+            tiny = folder.components["vae"].class_name == TINY_AUTOENCODER
+            (record if tiny else replaced)["autoencoder"] = name
+        return folder, record, replaced
 
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:

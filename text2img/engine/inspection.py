@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelInfo
 from text2img.engine.model_folder import (
+    CHECKER,
     SHORT_NAMES,
     Component,
     Kind,
@@ -20,7 +21,7 @@ from text2img.engine.model_folder import (
     read_json,
     weight_files,
 )
-from text2img.errors import ErrorCode, ModelFailed, PromptFailed
+from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from text2img.prompts import Parameters
 
 
+_MAY_BE_NULL = {"StableDiffusion3PAGPipeline": ("text_encoder_3", "tokenizer_3")}
+"""Components that a pipeline does without, though diffusers does not list them as optional."""
 _LCM_STEPS = 50  # diffusers' default for LCMScheduler
 
 
@@ -38,11 +41,12 @@ def check_model(model: ModelFolder, variant: str | None) -> dict[str, str | None
     Raises ModelFailed with the cause and what to do about it.
     """
     _check_pipeline(model)
+    check_complete(model)
     check_agreement(model)
     check_vocabularies(model.components)
     variants: dict[str, str | None] = {}
     for name, component in model.components.items():
-        if component.kind is not Kind.MODEL:
+        if component.kind is not Kind.MODEL or component.file is not None:
             continue
         files = [file.name for file in component.folder.iterdir()]
         chosen = choose_variant(files, component.stem, variant, str(component.folder))
@@ -108,6 +112,27 @@ def _check_pipeline(model: ModelFolder) -> None:
     if model.pipeline not in known or any(word in model.pipeline for word in needs_more):
         raise ModelFailed(
             f"{model.pipeline} cannot generate images from text alone; use a text-to-image model"
+        )
+
+
+def check_complete(model: ModelFolder) -> None:
+    """Raise ConfigurationError if the model lacks a component that its pipeline cannot do without.
+
+    ``read_folder`` checks the families of the table.
+    """
+    if model.family.names:
+        return
+    import diffusers
+
+    pipeline = getattr(diffusers, model.pipeline)
+    required, _ = pipeline._get_signature_keys(pipeline)  # noqa: SLF001 - diffusers has no other list
+    optional = {*pipeline._optional_components, *_MAY_BE_NULL.get(model.pipeline, ())}  # noqa: SLF001
+    optional -= {"text_encoder", "tokenizer"}  # diffusers means calls with embeddings in place of a prompt
+    missing = sorted(set(required) - optional - model.components.keys() - set(CHECKER))
+    if missing:
+        raise ConfigurationError(
+            f"the model has no {' and no '.join(missing)}, which {model.pipeline} needs; add what is missing"
+            " to the folder and to its model_index.json"
         )
 
 

@@ -30,6 +30,8 @@ from text2img.engine.model_folder import (
     read_json,
     stem_of,
 )
+from text2img.engine.quantization import TORCHAO, quantization_method
+from text2img.engine.single_file import is_single_file, load_single_file
 from text2img.errors import ConfigurationError, DeviceFailed, ModelFailed, Text2ImgError
 from text2img.settings import check_hub_cache, expand_home
 
@@ -46,14 +48,32 @@ TIMEOUT: Final = 10.0
 
 
 def find(options: EngineOptions, timeout: float = TIMEOUT) -> tuple[Path, str | None]:
-    """Return the model's folder and, if it comes from the hub, its commit; ``timeout`` in seconds.
+    """Return the model's folder or file and, if it comes from the hub, its commit; ``timeout`` in seconds.
 
     Raises ConfigurationError for a name that can never be read, ModelFailed for a model that does not exist.
     """
+    if is_single_file(options.model):
+        return _find_file(options, timeout)
     select_files = partial(wanted_files, options=options)
     return _resolve(
         _ModelSource(options.model, options.revision, "model", "model_index.json", select_files, timeout)
     )
+
+
+def _find_file(options: EngineOptions, timeout: float) -> tuple[Path, str | None]:
+    """Return a single file on this machine, or from the hub: ``owner/name/file.safetensors``."""
+    name = options.model
+    file = expand_home(name, "--model-id (or model_path)")
+    if file.is_file():
+        return file.resolve(), None
+    hub_id, path = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    if "://" not in name and (not _HUB_ID.fullmatch(hub_id) or not path or ".." in path.split("/")):
+        raise ConfigurationError(f"no file at {name}; one on the hub is named owner/model/file.safetensors")
+    source = _ModelSource(
+        name if "://" in name else hub_id, options.revision, "model", path, lambda *_: [path], timeout
+    )
+    folder, commit = _resolve(source)
+    return folder / path, commit
 
 
 def find_autoencoder(name: str) -> tuple[Path, str | None]:
@@ -111,7 +131,7 @@ def wanted_files(files: Sequence[str], index: Mapping[str, object], options: Eng
             continue
         component_files = [file for file in files if str(PurePosixPath(file).parent) == name]
         selected += [file for file in component_files if file.endswith(_TEXT_SUFFIXES)]
-        if kind_of(str(class_name)) is Kind.MODEL:
+        if kind_of(str(class_name)) is Kind.MODEL and name not in options.without:
             names = [PurePosixPath(file).name for file in component_files]
             stem = stem_of(str(library))
             variant = choose_variant(names, stem, options.variant, f"{options.model}/{name}")
@@ -147,7 +167,7 @@ def _fetch_from_hub(source: _ModelSource) -> tuple[Path, str | None]:
         return _snapshot(source)
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as exc:
         raise ModelFailed(_describe_refusal(source, exc)) from exc
-    except ModelFailed:
+    except (ModelFailed, ConfigurationError):
         raise
     except Exception as exc:  # noqa: BLE001 - httpx's, urllib's and the hub's own errors share no other base
         return _find_cached(source, f"the hub cannot be reached ({type(exc).__name__})")
@@ -161,10 +181,13 @@ def _snapshot(source: _ModelSource) -> tuple[Path, str]:
     commit = str(info.sha)
     files = [str(sibling.rfilename) for sibling in info.siblings or ()]
     if source.index not in files:
+        if not source.index.endswith(".json"):
+            raise ConfigurationError(f"{source.name} has no file {source.index} on the hub; check its name")
         raise ModelFailed(f"{source.name} is not in diffusers' format: it has no {source.index}")
     # By name, not by commit: the cache then knows the name's commit, which an offline run needs.
     index = hf_hub_download(source.name, source.index, revision=source.revision, etag_timeout=source.timeout)
-    selected = source.select_files(files, read_json(Path(index)))
+    content = read_json(Path(index)) if source.index.endswith(".json") else {}
+    selected = source.select_files(files, content)
     path = snapshot_download(
         source.name, revision=commit, allow_patterns=selected, etag_timeout=source.timeout
     )
@@ -182,7 +205,7 @@ def _find_cached(source: _ModelSource, reason: str) -> tuple[Path, str | None]:
             f"{reason} and this machine has no copy of {source.name}: check the network and the name, or use"
             " a model folder"
         ) from exc
-    path = Path(index).parent
+    path = Path(index).parents[source.index.count("/")]
     return path, path.name
 
 
@@ -278,24 +301,32 @@ def _load_components(
     loaded: dict[str, Any] = {}
     for name, component in model.components.items():
         if component.kind is Kind.MODEL:
-            loaded[name] = _load_component(component, variants[name], device, dtype)
+            loaded[name] = _load_component(component, variants.get(name), device, dtype)
+        elif component.kind is Kind.SCHEDULER and component.file is not None:
+            loaded[name] = class_of(component).from_config(dict(component.config))
         elif component.class_name in _RENAMED:
-            loaded[name] = _class_of(component).from_pretrained(component.folder, trust_remote_code=False)
+            loaded[name] = class_of(component).from_pretrained(component.folder, trust_remote_code=False)
     return loaded
 
 
 def _load_component(component: Component, variant: str | None, device: str, dtype: Any) -> Any:
+    # A device map loads tensor by tensor, without a full copy in the host's memory. diffusers takes one that
+    # names the CPU for an offload, which torchao's weights do not have.
+    on_cpu = device == "cpu" and quantization_method(component) == TORCHAO
     try:
-        module, report = _class_of(component).from_pretrained(
-            component.folder,
-            dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            device_map={"": device},  # tensor by tensor, without a full copy in the host's memory
-            trust_remote_code=False,
-        )
+        if component.file is not None:
+            module, report = load_single_file(component, class_of(component), device, dtype)
+        else:
+            module, report = class_of(component).from_pretrained(
+                component.folder,
+                dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                device_map=None if on_cpu else {"": device},
+                trust_remote_code=False,
+            )
     except (RuntimeError, ValueError) as exc:
         if not _MISMATCH.search(str(exc)):
             raise
@@ -307,7 +338,8 @@ def _load_component(component: Component, variant: str | None, device: str, dtyp
     return module.eval()
 
 
-def _class_of(component: Component) -> Any:
+def class_of(component: Component) -> Any:
+    """Return the component's class; raises ModelFailed if the installed library does not have it."""
     import diffusers
     import transformers
 
@@ -334,6 +366,7 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
     """
     from diffusers import AutoPipelineForText2Image
 
+    empty = {name: None for name in model.empty if _accepts(model.pipeline, name)}
     checker: dict[str, Any] = {name: None for name in CHECKER if name not in model.components}
     if "safety_checker" in checker:
         checker["requires_safety_checker"] = False
@@ -345,7 +378,7 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
-        **{**checker, **components},
+        **{**empty, **checker, **components},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.errors import ModelFailed
+from text2img.errors import ConfigurationError, ModelFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,13 +35,17 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One part of a pipeline as ``model_index.json`` names it, with its configuration."""
+    """One part of a pipeline as ``model_index.json`` names it, with its configuration.
+
+    ``file`` is the single file that holds its weights; None where they are in the folder.
+    """
 
     name: str
     library: str
     class_name: str
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def kind(self) -> Kind:
@@ -56,12 +60,16 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A readable model folder; ``revision`` is the commit of a model from the hub, else None."""
+    """A readable model folder; ``revision`` is the commit of a model from the hub, else None.
+
+    ``empty`` lists the components that the index names as null: the model does without them.
+    """
 
     path: Path
     revision: str | None
     pipeline: str
     components: Mapping[str, Component]
+    empty: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -100,7 +108,8 @@ def read_folder(path: Path, revision: str | None, *, safety_checker: bool) -> Mo
     excluded = () if safety_checker else CHECKER
     listed = components_in(index).items()
     components = {name: _component(path, name, pair) for name, pair in listed if name not in excluded}
-    folder = ModelFolder(path=path, revision=revision, pipeline=pipeline, components=components)
+    empty = tuple(name for name, value in index.items() if value == [None, None])
+    folder = ModelFolder(path=path, revision=revision, pipeline=pipeline, components=components, empty=empty)
     required = folder.family.needs + ((folder.family.denoiser,) if folder.family.denoiser else ())
     for name in required:
         if name not in components:
@@ -175,7 +184,8 @@ def choose_variant(names: Iterable[str], stem: str, variant: str | None, where: 
 
     ``stem`` is the prefix of the weight files' names; ``where`` names the folder in messages. If the variant
     is missing, the plain files are used; if the plain files are missing, the only variant. Either fallback is
-    logged and changes the images by rounding only. Raises ModelFailed if no set of files fits.
+    logged and changes the images by rounding only. Raises ConfigurationError if a variant has to be chosen,
+    ModelFailed if there are no weights.
     """
     names = list(names)
     available = _variants(names, stem)
@@ -188,7 +198,14 @@ def choose_variant(names: Iterable[str], stem: str, variant: str | None, where: 
         (only,) = available
         logger.info("%s has no plain weights; using its variant %s", where, only)
         return only
-    raise ModelFailed(_no_weights_message(names, available, variant, where))
+    variants = ", ".join(sorted(name for name in available if name))
+    if variants:
+        missing = f"no variant {variant} and no plain weights" if variant else "no plain weights"
+        raise ConfigurationError(
+            f"{where} has {missing}, only the variants {variants}; ask for one of them with --variant"
+            " (VARIANT), or variant in the model configuration"
+        )
+    raise ModelFailed(_no_weights_message(names, where))
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
@@ -253,11 +270,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return names
 
 
-def _no_weights_message(names: list[str], available: set[str | None], variant: str | None, where: str) -> str:
-    variants = ", ".join(sorted(name for name in available if name))
-    if variants:
-        missing = f"no variant {variant} and no plain weights" if variant else "no plain weights"
-        return f"{where} has {missing}, only the variants {variants}; select one of them"
+def _no_weights_message(names: list[str], where: str) -> str:
     if any(name.endswith(_PICKLES) for name in names):
         return (
             f"{where} has pickled weights only (such as .bin), and loading those can run code; use a model"

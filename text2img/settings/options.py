@@ -198,10 +198,17 @@ class GenerationSettings(EndpointSettings):
     model_id: str | None = option(
         None,
         "model",
-        "hub id, folder, gs://… or s3://… of the model; overrides the model configuration",
+        "hub id, folder, gs://… or s3://… of the model, or a .safetensors or .gguf file in one of these; "
+        "overrides the model configuration",
         shown=DEFAULT_MODEL,
     )
     model_revision: str | None = option(None, "model", "hub revision of the model")
+    model_base: str | None = option(
+        None,
+        "model",
+        "whole model (folder, hub id, gs://… or s3://…) that lends a single file what it does not hold",
+    )
+    variant: str | None = option(None, "model", "variant of the model's weights, such as fp16")
     model_cache: str | None = option(
         None,
         "model",
@@ -235,7 +242,8 @@ class GenerationSettings(EndpointSettings):
     autoencoder: str | None = option(
         None,
         "model",
-        "approximation: folder or hub id of a tiny autoencoder that replaces the model's own decoder",
+        "folder or hub id of an autoencoder that decodes instead of the model's own: a full one of the same "
+        "latent space, or a tiny one, which is an approximation",
     )
     lora_source: str | None = option(
         None,

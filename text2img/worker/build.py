@@ -342,6 +342,8 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
     given = {
         "--model-id (MODEL_ID)": settings.model_id,
         "--model-revision (MODEL_REVISION)": settings.model_revision,
+        "--model-base (MODEL_BASE)": settings.model_base,
+        "--variant (VARIANT)": settings.variant,
         "--feature-cache (FEATURE_CACHE)": settings.feature_cache,
         "--autoencoder (AUTOENCODER)": settings.autoencoder,
         "--compile always (COMPILE)": settings.compile == "always",
@@ -375,7 +377,8 @@ def _local(
         EngineOptions(
             model=settings.model_id or configuration.model_path or DEFAULT_MODEL,
             revision=settings.model_revision or ours.revision,
-            variant=ours.variant,
+            base=settings.model_base,
+            variant=settings.variant or ours.variant,
             device=settings.device,
             dtype=settings.dtype,
             safety_checker=configuration.safety_checker,

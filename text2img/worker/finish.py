@@ -157,12 +157,13 @@ class PostProcessor:
         """Return the file of the image, with its parameters in it, and the parameters that were used."""
         info = self._model_info
         made: dict[str, Any] = {"scheduler": image.scheduler, "model": info.name}
-        embedded = parameters(request, revision=info.revision, approximations=info.approximations, **made)
+        parts = {**info.parts, **info.approximations}
+        embedded = parameters(request, revision=info.revision, approximations=parts, **made)
         with self._encoders, self._run.seconds("encode", request):
             file = self._deps.encoder.encode(image.pixels, request.parameters, embedded)
         with self._run.seconds("encode", request):  # outside: a time-stamping service may be slow
             file = self._deps.encoder.sign(file, embedded, image.delivered)
-        return file, {**request.parameters.recorded, **made, **info.approximations, **image.provider_metadata}
+        return file, {**request.parameters.recorded, **made, **parts, **image.provider_metadata}
 
     def _store(self, request: Request, file: File, existing: ExistingImage) -> str:
         """Upload the file under its name; return its URL. Raises the errors of ImageStorage.put."""

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from text2img.concurrency.file_locks import EXCLUSIVE, SHARED, is_full, locked, try_lock
 from text2img.engine import loading
+from text2img.engine.single_file import file_name
 from text2img.errors import ConfigurationError, ModelFailed, StorageFailed
 from text2img.storage import StorageOptions, check_environment, locate, open_bucket
 from text2img.storage.bucket import FunctionClock, PermanentError, TransientError, retry
@@ -346,7 +347,7 @@ class ModelCache:
         self._snapshots: list[Snapshots] = []  # keeps their locks: no other run must remove them
 
     def find(self, options: EngineOptions) -> tuple[Path, str | None]:
-        """Return the model's local folder and its revision: the hub's commit, or a hash of a bucket's files.
+        """Return the model's local folder or file, and its revision: the hub's commit or the files' hash.
 
         A snapshot that equals the bucket's files is reused; if the bucket is unavailable, the latest one is.
         Raises ConfigurationError if the bucket or the folder in it does not exist, ModelFailed if it holds no
@@ -360,14 +361,12 @@ class ModelCache:
                 f"{options.model} has no revisions; leave out --model-revision, or the configuration's"
             )
         kind, name, prefix = location
-        check_environment(kind, StorageOptions(s3_endpoint=self._endpoint))
+        endpoint = StorageOptions(s3_endpoint=self._endpoint)
+        check_environment(kind, endpoint)
         snapshots = Snapshots(self._folder() / _digest(options), self._wait)
         self._snapshots.append(snapshots)
         try:
-            endpoint, clock = (
-                StorageOptions(s3_endpoint=self._endpoint),
-                FunctionClock(self._wait, self._clock),
-            )
+            clock = FunctionClock(self._wait, self._clock)
             bucket = open_bucket(kind, name, endpoint, self._request_retry_timeout, clock=clock)
             with_retries = partial(
                 retry, retry_timeout=self._retry_timeout, timeout=0, sleep=self._wait, clock=self._clock
@@ -376,8 +375,10 @@ class ModelCache:
         except PermanentError as exc:
             raise ConfigurationError(_describe_list_error(options.model, exc)) from exc
         except TransientError as exc:
-            return _latest_snapshot(snapshots, options.model, exc)
-        return self._fetch_snapshot(bucket, selection, snapshots, options.model), selection.revision
+            snapshot = _latest_snapshot(snapshots, options.model, exc)
+        else:
+            snapshot = self._fetch_snapshot(bucket, selection, snapshots, options.model)
+        return snapshot / file_name(options.model), snapshot.name
 
     def _fetch_snapshot(
         self, bucket: ReadableBucket, selection: _FileSelection, snapshots: Snapshots, url: str
@@ -412,15 +413,17 @@ class _FileSelection:
 
         Raises the bucket's errors, ConfigurationError for an empty folder, and ModelFailed if it is no model.
         """
-        url = options.model
-        entries = bucket.objects(prefix, _MAX_OBJECTS + 1)
+        url, file = options.model, file_name(options.model)
+        prefix = prefix[: -len(file) - 1] if file else prefix  # it ends in a slash, which no file does
+        listed = bucket.objects(prefix + file, _MAX_OBJECTS + 1)
+        entries = [entry for entry in listed if not file or entry.path == prefix + file]
         if not entries:
             raise ConfigurationError(f"there is nothing at {url}; check the bucket's name and the folder's")
         if len(entries) > _MAX_OBJECTS:
-            raise ModelFailed(
-                f"{url} contains more than {_MAX_OBJECTS:,} objects; use the model's own folder"
-            )
+            raise ModelFailed(f"{url} contains over {_MAX_OBJECTS:,} objects; use the model's own folder")
         files = _files_by_name(entries, prefix, url)
+        if file:
+            return cls(files)
         if _INDEX not in files:
             raise ModelFailed(f"{url} is not a model in diffusers' format: it has no {_INDEX}")
         index = _read_index(bucket, files[_INDEX], url)
@@ -468,12 +471,12 @@ def _read_index(bucket: ReadableBucket, entry: ListEntry, url: str) -> dict[str,
     return index
 
 
-def _latest_snapshot(snapshots: Snapshots, url: str, exc: TransientError) -> tuple[Path, str]:
+def _latest_snapshot(snapshots: Snapshots, url: str, exc: TransientError) -> Path:
     latest = snapshots.latest()
     if latest is None:
         raise ModelFailed(f"{url} cannot be read, and this machine has no copy: {exc}") from exc
     log.warning("%s cannot be read (%s); using the latest copy on this machine", url, exc)
-    return latest, latest.name
+    return latest
 
 
 def _describe_read_error(exc: PermanentError) -> str:
@@ -487,14 +490,11 @@ def _describe_list_error(url: str, exc: PermanentError) -> str:
     if exc.status == 404:
         return f"there is no bucket for {url}; check its name"
     if exc.status in {401, 403}:
-        return (
-            f"this account may not list and read {url} ({exc}); grant the permissions, or check the bucket's"
-            " name"
-        )
+        return f"this account may not list and read {url} ({exc}); grant that, or check the bucket's name"
     return f"{url} cannot be read: its bucket answers {exc}"
 
 
 def _digest(options: EngineOptions) -> str:
     """Return a key of the model and of the options that decide which of its files are read."""
-    key = (options.model.rstrip("/"), options.variant, options.safety_checker)
+    key = (options.model.rstrip("/"), options.variant, options.safety_checker, *options.without)
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:40]
