@@ -150,6 +150,46 @@ def test_fetched_once_and_found_again(httpserver, tmp_path):
     assert "cannot be reached" in away[1]
 
 
+ONE_FILE = """
+import sys
+from text2img.engine import EngineOptions
+from text2img.engine.loading import find
+from text2img.engine.single_file import read_single_file
+from text2img.errors import Text2ImgError
+for options in eval(sys.argv[1]):
+    try:
+        folder, record = read_single_file(EngineOptions(**options), find)
+        print(folder.components['unet'].file, folder.revision, *record.values())
+    except Text2ImgError as exc:
+        print(type(exc).__name__, exc)
+"""
+
+
+def test_one_file_of_a_repository(httpserver, tmp_path):
+    """A file in a folder of a repository, with a base of another: the base's weights that the file holds are
+    not fetched, the file's commit is recorded, the copy is found offline, and one that is not there is named.
+    """
+    endpoint = httpserver.url_for("").rstrip("/")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    whole = {str(path.relative_to(MODEL)): path.read_bytes() for path in MODEL.rglob("*") if path.is_file()}
+    lent = repository(httpserver, "owner/base", whole)
+    taken = repository(httpserver, "owner/files", {"a/b.safetensors": whole[weights], "c.safetensors": b"x"})
+    name = "owner/files/a/b.safetensors"
+    there = {"model": name, "base": "owner/base"}
+    asked = [there, {"model": "owner/files/b.safetensors", "base": "owner/base"}, {"model": name}]
+    found, missing, bare = run(tmp_path, endpoint, ONE_FILE, repr(asked))
+    path, *recorded = found.split()
+    assert path.endswith(f"{COMMIT}/a/b.safetensors")
+    assert recorded == [COMMIT, f"owner/base@{COMMIT}"]
+    assert "ConfigurationError owner/files has no file b.safetensors on the hub" in missing
+    assert "give a whole model folder of its kind with --model-base" in bare
+    assert taken == ["a/b.safetensors"]
+    assert weights not in lent
+    assert "unet/config.json" in lent
+    offline = run(tmp_path, "http://127.0.0.1:9", ONE_FILE, repr([there]), HF_HUB_OFFLINE="1")
+    assert offline == [found]
+
+
 REFUSALS = {
     "owner/missing": (404, "RepoNotFound", "is not on the hub, or is private"),
     "owner/private": (401, "RepoNotFound", "is not on the hub, or is private"),

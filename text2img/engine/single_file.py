@@ -58,7 +58,7 @@ _KINDS: Final = {
 }
 """Kinds of files, with their names and a base for each."""
 _UNUSED: Final = re.compile(
-    r"model_ema\..*|(.*\.)?position_ids|(.*\.)?logit_scale|model_sampling\..*|denoiser\.sigmas"
+    r"model_ema\..*|(.*\.)?(position_ids|spiece_model)|(.*\.)?logit_scale|model_sampling\..*|denoiser\.sigmas"
     r"|first_stage_model\.loss\..*|cond_stage_model\.transformer\.text_projection\.weight"
     r"|conditioner\.embedders\.0\.transformer\.text_projection\.weight"
     r"|cond_stage_model\.model\.(text_projection|transformer\.resblocks\.23\..*)"
@@ -226,7 +226,7 @@ def load_single_file(component: Component, cls: Any, device: str, dtype: Any) ->
         weights = {key: opened.get_tensor(key) for key in keys}
     if component.library == "diffusers":
         return cls.from_single_file(weights, **base, dtype=dtype, device=device), {}
-    config = cls.config_class.from_pretrained(component.folder, local_files_only=True)
+    config = _encoder_config(component, cls)
     module, report = cls.from_pretrained(
         None,
         config=config,
@@ -234,6 +234,7 @@ def load_single_file(component: Component, cls: Any, device: str, dtype: Any) ->
         dtype=dtype,
         output_loading_info=True,
         device_map={"": device},
+        trust_remote_code=False,
     )
     return module, report
 
@@ -351,8 +352,12 @@ def _empty_model(component: Component, cls: Any) -> tuple[Any, set[str]]:
     with init_empty_weights():
         if component.library == "diffusers":
             return cls.from_config(cls.load_config(component.folder, local_files_only=True)), set()
-        model = cls(cls.config_class.from_pretrained(component.folder, local_files_only=True))
+        model = cls(_encoder_config(component, cls))
     return model, set(getattr(model, "_tied_weights_keys", None) or ())
+
+
+def _encoder_config(component: Component, cls: Any) -> Any:
+    return cls.config_class.from_pretrained(component.folder, local_files_only=True, trust_remote_code=False)
 
 
 def _mapping_of(cls: Any) -> Any:

@@ -81,6 +81,28 @@ def test_fetched_once_and_whole(there, model, tmp_path):
     assert [name.rpartition("/")[2] for name in there.tap.read] == ["model_index.json"]
 
 
+def test_one_file(there, tmp_path):
+    """One object is a model too: it alone is read, found again, and named where it is not there. A base
+    leaves out the weights that it need not lend.
+    """
+    there.put("one.safetensors", b"weights")
+    there.put("one.safetensors.old", b"no")
+    url = f"{there.url}/one.safetensors"
+    path, revision = find(tmp_path, url)
+    assert path.read_bytes() == b"weights"
+    assert (path.name, path.parent.name) == ("one.safetensors", revision)
+    assert {name.rpartition("/")[2] for name in there.tap.read} == {"one.safetensors"}
+    del there.tap.read[:]
+    assert find(tmp_path, url) == (path, revision)
+    assert there.tap.read == []
+    with pytest.raises(ConfigurationError, match=r"there is nothing at .*/two\.safetensors"):
+        find(tmp_path, f"{there.url}/two.safetensors")
+    base, _ = find(tmp_path, there.url, without=("unet",))
+    assert (base / "unet" / "config.json").is_file()
+    assert not (base / WEIGHTS).exists()
+    assert (base / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+
 def test_a_changed_bucket_makes_a_new_copy(there, model, tmp_path):
     """Another configuration of the same length: a new copy, and the old one goes once nobody uses it."""
     using = ModelCache(lambda: tmp_path / "cache")
