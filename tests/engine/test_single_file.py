@@ -15,6 +15,7 @@ from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine import EngineOptions
 from text2img.engine.devices import suppress_warnings
 from text2img.engine.loading import wanted_files
+from text2img.engine.single_file import components_in_file
 from text2img.errors import ConfigurationError, ModelFailed
 
 with suppress_warnings():
@@ -112,6 +113,39 @@ def test_a_denoiser_in_diffusers_own_names(tiny, loaded, base, name):
     actual = getattr(pipe_of(engine), part).state_dict()
     assert all(torch.equal(weight, actual[key]) for key, weight in expected.items())
     assert engine.inspect().sources[part] != str(theirs)
+
+
+def test_which_encoder_t5_is():
+    """Files name it alike: it is SD3's third encoder, Flux's second, and another model's only one."""
+    t5, clip = "text_encoders.t5xxl.transformer.shared.weight", "text_encoders.clip_l.transformer.x"
+    for keys, component in (
+        (["joint_blocks.0.x", t5], "text_encoder_3"),
+        ([clip, "text_encoders.clip_g.transformer.x", t5], "text_encoder_3"),
+        (["double_blocks.0.x", "single_blocks.0.x", "vector_in.x", t5], "text_encoder_2"),
+        ([clip, t5], "text_encoder_2"),
+        (["layers.0.x", t5], "text_encoder"),
+    ):
+        assert t5 in components_in_file(keys)[component]
+
+
+def test_flux_whole(loaded, base, tmp_path):
+    """A file with Flux's encoders and autoencoder has its folder's weights and draws as that.
+
+    A weight's place in the memory, which a file decides, may change the rounding of a product.
+    """
+    pipe = models.flux()
+    weights = {
+        **pipe.transformer.state_dict(),
+        **original.vae(pipe.vae, "vae."),
+        **original.clip(pipe.text_encoder, "text_encoders.clip_l.transformer."),
+        **original.t5(pipe.text_encoder_2, "text_encoders.t5xxl.transformer."),
+    }
+    file = original.write(tmp_path / "flux.safetensors", weights)
+    engine, folder = open_engine(file, base=str(base("flux"))), loaded("flux")
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        expected, actual = (getattr(pipe_of(each), part).state_dict() for each in (folder, engine))
+        assert all(torch.equal(weight, actual[key]) for key, weight in expected.items()), part
+    assert np.abs(pixels(engine).astype(int) - pixels(folder)).max() <= 1
 
 
 FLUX = {
@@ -244,6 +278,11 @@ def _lora(weights):
     weights["lora_unet_mid_block.lora_down.weight"] = torch.zeros(1)
 
 
+def _renamed(weights):
+    for key in [key for key in weights if key.startswith("model.diffusion_model")]:
+        weights[f"model.diffusion_model.inner.{key}"] = weights.pop(key)
+
+
 def _only_vae(weights):
     for key in [key for key in weights if not key.startswith("first_stage")]:
         del weights[key]
@@ -278,8 +317,9 @@ def _only_vae(weights):
         ),
         (_lora, "is a LoRA, not a model"),
         (_only_vae, r"holds no denoiser \(only vae\)"),
+        (_renamed, "base's unet: 208 weights are missing, such as conv_in.bias; give the base"),
     ],
-    ids=["unet", "vae", "encoder", "shape", "scales", "fp8", "edm", "lora", "vae-only"],
+    ids=["unet", "vae", "encoder", "shape", "scales", "fp8", "edm", "lora", "vae-only", "renamed"],
 )
 def test_what_does_not_fit_the_base_is_refused(file_of, tiny, tmp_path, change, says):
     """Missing, unknown and misshapen weights are wrong usage, found by the header alone."""

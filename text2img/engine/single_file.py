@@ -14,7 +14,6 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import one_line
 from text2img.engine.model_folder import Component, Kind, ModelFolder, check_whole, read_folder
 from text2img.engine.quantization import require
 from text2img.errors import ConfigurationError, ModelFailed
@@ -45,7 +44,7 @@ _PREFIXES: Final = {
     "conditioner.embedders.1.model.": "text_encoder_2",
     "text_encoders.clip_l.transformer.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_3",  # text_encoder_2 of Flux
+    "text_encoders.t5xxl.transformer.": "t5",
 }
 _OPEN_CLIP: Final = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
 """Prefixes of text encoders in OpenCLIP's key names; the others have transformers'."""
@@ -58,7 +57,7 @@ _KINDS: Final = {
 }
 """Kinds of files, with their names and a base for each."""
 _UNUSED: Final = re.compile(
-    r"model_ema\..*|(.*\.)?(position_ids|spiece_model)|(.*\.)?logit_scale|model_sampling\..*|denoiser\.sigmas"
+    r"model_ema\..*|(.*\.)?(position_ids|logit_scale|spiece_model)|model_sampling\..*|denoiser\.sigmas"
     r"|first_stage_model\.loss\..*|cond_stage_model\.transformer\.text_projection\.weight"
     r"|conditioner\.embedders\.0\.transformer\.text_projection\.weight"
     r"|cond_stage_model\.model\.(text_projection|transformer\.resblocks\.23\..*)"
@@ -155,19 +154,27 @@ def components_in_file(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     prefix, all keys that belong to nothing else are the denoiser's.
     """
     keys = list(keys)
-    flux = _kind(keys) == "flux"
+    t5 = _t5_component(keys)
     held: dict[str, dict[str, str]] = {}
     rest: dict[str, str] = {}
     for key in keys:
         prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), "")
         if prefix and not _UNUSED.fullmatch(key):
-            component = _PREFIXES[prefix]
-            component = "text_encoder_2" if flux and component == "text_encoder_3" else component
+            component = t5 if _PREFIXES[prefix] == "t5" else _PREFIXES[prefix]
             held.setdefault(component, {})[key] = prefix
         elif not prefix and not _UNUSED.fullmatch(key):
             rest[key] = _DENOISER_PREFIX if key.startswith(_DENOISER_PREFIX) else ""
     own = {key: prefix for key, prefix in rest.items() if prefix} or rest
     return held | (dict.fromkeys(_DENOISERS, own) if own else {})
+
+
+def _t5_component(keys: Iterable[str]) -> str:
+    """Return which text encoder T5 is: the third of Stable Diffusion 3, the second of Flux, else the only."""
+    encoders = {key.split(".")[1] for key in keys if key.startswith("text_encoders.")}
+    kind = _kind(keys)
+    if kind == "sd3" or "clip_g" in encoders:
+        return "text_encoder_3"
+    return "text_encoder_2" if kind == "flux" or "clip_l" in encoders else "text_encoder"
 
 
 def check_single_file(model: ModelFolder, class_of: ClassOf) -> None:
@@ -331,7 +338,9 @@ def _check_component(component: Component, keys: Mapping[str, str], shapes: Shap
     except KeyError as exc:
         raise ConfigurationError(f"{where}: it lacks {exc.args[0]}; {_ANOTHER_BASE}") from exc
     except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as exc:
-        raise ConfigurationError(f"{where}: {one_line(exc)}; {_ANOTHER_BASE}") from exc
+        raise ConfigurationError(
+            f"{where}: its weights are not named as a {component.class_name}'s; {_ANOTHER_BASE}"
+        ) from exc
     problems = {
         "missing": expected.keys() - weights.keys() - optional,
         "unknown": weights.keys() - expected.keys(),
