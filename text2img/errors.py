@@ -9,6 +9,7 @@
     │   ├── StorageFailed
     │   ├── BrokerFailed
     │   ├── ModelFailed
+    │   │   └── ModelUnusable
     │   └── DeviceFailed
     ├── Stopped              128 + n    signal n stopped the run
     ├── PromptFailed         –          one prompt failed: data, the run continues
@@ -90,6 +91,12 @@ class BrokerFailed(RunFailed):
 
 class ModelFailed(RunFailed):
     """The model is missing, incomplete, mismatched, or cannot be loaded."""
+
+
+class ModelUnusable(ModelFailed):
+    """The model cannot be run here, however often it is tried: another model or setting is needed."""
+
+    exit_status = 2
 
 
 class DeviceFailed(RunFailed):

@@ -23,14 +23,17 @@ def tiny(tmp_path_factory) -> Callable[[str], Path]:
     """The folder of a family's tiny model, written once; nobody may change it."""
     with suppress_warnings():
         silence_libraries()
-        from tests.engine import models
+        from tests.engine import models, modern
 
     root = tmp_path_factory.mktemp("tiny")
+    builders = models.FAMILIES | modern.FAMILIES
 
     def folder(family: str) -> Path:
         path = root / family
         with suppress_warnings():
-            return path if path.exists() else models.save(family, path)
+            if not path.exists():
+                builders[family]().save_pretrained(path)
+        return path
 
     return folder
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.engine.conftest import edit, look
-from text2img.errors import ConfigurationError, ModelFailed
+from text2img.errors import ConfigurationError, ModelFailed, ModelUnusable
 
 SD1_WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -83,12 +83,35 @@ def test_bad_index(copy, content):
         look(index.parent)
 
 
-@pytest.mark.parametrize("name", ["NoSuchPipeline", "StableDiffusionImg2ImgPipeline", "FluxControlPipeline"])
-def test_not_text_to_image(copy, name):
-    """A pipeline that is unknown, or wants more than a text, is refused."""
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("NoSuchPipeline", "the installed diffusers .* has no pipeline NoSuchPipeline"),
+        ("UNet2DConditionModel", "has no pipeline UNet2DConditionModel"),
+        ("StableDiffusionImg2ImgPipeline", "StableDiffusionImg2ImgPipeline needs an image beside the text"),
+        ("FluxControlPipeline", "FluxControlPipeline needs a control image beside the text"),
+        ("FluxKontextPipeline", "FluxKontextPipeline needs an image beside the text"),
+        ("StableDiffusionGLIGENPipeline", "StableDiffusionGLIGENPipeline needs boxes beside the text"),
+        ("MusicLDMPipeline", "MusicLDMPipeline makes sound, not images"),
+        ("HeliosPipeline", "HeliosPipeline makes videos, not images"),
+        ("WanPipeline", "WanPipeline does not return images"),
+        ("StableDiffusionLatentUpscalePipeline", "needs an image beside the text"),
+    ],
+)
+def test_not_text_to_image(copy, name, why):
+    """A pipeline that is unknown, or wants or makes something else, is refused by what it is, status 2."""
     folder = copy("sd1")
     edit(folder / "model_index.json", _class_name=name)
-    with pytest.raises(ModelFailed, match=f"{name} cannot generate images from text alone"):
+    with pytest.raises(ModelUnusable, match=why) as refused:
+        look(folder)
+    assert refused.value.exit_status == 2
+
+
+def test_modular_repository(copy):
+    """A modular repository has no pipeline's index, and is called by its name."""
+    folder = copy("sd1")
+    (folder / "model_index.json").rename(folder / "modular_model_index.json")
+    with pytest.raises(ModelUnusable, match="modular repository"):
         look(folder)
 
 

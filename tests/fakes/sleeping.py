@@ -55,7 +55,7 @@ from PIL import Image  # noqa: E402
 from text2img import cli  # noqa: E402
 from text2img.demo.scenes import Scene, draw  # noqa: E402
 from text2img.engine import GeneratedImage, ModelInfo, diffusers  # noqa: E402
-from text2img.engine.inspection import check_fits  # noqa: E402
+from text2img.engine.inspection import fit  # noqa: E402
 from text2img.errors import DeviceFailed  # noqa: E402
 from text2img.settings import DEFAULT_MODEL  # noqa: E402
 from text2img.worker import watchdog  # noqa: E402
@@ -92,8 +92,7 @@ class SleepingEngine(diffusers.DiffusersEngine):
             self._loaded, self._batches = None, 0
 
     def prepare(self, request):
-        check_fits(self.inspect(), request.parameters)
-        return replace(request, chunks=1)
+        return replace(fit(self.inspect(), request), chunks=1)
 
     def warm_up(self, batch, remaining) -> None:
         pass

@@ -12,7 +12,7 @@ from text2img.errors import ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
 from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
-from text2img.worker.job import task_instance
+from text2img.worker.job import steps_and_guidance, task_instance
 
 if TYPE_CHECKING:
     import argparse
@@ -109,8 +109,10 @@ class _Doctor:
             raise ModelFailed("the parameters cannot be resolved without a model")
         defaults = build.run_defaults(self._settings, self.model_info, self._configuration)
         parameters = build.validate_defaults(build.build(self._unsigned), self.model_info, defaults)
-        steps, guidance = parameters.num_inference_steps, parameters.guidance_scale
-        return f"{parameters.width}×{parameters.height}, {steps} steps, guidance {guidance:g}"
+        used = parameters.num_inference_steps, parameters.guidance_scale
+        own = self.model_info.requested.num_inference_steps, self.model_info.requested.guidance_scale
+        source = f" ({self.model_info.defaults_from})" if used == own else ""
+        return f"{parameters.width}×{parameters.height}, {steps_and_guidance(parameters)}{source}"
 
     def loras(self) -> str:
         """Write to the LoRAs' cache folder."""

@@ -228,7 +228,7 @@ def _undelivered_of(prompt_id: PromptId, fields: Mapping[str, Any]) -> Undeliver
             iterations=_whole(fields.get("iterations")),
             seed=_whole(used.get("seed")),
             steps=_whole(used.get("num_inference_steps")),
-            guidance_scale=number_of(used.get("guidance_scale")) if "guidance_scale" in used else None,
+            guidance_scale=None if (guidance := used.get("guidance_scale")) is None else number_of(guidance),
         )
     return UndeliveredOutcome(
         id=prompt_id,

@@ -67,7 +67,13 @@ class ModelInfo:
     its maximum number of steps; for others it is 1000. ``approximations`` maps the name of each active
     approximation to its value, ``parts`` the name of each other part that is not the model's own. ``sources``
     maps each component of a single file to where it is from. ``requested`` holds the parameters that suit the
-    model where a request sets none; the run's defaults apply to what it leaves open.
+    model where a request sets none; the run's defaults apply to what it leaves open; ``defaults_from`` says
+    whose they are.
+
+    ``guidance``: a guidance scale changes the image; it is at least ``least_guidance``. A negative prompt
+    takes effect with a guidance above ``negative_above``; None: never. ``sizes`` are all sizes that the model
+    draws, empty where it draws others too; with ``fixed_area`` it draws only sizes of about as many pixels as
+    its own.
     """
 
     name: str
@@ -84,6 +90,12 @@ class ModelInfo:
     parts: Mapping[str, object] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     requested: RequestedParameters = field(default_factory=RequestedParameters)
+    defaults_from: str = "the job's"
+    guidance: bool = True
+    least_guidance: float = 0.0
+    negative_above: float | None = -1.0
+    sizes: tuple[tuple[int, int], ...] = ()
+    fixed_area: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +144,10 @@ class Engine(Protocol):
         ...
 
     def prepare(self, request: Request) -> Request:
-        """Return the request with its chunks counted.
+        """Return the request with its chunks counted, and without parameters that would have no effect.
 
-        Raises PromptFailed (``invalid_parameters``) for a request that this model cannot run.
+        Raises PromptFailed (``invalid_parameters``) for a request that this model cannot run, or whose prompt
+        itself asks for what would have no effect.
         """
         ...
 

@@ -304,7 +304,7 @@ class Shape(NamedTuple):
     def of(cls, request: Request, lora_capacity: LoraCapacity | None) -> Shape:
         """Return the shape of a request."""
         parameters = request.parameters
-        guided = parameters.guidance_scale > 1
+        guided = (parameters.guidance_scale or 0) > 1
         return cls(
             parameters.width, parameters.height, request.chunks, guided, parameters.scheduler, lora_capacity
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.engine.devices import FailureKind, classify_error, free_caches, one_line, out_of_memory
 from text2img.engine.loading import find_autoencoder
 from text2img.engine.model_folder import Component, ModelFolder, read_json
+from text2img.engine.pipelines import DecodedImages, call_of
 from text2img.engine.steps import StepSource
 from text2img.engine.text_encoding import ChunkedText, PipelineText, WholeText
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
@@ -54,20 +55,19 @@ class Decoder:
     @property
     def output_type(self) -> str:
         """The pipeline's output type that ``decode`` takes."""
-        return "latent" if self._family.names else "pt"
+        return "latent" if self._family.names else "np"
 
     def decode(self, output: Any, size: tuple[int, int]) -> list[NDArray[np.uint8] | PromptFailed]:
         """Return pixels, uint8 (height, width, 3), or the failure, for each image of ``output``.
 
-        ``output``: latents as the family's pipeline returns them; (n, 3, height, width) in [0, 1] with other
-        pipelines. ``size`` is (width, height) in pixels.
+        ``output``: latents as the family's pipeline returns them; DecodedImages with other pipelines.
+        ``size`` is (width, height) in pixels.
         """
         import torch
 
+        if isinstance(output, DecodedImages):
+            return output.pixels(size)
         with torch.no_grad():
-            if self.output_type == "pt":
-                decoded = [_with_finite_flag(image * 2 - 1) for image in output]
-                return self._to_host(decoded, torch.ones(len(output), dtype=torch.bool, device=output.device))
             latents = self._unpack(output, size)
             results = None if size in self._one_by_one else self._attempt(latents)
             if results is None:
@@ -374,16 +374,13 @@ class Denoiser:
         self._family = family
         self._output = output
         self._run_context = run_context
+        self._call = call_of(type(pipe).__name__)
         self._parameters = inspect.signature(pipe.__call__).parameters
         self.source = StepSource(pipe, family, self._parameters)
         self._max_sequence_length = self._find_max_sequence_length()
         self._chunked_text = ChunkedText(pipe, text_lora_key) if family.name in _CHUNKED_FAMILIES else None
         self._whole_text = WholeText(pipe, self._max_sequence_length or 512)
         self._text_encoder = self._chunked_text or self._open_pipeline_text(text_lora_key)
-        self._takes_negative_prompts = (
-            "negative_prompt" in self._parameters and "true_cfg_scale" not in self._parameters
-        )
-        self._warned = False
 
     def chunks(self, request: Request) -> int:
         """Return the number of text-encoder windows that the longer of prompt and negative prompt fills.
@@ -405,44 +402,42 @@ class Denoiser:
         another batch, in another attempt, and on another device. Where there are more rows than requests, the
         last request is repeated and the surplus output is dropped.
         """
-        import torch
-
-        parameters = part[0].parameters
         requests, part = len(part), [*part, *[part[-1]] * (rows - len(part))]
         self._pipe.scheduler = scheduler
-        arguments = {
-            **self._text_arguments(part),
-            "width": parameters.width,
-            "height": parameters.height,
-            "num_inference_steps": parameters.num_inference_steps,
-            "guidance_scale": parameters.guidance_scale,
-            "generator": [torch.Generator("cpu").manual_seed(request.parameters.seed) for request in part],
-            "output_type": self._output,
-        }
+        if self._output == "latent":
+            return self._run(part, requests, steps).images[:requests]
+        return self._run_groups(part[:requests], steps)
+
+    def _run_groups(self, part: Sequence[Request], steps: StepCounter) -> DecodedImages:
+        """Return the images of the part, run in as many calls as the pipeline needs for it."""
+        results: dict[int, tuple[NDArray[Any], bool]] = {}
+        finished = steps.finished
+        for group in self._call.groups(part):
+            output = self._run([part[index] for index in group], len(group), steps)
+            images = DecodedImages.of(output, len(group))
+            results |= zip(group, zip(*images, strict=True), strict=True)
+            steps.finished += len(group)
+        steps.finished = finished  # the caller counts the whole part
+        return DecodedImages(*zip(*(results[index] for index in range(len(part))), strict=True))
+
+    def _run(self, part: Sequence[Request], requests: int, steps: StepCounter) -> Any:
+        """Call the pipeline for the part, of which the first ``requests`` count, and return its output."""
+        arguments = self._text_arguments(part) | self._call.passed(part, self._output)
         if self.source.calls_back:
             arguments["callback_on_step_end"] = self._step_callback(requests, steps)
-        accepted = {name: value for name, value in arguments.items() if name in self._parameters}
-        with self._run_context(), self.source.count(requests, parameters.num_inference_steps, steps):
-            return self._pipe(**accepted).images[:requests]
+        with self._run_context(), self.source.count(requests, arguments["num_inference_steps"], steps):
+            return self._pipe(**arguments)
 
     def _text_arguments(self, part: Sequence[Request]) -> dict[str, Any]:
-        texts = [request.text for request in part]
-        negatives = [request.parameters.negative_prompt for request in part]
-        if not self._takes_negative_prompts:
-            self._warn_unused(negatives)
         if self._text_encoder is not None:
-            guided = self._takes_negative_prompts and part[0].parameters.guidance_scale > 1
+            texts = [request.text for request in part]
+            negatives = [request.parameters.negative_prompt for request in part]
+            guided = self._call.is_guided(part[0].parameters)
             return self._text_encoder.encode(texts, negatives if guided else None, part[0].chunks)
-        arguments: dict[str, Any] = {"prompt": texts}
+        arguments = self._call.texts(part)
         if self._max_sequence_length is not None:
             arguments["max_sequence_length"] = self._max_sequence_length
-        return arguments | ({"negative_prompt": negatives} if self._takes_negative_prompts else {})
-
-    def _warn_unused(self, negatives: Sequence[str]) -> None:
-        """Warn once that the model ignores negative prompts, because its guidance is a number it gets."""
-        if any(negatives) and not self._warned:
-            self._warned = True
-            logger.warning("%s does not support negative prompts; ignoring them", type(self._pipe).__name__)
+        return arguments
 
     def _step_callback(self, requests: int, steps: StepCounter) -> Any:
         def step_ended(pipe: Any, index: int, _: Any, __: dict[str, Any]) -> dict[str, Any]:

@@ -265,7 +265,7 @@ def peak_memory() -> int:
 
 def synchronize(output: Any) -> None:
     """Wait until the device has finished. Calls return long before, and the time must be measured here."""
-    if output.device.type == "cuda":
+    if getattr(getattr(output, "device", None), "type", None) == "cuda":
         import torch
 
         torch.cuda.synchronize()

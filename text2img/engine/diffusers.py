@@ -29,7 +29,7 @@ from text2img.engine.devices import (
     suppress_warnings,
     synchronize,
 )
-from text2img.engine.inspection import check_fits, check_model, model_info
+from text2img.engine.inspection import check_model, fit, model_info
 from text2img.engine.loading import (
     check_offload,
     choose_offload,
@@ -113,9 +113,9 @@ class DiffusersEngine:
                 self._loaded = self._load(model)
 
     def prepare(self, request: Request) -> Request:
-        """Return the request with its chunks counted, or raise PromptFailed; see Engine."""
+        """Return the request as it will be run, or raise PromptFailed; see Engine."""
         model, loaded = self._inspect_model(), self._require_loaded()
-        check_fits(model.model_info, request.parameters)
+        request = fit(model.model_info, request)
         return dataclasses.replace(request, chunks=loaded.denoiser.chunks(request))
 
     def warm_up(self, batch: Sequence[Request], remaining: int) -> None:

@@ -1,12 +1,14 @@
 """Inspection of a model before its weights are read: completeness, consistency, and what requests it can run.
 
-Needs no torch for the families in ``model_folder``; for other pipelines it imports diffusers' list.
+Needs no torch for the pipelines in ``pipelines``; for others it imports diffusers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelInfo
@@ -21,18 +23,22 @@ from text2img.engine.model_folder import (
     read_json,
     weight_files,
 )
-from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, PromptFailed
+from text2img.engine.pipelines import Call, call_of, defaults_of, guidance_works, negative_above
+from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, ModelUnusable, PromptFailed
+from text2img.prompts.parameters import RequestedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from text2img.prompts import Parameters
+    from text2img.prompts import Parameters, Request
 
 
 _MAY_BE_NULL = {"StableDiffusion3PAGPipeline": ("text_encoder_3", "tokenizer_3")}
 """Components that a pipeline does without, though diffusers does not list them as optional."""
 _LCM_STEPS = 50  # diffusers' default for LCMScheduler
+_LATENT_SIDE = 128  # of models whose configuration has no size
+_PRX_SIDE = 1024  # pixels, as in diffusers
 
 
 def check_model(model: ModelFolder, variant: str | None) -> dict[str, str | None]:
@@ -58,21 +64,33 @@ def check_model(model: ModelFolder, variant: str | None) -> dict[str, str | None
 
 def model_info(model: ModelFolder, name: str) -> ModelInfo:
     """Return the facts about the model, from its configurations alone."""
+    call, configs = call_of(model.pipeline), model.configs
     scheduler = model.components.get("scheduler")
     class_name = scheduler.class_name if scheduler else "none"
     own_scheduler = SHORT_NAMES.get(class_name, class_name)
-    width, height = _native_size(model)
+    names = name, str(model.flags.get("_name_or_path", ""))
+    requested, source = defaults_of(names, model.pipeline, configs, model.flags)
+    width, height = _native_size(model, call)
+    if isinstance(requested.width, int) and isinstance(requested.height, int):
+        width, height = requested.width, requested.height
     return ModelInfo(
         name=name,
         revision=model.revision,
         family=model.family.name,
         width=width,
         height=height,
-        multiple=_multiple(model),
+        multiple=_multiple(model, call),
         scheduler=own_scheduler,
         schedulers=model.family.names,
         max_side=_max_side(model),
         max_steps=_max_steps(model, own_scheduler),
+        requested=dataclasses.replace(requested, width=None, height=None),
+        defaults_from=source,
+        guidance=guidance_works(model.pipeline, configs, model.flags),
+        least_guidance=call.least_guidance,
+        negative_above=negative_above(model.pipeline, call, configs),
+        sizes=call.sizes,
+        fixed_area=call.fixed_area,
     )
 
 
@@ -90,29 +108,20 @@ def _max_steps(model: ModelFolder, own_scheduler: str) -> dict[str, int]:
 
 def _max_side(model: ModelFolder) -> int | None:
     """Return the maximum of a side in pixels; None if the denoiser's position embedding sets no limit."""
+    lengths = _config(model, "transformer").get("axes_lens")
+    if model.pipeline.startswith("ZImage") and isinstance(lengths, list):
+        return int(min(lengths[1:])) * _multiple(model, call_of(model.pipeline))
     size = _config(model, model.family.denoiser).get("pos_embed_max_size")
     return size * model.family.patch * _vae_factor(model) if isinstance(size, int) else None
 
 
 def _check_pipeline(model: ModelFolder) -> None:
-    """Raise ModelFailed unless the pipeline generates images from text alone.
-
-    The families' table and diffusers' own list decide.
-    """
-    if model.family.names:
-        return
-    from text2img.engine.devices import silence_libraries, suppress_warnings
-
-    with suppress_warnings():
-        silence_libraries()
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
-
-    known = {pipeline.__name__ for pipeline in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
-    needs_more = ("ControlNet", "Control", "Kontext")
-    if model.pipeline not in known or any(word in model.pipeline for word in needs_more):
-        raise ModelFailed(
-            f"{model.pipeline} cannot generate images from text alone; use a text-to-image model"
-        )
+    """Raise ModelUnusable unless the pipeline generates images from text alone, with what is installed."""
+    for package in call_of(model.pipeline).packages:
+        if find_spec(package) is None:
+            raise ModelUnusable(f"{model.pipeline} needs the Python package {package}; install it")
+    if model.pipeline == "QwenImagePipeline" and _config(model, "transformer").get("guidance_embeds"):
+        raise ModelUnusable("a QwenImagePipeline that embeds its guidance is not supported; use Qwen-Image")
 
 
 def check_complete(model: ModelFolder) -> None:
@@ -136,28 +145,46 @@ def check_complete(model: ModelFolder) -> None:
         )
 
 
-def _native_size(model: ModelFolder) -> tuple[int, int]:
-    """Return width and height in pixels of the images that the model was trained on.
-
-    Flux was trained on many sizes and its configuration names none; its pipeline's default is 128 latent
-    pixels.
-    """
-    denoiser = model.family.denoiser or ("unet" if "unet" in model.components else "transformer")
-    size = _config(model, denoiser).get("sample_size")
-    size = 128 if size is None else size
+def _native_size(model: ModelFolder, call: Call) -> tuple[int, int]:
+    """Return width and height in pixels of the images that the model was trained on."""
+    if call.size is not None:
+        return call.size
+    if model.pipeline.startswith("PRX"):
+        size = model.flags.get("default_sample_size") or _PRX_SIDE
+        return int(size), int(size)
+    size = call.latent_side or _config(model, _denoiser(model)).get("sample_size") or _LATENT_SIDE
     height, width = size if isinstance(size, list) else (size, size)
     factor = _vae_factor(model)
     return int(width) * factor, int(height) * factor
 
 
-def _multiple(model: ModelFolder) -> int:
+def _denoiser(model: ModelFolder) -> str:
+    return model.family.denoiser or ("unet" if "unet" in model.components else "transformer")
+
+
+def _multiple(model: ModelFolder, call: Call) -> int:
     """Return what width and height must be multiples of: a latent pixel times a token's side, and 8."""
-    return math.lcm(8, _vae_factor(model) * model.family.patch)
+    patch = call.patch
+    if model.pipeline.startswith("PRX"):
+        patch = _config(model, "transformer").get("patch_size") or patch
+    return math.lcm(8, call.multiple or _vae_factor(model) * patch)
 
 
 def _vae_factor(model: ModelFolder) -> int:
-    """Return the pixels per side of one latent pixel: the VAE halves the image between its levels."""
-    levels = _config(model, "vae").get("block_out_channels") or [0] * 4
+    """Return the pixels per side of one latent pixel; 1 for a model without an autoencoder.
+
+    Most autoencoders halve the image between their levels, of which each class has a list of its own.
+    """
+    name = next((name for name in ("vae", "movq", "vqvae", "vqgan") if name in model.components), None)
+    if name is None:
+        return 1
+    config = _config(model, name)
+    if isinstance(ratio := config.get("spatial_compression_ratio"), int):
+        return ratio
+    if isinstance(halvings := config.get("temperal_downsample"), list):
+        return int(2 ** len(halvings))
+    lists = ("block_out_channels", "decoder_block_out_channels", "encoder_block_out_channels", "dim_mult")
+    levels = next((config[key] for key in lists if isinstance(config.get(key), list)), [0] * 4)
     return int(2 ** (len(levels) - 1))
 
 
@@ -174,7 +201,7 @@ def check_agreement(model: ModelFolder) -> None:
     family = model.family
     scheduler = model.components.get("scheduler")
     if scheduler and family.names and not family.runs_with(scheduler.class_name, dict(scheduler.config)):
-        raise ModelFailed(
+        raise ModelUnusable(
             f"{model.pipeline} does not support the model's scheduler, {scheduler.class_name};"
             " fetch the model again"
         )
@@ -182,7 +209,7 @@ def check_agreement(model: ModelFolder) -> None:
     width_pairs = _WIDTH_PAIRS.get(family.name)
     for components, actual, expected in width_pairs(configs) if width_pairs else ():
         if actual is not None and expected is not None and actual != expected:
-            raise ModelFailed(
+            raise ModelUnusable(
                 f"the model's {components} do not match ({actual} and {expected}): they are from different"
                 " models; fetch the model again"
             )
@@ -376,6 +403,7 @@ def check_fits(model: ModelInfo, parameters: Parameters) -> None:
     """Raise PromptFailed (``invalid_parameters``) for an unsupported size, scheduler or number of steps."""
     for name, pixels in (("width", parameters.width), ("height", parameters.height)):
         _check_side(name, pixels, model)
+    _check_size(model, parameters.width, parameters.height)
     if parameters.scheduler is not None and parameters.scheduler not in model.schedulers:
         supported = (
             f"it supports {', '.join(model.schedulers)}" if model.schedulers else "it supports only its own"
@@ -387,6 +415,66 @@ def check_fits(model: ModelInfo, parameters: Parameters) -> None:
             f"num_inference_steps must be at most {max_steps} with this scheduler; it is"
             f" {parameters.num_inference_steps}"
         )
+
+
+def fit(model: ModelInfo, request: Request) -> Request:
+    """Return the request as the model will be called: without guidance or negative prompt that do nothing.
+
+    Raises PromptFailed (``invalid_parameters``) as ``check_fits`` does, and for what the prompt itself asks
+    for and would have no effect; what the run or the model configuration asks for is left out.
+    """
+    check_fits(model, request.parameters)
+    parameters, dropped = fit_parameters(model, request.parameters, request.prompt.requested)
+    return dataclasses.replace(request, parameters=parameters, negative_left_out=dropped)
+
+
+def fit_parameters(
+    model: ModelInfo, parameters: Parameters, own: RequestedParameters | None = None
+) -> tuple[Parameters, bool]:
+    """Return the parameters of the model's call, and whether a negative prompt was left out; see ``fit``.
+
+    ``own`` are those that the prompt itself asks for. A guidance of 1 or less asks for none.
+    """
+    own, guidance = own or RequestedParameters(), parameters.guidance_scale
+    if not model.guidance:
+        if own.guidance_scale is not None and guidance is not None and guidance > 1:
+            raise _invalid("guidance_scale has no effect with this model, which takes none; leave it out")
+        guidance = None
+    elif guidance is not None and guidance < model.least_guidance:
+        raise _invalid(f"guidance_scale must be at least {model.least_guidance:g} with this model")
+    negative, works = parameters.negative_prompt, _negative_works(model, guidance)
+    if negative and not works and own.negative_prompt:
+        why = (
+            "with this model"
+            if model.negative_above is None
+            else f"with guidance_scale {guidance:g}; it needs more than {model.negative_above:g}"
+        )
+        raise _invalid(f"negative_prompt has no effect {why}; leave it out")
+    fitted = dataclasses.replace(
+        parameters, guidance_scale=guidance, negative_prompt=negative if works else ""
+    )
+    return fitted, bool(negative) and not works
+
+
+def _negative_works(model: ModelInfo, guidance: float | None) -> bool:
+    """Return True if a negative prompt changes the image."""
+    return model.negative_above is not None and (guidance or 0.0) > model.negative_above
+
+
+def _check_size(model: ModelInfo, width: int, height: int) -> None:
+    """Raise PromptFailed for a size that the pipeline would replace by another one."""
+    if model.sizes and (width, height) not in model.sizes:
+        sizes = ", ".join(f"{one}×{other}" for one, other in model.sizes)
+        raise _invalid(f"width and height must be one of {sizes} with this model; they are {width}×{height}")
+    if model.fixed_area:
+        scale = math.sqrt(model.width * model.height / (width * height))
+        step = model.multiple
+        drawn = int(width * scale // step * step), int(height * scale // step * step)
+        if drawn != (width, height):
+            raise _invalid(
+                f"width and height must have about {model.width}×{model.height} pixels with this model; they"
+                f" are {width}×{height}; use {drawn[0]}×{drawn[1]}"
+            )
 
 
 def _check_side(name: str, pixels: int, model: ModelInfo) -> None:

@@ -76,6 +76,23 @@ def _find_file(options: EngineOptions, timeout: float) -> tuple[Path, str | None
     return folder / path, commit
 
 
+def find_here(options: EngineOptions) -> tuple[Path, str | None] | None:
+    """Return the model's folder as ``find`` does, if this machine has it; None if it would be fetched."""
+    if "://" in options.model:
+        return None
+    folder = expand_home(options.model, "--model-id (or model_path)")
+    if is_single_file(options.model):
+        return (folder.resolve(), None) if folder.is_file() else None
+    if folder.is_dir():
+        return folder.resolve(), None
+    if options.model.startswith((".", "~")) or not _HUB_ID.fullmatch(options.model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(options.model, "model_index.json", revision=options.revision)
+    return (Path(index).parent, Path(index).parent.name) if isinstance(index, str) else None
+
+
 def find_autoencoder(name: str) -> tuple[Path, str | None]:
     """Return an autoencoder's folder and, if it comes from the hub, its commit, as ``find`` does.
 
@@ -364,7 +381,7 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
 
     It reads tokenizers and scheduler from the folder.
     """
-    from diffusers import AutoPipelineForText2Image
+    import diffusers
 
     empty = {name: None for name in model.empty if _accepts(model.pipeline, name)}
     checker: dict[str, Any] = {name: None for name in CHECKER if name not in model.components}
@@ -372,7 +389,7 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
         checker["requires_safety_checker"] = False
     if not _accepts(model.pipeline, "safety_checker"):
         checker = {}
-    pipe = AutoPipelineForText2Image.from_pretrained(
+    pipe = getattr(diffusers, model.pipeline).from_pretrained(
         model.path,
         dtype=dtype,
         use_safetensors=True,

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.errors import ConfigurationError, ModelFailed
+from text2img.errors import ConfigurationError, ModelFailed, ModelUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ class Kind(Enum):
     SCHEDULER = "scheduler_config.json"
     TOKENIZER = "tokenizer_config.json"
     PROCESSOR = "preprocessor_config.json"
+    GUIDER = "guider_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,8 @@ class Component:
 class ModelFolder:
     """A readable model folder; ``revision`` is the commit of a model from the hub, else None.
 
-    ``empty`` lists the components that the index names as null: the model does without them.
+    ``empty`` lists the components that the index names as null: the model does without them. ``flags`` are
+    the other values of model_index.json, such as ``is_distilled``.
     """
 
     path: Path
@@ -70,11 +72,20 @@ class ModelFolder:
     pipeline: str
     components: Mapping[str, Component]
     empty: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
         """The family of the pipeline class; OTHER for a class that is not in FAMILIES."""
         return FAMILIES.get(self.pipeline, OTHER)
+
+    @property
+    def configs(self) -> dict[str, Mapping[str, Any]]:
+        """The components' configurations, by name, each with its class as ``_class_name``."""
+        return {
+            name: {**component.config, "_class_name": component.class_name}
+            for name, component in self.components.items()
+        }
 
 
 def kind_of(class_name: str) -> Kind:
@@ -85,6 +96,8 @@ def kind_of(class_name: str) -> Kind:
         return Kind.TOKENIZER
     if "Processor" in class_name or class_name.endswith("FeatureExtractor"):
         return Kind.PROCESSOR
+    if class_name.endswith("Guidance"):
+        return Kind.GUIDER
     return Kind.MODEL
 
 
@@ -98,10 +111,14 @@ def read_folder(path: Path, revision: str | None, *, safety_checker: bool) -> Mo
 
     Raises ModelFailed for anything that is missing, cannot be read, or would run the model's own code.
     """
+    if (path / "modular_model_index.json").is_file() and not (path / "model_index.json").is_file():
+        raise ModelUnusable(
+            f"{path} is a modular repository, which text2img does not run; use one with a model_index.json"
+        )
     index = read_json(path / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
-        raise ModelFailed(
+        raise ModelUnusable(
             f"{path / 'model_index.json'} names no pipeline class of diffusers; code that comes with a model"
             " is never run"
         )
@@ -109,7 +126,10 @@ def read_folder(path: Path, revision: str | None, *, safety_checker: bool) -> Mo
     listed = components_in(index).items()
     components = {name: _component(path, name, pair) for name, pair in listed if name not in excluded}
     empty = tuple(name for name, value in index.items() if value == [None, None])
-    folder = ModelFolder(path=path, revision=revision, pipeline=pipeline, components=components, empty=empty)
+    flags = {name: value for name, value in index.items() if not isinstance(value, list)}
+    folder = ModelFolder(
+        path=path, revision=revision, pipeline=pipeline, components=components, empty=empty, flags=flags
+    )
     required = folder.family.needs + ((folder.family.denoiser,) if folder.family.denoiser else ())
     for name in required:
         if name not in components:
@@ -142,7 +162,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def _component(path: Path, name: str, pair: tuple[Any, Any]) -> Component:
     library, class_name = pair
     if not (isinstance(library, str) and isinstance(class_name, str) and _is_trusted(library)):
-        raise ModelFailed(
+        raise ModelUnusable(
             f"the model's {name} comes from {library}, not from diffusers or transformers; code that comes"
             " with a model is never run"
         )
@@ -155,8 +175,13 @@ def _component(path: Path, name: str, pair: tuple[Any, Any]) -> Component:
 
 
 def _config(folder: Path, kind: Kind) -> dict[str, Any]:
-    """Return the component's configuration; a tokenizer needs none, only its vocabulary."""
+    """Return the component's configuration; a tokenizer needs none, only its vocabulary.
+
+    A processor of texts and images together may have a file of another name.
+    """
     file = folder / kind.value
+    if kind is Kind.PROCESSOR and not file.exists() and (folder / "processor_config.json").is_file():
+        file = folder / "processor_config.json"
     return {} if kind is Kind.TOKENIZER and not file.exists() else read_json(file)
 
 

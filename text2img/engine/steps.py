@@ -342,13 +342,15 @@ def _is_unexplained(result: GeneratedImage | PromptFailed) -> bool:
 def _memory_key(request: Request) -> Hashable:
     """Return what determines the memory that a request needs."""
     parameters = request.parameters
-    return parameters.width, parameters.height, request.chunks, parameters.guidance_scale > 1
+    return parameters.width, parameters.height, request.chunks, (parameters.guidance_scale or 0) > 1
 
 
 def own_request(info: ModelInfo) -> Request:
     """Return a small request that any working engine can run with this model."""
 
     def side(native: int) -> int:
+        if info.sizes or info.fixed_area:
+            return native
         return max(info.multiple, min(native, _OWN_SIDE) // info.multiple * info.multiple)
 
     return Request(
@@ -358,7 +360,7 @@ def own_request(info: ModelInfo) -> Request:
             negative_prompt="",
             seed=0,
             num_inference_steps=_OWN_STEPS,
-            guidance_scale=_OWN_GUIDANCE,
+            guidance_scale=_OWN_GUIDANCE if info.guidance else None,
             width=side(info.width),
             height=side(info.height),
             scheduler=None,

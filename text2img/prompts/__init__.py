@@ -120,6 +120,7 @@ class Request:
     the images of one ``iteration`` (from 1), whose text may differ from the ``original``.
     ``chunks`` is the number of text encoder windows (77 tokens with CLIP) that the text fills.
     ``lora_files`` are the local paths of the LoRAs in its parameters, once they are fetched.
+    ``negative_left_out``: the run asked for a negative prompt that would have no effect.
     """
 
     prompt: Prompt
@@ -132,6 +133,7 @@ class Request:
     iteration: int = 1
     original: str | None = None
     lora_files: tuple[str, ...] = ()
+    negative_left_out: bool = False
 
     @property
     def original_text(self) -> str:
@@ -227,7 +229,7 @@ class StoredImage:
 
     ``text`` is the text it was generated from, ``used`` all other parameters, by the names under which they
     are recorded. ``evaluation`` is an evaluator's assessment. ``number`` is its number within the prompt,
-    from 0; ``iteration`` is the iteration that made it, from 1.
+    from 0; ``iteration`` is the iteration that made it, from 1. ``negative_left_out`` is the request's.
     """
 
     image_url: str
@@ -238,6 +240,7 @@ class StoredImage:
     iteration: int = 1
     truncated: bool = False
     evaluation: Evaluation | None = None
+    negative_left_out: bool = False
 
     @property
     def score(self) -> float | None:

@@ -275,9 +275,9 @@ MAX_IMAGES: Final = 100
 class Parameters:
     """Validated parameters of one image.
 
-    ``scheduler`` None means the model's own. Without ``artist_name`` the image is not signed. None in a field
-    below ``artist_name`` means the encoder's default. ``aspect_ratio`` is the one from which the size was
-    computed, if any.
+    ``scheduler`` None means the model's own, ``guidance_scale`` None that the model takes none. Without
+    ``artist_name`` the image is not signed. None in a field below it means the encoder's default.
+    ``aspect_ratio`` is the one from which the size was computed, if any.
 
     Ranges: seed [0, 2⁶³), steps [1, 1000], guidance [0, 100], width and height in pixels [64, 4096] and
     multiples of 8, opacity [0, 255], quality [1, 100], num_images [1, MAX_IMAGES].
@@ -286,7 +286,7 @@ class Parameters:
     negative_prompt: str
     seed: int
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     width: int
     height: int
     scheduler: str | None
@@ -301,11 +301,16 @@ class Parameters:
 
     @property
     def recorded(self) -> dict[str, object]:
-        """The parameters to record, by name, without empty ones and without secrets in LoRA URLs."""
+        """The parameters to record, by name, without secrets in LoRA URLs.
+
+        Those that are empty are left out, except a guidance that the model does not take.
+        """
         values = {name: getattr(self, name) for name in RECORDED_NAMES}
         values["loras"] = [lora.document for lora in self.loras] or None
         values["num_images"] = self.num_images if self.num_images > 1 else None
-        return {name: value for name, value in values.items() if value is not None}
+        return {
+            name: value for name, value in values.items() if value is not None or name == "guidance_scale"
+        }
 
 
 RECORDED_NAMES: Final = tuple(field.name for field in fields(Parameters))

@@ -183,7 +183,7 @@ class EndpointSettings:
 
 DEFAULT_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEFAULTS = RequestedParameters(num_inference_steps=50, guidance_scale=7.5)
-"""Parameters of an image that nothing else sets; its default size is the model's own."""
+"""Parameters of an image that nothing else sets, not even the model; its default size is the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,11 +272,9 @@ class GenerationSettings(EndpointSettings):
         None, "generator", "API key for fal; also read from FAL_KEY", secret=True, also=("FAL_KEY",)
     )
 
-    num_inference_steps: int | None = option(
-        None, "generation", "denoising steps", shown=str(DEFAULTS.num_inference_steps)
-    )
+    num_inference_steps: int | None = option(None, "generation", "denoising steps", shown="the model's own")
     guidance_scale: float | None = option(
-        None, "generation", "how closely to follow the text", shown=str(DEFAULTS.guidance_scale)
+        None, "generation", "how closely to follow the text", shown="the model's own"
     )
     width: int | None = option(None, "generation", "width in pixels", shown="the model's own")
     height: int | None = option(None, "generation", "height in pixels", shown="the model's own")

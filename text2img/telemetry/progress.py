@@ -219,7 +219,8 @@ class RunStats:
     ``postponed`` counts each time that a prompt was requeued for a retry. ``iterated`` counts each time that
     a prompt went on to another iteration. ``images`` counts recorded images. ``made`` counts the images
     that the device generated in ``batches`` batches, for which it was ``busy`` seconds. ``devices`` is the
-    number of devices; ``busy`` is summed over them.
+    number of devices; ``busy`` is summed over them. ``negatives_left_out`` counts the completed prompts whose
+    negative prompt, the run's, would have had no effect.
     """
 
     def __init__(self) -> None:
@@ -229,6 +230,7 @@ class RunStats:
         self.iterated = 0
         self.postponed = 0
         self.made = 0
+        self.negatives_left_out = 0
         self._scored, self._scores = 0, 0.0
         self.devices = 1
         self.batches = 0
@@ -246,6 +248,7 @@ class RunStats:
         with self._lock:
             done = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
             self.completed += len(done)
+            self.negatives_left_out += sum(outcome.first.negative_left_out for outcome in done)
             scores = [outcome.first.score for outcome in done if outcome.first.score is not None]
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
             self.iterated += sum(isinstance(outcome, NeedsRefinement) for outcome in outcomes)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import StageTimer
 from text2img.databases import Collections, Database, Selection, open_database
-from text2img.engine.inspection import check_fits
+from text2img.engine.inspection import check_fits, fit_parameters
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
 from text2img.images import Encoder, Marking, check_statement
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from text2img.concurrency.signals import Stop
     from text2img.databases import Outbox
-    from text2img.engine import Engine, ModelInfo
+    from text2img.engine import Engine, EngineOptions, ModelInfo
     from text2img.engine.hosted.engine import HostedEngine
     from text2img.evaluation import Evaluator
     from text2img.images.provenance import ManifestSigner
@@ -359,13 +359,39 @@ def _check_hosted(settings: Settings, configuration: ModelConfiguration | None) 
             )
 
 
+def model_at_hand(settings: Settings, configuration: ModelConfiguration | None) -> ModelInfo | None:
+    """Return the facts about the model of the settings; None for one that this machine would have to fetch.
+
+    Nothing is fetched or loaded. Raises the errors of ``Engine.inspect``.
+    """
+    from text2img.engine import diffusers
+    from text2img.engine.loading import find_here
+
+    options = _engine_options(settings, configuration)
+    if (place := find_here(options)) is None:
+        return None
+    return diffusers.DiffusersEngine(options, lambda _: place).inspect()
+
+
 def _local(
     settings: Settings, configuration: ModelConfiguration | None, wait: Callable[[float], None]
 ) -> Engine:
     """Return the engine of the model: the flag's, else the configuration's, else the default."""
-    from text2img.engine import EngineOptions
     from text2img.engine.diffusers import DiffusersEngine
     from text2img.engine.models import ModelCache
+
+    return DiffusersEngine(
+        _engine_options(settings, configuration),
+        ModelCache(
+            lambda: _kept(settings.model_cache, "models", "--model-cache (MODEL_CACHE)"),
+            wait,
+            s3_endpoint=settings.s3_endpoint,
+        ).find,
+    )
+
+
+def _engine_options(settings: Settings, configuration: ModelConfiguration | None) -> EngineOptions:
+    from text2img.engine import EngineOptions
     from text2img.prompts import ModelConfiguration
     from text2img.settings import DEFAULT_MODEL
 
@@ -373,26 +399,19 @@ def _local(
     # The configuration's revision, variant and approximations belong to its own model only.
     ours = configuration if settings.model_id is None else ModelConfiguration()
     every = ours.feature_cache if settings.feature_cache is None else settings.feature_cache
-    return DiffusersEngine(
-        EngineOptions(
-            model=settings.model_id or configuration.model_path or DEFAULT_MODEL,
-            revision=settings.model_revision or ours.revision,
-            base=settings.model_base,
-            variant=settings.variant or ours.variant,
-            device=settings.device,
-            dtype=settings.dtype,
-            safety_checker=configuration.safety_checker,
-            compile=settings.compile,
-            compile_cache=settings.compile_cache,
-            offload=settings.offload,
-            feature_cache=every or 0,
-            autoencoder=settings.autoencoder or ours.autoencoder,
-        ),
-        ModelCache(
-            lambda: _kept(settings.model_cache, "models", "--model-cache (MODEL_CACHE)"),
-            wait,
-            s3_endpoint=settings.s3_endpoint,
-        ).find,
+    return EngineOptions(
+        model=settings.model_id or configuration.model_path or DEFAULT_MODEL,
+        revision=settings.model_revision or ours.revision,
+        base=settings.model_base,
+        variant=settings.variant or ours.variant,
+        device=settings.device,
+        dtype=settings.dtype,
+        safety_checker=configuration.safety_checker,
+        compile=settings.compile,
+        compile_cache=settings.compile_cache,
+        offload=settings.offload,
+        feature_cache=every or 0,
+        autoencoder=settings.autoencoder or ours.autoencoder,
     )
 
 
@@ -480,13 +499,16 @@ def run_defaults(
 def validate_defaults(
     deps: Dependencies, model_info: ModelInfo, requested: tuple[RequestedParameters, ...]
 ) -> Parameters:
-    """Return the parameters of an image whose prompt requests nothing; its seed has no meaning.
+    """Return the parameters of an image whose prompt requests nothing, as the model will be called.
+
+    Its seed has no meaning.
 
     Raises ConfigurationError where they cannot be met: no image would succeed.
     """
     try:
         wanted = resolve_parameters(requested, seed=0, multiple=model_info.multiple)
         check_fits(model_info, wanted)
+        wanted, _ = fit_parameters(model_info, wanted)
     except PromptFailed as exc:
         raise ConfigurationError(f"the run's own parameters do not fit the model: {exc}") from None
     try:

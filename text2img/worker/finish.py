@@ -145,6 +145,7 @@ class PostProcessor:
                 iteration=request.iteration,
                 truncated=image.truncated,
                 evaluation=self._evaluate(request, image),
+                negative_left_out=request.negative_left_out,
             )
             return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
         except PromptFailed as exc:

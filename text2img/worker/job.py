@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from text2img.concurrency.signals import Stop
     from text2img.databases import Counts, Database
     from text2img.engine import Engine
+    from text2img.prompts import Parameters
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
     from text2img.worker.build import Dependencies, RunContext
@@ -187,9 +188,18 @@ def summary_line(
     several = f" ({stats.images} images)" if stats.images != stats.completed else ""
     done = f"completed {stats.completed}{several}, failed {stats.failed}, remaining {remaining}"
     score = [] if stats.score is None else [f"mean score {stats.score:.2f}"]
+    unused = stats.negatives_left_out
+    dropped = [f"{unused} without their negative prompt, which has no effect"] if unused else []
     pace = f"{stats.images_per_second:.2f} images/s"
     priced = [] if cost is None else [dollars(cost)]
-    return "; ".join([done, *score, pace, *_where_time_went(stats, spent), *priced, location])
+    return "; ".join([done, *dropped, *score, pace, *_where_time_went(stats, spent), *priced, location])
+
+
+def steps_and_guidance(parameters: Parameters) -> str:
+    """Return both as text, for a line on what the model is called with."""
+    guidance = parameters.guidance_scale
+    guided = "no guidance" if guidance is None else f"guidance {guidance:g}"
+    return f"{parameters.num_inference_steps} steps, {guided}"
 
 
 def dollars(cost: float) -> str:
