@@ -10,8 +10,16 @@ import torch
 
 from tests.engine.conftest import look
 from text2img.engine import EngineOptions
-from text2img.engine.devices import FailureKind, check_device, choose_device, choose_dtype, classify_error
-from text2img.errors import DeviceFailed
+from text2img.engine.devices import (
+    FailureKind,
+    check_device,
+    check_dtype,
+    choose_device,
+    choose_dtype,
+    classify_error,
+)
+from text2img.engine.model_folder import is_stored_in_bf16, read_folder
+from text2img.errors import ConfigurationError, DeviceFailed
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
@@ -89,3 +97,44 @@ def test_dtype(dtype, device, expected):
 def test_trouble(exc, expected):
     """Exceptions are told apart by class and message."""
     assert classify_error(exc) is expected
+
+
+@pytest.fixture(params=[True, False], ids=["with bf16", "without bf16"])
+def card(request, monkeypatch):
+    """A GPU that can, or cannot, compute in bf16; only what is asked about it exists."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
+    monkeypatch.setattr("text2img.engine.devices._gpu_exists", lambda: True)
+    return request.param
+
+
+def test_auto_is_bf16_for_transformers_with_such_weights(card):
+    """On a card with bf16 auto is the dtype of a transformer's weights; elsewhere fp16, on the CPU fp32."""
+    options = EngineOptions(model="")
+    assert choose_dtype(options, "cuda", stored_bf16=True) is (torch.bfloat16 if card else torch.float16)
+    assert choose_dtype(options, "cuda") is torch.float16
+    assert choose_dtype(options, "cpu", stored_bf16=True) is torch.float32
+
+
+def test_bf16_on_a_card_without_it(card):
+    """A requested bf16 that the card does not have is wrong usage, found before anything is claimed."""
+    options = EngineOptions(model="", dtype="bf16")
+    if card:
+        check_dtype(options)
+        return
+    with pytest.raises(ConfigurationError, match="does not compute in bf16; use fp16"):
+        check_dtype(options)
+    check_dtype(EngineOptions(model="", dtype="bf16", device="cpu"))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("qwen", True), ("sd1", False)])
+def test_stored_dtype(tiny, tmp_path, family, expected):
+    """The weight files tell whether a transformer's weights are bf16; a UNet's do not count."""
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(tiny(family), dtype=torch.bfloat16)
+    pipe.save_pretrained(tmp_path / "half")
+    half, full = (read_folder(path, None, safety_checker=False) for path in (tmp_path / "half", tiny(family)))
+    plain = dict.fromkeys(half.components)
+    assert is_stored_in_bf16(half, plain) is expected
+    assert not is_stored_in_bf16(full, plain)

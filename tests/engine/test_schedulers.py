@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 import torch
 
-from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of
+from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine.devices import suppress_warnings
-from text2img.engine.model_folder import FAMILIES, SHORT_NAMES, Schedulers
+from text2img.engine.model_folder import FAMILIES
+from text2img.engine.schedulers import SHORT_NAMES, Schedulers, fitting_names
+from text2img.errors import ModelUnusable, PromptFailed
 from text2img.prompts import SCHEDULERS
 
 
@@ -116,3 +121,89 @@ def test_every_step_looks_alike(tiny, scheduler):
     hook.remove()
     assert len(seen) >= 6
     assert all(one == seen[0] for one in seen)
+
+
+EDM = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "num_train_timesteps": 1000}
+
+
+def _with_scheduler(folder, name, **config):
+    """The folder, with another scheduler as its own."""
+    edit(folder / "model_index.json", scheduler=["diffusers", name])
+    content = json.dumps({"_class_name": name, **config})
+    (folder / "scheduler" / "scheduler_config.json").write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("own", ["EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"])
+def test_edm(copy, own):
+    """An EDM model is drawn by EDM's own DPM++ and Euler, with its sigmas, and by no other."""
+    engine = open_engine(_with_scheduler(copy("sd1"), own, **EDM))
+    assert engine.inspect().schedulers == ("dpm++", "euler")
+    images = {name: draw(engine, ask(scheduler=name))[0] for name in (None, "dpm++", "euler")}
+    assert images[None].scheduler == SHORT_NAMES[own]
+    assert (images[None].pixels == images[SHORT_NAMES[own]].pixels).all()
+    for name in ("dpm++", "euler"):
+        made = engine._loaded.schedulers.get(name)
+        assert type(made).__name__.startswith("EDM")
+        assert (made.config.sigma_max, made.config.sigma_data) == (80.0, 0.5)
+    for name in set(SCHEDULERS) - {"dpm++", "euler"}:
+        with pytest.raises(PromptFailed, match=r"it supports dpm\+\+, euler"):
+            engine.prepare(ask(scheduler=name))
+
+
+def test_zero_terminal_snr(copy):
+    """Schedulers that ignore a zero terminal SNR are not offered; the others get it, with v-prediction."""
+    config = {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    engine = open_engine(_with_scheduler(copy("sd1"), "DDIMScheduler", **config))
+    names = engine.inspect().schedulers
+    assert set(SCHEDULERS) - set(names) == {"heun", "pndm"}
+    with suppress_warnings():
+        for name in names:
+            made = engine._loaded.schedulers.get(name).config
+            assert {key: made[key] for key in config} == config
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "expected"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, ("euler", "heun")),
+        ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, ("euler",)),
+        ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.02}, ("euler",)),
+        ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, ("euler", "heun")),
+    ],
+)
+def test_flow_matching(class_name, config, expected):
+    """Heun's scheduler of flow matching is offered only where it has all of the model's settings."""
+    assert fitting_names(("euler", "heun"), class_name, config) == expected
+
+
+def test_shift_of_a_multistep_solver():
+    """The shift of a flow-matching model keeps its value where another class has another name for it."""
+    from diffusers import UniPCMultistepScheduler
+
+    own = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=6.0)
+    with suppress_warnings():
+        assert Schedulers(own, flow=True).get("euler").config.shift == 6.0
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "package"),
+    [
+        ("LMSDiscreteScheduler", {}, "scipy"),
+        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "scipy"),
+        ("DPMSolverSDEScheduler", {}, "torchsde"),
+    ],
+)
+def test_a_package_that_is_missing(copy, monkeypatch, name, config, package):
+    """A model whose own scheduler needs a package that is not there is refused, and the package named."""
+    folder = _with_scheduler(copy("sd1"), name, **config)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelUnusable, match=f"{name}, needs the Python package {package}") as refused:
+        look(folder)
+    assert refused.value.exit_status == 2
+    monkeypatch.setitem(sys.modules, package, sys)
+    assert look(folder).family == "sd"

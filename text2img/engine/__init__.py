@@ -32,14 +32,14 @@ class EngineOptions:
 
     ``model`` is a folder, a hub id or a single file; ``revision`` pins a hub id; ``base`` is the folder or
     hub id that lends a single file what it does not hold. ``variant`` names a set of weight files, such as
-    ``fp16``. ``without`` lists components whose weights are not needed. ``dtype`` ``auto`` is fp16 on a GPU
-    and fp32 on the CPU. ``safety_checker`` False leaves the model's own checker unloaded. ``compile`` sets
-    when the denoiser is compiled: where it pays, at the first batch of each shape, or never.
-    ``compile_cache`` is the folder that keeps compiled code and measurements for later runs.
-    ``feature_cache`` n > 1 computes the deep part of a UNet only at every n-th call, an approximation.
-    ``autoencoder`` names one (a folder or hub id) that decodes instead of the model's own; a tiny one is an
-    approximation. ``offload`` keeps the weights in the host's memory, except for the component (``model``) or
-    the layer (``sequential``) that is running.
+    ``fp16``. ``without`` lists components whose weights are not needed. ``dtype`` ``auto`` is fp32 on the
+    CPU; on a GPU bf16 for transformers whose weights are bf16, where the device has it, else fp16.
+    ``safety_checker`` False leaves the model's own checker unloaded. ``compile`` sets when the denoiser is
+    compiled: where it pays, at the first batch of each shape, or never. ``compile_cache`` is the folder that
+    keeps compiled code and measurements for later runs. ``feature_cache`` n > 1 computes the deep part of a
+    UNet only at every n-th call, an approximation. ``autoencoder`` names one (a folder or hub id) that
+    decodes instead of the model's own; a tiny one is an approximation. ``offload`` keeps the weights in the
+    host's memory, except for the component (``model``) or the layer (``sequential``) that is running.
     """
 
     model: str

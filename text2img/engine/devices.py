@@ -19,7 +19,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.errors import DeviceFailed, ErrorCode, PromptFailed
+from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, PromptFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,14 +116,39 @@ def choose_device(device: str) -> str:
     return device
 
 
-def choose_dtype(options: EngineOptions, device: str) -> Any:
-    """Return the torch.dtype to compute in, never a string: diffusers reads an unknown string as fp32."""
+def choose_dtype(options: EngineOptions, device: str, *, stored_bf16: bool = False) -> Any:
+    """Return the torch.dtype to compute in, never a string: diffusers reads an unknown string as fp32.
+
+    ``stored_bf16``: the model is a transformer whose weights are in bf16. Raises ConfigurationError for a
+    requested bf16 that the device does not have.
+    """
     import torch
 
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if options.dtype == "auto":
-        return torch.float32 if device == "cpu" else torch.float16
+        if device == "cpu":
+            return torch.float32
+        return torch.bfloat16 if stored_bf16 and _has_bf16(device) else torch.float16
+    if options.dtype == "bf16" and not _has_bf16(device):
+        raise ConfigurationError(
+            f"--dtype bf16 (DTYPE): this {device} device does not compute in bf16; use fp16, fp32 or auto"
+        )
     return dtypes[options.dtype]
+
+
+def check_dtype(options: EngineOptions) -> None:
+    """Raise ConfigurationError for a requested bf16 that the device does not have; imports torch for that."""
+    if options.dtype == "bf16" and options.device != "cpu" and (options.device == "mps" or _gpu_exists()):
+        choose_dtype(options, choose_device(options.device))
+
+
+def _has_bf16(device: str) -> bool:
+    """Return True if the device computes in bf16 itself; emulation is slower than fp32."""
+    import torch
+
+    if device == "cuda" and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device != "mps" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
 
 
 def classify_error(exc: BaseException) -> FailureKind:

@@ -19,6 +19,7 @@ from text2img.engine.deepcache import check_unet, install
 from text2img.engine.denoiser import TINY_AUTOENCODER, replace_autoencoder
 from text2img.engine.devices import (
     check_device,
+    check_dtype,
     choose_device,
     choose_dtype,
     find_device_failure,
@@ -38,7 +39,7 @@ from text2img.engine.loading import (
     offload,
     weights_on_host,
 )
-from text2img.engine.model_folder import ModelFolder, read_folder
+from text2img.engine.model_folder import ModelFolder, is_stored_in_bf16, read_folder
 from text2img.engine.quantization import check_quantized
 from text2img.engine.single_file import check_single_file, is_single_file, read_single_file, sources
 from text2img.engine.steps import BatchSplitter, StepCounter, own_request
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from text2img.engine.compile_policy import CompilePolicy
     from text2img.engine.denoiser import Decoder, Denoiser
     from text2img.engine.lora_adapters import Adapters
-    from text2img.engine.model_folder import Schedulers
+    from text2img.engine.schedulers import Schedulers
     from text2img.prompts import Request
 
     Find = Callable[[EngineOptions], tuple[Path, str | None]]
@@ -158,6 +159,7 @@ class DiffusersEngine:
     def _inspect_model(self) -> _InspectedModel:
         if self._model is None:
             check_device(self._options.device)
+            check_dtype(self._options)
             check_offload(self._options)
             self._cache.check()
             folder, parts = self._read_folder()
@@ -216,10 +218,12 @@ class DiffusersEngine:
         from text2img.engine.denoiser import Decoder, Denoiser
         from text2img.engine.loading import load_pipeline
         from text2img.engine.lora_adapters import Adapters
-        from text2img.engine.model_folder import Schedulers
+        from text2img.engine.schedulers import Schedulers
 
         device = choose_device(self._options.device)
-        dtype = choose_dtype(self._options, device)
+        dtype = choose_dtype(
+            self._options, device, stored_bf16=is_stored_in_bf16(model.folder, model.variants)
+        )
         mode = choose_offload(self._options, device)
         pipe = load_pipeline(model.folder, model.variants, device, dtype, on_host=mode != "none")
         logger.info("loaded %s on %s in %s", model.model_info.name, device, str(dtype).removeprefix("torch."))

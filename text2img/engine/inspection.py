@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from text2img.engine import ModelInfo
 from text2img.engine.model_folder import (
     CHECKER,
-    SHORT_NAMES,
     Component,
     Kind,
     ModelFolder,
@@ -24,6 +23,7 @@ from text2img.engine.model_folder import (
     weight_files,
 )
 from text2img.engine.pipelines import Call, call_of, defaults_of, guidance_works, negative_above
+from text2img.engine.schedulers import SHORT_NAMES, check_packages, fitting_names
 from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, ModelUnusable, PromptFailed
 from text2img.prompts.parameters import RequestedParameters
 
@@ -81,7 +81,7 @@ def model_info(model: ModelFolder, name: str) -> ModelInfo:
         height=height,
         multiple=_multiple(model, call),
         scheduler=own_scheduler,
-        schedulers=model.family.names,
+        schedulers=fitting_names(model.family.names, class_name, configs.get("scheduler", {})),
         max_side=_max_side(model),
         max_steps=_max_steps(model, own_scheduler),
         requested=dataclasses.replace(requested, width=None, height=None),
@@ -120,6 +120,8 @@ def _check_pipeline(model: ModelFolder) -> None:
     for package in call_of(model.pipeline).packages:
         if find_spec(package) is None:
             raise ModelUnusable(f"{model.pipeline} needs the Python package {package}; install it")
+    if scheduler := model.components.get("scheduler"):
+        check_packages(scheduler.class_name, scheduler.config)
     if model.pipeline == "QwenImagePipeline" and _config(model, "transformer").get("guidance_embeds"):
         raise ModelUnusable("a QwenImagePipeline that embeds its guidance is not supported; use Qwen-Image")
 

@@ -10,11 +10,13 @@ import importlib.util
 import json
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from text2img.engine.schedulers import DIFFUSION, FLOW
 from text2img.errors import ConfigurationError, ModelFailed, ModelUnusable
 
 if TYPE_CHECKING:
@@ -277,6 +279,22 @@ def check_whole(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_stored_in_bf16(model: ModelFolder, variants: Mapping[str, str | None]) -> bool:
+    """Return True if the model's denoiser is a transformer with most of its weights in bf16.
+
+    ``variants`` are those of the weight files to load, by component.
+    """
+    component = model.components.get("transformer")
+    if component is None or "transformer" not in variants:
+        return False
+    dtypes: Counter[str] = Counter()
+    for file in weight_files(component.folder, component.stem, variants["transformer"]):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        dtypes.update(tensor["dtype"] for name, tensor in header.items() if name != "__metadata__")
+    return dtypes["BF16"] > dtypes.total() / 2
+
+
 def _variants(names: Iterable[str], stem: str) -> set[str | None]:
     """Return the variants of the files named ``stem[.variant][-shard].safetensors``; None is plain."""
     pattern = re.compile(rf"{re.escape(stem)}(?:\.([A-Za-z0-9_-]+?))?\.safetensors")
@@ -306,39 +324,6 @@ def _no_weights_message(names: list[str], where: str) -> str:
 
 def _broken(file: Path, reason: str) -> str:
     return f"{file} is truncated or not a safetensors file ({reason}); fetch the model again"
-
-
-SHORT_NAMES: Final = {
-    "DPMSolverMultistepScheduler": "dpm++",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-a",
-    "DDIMScheduler": "ddim",
-    "UniPCMultistepScheduler": "unipc",
-    "PNDMScheduler": "pndm",
-    "HeunDiscreteScheduler": "heun",
-    "LCMScheduler": "lcm",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "FlowMatchHeunDiscreteScheduler": "heun",
-}
-"""Scheduler classes and the names that requests use for them. Each name has one class for diffusion models
-and may have one for flow-matching models."""
-
-DIFFUSION: Final = frozenset(name for name in SHORT_NAMES if not name.startswith("FlowMatch")) | {
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "SASolverScheduler",
-    "TCDScheduler",
-}
-FLOW: Final = frozenset(
-    {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,47 +382,3 @@ FAMILIES: Final = {
     ),
 }
 OTHER: Final = Family("other", "", ("scheduler",), ())
-
-
-_SD_VALUES: Final = {
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "skip_prk_steps": True,
-}
-"""The values that Stable Diffusion was published with. They replace schedulers' defaults where the model's
-configuration sets no value: DDIM's default would clip latents to [-1, 1]."""
-
-
-class Schedulers:
-    """A model's schedulers; ``own`` is the one it was published with, and is never changed."""
-
-    def __init__(self, own: Any, *, flow: bool) -> None:
-        self._own = own
-        self._flow = flow
-        self._created: dict[str, Any] = {}
-
-    def get(self, name: str | None) -> Any:
-        """Return the scheduler of that name, or the model's own for None; the same object each time.
-
-        Sharing one object is safe: a scheduler resets its state when a pipeline sets its timesteps.
-        """
-        if name is None or SHORT_NAMES.get(type(self._own).__name__) == name:
-            return self._own
-        if name not in self._created:
-            import diffusers
-
-            scheduler = getattr(diffusers, _class_name(name, flow=self._flow))
-            self._created[name] = scheduler.from_config(self._config(self._own.config))
-        return self._created[name]
-
-    def _config(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(own) if self._flow else {**_SD_VALUES, **own}
-
-
-def _class_name(name: str, *, flow: bool) -> str:
-    return next(
-        class_name
-        for class_name, short in SHORT_NAMES.items()
-        if short == name and class_name.startswith("FlowMatch") == flow
-    )

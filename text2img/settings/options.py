@@ -217,7 +217,10 @@ class GenerationSettings(EndpointSettings):
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = option("auto", "model", "auto, cuda, mps or cpu")
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = option(
-        "auto", "model", "auto (fp16 on a GPU, fp32 on the CPU), fp16, bf16 or fp32"
+        "auto",
+        "model",
+        "auto (fp32 on the CPU; on a GPU bf16 for transformers with bf16 weights, else fp16), fp16, bf16 or "
+        "fp32",
     )
     compile: Literal["auto", "always", "never"] = option(
         "auto",

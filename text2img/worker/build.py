@@ -367,10 +367,18 @@ def model_at_hand(settings: Settings, configuration: ModelConfiguration | None) 
     from text2img.engine import diffusers
     from text2img.engine.loading import find_here
 
-    options = _engine_options(settings, configuration)
-    if (place := find_here(options)) is None:
+    class Elsewhere(Exception):  # noqa: N818 - it is an answer
+        """The model, or the base of a single file, is not on this machine."""
+
+    def find(options: EngineOptions) -> tuple[Path, str | None]:
+        if (place := find_here(options)) is None:
+            raise Elsewhere
+        return place
+
+    try:
+        return diffusers.DiffusersEngine(_engine_options(settings, configuration), find).inspect()
+    except Elsewhere:
         return None
-    return diffusers.DiffusersEngine(options, lambda _: place).inspect()
 
 
 def _local(
