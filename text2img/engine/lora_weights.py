@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 _UPS: Final = (".lora_up.weight", ".lora_B.weight", ".lora.up.weight", ".lora_linear_layer.up.weight")
 _HALVES: Final = (".lora_A.weight", ".lora_B.weight")
+_OTHER_KINDS: Final = {
+    "dora_scale": "DoRA, whose magnitudes are not supported",
+    "lora_magnitude_vector": "DoRA, whose magnitudes are not supported",
+    ".hada_w": "LoHa, whose Hadamard products are not supported",
+    ".lokr_w": "LoKr, whose Kronecker products are not supported",
+    ".oft_": "OFT, whose rotations are not supported",
+}
+"""Parts of key names that tell a relative of LoRA, and what it is."""
+_PEFT_PREFIX: Final = "base_model.model."
+"""The beginning of key names in the file that peft's own ``save_pretrained`` writes."""
+_PEFT_FILE: Final = "adapter_model.safetensors"
+_COMFY_PREFIX: Final = "diffusion_model."
+"""The beginning of key names for the denoiser in ComfyUI."""
 _DENOISERS: Final = ("unet", "transformer")
 _TYPES: Final = {
     "F64": "float64",
@@ -55,6 +68,7 @@ def read_lora(file: str, pipe: Any) -> dict[str, Tensors]:
     rank, …); their product is added to the module's weight. Raises PromptFailed (``lora_failed``).
     """
     outline, metadata = _outline(file)
+    metadata = metadata or _peft_metadata(file, outline, pipe)
     weights, alphas = _without_alphas(outline)
     _check_outline(weights, metadata, pipe)
     components = _converted(_read(file, weights, alphas, _work_dtype(pipe, metadata)), metadata, pipe)
@@ -115,8 +129,9 @@ def _outline(file: str) -> tuple[Tensors, Mapping[str, Any]]:
         raise unusable_lora(f"it is not a valid safetensors file ({one_line(exc)[:200]})") from exc
     if not outline:
         raise unusable_lora("its file is empty")
-    if any("dora_scale" in key or "lora_magnitude_vector" in key for key in outline):
-        raise unusable_lora("it is a DoRA, whose magnitudes are not supported")
+    for mark, what in _OTHER_KINDS.items():
+        if any(mark in key for key in outline):
+            raise unusable_lora(f"it is a {what}; a LoRA of two halves a module is needed")
     if not isinstance(metadata, dict):
         raise unusable_lora("the scale in its metadata cannot be read")
     return outline, metadata
@@ -194,6 +209,14 @@ def _without_alphas(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
 
 def _by_component(pipe: Any, tensors: Tensors) -> dict[str, Tensors]:
     """Return the tensors by component, with peft's key names."""
+    if all(key.startswith(_PEFT_PREFIX) for key in tensors):
+        named = {_peft_name(key): value for key, value in tensors.items()}
+        return {_owner(pipe, named): named}
+    if all(key.startswith(_COMFY_PREFIX) and key.endswith(_HALVES) for key in tensors):
+        named = {key.removeprefix(_COMFY_PREFIX): value for key, value in tensors.items()}
+        denoiser = next((name for name in _DENOISERS if _has_all(getattr(pipe, name, None), named)), None)
+        if denoiser is not None:
+            return {denoiser: named}
     unet = getattr(pipe, "unet", None)
     converted = pipe.lora_state_dict(dict(tensors), **({"unet_config": unet.config} if unet else {}))
     components: dict[str, Tensors] = defaultdict(dict)
@@ -207,6 +230,52 @@ def _by_component(pipe: Any, tensors: Tensors) -> dict[str, Tensors]:
             named = {key.removeprefix("text_model."): value for key, value in named.items()}
         components[component] = named
     return dict(components)
+
+
+def _peft_name(key: str) -> str:
+    """Return peft's key name without the prefix and the adapter's name that peft may put before its end."""
+    path = key.removeprefix(_PEFT_PREFIX)
+    for half in _HALVES:
+        stem = half.removesuffix(".weight")
+        head, found, rest = path.rpartition(f"{stem}.")
+        if found and rest.endswith("weight"):
+            return head + half
+    return path
+
+
+def _owner(pipe: Any, weights: Tensors) -> str:
+    """Return the component to which peft's own file belongs, whose keys do not name it."""
+    loadable = pipe._lora_loadable_modules  # noqa: SLF001 - diffusers has no public name for it
+    names: list[str] = [name for name in loadable if getattr(pipe, name, None) is not None]
+    return next((name for name in names if _has_all(getattr(pipe, name), weights)), names[0])
+
+
+def _has_all(component: Any, weights: Tensors) -> bool:
+    """Return True if each weight has a module in the component."""
+    return all(_target(component, key) is not None for key in weights)
+
+
+def _peft_metadata(file: str, outline: Tensors, pipe: Any) -> Mapping[str, Any]:
+    """Return the scale of peft's own file as metadata; it stands in another file, beside it.
+
+    Without that file, as for one that was fetched or renamed, the scale is 1, unless the file has peft's own
+    name: then its owner knows of the other one. Raises PromptFailed where the scale is not known.
+    """
+    if not all(key.startswith(_PEFT_PREFIX) for key in outline):
+        return {}
+    config = Path(file).with_name("adapter_config.json")
+    if not config.is_file():
+        if Path(file).name == _PEFT_FILE:
+            raise unusable_lora(
+                "it is peft's own file, and the adapter_config.json with its scale is missing"
+            )
+        return {}
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        owner = _owner(pipe, {_peft_name(key): value for key, value in outline.items()})
+        return {f"{owner}.{name}": value for name, value in content.items()}
+    except (OSError, ValueError, AttributeError) as exc:
+        raise unusable_lora(f"its adapter_config.json cannot be read ({one_line(exc)[:100]})") from exc
 
 
 def _with_peft_names(weights: Tensors, component: str) -> Tensors:
@@ -262,7 +331,8 @@ def _check_fit(pipe: Any, components: Mapping[str, Tensors]) -> None:
             else "none of its weights belongs"
         )
         raise unusable_lora(
-            f"{count} to a module of this model; {unknown[0][:120]} does not. It is for another model"
+            f"{count} to a module of this model; {unknown[0][:120]} does not. It is for another"
+            " model, or its names are in a form that is not read"
         )
     for name, (model, key, value) in entries.items():
         other = key.replace(*(_HALVES if key.endswith(_HALVES[0]) else _HALVES[::-1]))

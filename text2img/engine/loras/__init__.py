@@ -208,8 +208,14 @@ class LoraCache:
     def _fetch_once(
         self, location: LoraLocation, known_version: str | None, writer: DownloadWriter
     ) -> str | None:
-        from text2img.engine.loras.sources import fetch_from_bucket, fetch_from_hub, fetch_from_web
+        from text2img.engine.loras.sources import (
+            fetch_from_bucket,
+            fetch_from_hub,
+            fetch_from_web,
+            refuse_peft_file,
+        )
 
+        refuse_peft_file(location.path)
         if location.kind in {"gs", "s3"}:
             return fetch_from_bucket(location, known_version, writer, self._endpoint)
         fetch = fetch_from_hub if location.kind == "hub" else fetch_from_web

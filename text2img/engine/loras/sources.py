@@ -82,6 +82,15 @@ def _fetch_failed(reason: str) -> PromptFailed:
     return PromptFailed(ErrorCode.LORA_FAILED, f"the LoRA cannot be fetched: {reason}")
 
 
+def refuse_peft_file(name: str) -> None:
+    """Raise PromptFailed for the file of peft's own folder: its scale stands in another one of the folder."""
+    if name.rpartition("/")[2] == "adapter_model.safetensors":
+        raise _fetch_failed(
+            "it is peft's own file, whose scale stands in the adapter_config.json beside it; copy both into a"
+            " folder of this machine, or save the LoRA with diffusers"
+        )
+
+
 _HUB_TIMEOUT: Final = 10.0
 """Seconds for the hub to answer one request."""
 _DEFAULT_FILE: Final = "pytorch_lora_weights.safetensors"
@@ -128,6 +137,7 @@ def _fetch_from_repository(
     name = "/".join(location.parts[2:]) or _lora_file(list(sizes))
     if name not in sizes:
         raise _fetch_failed(f"{repository} has no {name[:100]}")
+    refuse_peft_file(name)
     version = f"{info.sha} {name}"
     if version == known_version:
         return None
