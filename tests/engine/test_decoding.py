@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.engine.conftest import ask, draw, open_engine, pipe_of
 from text2img.engine.denoiser import Decoder, to_pixels
 from text2img.engine.devices import suppress_warnings
 from text2img.engine.model_folder import FAMILIES, OTHER
+from text2img.engine.pipelines import DecodedImages
 from text2img.errors import ErrorCode
 
 
@@ -154,12 +157,16 @@ def test_normalised_latents(loaded, monkeypatch):
 def test_other_pipelines(loaded):
     """A pipeline of no known family decodes for itself; what it gives is looked at all the same."""
     decoder = Decoder(pipe_of(loaded("sd3")), OTHER)
-    assert decoder.output_type == "pt"
-    output = torch.rand(2, 3, 8, 16)
-    output[1, 0, 0, 0] = float("nan")
-    image, failed = decoder.decode(output, (16, 8))
-    assert np.abs(image / 255 - output[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
-    assert failed.code is ErrorCode.NOT_FINITE
+    assert decoder.output_type == "np"
+    images = np.random.default_rng(0).random((4, 8, 16, 3), dtype=np.float32)
+    images[1, 0, 0, 0] = np.nan
+    output = SimpleNamespace(images=images, nsfw_content_detected=[False, False, True, False])
+    decoded = decoder.decode(DecodedImages.of(output, 3), (16, 8))
+    assert len(decoded) == 3
+    assert np.array_equal(decoded[0], (images[0] * 255).round().astype(np.uint8))
+    assert [failed.code for failed in decoded[1:]] == [ErrorCode.NOT_FINITE, ErrorCode.SAFETY]
+    (failed,) = decoder.decode(DecodedImages.of(output, 1), (16, 16))
+    assert failed.code is ErrorCode.INVALID_PARAMETERS
 
 
 @pytest.fixture(scope="module")

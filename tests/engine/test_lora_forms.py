@@ -99,11 +99,13 @@ def test_newer_pipelines(tiny, tmp_path, family):
 
 
 @pytest.mark.parametrize(
-    "path", ["https://host/a/adapter_model.safetensors", "gs://b/adapter_model.safetensors"]
+    "path", ["https://loras.example/a/adapter_model.safetensors", "gs://bucket/a/adapter_model.safetensors"]
 )
 def test_peft_folder_elsewhere(tmp_path, path):
     """Of peft's own folder elsewhere only one file would be fetched: it is refused before any request."""
-    cache = LoraCache(SourceAllowlist.parse("https://host/a/,gs://b/"), Cache(tmp_path, 10**9, time.sleep))
+    cache = LoraCache(
+        SourceAllowlist.parse("https://loras.example/a/,gs://bucket/a/"), Cache(tmp_path, 10**9, time.sleep)
+    )
     with pytest.raises(PromptFailed, match=r"whose scale stands in the adapter_config\.json") as failed:
         cache.file(Lora(path=path, weight=1.0))
     assert failed.value.code is ErrorCode.LORA_FAILED
