@@ -4,9 +4,10 @@
     ├── ConfigurationError   2          wrong usage or configuration, found before anything was claimed
     ├── RunFailed            1          something the whole run needs has failed; its claims are released
     │   ├── DatabaseFailed
-    │   │   ├── DatabaseMissing         there is no database, and this command does not create one
+    │   │   ├── DatabaseMissing         2: there is no database, and this command does not create one
     │   │   └── WritesRejected          it rejects what this job writes; trying again does not help
     │   ├── StorageFailed
+    │   │   └── BucketMissing           2: there is no such bucket
     │   ├── BrokerFailed
     │   ├── ModelFailed
     │   │   └── ModelUnusable
@@ -76,6 +77,8 @@ class DatabaseFailed(RunFailed):
 class DatabaseMissing(DatabaseFailed):
     """There is no database yet, and the command must not create one."""
 
+    exit_status = 2
+
 
 class WritesRejected(DatabaseFailed):
     """The database rejects what this job writes, whatever the document: trying again does not help."""
@@ -83,6 +86,12 @@ class WritesRejected(DatabaseFailed):
 
 class StorageFailed(RunFailed):
     """The storage cannot be reached or rejects every object."""
+
+
+class BucketMissing(StorageFailed):
+    """The bucket does not exist, as was found before anything was claimed."""
+
+    exit_status = 2
 
 
 class BrokerFailed(RunFailed):

@@ -121,9 +121,9 @@ def test_an_account_that_may_only_write_is_enough(job, s3_server, httpserver):
 
 
 def test_a_bucket_that_is_not_there_is_named(job):
-    """Status 1, one line, nothing claimed."""
+    """Status 2, one line, nothing claimed."""
     finished = job.run("run", "--s3-bucket", "nowhere-to-be-seen")
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert (
         "the bucket nowhere-to-be-seen does not exist" in json.loads(product.errors(finished)[-1])["message"]
     )

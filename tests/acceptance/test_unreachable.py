@@ -20,10 +20,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _failure(folder, *arguments, **variables):
-    """The last line of standard error, of a run that must end with status 1 and leave its prompt alone."""
+def _failure(folder, *arguments, status=1, **variables):
+    """The last line of standard error, of a run that must end with that status and leave its prompt alone."""
     finished = product.run(*arguments, folder=folder, **variables)
-    assert finished.returncode == 1, finished.stderr
+    assert finished.returncode == status, finished.stderr
     assert "pass-word" not in finished.stderr
     if "DEBUG" not in arguments:
         assert "Traceback" not in finished.stderr
@@ -46,19 +46,10 @@ def test_no_mongodb_server(tmp_path):
         assert "pass-word" not in text
 
 
-@pytest.mark.parametrize("command", ["status", "retry"])
-def test_no_file(tmp_path, command):
-    """A SQLite file that is not there is named, and not made by who only asks for what is in it."""
-    finished = product.run(command, "--database", "sqlite:///promts.db", folder=tmp_path)
-    assert finished.returncode == 1
-    assert "promts.db does not exist" in finished.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_no_bucket(folder, gcs_server):
-    """A bucket that does not exist is named."""
+    """A bucket that does not exist is named, and status 2."""
     arguments = (*DATABASE, "--gcs-bucket", "no-such-bucket", "--model-id", str(product.MODEL))
-    assert "no-such-bucket" in _failure(folder, *arguments, STORAGE_EMULATOR_HOST=gcs_server.host)
+    assert "no-such-bucket" in _failure(folder, *arguments, status=2, STORAGE_EMULATOR_HOST=gcs_server.host)
 
 
 def test_no_storage_server(folder):

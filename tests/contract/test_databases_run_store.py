@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -328,3 +329,32 @@ def test_holdings_say_what_each_worker_has(stand):
     now = datetime.now(UTC)
     assert held["gone"].lease_until < now < held["alive"].lease_until < now + timedelta(minutes=2)
     assert [each.worker for each in stand.database.runs.claims_by_worker(Selection("spring"))] == ["gone"]
+
+
+def test_a_run_id_is_held_by_one_live_run(stand):
+    """The first of two that begin has it, until it ends or its lease is over; its own worker keeps it."""
+    runs = stand.database.runs
+    first = Run(id="night", started_at=_NOW, host="h", worker="w1")
+    second = Run(id="night", started_at=_NOW, host="h", worker="w2", tries=2, resumed_at=_NOW)
+    assert runs.begin_run(first, 60)
+    assert not runs.begin_run(second, 60)
+    assert runs.run("night").worker == "w1"
+    assert runs.begin_run(first, 60)
+    assert runs.begin_run(second, 60, "w1")
+    assert not runs.begin_run(first, 60)
+    runs.save_run(replace(second, status="failed"), 60)
+    assert runs.begin_run(first, -1)
+    assert runs.begin_run(second, 60)
+    found = runs.run("night")
+    assert (found.worker, found.tries, found.resumed_at) == ("w2", 2, _NOW)
+
+
+def test_unknown_statuses_are_counted_by_value(stand):
+    """Under ``other``, quoted and cut, the most frequent first; a missing status is pending."""
+    states = ["done", "done", 7, "\x1b[31m", "x" * 500]
+    stand.put({"_id": 0}, *({"_id": n, "status": state} for n, state in enumerate(states, 1)))
+    counts = stand.database.runs.counts(ALL)
+    assert (counts.pending, sum(counts.other.values())) == (1, 5)
+    assert next(iter(counts.other.items())) == ("'done'", 2)
+    assert {"7", "'\\x1b[31m'"} < counts.other.keys()
+    assert max(map(len, counts.other)) <= 60

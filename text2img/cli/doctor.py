@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict
 
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import ModelFailed, RunFailed, Text2ImgError
+from text2img.errors import DatabaseMissing, ModelFailed, RunFailed, Text2ImgError
 from text2img.telemetry import publisher
 from text2img.telemetry.terminal import print_lines, print_result
 from text2img.worker import build
@@ -48,7 +48,15 @@ class _Doctor:
 
     def database(self) -> str:
         """Connect, count the waiting prompts, try the writes of a run, and read the model configuration."""
-        with closing(build.database(self._settings)) as database:
+        settings = self._settings
+        try:
+            build.require_database(settings, may_create=settings.broker_url is not None)
+            opened = build.database(settings, create=False)
+        except DatabaseMissing:
+            if not (settings.folder or settings.input_file or settings.broker_url):
+                raise
+            return "does not exist yet; the run creates it"
+        with closing(opened) as database:
             waiting = database.queue.pending(build.selection(self._settings))
             database.queue.check_results()
             database.queue.check_claim(build.selection(self._settings))
@@ -58,6 +66,7 @@ class _Doctor:
     def storage(self) -> str:
         """Write an object and delete it again."""
         deps = build.build(self._unsigned)
+        deps.storage.check()
         deps.storage.check_writable()
         build.check_output_folder(self._settings)
         build.check_output_bucket(self._settings, deps)

@@ -69,11 +69,12 @@ def work(
     settings: Settings, deps: Dependencies, progress: Progress, stop: Stop, prompts: Prompts | None = None
 ) -> int:
     """Add the prompts, run the job, and print its summary line; return the exit status."""
+    build.require_database(settings)
     with closing(build.database(settings)) as database, graceful_shutdown(stop):
+        job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
         add(database, prompts)
         if settings.folders and database.queue.has_claimable(deps.selection):
             build.check_output_bucket(settings, deps)
-        job = Job(settings, deps, database, executor=executor(settings, deps, database, stop), stop=stop)
         backlog = partial(query_backlog, database, deps.selection)
         with publishing(settings, job, backlog, task_instance()):
             job.run(progress, summary_writer(settings, deps, database, stop))
@@ -226,10 +227,11 @@ def _waiting_prompts(
             waiting = database.queue.pending(selection) + (changes.more if changes else 0)
             configuration = database.runs.model_configuration(settings.model_config_id)
     except DatabaseMissing:
-        if not new or not changes:
+        if not new and not settings.folder:  # a run would create the folder's database
             raise
-        changes.read(None, new)
-        waiting, prompts, configuration = changes.more, [], None
+        if new and changes:
+            changes.read(None, new)
+        waiting, prompts, configuration = changes.more if changes else 0, [], None
     return waiting, changes.merged(prompts) if changes else prompts, configuration, changes
 
 

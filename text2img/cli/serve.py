@@ -36,8 +36,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     deps, prompts = prepare(settings, stop)
     broker = build.broker(settings)
     build.check_device(settings)
+    build.require_database(settings, may_create=broker is not None)
     with closing(build.database(settings)) as database, graceful_shutdown(stop):
-        add(database, prompts)
 
         def wake_notifier() -> None:
             job.wake_notifier()  # called once the job's work has begun
@@ -51,6 +51,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
             stop=stop,
             serving=_serving(settings, broker, admission, stop, arrived),
         )
+        add(database, prompts)
         backlog = partial(query_backlog, database, deps.selection)
         with publishing(settings, job, backlog, task_instance()):
             job.run(progress)

@@ -34,13 +34,14 @@ from text2img.worker.job import dollars
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from text2img.databases import Counts, Database, Run, Selection, WorkerClaims
     from text2img.settings import Settings
     from text2img.telemetry.progress import Progress
 
 
+_MAX_STATES: Final = 5  # values of unknown statuses that are listed
 _MAX_CODES: Final = 20  # error codes that are listed; a document may hold any text as its code
 
 NotificationCounts = tuple[int, int]
@@ -61,7 +62,17 @@ def prompt_lines(counts: Counts) -> list[str]:
         f"completed   {counts.completed:>8,}",
         f"error       {counts.error:>8,}" + (f"  ({errors})" if errors else ""),
         *removed,
+        *_other_line(counts.other),
     ]
+
+
+def _other_line(other: Mapping[str, int]) -> list[str]:
+    """Return the line of prompts whose status is not this job's, with the most frequent values."""
+    if not other:
+        return []
+    values = [f"{shorten(value)} {count:,}" for value, count in list(other.items())[:_MAX_STATES]]
+    more = [f"{len(other) - _MAX_STATES} more values"] if len(other) > _MAX_STATES else []
+    return [f"other       {sum(other.values()):>8,}  (status {', '.join([*values, *more])})"]
 
 
 def delivery_lines(counts: Counts, callbacks: NotificationCounts, webhooks: NotificationCounts) -> list[str]:

@@ -55,6 +55,7 @@ __all__ = [
     "StoredPrompt",
     "UndeliveredOutcome",
     "WorkerClaims",
+    "check_exists",
     "is_webhook_id",
     "open_database",
     "webhook_id",
@@ -317,6 +318,14 @@ class RunStore(Protocol):
         """
         ...
 
+    def begin_run(self, run: Run, lease_seconds: float, replaces: str | None = None) -> bool:
+        """Save a run that begins, as ``save_run`` does; return False if another live run has its id.
+
+        A run is alive while its status is ``running`` and its lease has not expired. Atomic. ``replaces``, if
+        given, is the name of a worker that is known to be dead, whose lease does not count.
+        """
+        ...
+
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """Insert or replace the run's document; while it is ``running`` it counts as alive for the lease."""
         ...
@@ -436,6 +445,14 @@ class Database:
     def close(self) -> None:
         """Close the connections. May be repeated."""
         self.connection.close()
+
+
+def check_exists(url: str) -> None:
+    """Raise DatabaseMissing for a SQLite file that does not exist; a server is not contacted."""
+    if url.partition(":")[0].lower() == "sqlite":
+        from text2img.databases.sqlite import check_exists
+
+        check_exists(url)
 
 
 def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:

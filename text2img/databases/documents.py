@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -33,7 +34,7 @@ from text2img.prompts.quoting import quoted
 from text2img.prompts.syntax import name_hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from text2img.prompts import Claim, PromptId
 
@@ -99,6 +100,14 @@ def number_of(value: object) -> float:
     """Return a number's value; 0 if it is not a finite number, or an integer that no float can hold."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return value if numeric and abs(value) <= sys.float_info.max else 0  # type: ignore[arg-type,return-value]
+
+
+def merged_counts(values: Iterable[tuple[object, int]]) -> dict[str, int]:
+    """Return the number of documents for each value, as text of at most 60 printable characters."""
+    counts: Counter[str] = Counter()
+    for value, number in values:
+        counts[quoted(value)] += number
+    return dict(counts.most_common())
 
 
 def object_of(value: object) -> dict[str, Any]:
@@ -430,6 +439,7 @@ def run_fields(run: Run, lease_seconds: float) -> dict[str, object]:
     measured = (*pace, "device_busy", "device_busy_of_run", "peak_memory")
     plain: dict[str, object] = {name: getattr(run, name) for name in (*names, *task, *counts, *measured)}
     lease: dict[str, object] = {"lease_seconds": lease_seconds} if run.status == "running" else {}
+    plain |= {"tries": run.tries, **({"resumed_at": run.resumed_at} if run.resumed_at else {})}
     return {**plain, **_cost(run), **lease, "seconds": dict(run.seconds), "versions": dict(run.versions)}
 
 
@@ -495,6 +505,8 @@ def _run_of(run_id: str, started: datetime, fields: Mapping[str, Any]) -> Run:
         versions={name: _label(version) for name, version in _members(fields.get("versions"))},
         gpu_hour_price=None if price is None else number_of(price),
         worker=_text_or_none(fields.get("worker")),
+        tries=max(1, count_of(fields.get("tries"))),
+        resumed_at=_moment(fields.get("resumed_at")),
         alive_until=until,
         seen_at=_before(until, lease),
     )

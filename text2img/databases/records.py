@@ -73,7 +73,7 @@ class Counts:
     Leases are those of prompts in processing. ``undelivered`` counts final outcomes that are in no
     notification yet, ``pending_webhooks`` those in none for the prompt's own webhook. ``images`` counts the
     images of completed prompts, ``errors`` failed prompts by error code, ``removed`` prompts that have left
-    their input file.
+    their input file, ``other`` those of each status that is not this job's, quoted, the most frequent first.
     """
 
     pending: int
@@ -88,6 +88,7 @@ class Counts:
     images: int = 0
     removed: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
+    other: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,8 @@ class Run:
     ``task_index`` and ``execution`` come from the platform if the run is one task of a job.
     ``alive_until`` is the end of a running run's lease: once it has passed, the run's process is dead.
     ``seen_at`` is when the run last renewed that lease.
+    ``tries`` counts the processes that have worked under the id, one after the other; all figures but
+    ``started_at`` are those of the last one, which began at ``resumed_at`` if it is not the first.
     """
 
     id: str
@@ -140,8 +143,15 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     gpu_hour_price: float | None = None
     worker: str | None = None
+    tries: int = 1
+    resumed_at: datetime | None = None
     alive_until: datetime | None = field(default=None, compare=False)
     seen_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def work_started_at(self) -> datetime:
+        """When the last process began to work under the run's id."""
+        return self.resumed_at or self.started_at
 
     @property
     def dollars_per_1000_images(self) -> float | None:
@@ -151,7 +161,7 @@ class Run:
         """
         if self.gpu_hour_price is None or self.finished_at is None or not self.images:
             return None
-        seconds = (self.finished_at - self.started_at).total_seconds()
+        seconds = (self.finished_at - self.work_started_at).total_seconds()
         return seconds * self.gpu_hour_price / 3600 / self.images * 1000
 
 

@@ -281,6 +281,10 @@ class RetryingRunStore:
         """See RunStore.model_configuration."""
         return self._retry(self._runs.model_configuration, config_id)
 
+    def begin_run(self, run: Run, lease_seconds: float, replaces: str | None = None) -> bool:
+        """See RunStore.begin_run."""
+        return self._retry(self._runs.begin_run, run, lease_seconds, replaces)
+
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See RunStore.save_run."""
         self._retry(self._runs.save_run, run, lease_seconds)

@@ -165,7 +165,7 @@ class EndpointSettings:
         "selection",
         "only prompts whose dataset_id equals it (as text, or as the ObjectId or number it reads as)",
     )
-    limit: Annotated[int, Ge(1)] | None = option(None, "selection", "maximum number of prompts in this run")
+    limit: Annotated[int, Ge(1)] | None = option(None, "run", "maximum number of prompts in this run")
 
     input_file: str | None = option(
         None,

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import PromptFailed, StorageFailed
+from text2img.errors import BucketMissing, PromptFailed, StorageFailed
 from text2img.prompts.ids import public_gcs_url
 from text2img.settings import check_certificate_variables, check_url_variables
 from text2img.storage import (
@@ -84,6 +84,8 @@ class GcsStorage:
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
+            if exc.status == 404:
+                raise BucketMissing(str(self._storage_error(exc))) from exc
             if exc.status != 403:  # an account that may only write may not read the metadata
                 raise self._storage_error(exc) from exc
 

@@ -74,13 +74,21 @@ class LocalStorage:
             raise StorageFailed(f"the folder {existing} is not writable; check its permissions")
 
     def check_writable(self) -> None:
-        """Store and delete a test file; see ImageStorage.check_writable. A folder created for it stays."""
+        """Store and delete a test file, and folders created for it; see ImageStorage.check_writable."""
         name = f"doctor-{secrets.token_hex(8)}.txt"
+        created, folder = [], self._folder
+        while not os.path.lexists(folder):
+            created.append(folder)
+            folder = os.path.dirname(folder)
+        self._cleaned_up = True  # what other writers have left is not for a check to remove
         path = self.put(name, b"text2img doctor", "text/plain", lambda: True)
         try:
             os.unlink(path)
         except OSError as exc:
             raise self._storage_error(exc) from exc
+        with contextlib.suppress(OSError):  # another writer may use it by now
+            for folder in created:
+                os.rmdir(folder)
 
     def put(
         self,

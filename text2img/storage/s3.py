@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import ClaimLost, ConfigurationError, PromptFailed, StorageFailed
+from text2img.errors import BucketMissing, ClaimLost, ConfigurationError, PromptFailed, StorageFailed
 from text2img.settings import check_certificate_variables, check_url_variables
 from text2img.storage import (
     MAX_OBJECT_BYTES,
@@ -101,6 +101,8 @@ class S3Storage:
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
+            if exc.status == 404:
+                raise BucketMissing(str(self._storage_error(exc))) from exc
             # An account that may only write gets a 403.
             if exc.status != 403 or exc.code in CREDENTIAL_ERRORS:
                 raise self._storage_error(exc) from exc

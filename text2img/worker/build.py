@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import StageTimer
-from text2img.databases import Collections, Database, Selection, open_database
+from text2img.databases import Collections, Database, Selection, check_exists, open_database
 from text2img.engine.inspection import check_fits, fit_parameters
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed
@@ -160,6 +160,15 @@ def database(settings: Settings, *, url: str | None = None, create: bool = True)
     if create and url is None and settings.folder:
         _make_folder(settings.folder)
     return open_database(place, collections, create=create)
+
+
+def require_database(settings: Settings, *, may_create: bool = False) -> None:
+    """Raise DatabaseMissing for a SQLite file that does not exist, unless the command may create it.
+
+    ``--output-dir`` and ``--input-file`` create it, since they say what is to be in it.
+    """
+    if not (may_create or settings.folder or settings.input_file):
+        check_exists(settings.database_url)
 
 
 def _make_folder(folder: Path) -> None:

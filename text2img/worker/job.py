@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import secrets
 import socket
 import threading
@@ -24,9 +25,9 @@ from text2img.concurrency.stages import StageTimer
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.databases import Run
 from text2img.databases.retrying import with_retries
-from text2img.errors import DatabaseFailed, RunFailed, Stopped
+from text2img.errors import ConfigurationError, DatabaseFailed, RunFailed, Stopped
 from text2img.telemetry.progress import DEVICE_STAGES, RunStats
-from text2img.telemetry.terminal import print_lines, print_result
+from text2img.telemetry.terminal import print_lines, print_result, shorten
 from text2img.telemetry.tracing import traces
 from text2img.worker import build
 from text2img.worker.flow import Worker
@@ -103,6 +104,45 @@ def new_run(run_id: str | None) -> Run:
         task_index=task.index,
         execution=task.execution,
     )
+
+
+def take_up(known: Run | None, run: Run) -> tuple[Run, str | None]:
+    """Return the run as it begins under an id that may be ``known``, and the dead worker that has the id.
+
+    Raises ConfigurationError if a live worker works under it. A worker of this machine is alive if its
+    process is; of another machine nothing is known but its lease.
+    """
+    if known is None:
+        return run, None
+    resumed = replace(run, started_at=known.started_at, tries=known.tries + 1, resumed_at=run.started_at)
+    until = known.alive_until
+    if known.status != "running" or until is None or until <= run.started_at:
+        return resumed, None
+    if not _is_gone(known.worker, run.host):
+        raise _held(run.id, known.worker, until)
+    return resumed, known.worker
+
+
+def _held(run_id: str, worker: str | None, until: datetime | None = None) -> ConfigurationError:
+    lease = "" if until is None else f" (its lease ends at {until:%Y-%m-%d %H:%M:%S} UTC)"
+    return ConfigurationError(
+        f"the run {shorten(run_id)} is in progress at {shorten(worker or 'another worker')}{lease}; wait for"
+        " its end, or choose another --run-id (RUN_ID)"
+    )
+
+
+def _is_gone(worker: str | None, host: str) -> bool:
+    """Return True if the worker's name is one of this host's, and its process has ended."""
+    named = re.fullmatch(r"(.+)-([0-9]{1,9})-[0-9a-f]{8}", worker or "", re.ASCII)
+    if named is None or named[1] != host or int(named[2]) == os.getpid():
+        return False
+    try:
+        os.kill(int(named[2]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def mark_logs(task: Task) -> None:
@@ -268,9 +308,9 @@ class Job:
         self._settings, self._database, self._executor, self._stop = settings, database, executor, stop
         self._selection = deps.selection
         self._name = build.worker_name()
-        self._run = replace(
-            new_run(settings.run_id), worker=self._name, gpu_hour_price=settings.gpu_hour_price
-        )
+        new = new_run(settings.run_id)
+        new, self._replaces = take_up(database.runs.run(new.id) if settings.run_id else None, new)
+        self._run = replace(new, worker=self._name, gpu_hour_price=settings.gpu_hour_price)
         every = None if serving is None else _NOTIFY_INTERVAL
         self._notifier = build.notifier(deps, database.outbox, self._run.id, self._name, every=every)
         self._leases = Leases(database.queue, settings.lease_seconds, lambda: self._save("running"))
@@ -306,6 +346,10 @@ class Job:
         waiting = self._database.queue.pending(self._selection)
         log.info("prompts waiting: %d", waiting, extra={"event": "start", "run_id": self._run.id})
         status, worked = "failed", waiting > 0 or self._serving is not None
+        if worked and not self._database.runs.begin_run(
+            self._state("running"), self._settings.lease_seconds, self._replaces
+        ):
+            raise _held(self._run.id, None)
         progress = self.traces.wrap_progress(self._notifier.wrap_progress(progress))
         self._notifier.start()
         try:
@@ -405,7 +449,6 @@ class Job:
         os._exit(status)
 
     def _work(self, waiting: int, progress: Progress, watchdog: Watchdog) -> None:
-        self._save("running")
         progress.begin(None if self._serving else min(waiting, self._settings.limit or waiting))
         self._executor.work(
             build.RunContext(

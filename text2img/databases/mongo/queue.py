@@ -17,6 +17,7 @@ from text2img.databases.documents import CLAIM_FIELDS, PROMPT_FIELDS, count_of, 
 from text2img.databases.mongo.session import (
     DUPLICATE_KEY,
     Session,
+    exists,
     index_of,
     reason_of,
     rejection,
@@ -238,6 +239,8 @@ class MongoQueue:
     @translate_errors
     def check_results(self) -> None:
         """See Queue.check_results. Two results: an index that takes one may reject the second."""
+        if not exists(self._records):
+            return  # a probe would create it, and nothing in it can reject results
         run_id = f"text2img-check-{uuid.uuid4().hex}"
         probes = [probe(f"{run_id}-{number}") for number in range(2)]
         try:
@@ -271,11 +274,7 @@ class MongoQueue:
     def _record_results(
         self, completed: Sequence[Completed], run_id: str
     ) -> tuple[set[Claim], dict[Claim, str]]:
-        """Upsert the results.
-
-        Return the claims superseded by a result with a greater claim number, and the reasons why the results
-        of others were rejected.
-        """
+        """Upsert the results; return the claims superseded by a greater number, and why others failed."""
         if not completed:
             return set(), {}
         upserts = [

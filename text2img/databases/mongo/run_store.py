@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.errors import BSONError
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError
+from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, PyMongoError
 
 from text2img.databases import Counts, RunTotals, StoredPrompt, WorkerClaims
 from text2img.databases.documents import (
@@ -25,6 +25,7 @@ from text2img.databases.documents import (
     configuration_of,
     content_of,
     failed_prompt,
+    merged_counts,
     missing_configuration,
     new_fields,
     rejected_prompt,
@@ -44,6 +45,7 @@ from text2img.databases.mongo.session import (
 from text2img.databases.mongo.updates import (
     CLAIMABLE,
     DUE,
+    EXPIRED,
     PENDING,
     PROCESSING,
     differs,
@@ -109,12 +111,24 @@ class MongoRunStore:
         return None
 
     @translate_errors
+    def begin_run(self, run: Run, lease_seconds: float, replaces: str | None = None) -> bool:
+        """See RunStore.begin_run. The unique ``_id`` decides between two that begin at once."""
+        mine = [run.worker, *([replaces] if replaces else [])]
+        free = {"$or": [{"status": {"$ne": "running"}}, {"worker": {"$in": mine}}, EXPIRED]}
+        update = _saved(run, lease_seconds)
+        if self._runs.update_one({"_id": run.id, **free}, update).matched_count:
+            return True
+        try:  # no filter with $expr: it cannot be used for an upsert
+            new = {"_id": run.id, "status": {"$exists": False}}
+            self._runs.update_one(new, update, upsert=True)
+        except DuplicateKeyError:
+            return False
+        return True
+
+    @translate_errors
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See RunStore.save_run."""
-        lease = {"lease_expires_at": from_now(lease_seconds)} if run.status == "running" else {}
-        document = {"$literal": {"_id": run.id, **run_fields(run, lease_seconds)}}
-        update = [{"$replaceWith": {"$mergeObjects": [document, lease]}}]
-        self._runs.update_one({"_id": run.id}, update, upsert=True)
+        self._runs.update_one({"_id": run.id}, _saved(run, lease_seconds), upsert=True)
 
     @translate_errors
     def last_runs(self, limit: int) -> list[Run]:
@@ -326,6 +340,13 @@ def _compared(new: NewPrompt, stored: Mapping[str, Any], *, waiting: bool) -> St
     )
 
 
+def _saved(run: Run, lease_seconds: float) -> list[Document]:
+    """Return the update that replaces a run's document."""
+    lease = {"lease_expires_at": from_now(lease_seconds)} if run.status == "running" else {}
+    document = {"$literal": {"_id": run.id, **run_fields(run, lease_seconds)}}
+    return [{"$replaceWith": {"$mergeObjects": [document, lease]}}]
+
+
 def _replaced_by(prompt: NewPrompt, input_file: str | None = None) -> list[Document]:
     """Return the update that replaces a stored prompt by a new one."""
     fields = new_fields(prompt, input_file)
@@ -339,6 +360,8 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         status.value: sum(int(group["n"]) for group in groups if group["_id"]["status"] == status)
         for status in Status
     }
+    known = [status.value for status in Status]
+    states = [(group["_id"]["status"], int(group["n"])) for group in groups]
     live = sum(int(group["live"]) for group in groups if group["_id"]["status"] == Status.PROCESSING)
     created = [group["oldest"] for group in groups if group["_id"]["status"] == Status.PENDING]
     failed = [group for group in groups if group["_id"]["status"] == Status.ERROR]
@@ -351,6 +374,7 @@ def _counts(groups: list[Mapping[str, Any]]) -> Counts:
         pending_webhooks=sum(int(group["owed"]) for group in groups),
         images=sum(int(group["images"]) for group in groups if group["_id"]["status"] == Status.COMPLETED),
         errors={str(group["_id"].get("code")): int(group["n"]) for group in failed},
+        other=merged_counts((state, number) for state, number in states if state not in known),
     )
 
 

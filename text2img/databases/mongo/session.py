@@ -395,3 +395,11 @@ class Session:
 
     def _collection(self, name: str) -> Collection[Document]:
         return self._database[name]
+
+
+def exists(collection: Collection[Document]) -> bool:
+    """Return True if the collection exists, or if this account may not list collections."""
+    try:
+        return collection.name in collection.database.list_collection_names(filter={"name": collection.name})
+    except OperationFailure:
+        return True

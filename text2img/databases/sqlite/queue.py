@@ -170,7 +170,7 @@ class SqliteQueue:
     def check_results(self) -> None:
         """See Queue.check_results. Two results: an index that takes one may reject the second."""
         run_id = f"text2img-check-{uuid.uuid4().hex}"
-        with self._session.writing() as connection:
+        with self._session.rehearsing() as connection:
             connection.execute("SAVEPOINT probe")
             try:
                 for number in range(2):
@@ -184,7 +184,7 @@ class SqliteQueue:
 
     def check_claim(self, selection: Selection) -> None:
         """See Queue.check_claim. The prompt itself is claimed, and that is undone."""
-        with self._session.writing() as connection:
+        with self._session.rehearsing() as connection:
             connection.execute("SAVEPOINT probe")
             try:
                 for prompt in [_prompt(row, "check") for row in self._next(connection, 1, selection)]:

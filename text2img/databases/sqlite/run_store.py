@@ -18,6 +18,7 @@ from text2img.databases.documents import (
     configuration_of,
     content_of,
     failed_prompt,
+    merged_counts,
     missing_configuration,
     new_fields,
     parse_id_candidates,
@@ -64,6 +65,10 @@ _RUN_TOTALS: Final = (
     "SELECT sum(status = 'completed') AS completed, sum(status = 'error') AS failed, "
     "sum(CASE status WHEN 'completed' THEN coalesce(json_array_length(image_urls), 1) END) AS images "
     "FROM {datasets} WHERE run_id = :run"
+)
+_HELD_RUN: Final = (
+    "SELECT 1 FROM {runs} WHERE _id = :run AND status = 'running' AND lease_expires_at > :now "
+    "AND worker IS NOT :worker AND (:replaces IS NULL OR worker IS NOT :replaces)"
 )
 _CLAIMS_BY_WORKER: Final = (
     "SELECT claimed_by, count(*) AS n, sum(NOT {leased}) AS expired, max(lease_expires_at) AS until "
@@ -118,12 +123,24 @@ class SqliteRunStore:
             raise missing_configuration(config_id, self._session.names["model_configs"])
         return None
 
+    def begin_run(self, run: Run, lease_seconds: float, replaces: str | None = None) -> bool:
+        """See RunStore.begin_run. One transaction."""
+        values = {"run": run.id, "worker": run.worker, "replaces": replaces, "now": timestamp()}
+        with self._session.writing() as connection:
+            if connection.execute(self._session.sql(_HELD_RUN), values).fetchone() is not None:
+                return False
+            self._save_run(connection, run, lease_seconds)
+        return True
+
     def save_run(self, run: Run, lease_seconds: float) -> None:
         """See RunStore.save_run."""
-        until = timestamp(lease_seconds) if run.status == "running" else None
         with self._session.writing() as connection:
-            fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
-            self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
+            self._save_run(connection, run, lease_seconds)
+
+    def _save_run(self, connection: sqlite3.Connection, run: Run, lease_seconds: float) -> None:
+        until = timestamp(lease_seconds) if run.status == "running" else None
+        fields = {"_id": run.id, **run_fields(run, lease_seconds), "lease_expires_at": until}
+        self._insert(connection, "INSERT OR REPLACE INTO {runs}", fields)
 
     def last_runs(self, limit: int) -> list[Run]:
         """See RunStore.last_runs. Rows that are not runs of this job are skipped."""
@@ -325,7 +342,7 @@ def _configuration_fields(row: sqlite3.Row) -> dict[str, object]:
 
 def _run_fields(row: sqlite3.Row) -> dict[str, Any]:
     fields = dict(row)
-    names = ("started_at", "finished_at", "lease_expires_at")
+    names = ("started_at", "finished_at", "lease_expires_at", "resumed_at")
     times = {name: datetime_of(fields[name]) for name in names if name in fields}
     objects = {name: object_of(fields[name]) for name in ("seconds", "versions")}
     return {**fields, **times, **objects}
@@ -333,6 +350,7 @@ def _run_fields(row: sqlite3.Row) -> dict[str, Any]:
 
 def _counts(rows: list[sqlite3.Row]) -> Counts:
     by_status = {status.value: sum(row["n"] for row in rows if row["state"] == status) for status in Status}
+    other = merged_counts((row["state"], row["n"]) for row in rows if row["state"] not in set(Status))
     live = sum(row["live"] for row in rows if row["state"] == Status.PROCESSING)
     created = [datetime_of(row["oldest"]) for row in rows if row["state"] == Status.PENDING]
     return Counts(
@@ -344,6 +362,7 @@ def _counts(rows: list[sqlite3.Row]) -> Counts:
         pending_webhooks=sum(row["owed"] for row in rows),
         images=sum(row["images"] for row in rows if row["state"] == Status.COMPLETED),
         errors={str(row["error_code"]): row["n"] for row in rows if row["state"] == Status.ERROR},
+        other=other,
     )
 
 

@@ -14,16 +14,16 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
-from text2img.errors import ConfigurationError, DatabaseFailed, DatabaseMissing, WritesRejected
+from text2img.databases.sqlite import check_file, check_folder, path_of
+from text2img.errors import ConfigurationError, DatabaseFailed, WritesRejected
 from text2img.prompts import APPROXIMATIONS, PROVIDER_METADATA_FIELDS, PromptId
 from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Mapping
+    from pathlib import Path
 
     from text2img.databases import Collections
 
@@ -78,7 +78,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("images_per_second", "steady_images_per_second", "device_busy", "device_busy_of_run"),
         *("peak_memory", "seconds", "versions", "lease_expires_at"),
         *("task_index", "execution"),
-        *("gpu_hour_price", "dollars_per_1000_images", "worker", "lease_seconds"),
+        *("gpu_hour_price", "dollars_per_1000_images", "worker", "lease_seconds", "tries", "resumed_at"),
     ),
     "callbacks": (
         _ID,
@@ -333,14 +333,9 @@ class Session:
         Without ``create`` the file is opened read-only, and missing tables and columns appear empty; raises
         DatabaseMissing if the file or its folder does not exist.
         """
-        folder = self.path.parent
-        if not folder.is_dir():
-            kind = DatabaseFailed if create or folder.exists() else DatabaseMissing
-            raise kind(f"{folder} is not a folder; create it, or check the path in --database")
-        if not create and not self.path.exists():
-            raise DatabaseMissing(
-                f"{self.path} does not exist; create it by enqueue, or check the path in --database"
-            )
+        check_folder(self.path)
+        if not create:
+            check_file(self.path)
         if self._read_only is create:
             self.close()
         self._read_only = not create
@@ -380,6 +375,29 @@ class Session:
                 raise
 
     @contextmanager
+    def rehearsing(self) -> Iterator[sqlite3.Connection]:
+        """Open a transaction for a body that undoes what it writes.
+
+        Without ``create`` the missing tables are made within it, and all of it is rolled back.
+        """
+        if not self._read_only:
+            with self.writing() as connection:
+                yield connection
+            return
+        try:
+            connection = _prepared(f"{self.path.absolute().as_uri()}?mode=rw", lambda _: None)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                create_missing(connection, self.names)
+                yield connection
+            finally:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                connection.close()
+        except sqlite3.Error as exc:
+            raise DatabaseFailed(_error_message(exc, self.path)) from exc
+
+    @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield this thread's connection; raise SQLite's errors as DatabaseFailed."""
         try:
@@ -409,20 +427,6 @@ class Session:
             opened = _ThreadConnection(connection, self._generation)
             self._connections[threading.current_thread()] = self._local.connection = opened
         return opened
-
-
-def path_of(url: str) -> Path:
-    """Return the file that a URL names; raise ConfigurationError if it names none."""
-    _, _, rest = url.partition(":")
-    location = unquote(rest.partition("?")[0])
-    if not location.startswith("///") or location in {"///", "////"}:
-        raise ConfigurationError(
-            "write the SQLite file as sqlite:///prompts.db, or sqlite:////data/prompts.db from the root"
-        )
-    name = location[3:]
-    if name == ":memory:":
-        raise ConfigurationError("a SQLite database in memory is lost at exit; name a file in --database")
-    return Path(name)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

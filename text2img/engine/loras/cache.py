@@ -121,11 +121,15 @@ class Cache:
         self._held: defaultdict[str, list[weakref.ref[CachedFile]]] = defaultdict(list)
 
     def check(self) -> None:
-        """Create the folder; raise ConfigurationError if it is not writable."""
+        """Raise ConfigurationError if the folder is not writable; one that is created for this is removed."""
+        created = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=self._folder):
                 pass
+            with contextlib.suppress(OSError):  # a run may use it by now
+                for folder in created:
+                    folder.rmdir()
         except OSError as exc:
             raise ConfigurationError(
                 f"--lora-cache (LORA_CACHE): {self._folder} cannot be written to ({exc.strerror})"
