@@ -92,10 +92,14 @@ def status_document(
         to_send, rejected = notifications
         return {"outcomes": outcomes, "to_send": to_send, "rejected": rejected}
 
-    statuses = ("pending", "processing", "completed", "error")
+    statuses = ("pending", "processing", "completed", "error", "removed")
     return {
         "status": 0,
-        "prompts": {name: getattr(counts, name) for name in statuses},
+        "prompts": {
+            **{name: getattr(counts, name) for name in statuses},
+            "other": sum(counts.other.values()),
+        },
+        "other_statuses": dict(counts.other),
         "images": counts.images,
         "oldest_pending": counts.oldest_pending,
         "leases": {"live": counts.live_leases, "expired": counts.expired_leases},
