@@ -268,3 +268,31 @@ def check_certificate_variables(*names: str) -> None:
             raise ConfigurationError(
                 f"{name} names {value[:200]}, which does not exist; mount the certificates there, or unset it"
             )
+
+
+_NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+_TLS_ONLY: Final = ("HTTPS server", "HTTPS port", r"\x15\x03")  # what servers answer to plain HTTP
+_UNTRUSTED: Final = re.compile(r"certificate verify failed(?:: ([\w '.:-]+))?", re.IGNORECASE)
+
+
+def tls_fault(exc: BaseException | None, certificates: str) -> str | None:
+    """Return what is wrong with a service's URL or certificate, if an error shows that this is its cause.
+
+    ``certificates`` names the setting for certificates that are trusted.
+    """
+    errors: list[BaseException] = []
+    while exc is not None and exc not in errors:
+        errors.append(exc)
+        exc = exc.__cause__ or exc.__context__
+    text = " ".join(f"{error!r} {error}" for error in errors)
+    if found := _UNTRUSTED.search(text):
+        reason = f" ({found[1].strip()})" if found[1] else ""
+        return (
+            f"the server's certificate is not trusted{reason}; name a file with its issuer's certificate in"
+            f" {certificates}"
+        )
+    if any(word in text for word in _NOT_TLS):
+        return "the server does not speak TLS; write http:// for https://"
+    if any(word in text for word in _TLS_ONLY):
+        return "the server speaks TLS only; write https:// for http://"
+    return None

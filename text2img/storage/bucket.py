@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -22,7 +23,7 @@ from text2img.errors import (
 from text2img.storage import FOREIGN_REASON, MAX_OBJECT_BYTES, Existing, classify_as_ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from text2img.storage import Classify
 
@@ -53,6 +54,30 @@ class PermanentError(Exception):
 
 class TransientError(StorageFailed):
     """A failure that a retry may fix: the network, or a service that is busy."""
+
+
+class EndpointFailed(StorageFailed):
+    """The service's URL or certificate is at fault; a retry would not change that."""
+
+
+@contextmanager
+def endpoint_checked(option: str, url: str) -> Iterator[None]:
+    """Raise ConfigurationError, which names the option, for errors that come from the service's URL.
+
+    To plain HTTP, a server that speaks TLS answers 400 in no form of the service's.
+    """
+    try:
+        yield
+    except EndpointFailed as exc:
+        raise ConfigurationError(f"{option}: {exc}") from exc
+    except (PermanentError, PromptFailed, StorageFailed) as exc:
+        cause = exc if isinstance(exc, PermanentError) else exc.__cause__
+        unexplained = isinstance(cause, PermanentError) and cause.reason in {"Bad Request", "BadRequest"}
+        if unexplained and url.startswith("http://"):
+            raise ConfigurationError(
+                f"{option}: the server answers 400 to http://; write https:// if it speaks TLS only"
+            ) from exc
+        raise
 
 
 class Clock(Protocol):

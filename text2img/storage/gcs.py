@@ -5,6 +5,7 @@ Only ``gcs_bucket`` uses Google's library. It is imported when the bucket is fir
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import threading
@@ -29,6 +30,7 @@ from text2img.storage.bucket import (
     PermanentError,
     Target,
     create_or_replace,
+    endpoint_checked,
     parse,
     read_whole,
     rejected,
@@ -49,6 +51,12 @@ def check_environment() -> None:
     """Raise ConfigurationError for variables that Google's client could not use."""
     check_url_variables("STORAGE_EMULATOR_HOST")
     check_certificate_variables("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def _endpoint() -> tuple[str, str]:
+    """Return what names the service in an error, and its URL if it is an emulator's."""
+    url = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    return ("STORAGE_EMULATOR_HOST" if url else "Cloud Storage"), url
 
 
 class GcsStorage:
@@ -80,7 +88,8 @@ class GcsStorage:
     def check(self) -> None:
         """Check that the bucket exists by requesting its metadata; see ImageStorage.check."""
         try:
-            run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
+            with endpoint_checked(*_endpoint()):
+                run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
@@ -96,7 +105,8 @@ class GcsStorage:
         """
         name = f"doctor-{secrets.token_hex(8)}.txt"
         try:
-            self.put(name, b"text2img doctor", "text/plain", lambda: True)
+            with endpoint_checked(*_endpoint()):
+                self.put(name, b"text2img doctor", "text/plain", lambda: True)
             self._bucket().delete(self._prefix + name)
         except PermanentError as exc:
             raise StorageFailed(

@@ -31,7 +31,16 @@ from text2img import __version__
 from text2img.concurrency.http_limits import LimitedAdapter, MinimumRate
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import StorageFailed
-from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
+from text2img.settings import tls_fault
+from text2img.storage.bucket import (
+    ABSENT,
+    EndpointFailed,
+    ListEntry,
+    PermanentError,
+    TransientError,
+    one_line,
+    retry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -211,6 +220,8 @@ def _is_transient(exc: Exception) -> bool:
 
 
 def _to_storage_error(exc: Exception) -> PermanentError | StorageFailed:
+    if not isinstance(exc, GoogleAPICallError) and (fault := tls_fault(exc, "REQUESTS_CA_BUNDLE")):
+        return EndpointFailed(fault)
     kind = TransientError if _is_transient(exc) else StorageFailed
     if isinstance(exc, GoogleAPICallError):
         if 400 <= int(exc.code or 0) < 500 and kind is StorageFailed:

@@ -6,6 +6,7 @@ Only ``s3_bucket`` uses boto3. It is imported when the bucket is first needed.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import threading
@@ -29,6 +30,7 @@ from text2img.storage.bucket import (
     PermanentError,
     Target,
     create_or_replace,
+    endpoint_checked,
     parse,
     read_whole,
     rejected,
@@ -52,6 +54,10 @@ log = logging.getLogger(__name__)
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")  # not allowed as a bucket's name
+_BUCKET_HOST = re.compile(  # hosts of services that also take the bucket's name before them
+    r"s3[.-].+|storage\.googleapis\.com|[\w-]+\.(digitaloceanspaces|linodeobjects|vultrobjects)\.com"
+    r"|[0-9a-f]{32}\.([a-z]+\.)?r2\.cloudflarestorage\.com"
+)
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
 
 
@@ -60,6 +66,30 @@ def check_environment(endpoint: str | None) -> None:
     if endpoint is None:
         check_url_variables("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     check_certificate_variables("AWS_CA_BUNDLE")
+
+
+def endpoint_of(given: str | None) -> tuple[str, str]:
+    """Return the setting that names the service, and its URL; ``given`` is the option's value."""
+    settings = {
+        "--s3-endpoint (S3_ENDPOINT)": given,
+        **{name: os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")},
+    }
+    return next(((name, url) for name, url in settings.items() if url), ("AWS_ENDPOINT_URL", ""))
+
+
+def _check_endpoint(setting: str, url: str, bucket: str) -> None:
+    """Raise ConfigurationError if the service's URL names the bucket as well, in its path or before its host.
+
+    A host such as minio.example.com is left alone: the bucket may be called minio, too.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    inside = f"{bucket}." if _BUCKET_HOST.fullmatch(host.removeprefix(f"{bucket}.")) else ""
+    if (inside and host.startswith(inside)) or path.strip("/").split("/")[0] == bucket:
+        raise ConfigurationError(
+            f"{setting} contains the bucket {bucket}, which the output names already; write"
+            f" {scheme}://{host.removeprefix(inside)}"
+        )
 
 
 class S3Storage:
@@ -87,6 +117,8 @@ class S3Storage:
                 "--s3-endpoint must be a URL like https://s3.example.com, without a user or a query"
             )
         check_environment(endpoint)
+        self._endpoint = endpoint_of(endpoint)
+        _check_endpoint(*self._endpoint, self._bucket_name)
         self._retry_timeout = retry_timeout
         self._timeout = timeout
         self._clock = clock
@@ -97,7 +129,8 @@ class S3Storage:
     def check(self) -> None:
         """Check that the bucket exists; see ImageStorage.check."""
         try:
-            run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
+            with endpoint_checked(*self._endpoint):
+                run_with_timeout(19, lambda: self._bucket().check_bucket(retry_timeout=8))
         except TimeoutError as exc:
             raise StorageFailed(f"{self._url()} does not answer; check the network and --output") from exc
         except PermanentError as exc:
@@ -115,7 +148,8 @@ class S3Storage:
         """
         name = f"doctor-{secrets.token_hex(8)}.txt"
         try:
-            self.put(name, b"text2img doctor", "text/plain", lambda: True)
+            with endpoint_checked(*self._endpoint):
+                self.put(name, b"text2img doctor", "text/plain", lambda: True)
             safe = self._refuses_overwrite(name)
             self._bucket().delete(self._prefix + name)
         except PermanentError as exc:

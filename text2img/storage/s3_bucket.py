@@ -32,7 +32,16 @@ from text2img import __version__
 from text2img.concurrency.http_limits import LimitedConnection, LimitedPool, LimitedResponse, MinimumRate
 from text2img.errors import StorageFailed
 from text2img.prompts.ids import quoted
-from text2img.storage.bucket import ABSENT, ListEntry, PermanentError, TransientError, one_line, retry
+from text2img.settings import tls_fault
+from text2img.storage.bucket import (
+    ABSENT,
+    EndpointFailed,
+    ListEntry,
+    PermanentError,
+    TransientError,
+    one_line,
+    retry,
+)
 from text2img.storage.s3_errors import ACLS_UNSUPPORTED, LOGIN_HINT, TRANSIENT_ERRORS
 
 if TYPE_CHECKING:
@@ -279,10 +288,14 @@ def _translate_errors(attempt: Callable[[], _Result]) -> _Result:
     except boto.ClientError as exc:
         raise _to_storage_error(exc) from exc
     except _NETWORK_ERRORS as exc:
+        if fault := tls_fault(exc, "AWS_CA_BUNDLE"):
+            raise EndpointFailed(fault) from exc
         raise TransientError(f"S3 cannot be reached ({type(exc).__name__}); check the network") from exc
     except _CREDENTIAL_ERRORS as exc:
         raise StorageFailed(f"there are no AWS credentials ({one_line(exc)}); {LOGIN_HINT}") from exc
     except (boto.BotoCoreError, ValueError) as exc:
+        if fault := tls_fault(exc, "AWS_CA_BUNDLE"):
+            raise EndpointFailed(fault) from exc
         raise StorageFailed(f"S3 cannot be used: {one_line(exc)}") from exc
 
 

@@ -21,6 +21,7 @@ from text2img.databases import Notification, PendingWebhook, UndeliveredOutcome,
 from text2img.errors import PromptFailed
 from text2img.prompts.ids import Webhook
 from text2img.prompts.quoting import json_text, plain_text
+from text2img.settings import tls_fault
 from text2img.webhooks.payloads import callback_payload, split_payload, webhook_payload
 from text2img.webhooks.progress import Milestones, ProgressSender
 
@@ -99,7 +100,9 @@ def describe_error(origin: str, exc: Exception, timeout: float) -> str:
         (requests.exceptions.ProxyError, "the proxy fails"),
         (requests.exceptions.SSLError, "TLS fails"),
     )
-    reason = next((text for kind, text in kinds if isinstance(exc, kind)), type(exc).__name__)
+    reason = tls_fault(exc, "REQUESTS_CA_BUNDLE") or next(
+        (text for kind, text in kinds if isinstance(exc, kind)), type(exc).__name__
+    )
     return f"{origin} cannot be reached ({reason})"
 
 

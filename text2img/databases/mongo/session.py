@@ -28,6 +28,7 @@ from pymongo.read_concern import ReadConcern
 
 from text2img.databases.documents import WEBHOOK_PENDING
 from text2img.errors import ConfigurationError, DatabaseFailed, WritesRejected
+from text2img.settings import tls_fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def error_message(exc: Exception, address: str, name: str) -> str:
     if code == DUPLICATE_KEY:
         return _index_message(index_of({"errmsg": str(exc)}), f"database {name}")
     if isinstance(exc, ServerSelectionTimeoutError):
-        hint = "; its TLS certificate was not accepted" if "CERTIFICATE" in str(exc).upper() else ""
+        hint = "; the TLS handshake failed: does the server use TLS?" if "SSL handshake" in str(exc) else ""
         return (
             f"MongoDB at {address} did not respond within {CONNECT_TIMEOUT} seconds{hint}; "
             "check the address and that the server is reachable from here"
@@ -379,8 +380,17 @@ class Session:
         self.callbacks = self._collection(collections.callbacks)
 
     def open(self, *, create: bool = True) -> None:
-        """Connect and, with ``create``, create the indexes. May be repeated. Raises DatabaseFailed."""
-        _translate_errors(self, functools.partial(self._open, create))
+        """Connect and, with ``create``, create the indexes. May be repeated.
+
+        Raises DatabaseFailed, and ConfigurationError for a certificate that is not trusted.
+        """
+        try:
+            _translate_errors(self, functools.partial(self._open, create))
+        except DatabaseFailed as exc:
+            fault = tls_fault(exc.__cause__, "tlsCAFile=FILE in the URI")
+            if fault and "certificate" in fault:
+                raise ConfigurationError(f"MongoDB at {self.address}: {fault}") from exc
+            raise
 
     def _open(self, create: bool) -> None:  # noqa: FBT001 - open's keyword
         # A query, not a ping: a server also answers the ping of a user without any rights.
