@@ -150,7 +150,7 @@ class Run:
 
     @property
     def work_started_at(self) -> datetime:
-        """When the last process began to work under the run's id."""
+        """The time at which the last process began to work under the run's id."""
         return self.resumed_at or self.started_at
 
     @property

@@ -138,7 +138,7 @@ def test_a_variable_without_effect_is_noted(folder, monkeypatch, file, environme
 
 
 def test_kubernetes_sets_no_other_variable_of_ours() -> None:
-    """For a Service called NAME it sets NAME_PORT, NAME_SERVICE_HOST and the like; METRICS_PORT is handled."""
+    """For a Service NAME it sets NAME_PORT, NAME_SERVICE_HOST and the like; METRICS_PORT is handled."""
     ending = re.compile(r"_(PORT|SERVICE_PORT|SERVICE_HOST)(_\w+)?$")
     variables = {name for option in options() for name in (option.variable, *option.also)}
     assert {name for name in variables if ending.search(name)} == {"METRICS_PORT"}
