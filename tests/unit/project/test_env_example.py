@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
-from pathlib import Path
 
 import pytest
 
+from tests.env_example import PATH, lines, updated
 from text2img.settings import options
 from text2img.settings.loader import load
 
-EXAMPLE = (Path(__file__).parents[3] / ".env.local.example").read_text(encoding="utf-8")
+EXAMPLE = PATH.read_text(encoding="utf-8")
 LINES = EXAMPLE.splitlines()
 SET_UP = [line.lstrip("#") for line in LINES if line[:2] != "# " and line[:2] != "##" and "=" in line]
 
@@ -30,21 +29,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def expected(option) -> str:
-    """Return the option's lines: its meaning, flag and default, then the variable with the default."""
-    meaning = f"{option.meaning[0].upper()}{option.meaning[1:]}"
-    text = f"{meaning} ({option.flag}; default: {option.default_shown})"
-    wrapped = textwrap.wrap(
-        text, 108, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
-    )
-    value = "" if option.default is None else "no" if option.default is False else option.default
-    return "\n".join([*wrapped, f"{'' if value == '' else '#'}{option.variable}={value}"])
-
-
-@pytest.mark.parametrize("option", list(options()), ids=lambda option: option.variable)
-def test_each_option_is_explained(option) -> None:
-    """Its lines are in the file, in words and values of the code."""
-    assert f"\n{expected(option)}\n" in EXAMPLE
+def test_each_option_is_explained() -> None:
+    """Each has its lines, in words and values of the code; ``python -m tests.env_example`` writes them."""
+    assert updated(EXAMPLE) == EXAMPLE
+    assert all(f"\n{lines(option)}\n" in EXAMPLE for option in options())
 
 
 def test_nothing_else_is_in_the_file() -> None:
