@@ -91,7 +91,7 @@ def run_each(
     cases = []
     for number, arguments in enumerate(commands):
         place = folder / str(number)
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         named = environment(place, **variables)
         cases.append({"arguments": arguments, "folder": str(place), "environment": named})
     each = [sys.executable, str(ROOT / "tests" / "fakes" / "each.py")]

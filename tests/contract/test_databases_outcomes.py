@@ -206,9 +206,9 @@ def test_a_later_claim_replaces_the_result(stand):
     assert stand.backend.count("dataset_records") == 1
 
 
-def test_approximations_stand_where_they_were_on(stand):
+def test_approximations_and_a_base_stand_where_they_were_on(stand):
     """They are told of in the prompt and in the result, and gone from both when it is made again without."""
-    on = {"feature_cache": 3, "autoencoder": "./tiny"}
+    on = {"feature_cache": 3, "autoencoder": "./tiny", "model_base": "owner/base"}
     stand.put({"_id": 1})
     stand.record(completed(stand.claim_one(), **on))
     assert on.items() <= stand.get(1)["used"].items()

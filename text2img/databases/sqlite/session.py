@@ -68,7 +68,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("prompt", "image_url", "image_urls", "gcs_url", "status", "score", "scores", "evaluation"),
         *("iterations", "tries", "refined_prompt"),
         *RECORDED_NAMES,
-        *("model", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
+        *("model", "model_base", "run_id", "created_at", "prompt_truncated", "claim_number", *APPROXIMATIONS),
         *PROVIDER_METADATA_FIELDS,
     ),
     "runs": (
