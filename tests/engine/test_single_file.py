@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import sys
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from tests.engine.conftest import ask, draw, edit, look, open_engine, pipe_of
 from text2img.engine import EngineOptions
 from text2img.engine.devices import suppress_warnings
-from text2img.engine.loading import wanted_files
-from text2img.engine.single_file import components_in_file
+from text2img.engine.loading import find, wanted_files
+from text2img.engine.model_folder import is_stored_in_bf16
+from text2img.engine.single_file import components_in_file, read_single_file
 from text2img.errors import ConfigurationError, ModelFailed
 
 with suppress_warnings():
@@ -427,3 +429,30 @@ def test_gguf_without_its_library(tiny, tmp_path, monkeypatch):
         ConfigurationError, match="is a GGUF file, and gguf is not installed; install it: pip"
     ):
         look(tmp_path / "model.gguf", base=str(tiny("sd3")))
+
+
+def test_the_dtype_that_it_is_stored_in(file_of, tiny, tmp_path):
+    """A transformer in bf16, fp8 or GGUF's types is run in bf16 on a GPU, whatever its encoders have."""
+    stored = load_file(file_of("sd3"))
+    for dtype, expected in ((torch.bfloat16, True), (torch.float8_e4m3fn, True), (torch.float16, False)):
+        weights = {
+            key: weight.to(torch.float16 if "encoders" in key else dtype) for key, weight in stored.items()
+        }
+        file = original.write(tmp_path / "stored.safetensors", weights)
+        model, _ = read_single_file(EngineOptions(model=str(file), base=str(tiny("sd3"))), find)
+        assert is_stored_in_bf16(model, {}) is expected, dtype
+    transformer = dataclasses.replace(model.components["transformer"], file=tmp_path / "x.gguf")
+    model = dataclasses.replace(model, components={**model.components, "transformer": transformer})
+    assert is_stored_in_bf16(model, {})
+
+
+def test_defaults_of_the_base(file_of, copy, tmp_path):
+    """Steps and guidance are those of the base, which is a published model; the name is the file's."""
+    folder = tmp_path / "stabilityai" / "sdxl-turbo"
+    copy("sdxl").rename(tmp_path / "moved")
+    folder.parent.mkdir()
+    (tmp_path / "moved").rename(folder)
+    info, own = look(file_of("sdxl"), base=str(folder)), look(folder)
+    assert own.requested.num_inference_steps < 10
+    assert info.requested == own.requested
+    assert info.name == str(file_of("sdxl"))

@@ -34,7 +34,6 @@ from text2img.engine.inspection import check_model, fit, model_info
 from text2img.engine.loading import (
     check_offload,
     choose_offload,
-    class_of,
     find,
     offload,
     weights_on_host,
@@ -166,9 +165,10 @@ class DiffusersEngine:
             folder, approximations, replaced = self._apply_approximations(folder)
             variants = check_model(folder, self._options.variant)
             check_quantized(folder, self._options.device)
-            check_single_file(folder, class_of)
+            check_single_file(folder)
             info = dataclasses.replace(
-                model_info(folder, self._options.model),
+                model_info(folder, self._options.base or self._options.model),
+                name=self._options.model,
                 approximations=approximations,
                 parts={**parts, **replaced},
                 sources=sources(folder, self._options),

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from text2img.engine import ModelInfo
+from text2img.engine.devices import silence_libraries, suppress_warnings
 from text2img.engine.model_folder import (
     CHECKER,
     Component,
@@ -133,9 +134,11 @@ def check_complete(model: ModelFolder) -> None:
     """
     if model.family.names:
         return
-    import diffusers
+    with suppress_warnings():
+        silence_libraries()
+        import diffusers
 
-    pipeline = getattr(diffusers, model.pipeline)
+        pipeline = getattr(diffusers, model.pipeline)
     required, _ = pipeline._get_signature_keys(pipeline)  # noqa: SLF001 - diffusers has no other list
     optional = {*pipeline._optional_components, *_MAY_BE_NULL.get(model.pipeline, ())}  # noqa: SLF001
     optional -= {"text_encoder", "tokenizer"}  # diffusers means calls with embeddings in place of a prompt

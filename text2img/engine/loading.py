@@ -21,10 +21,12 @@ from text2img.engine.devices import FailureKind, classify_error, one_line, silen
 from text2img.engine.inspection import check_size
 from text2img.engine.model_folder import (
     CHECKER,
+    RENAMED,
     Component,
     Kind,
     ModelFolder,
     choose_variant,
+    class_of,
     components_in,
     kind_of,
     read_json,
@@ -240,8 +242,6 @@ _BUFFERS: Final = re.compile(r"(^|\.)position_ids$")
 """Buffers of positions, not weights; checkpoints from before 2023 still contain them."""
 _MISMATCH: Final = re.compile("ignore_mismatched_sizes|Cannot copy out of meta tensor")
 """The libraries' messages for a weight of another shape and for one that no file contains."""
-_RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
-"""Classes that transformers 5 has renamed; SD 1.4's index still has the old name."""
 
 
 def load_pipeline(
@@ -321,7 +321,7 @@ def _load_components(
             loaded[name] = _load_component(component, variants.get(name), device, dtype)
         elif component.kind is Kind.SCHEDULER and component.file is not None:
             loaded[name] = class_of(component).from_config(dict(component.config))
-        elif component.class_name in _RENAMED:
+        elif component.class_name in RENAMED:
             loaded[name] = class_of(component).from_pretrained(component.folder, trust_remote_code=False)
     return loaded
 
@@ -353,27 +353,6 @@ def _load_component(component: Component, variant: str | None, device: str, dtyp
         ) from exc
     check_report(component.name, report)
     return module.eval()
-
-
-def class_of(component: Component) -> Any:
-    """Return the component's class; raises ModelFailed if the installed library does not have it."""
-    import diffusers
-    import transformers
-
-    class_name = _RENAMED.get(component.class_name, component.class_name)
-    if component.library == "transformers":
-        namespace: Any = transformers
-    elif component.library == "diffusers":
-        namespace = diffusers
-    else:
-        namespace = getattr(diffusers.pipelines, component.library)
-    try:
-        return getattr(namespace, class_name)
-    except (AttributeError, ImportError) as exc:
-        raise ModelFailed(
-            f"the model's {component.name} is a {class_name}, which the installed {component.library}"
-            " does not have: install a newer version"
-        ) from exc
 
 
 def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> Any:

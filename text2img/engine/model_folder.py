@@ -1,7 +1,8 @@
 """A model folder in diffusers' layout: index, components, weight files, families and schedulers.
 
 ``model_index.json`` names the pipeline class and, for each component, the library and class that load the
-folder of the component's name. This module imports no torch and reads no weights.
+folder of the component's name. This module reads no weights and
+imports torch only in ``class_of``.
 """
 
 from __future__ import annotations
@@ -279,20 +280,55 @@ def check_whole(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+_NOT_DENOISER: Final = ("__metadata__", "text_encoders.", "vae.", "first_stage_model.")
+
+
 def is_stored_in_bf16(model: ModelFolder, variants: Mapping[str, str | None]) -> bool:
     """Return True if the model's denoiser is a transformer with most of its weights in bf16.
 
-    ``variants`` are those of the weight files to load, by component.
+    ``variants`` are those of the weight files to load, by component. Weights in fp8 or GGUF's types in a
+    single file were made from bf16.
     """
     component = model.components.get("transformer")
-    if component is None or "transformer" not in variants:
+    if component is None or (component.file is None and "transformer" not in variants):
         return False
+    if component.file is not None and component.file.suffix.lower() == ".gguf":
+        return True
+    files = [component.file] if component.file is not None else None
     dtypes: Counter[str] = Counter()
-    for file in weight_files(component.folder, component.stem, variants["transformer"]):
+    for file in files or weight_files(component.folder, component.stem, variants["transformer"]):
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        dtypes.update(tensor["dtype"] for name, tensor in header.items() if name != "__metadata__")
-    return dtypes["BF16"] > dtypes.total() / 2
+        dtypes.update(
+            tensor["dtype"] for name, tensor in header.items() if not name.startswith(_NOT_DENOISER)
+        )
+    from_bf16 = ("BF16", "F8_E4M3", "F8_E5M2") if files else ("BF16",)
+    return sum(dtypes[each] for each in from_bf16) > dtypes.total() / 2
+
+
+RENAMED: Final = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+"""Classes that transformers 5 has renamed; SD 1.4's index still has the old name."""
+
+
+def class_of(component: Component) -> Any:
+    """Return the component's class; raises ModelFailed if the installed library does not have it."""
+    import diffusers
+    import transformers
+
+    class_name = RENAMED.get(component.class_name, component.class_name)
+    if component.library == "transformers":
+        namespace: Any = transformers
+    elif component.library == "diffusers":
+        namespace = diffusers
+    else:
+        namespace = getattr(diffusers.pipelines, component.library)
+    try:
+        return getattr(namespace, class_name)
+    except (AttributeError, ImportError) as exc:
+        raise ModelFailed(
+            f"the model's {component.name} is a {class_name}, which the installed {component.library}"
+            " does not have: install a newer version"
+        ) from exc
 
 
 def _variants(names: Iterable[str], stem: str) -> set[str | None]:

@@ -14,7 +14,8 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.model_folder import Component, Kind, ModelFolder, check_whole, read_folder
+from text2img.engine.devices import silence_libraries, suppress_warnings
+from text2img.engine.model_folder import Component, Kind, ModelFolder, check_whole, class_of, read_folder
 from text2img.engine.quantization import require
 from text2img.errors import ConfigurationError, ModelFailed
 from text2img.settings import expand_home
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     Find = Callable[[EngineOptions], tuple[Path, str | None]]
     Shapes = Mapping[str, tuple[int, ...]]
-    ClassOf = Callable[[Component], Any]
 
 
 _PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -177,10 +177,10 @@ def _t5_component(keys: Iterable[str]) -> str:
     return "text_encoder_2" if kind == "flux" or "clip_l" in encoders else "text_encoder"
 
 
-def check_single_file(model: ModelFolder, class_of: ClassOf) -> None:
+def check_single_file(model: ModelFolder) -> None:
     """Raise ConfigurationError if weights of the file are missing, unknown, or have another shape.
 
-    The base's configuration says which there must be. ``class_of`` returns a component's class.
+    The base's configuration says which there must be.
     """
     file = next((component.file for component in model.components.values() if component.file), None)
     if file is None:
@@ -191,9 +191,11 @@ def check_single_file(model: ModelFolder, class_of: ClassOf) -> None:
     for name in (name for name in held if name in model.components and name not in _DENOISERS):
         if model.components[name].file is None:  # another autoencoder was asked for
             unread -= set(held[name])
-    for component in model.components.values():
-        if component.file is not None and component.kind is Kind.MODEL:
-            unread -= _check_component(component, held[component.name], shapes, class_of(component))
+    with suppress_warnings():
+        silence_libraries()
+        for component in model.components.values():
+            if component.file is not None and component.kind is Kind.MODEL:
+                unread -= _check_component(component, held[component.name], shapes, class_of(component))
     if unread:
         raise ConfigurationError(
             f"{file} holds weights that no component of the base takes: {_listed(unread)}; {_ANOTHER_BASE}"
