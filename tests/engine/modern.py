@@ -185,6 +185,154 @@ def flux2_klein(*, distilled: bool = False) -> diffusers.Flux2KleinPipeline:
     )  # fmt: skip
 
 
+def flux2_klein_kv() -> diffusers.Flux2KleinKVPipeline:
+    parts = flux2_klein().components
+    return diffusers.Flux2KleinKVPipeline(**parts)
+
+
+def _t5_parts() -> tuple[object, object]:
+    tokenizer = models.t5_tokenizer()
+    return tokenizer, models._t5(len(tokenizer))
+
+
+def chroma() -> diffusers.ChromaPipeline:
+    torch.manual_seed(0)
+    tokenizer, text_encoder = _t5_parts()
+    return diffusers.ChromaPipeline(
+        scheduler=_flow(shift=3.0),
+        vae=models._vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=HIDDEN, axes_dims_rope=(4, 4, 8), approximator_num_channels=8,
+            approximator_hidden_dim=32, approximator_layers=1,
+        ),
+    )  # fmt: skip
+
+
+def aura_flow() -> diffusers.AuraFlowPipeline:
+    torch.manual_seed(0)
+    tokenizer, text_encoder = _t5_parts()
+    return diffusers.AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=models._vae(),
+        scheduler=_flow(),
+        transformer=diffusers.AuraFlowTransformer2DModel(
+            sample_size=8, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+            num_attention_heads=4, joint_attention_dim=HIDDEN, caption_projection_dim=32,
+            pos_embed_max_size=256,
+        ),
+    )  # fmt: skip
+
+
+def pixart_sigma() -> diffusers.PixArtSigmaPipeline:
+    torch.manual_seed(0)
+    tokenizer, text_encoder = _t5_parts()
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=models._vae(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+        transformer=_pixart_transformer(),
+    )
+
+
+def _pixart_transformer() -> diffusers.PixArtTransformer2DModel:
+    return diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, cross_attention_dim=16, sample_size=32,
+        caption_channels=HIDDEN, use_additional_conditions=False,
+    )  # fmt: skip
+
+
+def lumina2() -> diffusers.Lumina2Pipeline:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1,
+            num_attention_heads=3, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2),
+            axes_lens=(300, 128, 128), cap_feat_dim=HIDDEN,
+        ),
+        scheduler=_flow(shift=3.0),
+        vae=models._vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=_gemma(tokenizer),
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def ovis() -> diffusers.OvisImagePipeline:
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    return diffusers.OvisImagePipeline(
+        scheduler=_flow(use_dynamic_shifting=True),
+        vae=models._vae(shift_factor=0.06, scaling_factor=1.5),
+        text_encoder=transformers.Qwen3Model(transformers.Qwen3Config(**_text_config(tokenizer))),
+        tokenizer=tokenizer,
+        transformer=diffusers.OvisImageTransformer2DModel(
+            in_channels=16, out_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=HIDDEN, axes_dims_rope=(4, 4, 8),
+        ),
+    )  # fmt: skip
+
+
+def _pag(kind: str) -> object:
+    """A model of the first families with perturbed attention guidance."""
+    base, pipeline = {
+        "sd1": (models.sd1, diffusers.StableDiffusionPAGPipeline),
+        "sdxl": (models.sdxl, diffusers.StableDiffusionXLPAGPipeline),
+        "sd3": (models.sd3, diffusers.StableDiffusion3PAGPipeline),
+    }[kind]
+    parts = base().components
+    unused = ("safety_checker", "feature_extractor", "image_encoder")
+    kept = {name: part for name, part in parts.items() if name not in unused}
+    more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    layers = {"pag_applied_layers": "blocks.0" if kind == "sd3" else "down"}
+    return pipeline(**kept, **(more if kind == "sd1" else {}), **layers)
+
+
+def deepfloyd_if() -> diffusers.IFPipeline:
+    torch.manual_seed(0)
+    tokenizer, text_encoder = _t5_parts()
+    return diffusers.IFPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder,
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=64, in_channels=3, out_channels=6, block_out_channels=(16, 32), layers_per_block=1,
+            down_block_types=("DownBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=4,
+            cross_attention_dim=HIDDEN, attention_head_dim=8, encoder_hid_dim=HIDDEN,
+            addition_embed_type="text", addition_embed_type_num_heads=2,
+            resnet_time_scale_shift="scale_shift",
+        ),
+        scheduler=diffusers.DDPMScheduler(variance_type="learned_range", thresholding=True),
+        safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def amused() -> diffusers.AmusedPipeline:
+    torch.manual_seed(0)
+    tokenizer = models.clip_tokenizer()
+    config = models._clip_config(len(tokenizer), projection_dim=HIDDEN)
+    return diffusers.AmusedPipeline(
+        vqvae=diffusers.VQModel(
+            block_out_channels=(8,) * 5, down_block_types=["DownEncoderBlock2D"] * 5,
+            up_block_types=["UpDecoderBlock2D"] * 5, latent_channels=8, num_vq_embeddings=32,
+            norm_num_groups=4, mid_block_add_attention=False, lookup_from_codebook=True,
+        ),
+        tokenizer=tokenizer,
+        text_encoder=transformers.CLIPTextModelWithProjection(config),
+        transformer=diffusers.UVit2DModel(
+            hidden_size=8, cond_embed_dim=HIDDEN, micro_cond_encode_dim=2, micro_cond_embed_dim=10,
+            encoder_hidden_size=HIDDEN, vocab_size=32, codebook_size=32, in_channels=8, block_out_channels=8,
+            num_res_blocks=1, block_num_heads=1, num_hidden_layers=1, num_attention_heads=1,
+            intermediate_size=8, sample_size=16,
+        ),
+        scheduler=diffusers.AmusedScheduler(mask_token_id=31),
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[], object]] = {
     "qwen": qwen_image,
     "z-image": z_image,
@@ -192,4 +340,15 @@ FAMILIES: dict[str, Callable[[], object]] = {
     "sana sprint": sana_sprint,
     "klein": flux2_klein,
     "klein distilled": lambda: flux2_klein(distilled=True),
+    "klein kv": flux2_klein_kv,
+    "chroma": chroma,
+    "aura flow": aura_flow,
+    "pixart": pixart_sigma,
+    "lumina 2": lumina2,
+    "ovis": ovis,
+    "sd1 pag": lambda: _pag("sd1"),
+    "sdxl pag": lambda: _pag("sdxl"),
+    "sd3 pag": lambda: _pag("sd3"),
+    "if": deepfloyd_if,
+    "amused": amused,
 }
