@@ -386,8 +386,11 @@ STYLE_CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
 
 
 def _first(requested: Sequence[RequestedParameters], name: str) -> object:
-    values = (getattr(source, name) for source in requested)
-    return next((value for value in values if value is not None), None)
+    for source in requested:  # a loop: a million prompts are checked here, each field twice
+        value = getattr(source, name)
+        if value is not None:
+            return value
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

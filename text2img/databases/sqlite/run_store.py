@@ -87,7 +87,7 @@ _RESTORE: Final = (
     "UPDATE {datasets} SET {written}, status = 'pending', input_file = :input_file, {removed} "
     "WHERE _id = {id} AND status = 'removed'"
 )
-_FORGET_FILE: Final = "UPDATE {datasets} SET input_file = NULL WHERE _id = {id} AND input_file IS NOT NULL"
+_FORGET_FILE: Final = "UPDATE {datasets} SET input_file = NULL WHERE _id = {id}"
 _COMPARE: Final = (
     "SELECT {status} = 'removed' AS removed, ({differs}) AS differs, "
     "{status} = 'processing' AND {leased} AS held, "
@@ -197,9 +197,10 @@ class SqliteRunStore:
                     added_fields = {**new_fields(prompt, file), "created_at": timestamp()}
                     fields = {"_id": value_of(prompt.id), **added_fields}
                     try:
-                        added += self._insert_new(connection, fields) or self._restore(
-                            connection, prompt, file
-                        )
+                        if self._insert_new(connection, fields):
+                            added += 1
+                        else:
+                            added += self._restore(connection, prompt, file)
                     except REJECTIONS as exc:
                         raise rejected_prompt(prompt.id, str(exc)) from exc
         return added
@@ -215,13 +216,15 @@ class SqliteRunStore:
 
     def _restore(self, connection: sqlite3.Connection, prompt: NewPrompt, file: str | None) -> int:
         """Make a removed prompt pending as if new; without a file, let a known one forget its own."""
+        known = self._session.sql("SELECT status, input_file FROM {datasets} WHERE _id = {id}")
+        status, own = connection.execute(known, names_of(prompt.id)).fetchone()
+        if status != Status.REMOVED:
+            if own is not None and file is None:
+                connection.execute(self._session.sql(_FORGET_FILE), names_of(prompt.id))
+            return 0
         content = columns_of(content_of(prompt))
         restore = self._session.sql(_RESTORE, **_assignments(content), id=ID)
-        values = {**content, **names_of(prompt.id), "input_file": file}
-        restored = connection.execute(restore, values).rowcount
-        if not restored and file is None:
-            connection.execute(self._session.sql(_FORGET_FILE, id=ID), names_of(prompt.id))
-        return restored
+        return connection.execute(restore, {**content, **names_of(prompt.id), "input_file": file}).rowcount
 
     def _file_name(self, input_file: str | None) -> str | None:
         """Return the path from the database's folder, so that both can move together."""
