@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_IN_NAMES = tuple(chr(byte) if byte in _SAFE else f"~{byte:02X}" for byte in range(256))
 _LOOKS_TYPED = re.compile(r"[+-]?[0-9]+|[0-9a-fA-F]{24}|")
 _LOOKS_CUT = re.compile(r".*~[0-9a-f]{32}", re.DOTALL)
 _MAX_NAME_BYTES = 200
@@ -82,7 +83,7 @@ class PromptId:
 def _escape(text: str) -> str:
     # surrogatepass: a lone surrogate is not valid UTF-8, but an id that contains one needs a name.
     data = text.encode("utf-8", "surrogatepass")
-    name = "".join(chr(byte) if byte in _SAFE else f"~{byte:02X}" for byte in data)
+    name = "".join(map(_IN_NAMES.__getitem__, data))  # in C: an id may have millions of characters
     return f"~2E{name[1:]}" if name.startswith(".") else name
 
 

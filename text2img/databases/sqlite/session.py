@@ -252,7 +252,11 @@ def _column(value: object) -> object:
 
 def _has_surrogate(text: str) -> bool:
     """Return True if it holds a lone surrogate, or the surrogate of a byte that is not UTF-8."""
-    return any("\ud800" <= char <= "\udfff" for char in text)
+    try:  # in C, whatever its length: it is called in transactions
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _id_of_bytes(value: bytes) -> PromptId:
