@@ -20,6 +20,7 @@ USUAL = [
     *("--input-file", "--model-id", "--limit", "--batch-size", "--callback-url"),
 ]
 DATABASE = ("--database", "sqlite:///prompts.db")
+FOLDER = ("--output-dir", "o")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,9 @@ def outcome(tmp_path_factory):
         ),
         *((("help", name)) for name in cli.COMMANDS),
         *(("completion", shell) for shell in ("bash", "zsh", "fish", "tcsh")),
-        ("run", *DATABASE, "--output", "o", "--log-file", "logs/a/generation.log", "--log-level", "warn"),
-        ("run", *DATABASE, "--output", "o", "--log-file", "~/logs/run.log", "--log-level", "Info"),
-        ("run", *DATABASE, "--output", "o", "--log-level", "loud"),
+        ("run", *FOLDER, "--log-file", "logs/a/generation.log", "--log-level", "warn"),
+        ("run", *FOLDER, "--log-file", "~/logs/run.log", "--log-level", "Info"),
+        ("run", *FOLDER, "--log-level", "loud"),
     ]
     folder = tmp_path_factory.mktemp("outcome")
     done = {
@@ -101,16 +102,14 @@ def test_a_misspelt_word_gets_a_suggestion(outcome, line, hint) -> None:
 
 def test_the_log_file_s_folder_is_made(outcome) -> None:
     """Also the folders above it, and below the home directory; the level is taken in any case."""
-    line = ("run", *DATABASE, "--output", "o", "--log-file", "logs/a/generation.log", "--log-level", "warn")
+    line = ("run", *FOLDER, "--log-file", "logs/a/generation.log", "--log-level", "warn")
     folder, done = outcome(*line)
     assert done.returncode == 0, done.stderr
     assert (folder / "logs" / "a" / "generation.log").read_text() == done.stderr == ""
-    folder, done = outcome(
-        "run", *DATABASE, "--output", "o", "--log-file", "~/logs/run.log", "--log-level", "Info"
-    )
+    folder, done = outcome("run", *FOLDER, "--log-file", "~/logs/run.log", "--log-level", "Info")
     assert "prompts waiting: 0" in (folder / "logs" / "run.log").read_text()
     assert not (folder / "~").exists()
-    wrong = outcome("run", *DATABASE, "--output", "o", "--log-level", "loud")[1]
+    wrong = outcome("run", *FOLDER, "--log-level", "loud")[1]
     assert wrong.returncode == 2
     assert "'loud'" in wrong.stderr
 

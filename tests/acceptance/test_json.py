@@ -9,6 +9,7 @@ from contextlib import closing
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from tests.acceptance import product
 
@@ -41,6 +42,7 @@ def folder(tmp_path_factory):
         seconds = '{"load": NaN, "denoise": 1e999, "decode": "\\ud83d"}'
         database.execute(run, (f"run{EVIL}", "2026-01-01T00:00:00Z", f"done{EVIL}", float("inf"), seconds))
     (place / "new.txt").write_text("a hat\na dog\n")
+    Image.new("RGB", (8, 8)).save(place / "plain.png")
     (place / "broken.jsonl").write_text('{"text": "a hat", "sead": 1}\n{"text": 7}\n')
     return place
 
@@ -55,6 +57,9 @@ CASES = {
     "enqueue": (("enqueue", "{folder}/new.txt", "--json"), "enqueue", 0),
     "retry": (("retry", "--error-code", "safety", "--json"), "retry", 0),
     "retry callbacks": (("retry", "--callbacks", "--json"), "retry", 0),
+    "a file's changes": (("run", "--dry-run", "--input-file", "{folder}/new.txt", *JOB, "--json"), "plan", 0),
+    "verify": (("verify", "{folder}/plain.png", "{folder}/new.txt", "--json"), "verify", 3),
+    "verify nothing": (("verify", "--json"), "failure", 2),
     "doctor": (("doctor", "--device", "cpu", *JOB, "--json"), "doctor", 0),
     "doctor fails": (("doctor", "--output", "/dev/null/x", *JOB[2:], "--json"), "doctor", 1),
     "a wrong file": (("enqueue", "{folder}/broken.jsonl", "--json"), "failure", 2),
@@ -65,7 +70,7 @@ CASES = {
     "an operand is missing": (("enqueue", "--json"), "failure", 2),
     "no such run": (("status", "--plot", EVIL, "--json"), "failure", 2),
     "no output": (("run", "--json"), "failure", 2),
-    "no database": (("status", "--json", "--database", "sqlite:///none.db"), "failure", 1),
+    "no database": (("status", "--json", "--database", "sqlite:///none.db"), "failure", 2),
     "no server": (
         ("status", "--json", "--mongo-uri", f"mongodb://me:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=9"),
         "failure",
@@ -105,10 +110,18 @@ def test_a_plan_tells_ids_of_different_types_apart(finished) -> None:
     ]
 
 
+def test_a_plan_counts_what_a_file_changes(finished) -> None:
+    """Prompts of the input file that would be added, made again and removed."""
+    plan = document(finished["a file's changes"].stdout, "plan")
+    assert plan["input_file"]["changed"] == plan["input_file"]["removed"] == 0
+    assert "input_file" not in document(finished["dry run"].stdout, "plan")
+
+
 def test_doctor_names_keys_that_nothing_uses(tmp_path) -> None:
     """A key without the option that uses it: a line, and the status stays 0; with it, no line."""
     keys = {"GEMINI_API_KEY": "g", "FAL_KEY": "f", "INTERNAL_API_TOKEN": "t"}
-    words = ("doctor", "--device", "cpu", "--database", "sqlite:///new.db", *JOB)
+    product.add(tmp_path, "a cat")
+    words = ("doctor", "--device", "cpu", "--database", f"sqlite:///{tmp_path}/prompts.db", *JOB)
     unused, used = product.run_each(
         [(*words, "--json"), (*words, "--webhook-host", "127.0.0.1")], tmp_path, **keys
     )

@@ -182,7 +182,8 @@ def print_plan(settings: Settings, deps: Dependencies, new: Prompts | None) -> i
     if total > len(prompts):
         print_lines(f"  … and {total - len(prompts)} more")
     plan = {"prompts": total, "planned": len(prompts), "model": model, "output": settings.output_url}
-    print_result({"status": 0, **plan, "batches": batches, "errors": failures})
+    added = {"input_file": changes.document} if new and changes else {}
+    print_result({"status": 0, **plan, **added, "batches": batches, "errors": failures})
     return 0
 
 
@@ -248,6 +249,11 @@ class _FileChanges:
         self.excluded: set[PromptId] = set()
         self.more = 0
         self.planned: list[Prompt] = []
+
+    @property
+    def document(self) -> dict[str, int]:
+        """The numbers of prompts that would change, in the form of ``--json``."""
+        return {"added": self._new, "changed": self._changed, "removed": self._removed}
 
     @property
     def summary(self) -> str:

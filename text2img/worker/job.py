@@ -393,6 +393,7 @@ class Job:
             "postponed": self._database.queue.postponed(self._selection),
             "processing": left.processing,
             "images": stats.images,
+            "negative_prompts_left_out": stats.negatives_left_out,
             "mean_score": stats.score,
             "images_per_second": stats.images_per_second,
             "seconds": (self._end_or_now() - self._run.started_at).total_seconds(),
