@@ -71,10 +71,11 @@ CASES = {
     "no such run": (("status", "--plot", EVIL, "--json"), "failure", 2),
     "no output": (("run", "--json"), "failure", 2),
     "no database": (("status", "--json", "--database", "sqlite:///none.db"), "failure", 2),
-    "no server": (
-        ("status", "--json", "--mongo-uri", f"mongodb://me:{SECRET}@127.0.0.1:9/?serverSelectionTimeoutMS=9"),
+    "no database file": (("status", "--json", "--database", "sqlite:///{folder}/new.txt"), "failure", 1),
+    "a password": (
+        ("status", "--json", "--mongo-uri", f"mongodb://me:{SECRET}@h/?tls=true&tlsCAFile={SECRET}"),
         "failure",
-        1,
+        2,
     ),
 }
 
