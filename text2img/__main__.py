@@ -20,13 +20,15 @@ def main() -> int:
 
     A signal that arrives while no command handles it, during imports or at the end, ends the process at once.
     """
-    ended: list[int] = []
 
     def leave(number: int, frame: object) -> None:
         del frame
         status = 143 if number == signal.SIGHUP else 128 + number
         message = f"stopped by signal {number}"
-        if "--json" in sys.argv and not ended:
+        # The module may be half imported.
+        is_complete = getattr(sys.modules.get("text2img.telemetry.terminal"), "is_complete", None)
+        has_result = is_complete is not None and is_complete()
+        if "--json" in sys.argv and "compare" not in sys.argv[1:2] and not has_result:
             _write(1, f'{{"error": "{message}", "status": {status}}}\n')
         _write(2, f"text2img: {message}\n")
         os._exit(status)
@@ -37,9 +39,7 @@ def main() -> int:
         signal.signal(signal.SIGHUP, leave)
     from text2img import cli
 
-    status = cli.main()
-    ended.append(status)
-    return status
+    return cli.main()
 
 
 def _write(number: int, text: str) -> None:

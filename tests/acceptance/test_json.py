@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance import product
+from tests.acceptance.test_command_line import SLOW
 
 SCHEMA = json.loads((product.ROOT / "docs" / "output.schema.json").read_text(encoding="utf-8"))
 EVIL = '\x1b[31m\u202e\n\u2028"'
@@ -177,3 +178,20 @@ def test_watch_prints_one_document_a_line(folder) -> None:
     assert process.returncode == 130
     assert document(rest.splitlines()[-1], "failure")["status"] == 130
     assert errors.splitlines() == ["text2img: stopped by signal 2"]
+
+
+@pytest.mark.parametrize("place", ["text2img.telemetry.terminal", "unicodedata", "the end"])
+def test_a_signal_leaves_one_document(tmp_path, place) -> None:
+    """While it imports, a failure; once the result is printed, nothing more."""
+    product.add(tmp_path, "a cat")
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(name=place))
+    words = ("status", "--database", "sqlite:///prompts.db", "--json")
+    with product.running(*words, folder=tmp_path, PYTHONPATH=str(tmp_path)) as process:
+        lines = []
+        while not lines or lines[-1] != "now\n":
+            lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=product.HANG)
+    assert process.returncode == 130
+    document("".join([*lines[:-1], rest]), "status" if place == "the end" else "failure")
+    assert errors == "text2img: stopped by signal 2\n"

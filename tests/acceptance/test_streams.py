@@ -62,7 +62,7 @@ def test_the_status_is_that_of_the_work(folder, streams) -> None:
     assert redirected(streams, *RUN, folder=folder).returncode == 3
     assert statuses(folder) == ["error", "completed"]
     assert redirected(streams, "run", "--no-such-flag", folder=folder).returncode == 2
-    assert redirected(streams, "status", "--database", "sqlite:///none.db", folder=folder).returncode == 1
+    assert redirected(streams, "status", "--database", "sqlite:///none.db", folder=folder).returncode == 2
 
 
 def test_a_closed_standard_input_is_no_file_of_prompts(folder) -> None:

@@ -200,11 +200,12 @@ def watch(settings: Settings, pause: float) -> int:
                 pace.add(snapshot.at, snapshot.counts)
                 lines = _lines(snapshot, pace)
                 show([_headline(), *lines])
-                print_result(_snapshot_document(snapshot, pace))
+                print_result(_snapshot_document(snapshot, pace), more=True)
                 next_pause = max(pause, _MIN_PAUSE_FACTOR * (snapshot.at - started))
             except (DatabaseFailed, TimeoutError) as exc:
                 show([f"{_headline()}: the database is unavailable, retrying: {exc}", *lines])
-                print_result({"error": f"the database is unavailable: {mask(str(exc))}", "status": 1})
+                document = {"error": f"the database is unavailable: {mask(str(exc))}", "status": 1}
+                print_result(document, more=True)
                 next_pause = pause
             time.sleep(next_pause)
 

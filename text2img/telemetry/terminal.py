@@ -55,11 +55,17 @@ class _Output:
     """What standard output carries: lines for people, or with ``--json`` one document in their place."""
 
     json = False
+    complete = False  # the document is printed
 
 
 def choose_output(*, json: bool) -> None:
     """Choose what standard output carries from here on: lines for people, or JSON documents."""
-    _Output.json = json
+    _Output.json, _Output.complete = json, False
+
+
+def is_complete() -> bool:
+    """Return True if standard output carries JSON and has its one document."""
+    return _Output.complete
 
 
 def prints_json() -> bool:
@@ -73,14 +79,16 @@ def print_lines(*lines: str, flush: bool = False) -> None:
         print_document("\n".join(map(escape, lines)), flush=flush)
 
 
-def print_result(result: Mapping[str, object]) -> None:
+def print_result(result: Mapping[str, object], *, more: bool = False) -> None:
     """Print the command's result as a line of JSON, if standard output carries JSON; see print_document.
 
+    Nothing is printed after that, such as a failure of the clean-up, unless ``more`` documents are to come.
     Whatever it holds, the line is valid JSON in ASCII: NaN is null, and half of a surrogate pair is escaped.
     """
-    if _Output.json:
+    if _Output.json and not _Output.complete:
         from text2img.prompts.quoting import json_text
 
+        _Output.complete = not more
         print_document(json_text(result), flush=True)
 
 

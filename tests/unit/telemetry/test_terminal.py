@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from text2img.errors import ConfigurationError
 from text2img.telemetry.logs import JsonLines, Mask, TextLines
-from text2img.telemetry.terminal import escape, print_error, print_lines, shorten
+from text2img.telemetry.terminal import (
+    choose_output,
+    escape,
+    is_complete,
+    print_error,
+    print_lines,
+    print_result,
+    shorten,
+)
 
 ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b2J\u202egnp.\n09:00:00 completed everything"
@@ -124,3 +132,21 @@ def test_a_stack_in_the_record_s_fields_is_shown() -> None:
     record.stack_trace = "File one\nFile two\x1b[31m"
     lines = TextLines(Mask([]), traces=False).format(record).split("\n")
     assert lines[1:] == ["    File one", r"    File two\x1b[31m"]
+
+
+def test_standard_output_carries_one_document(capsys):
+    """With JSON, lines for people are left out, and nothing follows the result; ``more`` lets more follow."""
+    try:
+        choose_output(json=True)
+        print_lines("for people")
+        print_result({"number": float("nan"), "text": "\ud83d"}, more=True)
+        assert not is_complete()
+        print_result({"status": 0})
+        print_result({"error": "the clean-up failed", "status": 1})
+        assert is_complete()
+    finally:
+        choose_output(json=False)
+    assert capsys.readouterr().out == '{"number": null, "text": "\\\\ud83d"}\n{"status": 0}\n'
+    print_result({"status": 0})
+    print_lines("for people")
+    assert capsys.readouterr().out == "for people\n"
