@@ -245,6 +245,19 @@ def test_the_noise_that_it_was_trained_with(loaded, file_of, base, tmp_path, fla
     assert not np.array_equal(drawn, pixels(loaded("sdxl")))
 
 
+@pytest.mark.parametrize(
+    ("says", "prediction"), [("v", "v_prediction"), ("epsilon", "epsilon"), ("x", "sample")]
+)
+def test_the_prediction_that_its_metadata_names(file_of, copy, tmp_path, says, prediction):
+    """What trainers write into a file's metadata beats the base's; what is not known leaves the base's."""
+    folder = copy("sd1")
+    edit(folder / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    named = {"modelspec.prediction_type": says}
+    file = original.write(tmp_path / "named.safetensors", load_file(file_of("sd1")), **named)
+    model, _ = read_single_file(EngineOptions(model=str(file), base=str(folder)), find)
+    assert model.components["scheduler"].config["prediction_type"] == prediction
+
+
 def test_zero_snr_wants_a_scheduler_that_has_it(file_of, tiny, tmp_path):
     """PNDM would ignore the setting in silence: another base is asked for."""
     file = changed(file_of("sd1"), tmp_path, lambda weights: weights.update(ztsnr=torch.tensor([])))

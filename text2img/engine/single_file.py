@@ -68,6 +68,9 @@ _UNUSED: Final = re.compile(
 """Keys that no image depends on: training's remains, and flags that are read apart. XL's second encoder has
 a text projection that is used; the others' is not."""
 _ANOTHER_BASE: Final = "give the base that the file was made from"
+_PREDICTION_KEY: Final = "modelspec.prediction_type"
+_PREDICTIONS: Final = {"v": "v_prediction", "epsilon": "epsilon"}
+"""What a file's metadata says that it predicts, by the Stability AI Model Metadata Standard."""
 _ZERO_SNR: Final = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -305,6 +308,8 @@ def _scheduler(name: str, file: Path, shapes: Shapes, base: ModelFolder) -> Comp
             " EDM scheduler, such as playgroundai/playground-v2.5-1024px-aesthetic"
         )
     config = dict(scheduler.config)
+    if base.family.name in {"sd", "sdxl"} and (named := _PREDICTIONS.get(_metadata(file, _PREDICTION_KEY))):
+        config["prediction_type"] = named
     if "v_pred" in shapes:
         config["prediction_type"] = "v_prediction"
     if "ztsnr" in shapes:
@@ -315,6 +320,16 @@ def _scheduler(name: str, file: Path, shapes: Shapes, base: ModelFolder) -> Comp
             )
         config["rescale_betas_zero_snr"] = True
     return dataclasses.replace(scheduler, config=config, file=None if config == scheduler.config else file)
+
+
+def _metadata(file: Path, key: str) -> str:
+    """Return a value of a safetensors file's metadata, nothing if it has none."""
+    if file.suffix.lower() == _GGUF:
+        return ""
+    from safetensors import safe_open
+
+    with safe_open(file, "numpy") as opened:
+        return str((opened.metadata() or {}).get(key, ""))
 
 
 def _check_component(component: Component, keys: Mapping[str, str], shapes: Shapes, cls: Any) -> set[str]:
