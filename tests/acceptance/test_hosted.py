@@ -185,6 +185,8 @@ def test_wrong_usage(tmp_path):
         (("--generator", "dall-e"), r"--generator \(GENERATOR\) must be local, or fal:MODEL"),
         (("--generator", "fal:../../x"), r"--generator \(GENERATOR\) must be local, or fal:MODEL"),
         (("--model-id", "someone/model"), "--model-id .* leave one of them out"),
+        (("--model-base", "someone/model"), "--model-base .* leave one of them out"),
+        (("--variant", "fp16"), "--variant .* leave one of them out"),
         (("--compile", "always"), "--compile always .* leave one of them out"),
         (("--autoencoder", "someone/taesd"), "--autoencoder .* leave one of them out"),
         (("--feature-cache", "3"), "--feature-cache .* leave one of them out"),
