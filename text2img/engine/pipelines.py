@@ -234,7 +234,9 @@ CALLS: Final[dict[str, Call]] = {
     "Lumina2Pipeline": Call(steps=30, guidance=4.0, multiple=16),
     "LuminaPipeline": Call(steps=30, guidance=4.0, multiple=16),
     "NucleusMoEImagePipeline": Call(steps=50, guidance=4.0, latent_side=128),
-    "OmniGenPipeline": Call(steps=50, guidance=2.5, negative_above=None, latent_side=128),
+    "OmniGenPipeline": Call(
+        steps=50, guidance=2.5, negative_above=None, latent_side=128, packages=("torchvision",)
+    ),
     "OvisImagePipeline": Call(steps=50, guidance=5.0, latent_side=128),
     "PRXPipeline": Call(steps=28, guidance=4.0, least_guidance=1.0, arguments=_NO_BINNING),
     "PRXPixelPipeline": Call(steps=28, guidance=4.0, least_guidance=1.0, arguments=_NO_BINNING),
