@@ -151,7 +151,7 @@ def test_the_record_is_the_call(loaded, family):
 def test_a_negative_prompt_without_effect(loaded, family):
     """A prompt's own is refused; the run's is left out, recorded as empty, and counted."""
     engine = loaded(family)
-    with pytest.raises(PromptFailed, match="negative_prompt has no effect with this model") as refused:
+    with pytest.raises(PromptFailed, match=r"negative_prompt has no effect with(out)? ") as refused:
         engine.prepare(owned(ask(), negative_prompt="dogs"))
     assert refused.value.code is ErrorCode.INVALID_PARAMETERS
     prepared = engine.prepare(ask(negative_prompt="dogs"))
@@ -166,6 +166,37 @@ def test_a_negative_prompt_without_guidance(loaded, family, guidance):
     with pytest.raises(PromptFailed, match="it needs more than"):
         engine.prepare(owned(ask(guidance_scale=guidance), negative_prompt="dogs"))
     assert engine.prepare(ask(guidance_scale=guidance, negative_prompt="dogs")).negative_left_out
+
+
+def test_true_cfg(loaded):
+    """Flux's second guidance is passed as its own; with it above 1 a negative prompt takes effect."""
+    engine = loaded("flux")
+    requests = [ask(true_cfg_scale=3.0, negative_prompt=text) for text in ("dogs", "zebras")]
+    (one,), (call,) = called(engine, requests[0])
+    assert (call["true_cfg_scale"], call["guidance_scale"]) == (3.0, 5.0)
+    (other,), (plain,) = draw(engine, requests[1]), draw(engine, ask())
+    assert (one.pixels != other.pixels).any()
+    assert (one.pixels != plain.pixels).any()
+    with suppress_warnings():
+        theirs = pipe_of(engine)(
+            prompt="a cat",
+            negative_prompt="dogs",
+            true_cfg_scale=3.0,
+            guidance_scale=5.0,
+            num_inference_steps=2,
+            width=64,
+            height=64,
+            max_sequence_length=512,
+            generator=torch.Generator("cpu").manual_seed(0),
+        )
+    assert np.array_equal(one.pixels, np.asarray(theirs.images[0]))
+    prepared = engine.prepare(owned(ask(), true_cfg_scale=3.0, negative_prompt="dogs")).parameters
+    assert (prepared.negative_prompt, prepared.recorded["true_cfg_scale"]) == ("dogs", 3.0)
+    with pytest.raises(PromptFailed, match="without a true_cfg_scale above 1"):
+        engine.prepare(owned(ask(true_cfg_scale=1.0), negative_prompt="dogs"))
+    with pytest.raises(PromptFailed, match="true_cfg_scale is not a parameter of this model"):
+        loaded("sd1").prepare(owned(ask(), true_cfg_scale=3.0))
+    assert loaded("sd1").prepare(ask(true_cfg_scale=3.0)).parameters.true_cfg_scale is None
 
 
 def test_guidance_without_effect(loaded):

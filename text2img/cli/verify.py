@@ -236,6 +236,7 @@ _PARAMETERS: Final = (
     "seed",
     "num_inference_steps",
     "guidance_scale",
+    "true_cfg_scale",
     "scheduler",
     "software",
     "prompt",

@@ -272,7 +272,9 @@ _CHECKS: Final[dict[str, Callable[[str, object], object]]] = {
     "negative_prompt": check_text,
     "scheduler": lambda _, value: check_scheduler(value),
     "num_inference_steps": lambda name, value: check_integer(name, value, 1, 1000),
-    "guidance_scale": lambda name, value: check_number(name, value, 0, 100),
+    **dict.fromkeys(
+        ("guidance_scale", "true_cfg_scale"), lambda name, value: check_number(name, value, 0, 100)
+    ),
     "width": check_pixels,
     "height": check_pixels,
     "aspect_ratio": check_aspect_ratio,

@@ -5,6 +5,7 @@ This module imports no torch, so that code which only reads settings can create 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -71,9 +72,10 @@ class ModelInfo:
     whose they are.
 
     ``guidance``: a guidance scale changes the image; it is at least ``least_guidance``. A negative prompt
-    takes effect with a guidance above ``negative_above``; None: never. ``sizes`` are all sizes that the model
-    draws, empty where it draws others too; with ``fixed_area`` it draws only sizes of about as many pixels as
-    its own.
+    takes effect with a guidance above ``negative_above``; None: never. With ``true_cfg`` it does, too, with a
+    ``true_cfg_scale`` above 1, which is a parameter of its own beside the guidance. ``sizes`` are all sizes
+    that the model draws, empty where it draws others too; with ``fixed_area`` it draws only sizes of about as
+    many pixels as its own.
     """
 
     name: str
@@ -92,10 +94,19 @@ class ModelInfo:
     requested: RequestedParameters = field(default_factory=RequestedParameters)
     defaults_from: str = "the job's"
     guidance: bool = True
+    true_cfg: bool = False
     least_guidance: float = 0.0
     negative_above: float | None = -1.0
     sizes: tuple[tuple[int, int], ...] = ()
     fixed_area: bool = False
+
+    def drawn_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size that the pipeline draws if it is asked for this one."""
+        if not self.fixed_area:
+            return width, height
+        scale = math.sqrt(self.width * self.height / (width * height))
+        step = self.multiple
+        return int(width * scale // step * step), int(height * scale // step * step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,6 +89,7 @@ def model_info(model: ModelFolder, name: str) -> ModelInfo:
         defaults_from=source,
         guidance=guidance_works(model.pipeline, configs, model.flags),
         least_guidance=call.least_guidance,
+        true_cfg=call.true_cfg,
         negative_above=negative_above(model.pipeline, call, configs),
         sizes=call.sizes,
         fixed_area=call.fixed_area,
@@ -447,16 +448,24 @@ def fit_parameters(
         guidance = None
     elif guidance is not None and guidance < model.least_guidance:
         raise _invalid(f"guidance_scale must be at least {model.least_guidance:g} with this model")
-    negative, works = parameters.negative_prompt, _negative_works(model, guidance)
-    if negative and not works and own.negative_prompt:
-        why = (
-            "with this model"
-            if model.negative_above is None
-            else f"with guidance_scale {guidance:g}; it needs more than {model.negative_above:g}"
+    true_cfg = parameters.true_cfg_scale if model.true_cfg else None
+    if true_cfg is None and own.true_cfg_scale is not None:
+        raise _invalid(
+            "true_cfg_scale is not a parameter of this model; give guidance_scale, or leave it out"
         )
+    negative, works = parameters.negative_prompt, _negative_works(model, guidance) or (true_cfg or 0.0) > 1
+    if negative and not works and own.negative_prompt:
+        why = "with this model"
+        if model.true_cfg:
+            why = "without a true_cfg_scale above 1"
+        elif model.negative_above is not None:
+            why = f"with guidance_scale {guidance:g}; it needs more than {model.negative_above:g}"
         raise _invalid(f"negative_prompt has no effect {why}; leave it out")
     fitted = dataclasses.replace(
-        parameters, guidance_scale=guidance, negative_prompt=negative if works else ""
+        parameters,
+        guidance_scale=guidance,
+        true_cfg_scale=true_cfg,
+        negative_prompt=negative if works else "",
     )
     return fitted, bool(negative) and not works
 
@@ -471,15 +480,11 @@ def _check_size(model: ModelInfo, width: int, height: int) -> None:
     if model.sizes and (width, height) not in model.sizes:
         sizes = ", ".join(f"{one}×{other}" for one, other in model.sizes)
         raise _invalid(f"width and height must be one of {sizes} with this model; they are {width}×{height}")
-    if model.fixed_area:
-        scale = math.sqrt(model.width * model.height / (width * height))
-        step = model.multiple
-        drawn = int(width * scale // step * step), int(height * scale // step * step)
-        if drawn != (width, height):
-            raise _invalid(
-                f"width and height must have about {model.width}×{model.height} pixels with this model; they"
-                f" are {width}×{height}; use {drawn[0]}×{drawn[1]}"
-            )
+    if (drawn := model.drawn_size(width, height)) != (width, height):
+        raise _invalid(
+            f"width and height must have about {model.width}×{model.height} pixels with this model; they"
+            f" are {width}×{height}; use {drawn[0]}×{drawn[1]}"
+        )
 
 
 def _check_side(name: str, pixels: int, model: ModelInfo) -> None:

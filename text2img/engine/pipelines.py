@@ -34,9 +34,10 @@ class Call:
 
     ``steps`` and ``guidance`` are the call's own defaults. ``guidance_name`` is the argument that takes the
     guidance, at least ``least_guidance``; without ``guidance`` the call takes none. A negative prompt takes
-    effect with a guidance above ``negative_above``; None: the call takes none. ``blank`` is passed in place
-    of an empty one. With ``blank_apart`` the call treats a negative prompt that is left out otherwise than an
-    empty one, so that requests with and without one need calls of their own.
+    effect with a guidance above ``negative_above``; None: the call takes none. With ``true_cfg`` the call has
+    a second guidance beside the first, ``true_cfg_scale``, above 1 of which it takes effect as well.
+    ``blank`` is passed in place of an empty one. With ``blank_apart`` the call treats a negative prompt that
+    is left out otherwise than an empty one: requests with and without one need calls of their own.
 
     The own size is ``size`` in pixels, or ``latent_side`` in latent pixels, or the denoiser's
     ``sample_size``. A side is a multiple of ``multiple`` pixels or, where that is 0, of ``patch`` latent
@@ -52,6 +53,7 @@ class Call:
     guidance: float | None
     guidance_name: str = "guidance_scale"
     least_guidance: float = 0.0
+    true_cfg: bool = False
     negative_above: float | None = 1.0
     blank: str = ""
     blank_apart: bool = False
@@ -68,6 +70,8 @@ class Call:
 
     def is_guided(self, parameters: Parameters) -> bool:
         """Return True if the call runs the model with the negative prompt, or an empty one, as well."""
+        if self.true_cfg and (parameters.true_cfg_scale or 0.0) > 1:
+            return True
         return self.negative_above is not None and (parameters.guidance_scale or 0.0) > self.negative_above
 
     def passed(self, part: Sequence[Request], output_type: str) -> dict[str, Any]:
@@ -89,6 +93,8 @@ class Call:
         }
         if parameters.guidance_scale is not None:
             arguments[self.guidance_name] = parameters.guidance_scale
+        if parameters.true_cfg_scale is not None:
+            arguments["true_cfg_scale"] = parameters.true_cfg_scale
         if self.only_default_steps and parameters.num_inference_steps != self.steps:
             arguments[self.only_default_steps] = None
         return arguments
@@ -201,7 +207,7 @@ CALLS: Final[dict[str, Call]] = {
     "Flux2KleinKVPipeline": Call(steps=4, guidance=None, negative_above=None, latent_side=128),
     "Flux2KleinPipeline": Call(steps=50, guidance=4.0, negative_above=None, latent_side=128),
     "Flux2Pipeline": Call(steps=50, guidance=4.0, negative_above=None, latent_side=128),
-    "FluxPipeline": Call(steps=28, guidance=3.5, negative_above=None, latent_side=128),
+    "FluxPipeline": Call(steps=28, guidance=3.5, true_cfg=True, negative_above=None, latent_side=128),
     "GlmImagePipeline": Call(
         steps=50, guidance=1.5, negative_above=None, latent_side=128, patch=4, one_by_one=True
     ),

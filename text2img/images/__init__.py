@@ -119,6 +119,7 @@ def parameters(
         "seed": requested.seed,
         "num_inference_steps": requested.num_inference_steps,
         "guidance_scale": requested.guidance_scale,
+        **({} if requested.true_cfg_scale is None else {"true_cfg_scale": requested.true_cfg_scale}),
         "width": requested.width,
         "height": requested.height,
         "scheduler": scheduler,

@@ -241,7 +241,7 @@ _INTEGER_FIELDS = (
     *("seed", "num_inference_steps", "width", "height", "num_images"),
     *("signature_opacity", "image_quality"),
 )
-_NUMBER_FIELDS = ("guidance_scale", "priority")
+_NUMBER_FIELDS = ("guidance_scale", "true_cfg_scale", "priority")
 _JSON_FIELDS = ("lora", "prompt_tags")
 
 

@@ -114,6 +114,7 @@ def _fields() -> dict[str, dict[str, Any]]:
         "seed": _integer(0, _INT64 - 1),
         "num_inference_steps": _integer(1, 1000),
         "guidance_scale": {"type": "number", "minimum": 0, "maximum": 100},
+        "true_cfg_scale": {"type": "number", "minimum": 0, "maximum": 100},
         "width": pixels,
         "height": pixels,
         "aspect_ratio": {"enum": list(ASPECT_RATIOS)},

@@ -155,6 +155,7 @@ class Request:
             parameters.height,
             parameters.num_inference_steps,
             parameters.guidance_scale,
+            parameters.true_cfg_scale,
             parameters.scheduler,
             parameters.loras,
             self.lora_files,

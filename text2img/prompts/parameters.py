@@ -290,6 +290,7 @@ class Parameters:
     width: int
     height: int
     scheduler: str | None
+    true_cfg_scale: float | None = None
     aspect_ratio: str | None = None
     num_images: int = 1
     loras: tuple[Lora, ...] = ()
@@ -329,12 +330,13 @@ def resolve_parameters(
     chosen = {name: _first(requested, name) for name in PARAMETER_NAMES}
     scheduler, negative, images = chosen["scheduler"], chosen["negative_prompt"], chosen["num_images"]
     images = 1 if images is None else check_num_images("num_images", images)
-    width, height, ratio = resolve_size(requested, multiple)
+    true_cfg, (width, height, ratio) = chosen["true_cfg_scale"], resolve_size(requested, multiple)
     return Parameters(
         negative_prompt="" if negative is None else check_text("negative_prompt", negative),
         seed=seed if chosen["seed"] is None else _seed(chosen["seed"], images),
         num_inference_steps=check_integer("num_inference_steps", chosen["num_inference_steps"], 1, 1000),
         guidance_scale=check_number("guidance_scale", chosen["guidance_scale"], 0, 100),
+        true_cfg_scale=None if true_cfg is None else check_number("true_cfg_scale", true_cfg, 0, 100),
         width=width,
         height=height,
         aspect_ratio=ratio,
@@ -404,6 +406,7 @@ class RequestedParameters:
     seed: object = None
     num_inference_steps: object = None
     guidance_scale: object = None
+    true_cfg_scale: object = None
     width: object = None
     height: object = None
     aspect_ratio: object = None

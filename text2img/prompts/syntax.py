@@ -26,7 +26,7 @@ _OTHER_NAMES: Final = {
         "prompt_tags": "tags tag",
         "negative_prompt": "negative neg_prompt negativeprompt negative_text uc",
         "num_inference_steps": "steps num_steps sampling_steps inference_steps ddim_steps",
-        "guidance_scale": "cfg cfg_scale cfgscale guidance scale true_cfg_scale",
+        "guidance_scale": "cfg cfg_scale cfgscale guidance scale",
         "scheduler": "sampler sampler_name sampler_index sampling_method",
         "num_images": "n n_iter batch_size batch_count num_images_per_prompt num_samples",
         "aspect_ratio": "ratio aspect aspectratio",

@@ -58,6 +58,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
             "num_images",
             "lora",
             "negative_prompt",
+            "true_cfg_scale",
             *STYLE_CHECKS,
             "safety_checker",
             *APPROXIMATIONS,
