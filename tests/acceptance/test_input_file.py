@@ -13,8 +13,10 @@ from PIL import Image
 
 from tests.acceptance import product
 from tests.acceptance.product import sleeping
+from text2img.databases import Collections, open_database
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
+from text2img.intake import read_prompts
 
 JOB = (
     *("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL)),
@@ -78,7 +80,7 @@ def test_a_dry_run_adds_nothing(tmp_path):
     _write(tmp_path, CAPTIONS)
     shown = product.run(*JOB, "--dry-run", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "3 prompts of prompts.json" in shown.stdout
+    assert "3 prompts of prompts.json: 3 would be added, 0 generated again; 0 that left" in shown.stdout
     assert "batch 1: 3 × " in shown.stdout
     planned = product.run(*JOB[4:], *LOOP, "--dry-run", "--output-dir", "absent", folder=tmp_path)
     assert planned.returncode == 0, planned.stderr
@@ -111,27 +113,25 @@ def test_a_prompt_that_left_the_file_is_removed(tmp_path):
     """
     database = ("--database", "sqlite:///prompts.db")
     job = (*database, "--output", "pictures", "--model-id", str(product.MODEL), "--log-format", "text")
-    for name, ids in {"a.csv": "abcd", "b.csv": "x", "c.csv": "y"}.items():
+    for name, ids in {"a.csv": "abc", "b.csv": "x"}.items():
         (tmp_path / name).write_text("id,text\n" + "".join(f"{each},a boat\n" for each in ids))
-    first = sleeping.run("run", *job, "--input-file", "a.csv", "--limit", "1", folder=tmp_path)
+    product.add(tmp_path, {"id": "y", "text": "a boat"})
+    with closing(open_database(f"sqlite:///{tmp_path}/prompts.db", Collections())) as other:
+        other.runs.enqueue(read_prompts(str(tmp_path / "b.csv")), str(tmp_path / "b.csv"))
+    first = sleeping.run(*job, "--input-file", "a.csv", "--limit", "1", folder=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert sleeping.run("enqueue", "c.csv", *database, folder=tmp_path).returncode == 0
-    assert sleeping.run(*job, "--input-file", "b.csv", "--limit", "1", folder=tmp_path).returncode == 0
     before = product.counts(tmp_path)
-    (tmp_path / "a.csv").write_text("id,text,seed\nd,a boat,7\ne,a boat,\n")
-    planned = sleeping.run(*job, "--dry-run", "--input-file", "a.csv", folder=tmp_path)
-    assert "2 prompts of a.csv: 1 would be added, 1 generated again; 1 that left" in planned.stdout
-    assert "batch 1: 4 × " in planned.stdout
-    assert planned.stdout.rstrip().endswith(": d, e, x, y")
-    assert product.counts(tmp_path) == before == {"completed": 2, "pending": 4}
+    (tmp_path / "a.csv").write_text("id,text,seed\nc,a boat,7\nd,a boat,\n")
+    planned = sleeping.run(*job, "--dry-run", "--json", "--input-file", "a.csv", folder=tmp_path)
+    plan = json.loads(planned.stdout)
+    assert plan["input_file"] == {"added": 1, "changed": 1, "removed": 1}
+    assert [[image["prompt_id"] for image in each["images"]] for each in plan["batches"]] == [list("cdxy")]
+    assert product.counts(tmp_path) == before == {"completed": 1, "pending": 4}
     made = sleeping.run(*job, "--input-file", str(tmp_path / "a.csv"), folder=tmp_path)
     assert made.stdout.startswith("completed 4, failed 0, remaining 0"), made.stderr
     shown = sleeping.run("status", *database, folder=tmp_path).stdout
     assert "removed            1  (left their input file)" in shown
-    (tmp_path / "a.csv").write_text("")
-    empty = sleeping.run(*job, "--input-file", "a.csv", folder=tmp_path)
-    assert (empty.returncode, product.counts(tmp_path)["removed"]) == (2, 1)
-    (tmp_path / "a.csv").write_text("id,text\nc,a boat\n")
+    (tmp_path / "a.csv").write_text("id,text\nb,a boat\n")
     again = sleeping.run(*job, "--input-file", "a.csv", folder=tmp_path)
     assert again.stdout.startswith("completed 1, failed 0, remaining 0"), again.stderr
-    assert product.counts(tmp_path) == {"completed": 7}
+    assert product.counts(tmp_path) == {"completed": 6}

@@ -81,6 +81,8 @@ def test_the_first_configuration_is_the_same_each_time(stand):
         ({"width": 500}, "width must be a multiple of 8"),
         ({"guidance_scale": "high"}, "guidance_scale must be a number; it is 'high'"),
         ({"scheduler": "eular"}, "did you mean euler"),
+        ({"steps": 20}, "'steps' is not a field of a model configuration; it is called num_inference_steps"),
+        ({"checkpoint": "x"}, "it is called model_path here"),
         ({"model_path": 7}, "model_path must be text"),
         ({"safety_checker": "no"}, "safety_checker must be true or false; it is 'no'"),
     ],

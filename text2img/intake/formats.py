@@ -393,6 +393,7 @@ def _row(names: list[str], cells: dict[int, str], separator: str) -> object:
 
 _WHOLE: Final = re.compile(r"\s*([-+]?[0-9]{1,30})\.0*\s*")
 _DECIMAL_COMMA: Final = re.compile(r"\s*([-+]?[0-9]{1,30}),([0-9]{1,30})\s*")
+_THOUSANDS: Final = re.compile(r"\s*[-+]?[1-9][0-9]{0,2}(?:\.[0-9]{3})+\s*")
 _MAX_EXACT: Final = 2**53
 
 
@@ -400,6 +401,8 @@ def _cell(name: str, cell: str, separator: str) -> object:
     """Return a cell's value. Raises ValueError for one that is not what its field needs."""
     if name not in (*_INTEGER_FIELDS, *_NUMBER_FIELDS):
         return cell
+    if separator != "," and _THOUSANDS.fullmatch(cell):
+        raise ValueError("1.000 may be 1 or 1000")
     if separator != "," and (comma := _DECIMAL_COMMA.fullmatch(cell)):
         cell = f"{comma[1]}.{comma[2]}"
     if name in _NUMBER_FIELDS:

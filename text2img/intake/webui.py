@@ -30,9 +30,9 @@ _SAMPLERS: Final = {
     "heun": "heun",
     "lcm": "lcm",
 }
-_NEGATIVE: Final = "Negative prompt:"
-_STEPS: Final = re.compile(r"Steps:\s*\d+,\s*\w[\w /-]*:")
-_INLINE: Final = re.compile(r"\s(?:Negative prompt:|Steps:\s*\d+,\s*\w[\w /-]*:)")
+_NEGATIVE: Final = re.compile(r"Negative prompt:", re.IGNORECASE)
+_STEPS: Final = re.compile(r"Steps:\s*\d+,\s*\w[\w /-]*:", re.IGNORECASE)
+_INLINE: Final = re.compile(rf"\s(?:{_NEGATIVE.pattern}|{_STEPS.pattern})", re.IGNORECASE)
 _PAIR: Final = re.compile(r'\s*(\w[\w /-]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _HASHES: Final = re.compile(r"Hashes:\s*\{[^{}]*\},?")
 _MAX_SETTINGS_CHARS: Final = 5_000
@@ -54,7 +54,7 @@ _TAGS: Final = {
     "n_iter": "num_images",
 }
 _TEXT_TAGS: Final = ("prompt", "negative_prompt")
-_LATE_TAG: Final = re.compile(rf"\s--({'|'.join(_TAGS)})\s")
+_LATE_TAG: Final = re.compile(rf"\s--({'|'.join(_TAGS).replace('_', '[_-]')})\s")
 
 
 def entries(file: TextIO) -> Iterator[tuple[int, object]]:
@@ -66,8 +66,8 @@ def entries(file: TextIO) -> Iterator[tuple[int, object]]:
             continue
         if not words:
             yield from block.end()
-        elif words.startswith(_NEGATIVE):
-            block.negative.append((number, words.removeprefix(_NEGATIVE).strip()))
+        elif match := _NEGATIVE.match(words):
+            block.negative.append((number, words[match.end() :].strip()))
         elif _STEPS.match(words):
             yield from block.end(words, number)
         elif block.negative:
@@ -124,9 +124,9 @@ def _line_entry(words: str) -> object:
     if match := _INLINE.search(words):
         text, rest = words[: match.start()], words[match.start() :].strip()
         negative, settings = None, rest
-        if rest.startswith(_NEGATIVE):
-            rest = rest.removeprefix(_NEGATIVE)
-            start = next((found.start() for found in [_STEPS.search(rest)] if found), len(rest))
+        if found := _NEGATIVE.match(rest):
+            rest = rest[found.end() :]
+            start = steps.start() if (steps := _STEPS.search(rest)) else len(rest)
             negative, settings = rest[:start].strip(), rest[start:]
         return _infotext(text.strip(), negative, settings or None)
     if match := _LATE_TAG.search(words):
@@ -181,8 +181,8 @@ def _tagged(words: str) -> object:
     pairs: list[tuple[str, str]] = []
     while parts:
         tag = parts.pop(0)
-        name = tag.removeprefix("--")
-        if name == tag:
+        name = tag.removeprefix("--").replace("-", "_")
+        if not tag.startswith("--"):
             return Unreadable([f"a tag such as --prompt is missing before {one_line(ascii(tag))}"])
         count = _values_of(name, parts)
         if not count:

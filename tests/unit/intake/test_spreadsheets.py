@@ -55,6 +55,7 @@ def test_one_prompt_in_many_forms(tmp_path, content) -> None:
         ("text,seed\na,7.5\n", ["a.csv, line 2: seed must be a whole number; it is 7.5"]),
         ("text,seed\na,\nb,1.2345678901234568e+18\n",
          ["a.csv, line 3: seed must be a whole number; it is '1.2345678901234568e+18'"]),
+        ("text;seed\na;1.000\n", ["a.csv, line 2: seed must be a whole number; it is '1.000'"]),
         ("text,seed\na,7,5\n",
          ["a.csv: line 2 has a different number of cells than the header: 3 and 2, separated by commas"]),
         ("sep=;\nid;text\n1;a\n2\n",

@@ -53,7 +53,9 @@ TAGS = (
         TAGS,
         f"a castle (on a hill)\nNegative prompt: trees, people\n{SETTINGS}, Model hash: abc, Version: v1.6.0",
         f"a castle (on a hill)\nNegative prompt: trees,\npeople\n{SETTINGS}, Schedule type: Automatic",
+        TAGS.replace("negative_prompt", "negative-prompt").replace('"', "'"),
         f"a castle (on a hill) Negative prompt: trees, people {SETTINGS}, Model: v1-5",
+        f"a castle (on a hill)\nnegative prompt: trees, people\n{SETTINGS}",
         f'a castle (on a hill)\nNegative prompt: trees, people\n{SETTINGS}, Hashes: {{"a": "b", "c": "d"}}',
     ],
 )

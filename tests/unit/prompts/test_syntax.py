@@ -23,6 +23,7 @@ from text2img.prompts.syntax import PromptSyntax, foreign_syntax, name_hint
             "[one:two:0.5]",
         ),
         *("[one|two]", "{a|b}", "__name__", "__animals/big-cats__", "<lora:ink:0.8>", "<lyco:ink>"),
+        *("<LoRA:ink>", "<random:a,b>", "(model 3:1.5)"),
         *("(red ball)++", "word--", "embedding:ink", "::2", "--ar", "--negative_prompt"),
     ],
 )
@@ -52,7 +53,7 @@ def test_syntax_is_found(part) -> None:
             "{a, b}",
             "<b>bold</b>",
         ),
-        *("fill in ____ here", "a well-lit --- room", "key: [a: b]"),
+        *("fill in ____ here", "<https://example.com/a>", "a well-lit --- room", "key: [a: b]"),
     ],
 )
 def test_prose_is_no_syntax(text) -> None:
