@@ -86,6 +86,16 @@ def test_what_is_enqueued_stays(stand):
     assert _left(stand) == set()
 
 
+def test_a_known_prompt_may_stay_as_it_is(stand):
+    """A message, which may not change a prompt, restores none and leaves its file alone."""
+    runs = stand.database.runs
+    runs.enqueue([_new("a"), _new("b")], FILE)
+    runs.remove([_id("a")], FILE)
+    before = [stand.get(name) for name in "ab"]
+    assert runs.enqueue([_new("a", seed=2), _new("b", seed=2), _new("c")], restore=False) == 1
+    assert [stand.get(name) for name in "ab"] == before
+
+
 def test_what_left_can_be_narrowed_to_what_would_be_claimed(stand):
     """By the selection, and without what is postponed."""
     runs = stand.database.runs

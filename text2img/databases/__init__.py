@@ -353,11 +353,14 @@ class RunStore(Protocol):
         """
         ...
 
-    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
+    def enqueue(
+        self, prompts: Iterable[NewPrompt], input_file: str | None = None, *, restore: bool = True
+    ) -> int:
         """Add the prompts whose id is new or ``removed``; return how many were added.
 
         They remember the input file, an absolute path. The others stay untouched; without an input file they
-        forget theirs, so that they stay when they leave it.
+        forget theirs, so that they stay when they leave it. Without ``restore`` every known prompt stays
+        as it is, also a removed one.
 
         Raises PromptFailed (``invalid_document``) for a prompt that the database rejects for what it holds,
         such as by the owner's schema. Those that were to be added with it may be missing: call it again.

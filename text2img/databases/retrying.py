@@ -309,9 +309,11 @@ class RetryingRunStore:
         """See RunStore.claims_by_worker."""
         return self._retry(self._runs.claims_by_worker, selection)
 
-    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
+    def enqueue(
+        self, prompts: Iterable[NewPrompt], input_file: str | None = None, *, restore: bool = True
+    ) -> int:
         """See RunStore.enqueue. Not retried: an iterator yields its prompts only once."""
-        return self._runs.enqueue(prompts, input_file)
+        return self._runs.enqueue(prompts, input_file, restore=restore)
 
     def stored(self, ids: Sequence[PromptId]) -> dict[PromptId, NewPrompt | None]:
         """See RunStore.stored."""

@@ -50,7 +50,7 @@ class Admission:
 
         Return the reasons to reject messages, by their position: they differ from the prompt that exists.
         """
-        added = self._database.runs.enqueue(prompts)
+        added = self._database.runs.enqueue(prompts, restore=False)
         if added:
             self._arrived()
         if added == len(prompts):

@@ -195,7 +195,9 @@ class MongoRunStore:
             for group in groups
         ]
 
-    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
+    def enqueue(
+        self, prompts: Iterable[NewPrompt], input_file: str | None = None, *, restore: bool = True
+    ) -> int:
         """See RunStore.enqueue. In batches of 1,000, each prompt atomic by itself."""
         # Not repeated as a whole when the connection breaks: an iterator yields its prompts only once.
         remaining = iter(prompts)
@@ -208,7 +210,7 @@ class MongoRunStore:
             ]
             inserted = self._insert(documents)
             added += inserted
-            if inserted < len(batch):
+            if restore and inserted < len(batch):
                 added += self._restore(batch, input_file)
         return added
 

@@ -187,7 +187,9 @@ class SqliteRunStore:
             for row in rows
         ]
 
-    def enqueue(self, prompts: Iterable[NewPrompt], input_file: str | None = None) -> int:
+    def enqueue(
+        self, prompts: Iterable[NewPrompt], input_file: str | None = None, *, restore: bool = True
+    ) -> int:
         """See RunStore.enqueue. In batches of 1,000, each in one transaction."""
         remaining, file = iter(prompts), self._file_name(input_file)
         added = 0
@@ -199,7 +201,7 @@ class SqliteRunStore:
                     try:
                         if self._insert_new(connection, fields):
                             added += 1
-                        else:
+                        elif restore:
                             added += self._restore(connection, prompt, file)
                     except REJECTIONS as exc:
                         raise rejected_prompt(prompt.id, str(exc)) from exc
