@@ -91,8 +91,10 @@ def _is_json_line(words: str) -> bool:
     """Return True if the line is an object of its own, and none that holds a list of prompts."""
     try:
         entry = json.loads(words)
+    except json.JSONDecodeError as exc:
+        return exc.pos < len(words)  # a broken line, whose error has its number; else it goes on below
     except (ValueError, RecursionError):
-        return words.endswith("}")  # a broken line: its error has the line's number
+        return True
     return isinstance(entry, dict) and not isinstance(entry.get("prompts"), list)
 
 

@@ -80,6 +80,7 @@ class Worker:
         self._flush_delay = min(OUTCOME_FLUSH_DELAY, run.watchdog.stall_timeout / 2)
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
+        self._warned = False
 
     def run(self) -> None:
         """Run round after round. The model is loaded while the first prompts are claimed.
@@ -96,9 +97,14 @@ class Worker:
                 while self._wait_for_more():
                     self._run_round()
         finally:
-            if warning := self._deps.syntax.warning:
-                log.warning("%s", warning)
+            self._warn_of_syntax()
         self._run.excluded.check()
+
+    def _warn_of_syntax(self) -> None:
+        """Log once that prompts have other programs' syntax: at a run's end, or after a server's round."""
+        if not self._warned and (warning := self._deps.syntax.warning):
+            self._warned = True
+            log.warning("%s", warning)
 
     def _run_round(self) -> None:
         """Claim, generate and finish until nothing is left to claim. Each step works ahead of the next."""
@@ -117,6 +123,8 @@ class Worker:
                 images = self._generate(batch)
                 with self._run.seconds("wait"):
                     finish.put((batch, images))
+        if self._run.serving is not None:
+            self._warn_of_syntax()
 
     def _load(self) -> None:
         """Load the model, once. The thread that prepares prompts gets the result, or the error."""

@@ -126,16 +126,22 @@ def test_an_intake_that_has_ended_ends_the_server(serve):
     assert intake.calls == ["start", "close"]
 
 
-def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
-    """The engine is loaded once, and prompts that are added while nothing was left are made."""
+def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock, caplog):
+    """The engine is loaded once, and prompts that are added while nothing was left are made. Other programs'
+    syntax is warned of once, before the server ends.
+    """
     bench = Bench(tmp_path, 3)
     late = [
-        NewPrompt(id=PromptId("str", f"late-{n}"), text="a cat", requested=RequestedParameters(seed=n))
+        NewPrompt(
+            id=PromptId("str", f"late-{n}"), text="a {red|blue} cat", requested=RequestedParameters(seed=n)
+        )
         for n in range(2)
     ]
+    warned = []
 
     class Idle(PollingLoop):
         def wait_for_work(self, has_work, recorded, next_retry_at):
+            warned.append(sum("syntax of other programs" in line for line in caplog.messages))
             if late:
                 bench.database.runs.enqueue([late.pop()])
             return super().wait_for_work(has_work, recorded, next_retry_at)
@@ -148,4 +154,6 @@ def test_a_server_goes_on_with_what_comes_later(tmp_path, stop, arrived, clock):
     assert bench.counts == (0, 0, 5, 0)
     assert len(painter.batches) == 3
     assert loads == [1]
+    assert warned == [0, 1, 1]
+    assert "1 prompt has syntax of other programs" in caplog.text
     bench.database.close()
