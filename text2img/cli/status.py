@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from text2img.cli import timing_plot
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.databases.documents import run_fields, state_of
+from text2img.databases.run_documents import run_fields, state_of
 from text2img.errors import ConfigurationError, DatabaseFailed
 from text2img.telemetry.logs import Mask
 from text2img.telemetry.terminal import (

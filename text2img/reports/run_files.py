@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases.documents import run_fields
+from text2img.databases.run_documents import run_fields
 from text2img.errors import ClaimLost, ConfigurationError, ObjectUnreadable, PromptFailed
 from text2img.images import is_overview
 from text2img.images.contact_sheet import Candidate, Row, contact_sheets, histogram

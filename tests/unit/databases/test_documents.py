@@ -16,11 +16,10 @@ from text2img.databases.documents import (
     new_fields,
     parse_id_candidates,
     prompt_of,
-    run_fields,
-    run_of,
     undelivered_of,
 )
 from text2img.databases.outcome_updates import change_of, result_of, written_already
+from text2img.databases.run_documents import run_fields, run_of
 from text2img.errors import ErrorCode
 from text2img.prompts import Claim, Failed, Prompt, PromptId, RequestedParameters, RetryLater, request
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from text2img.databases import Collections, Run, open_database
-from text2img.databases.documents import configuration_of, run_fields, run_of
+from text2img.databases.documents import configuration_of
+from text2img.databases.run_documents import run_fields, run_of
 from text2img.errors import ConfigurationError
 from text2img.prompts import PromptId
 

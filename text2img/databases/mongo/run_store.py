@@ -16,7 +16,6 @@ from text2img.databases.documents import (
     CONTENT_FIELDS,
     FAILED_PROMPT_FIELDS,
     FAILURE_FIELDS,
-    MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_ID,
@@ -29,8 +28,6 @@ from text2img.databases.documents import (
     missing_configuration,
     new_fields,
     rejected_prompt,
-    run_fields,
-    run_of,
     stored_content,
 )
 from text2img.databases.mongo.session import (
@@ -57,6 +54,7 @@ from text2img.databases.mongo.updates import (
     value_of,
     values_for,
 )
+from text2img.databases.run_documents import MAX_SKIPPED_RUNS, run_fields, run_of
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Status
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases import Counts, RunTotals, Selection, StoredPrompt, WorkerClaims
 from text2img.databases.documents import (
     FAILURE_FIELDS,
-    MAX_SKIPPED_RUNS,
     MODEL_TYPE,
     OUTCOME_FIELDS,
     WEBHOOK_ID,
@@ -23,10 +22,9 @@ from text2img.databases.documents import (
     new_fields,
     parse_id_candidates,
     rejected_prompt,
-    run_fields,
-    run_of,
     stored_content,
 )
+from text2img.databases.run_documents import MAX_SKIPPED_RUNS, run_fields, run_of
 from text2img.databases.sqlite.queue import EXPIRED, LEASED, PENDING, POSTPONED, selected
 from text2img.databases.sqlite.session import (
     ID,

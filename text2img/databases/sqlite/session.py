@@ -253,11 +253,7 @@ def _column(value: object) -> object:
 
 def _has_surrogate(text: str) -> bool:
     """Return True if it holds a lone surrogate, or the surrogate of a byte that is not UTF-8."""
-    try:  # in C, whatever its length: it is called in transactions
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return len(text.encode("utf-8", "ignore").decode()) < len(text)  # in C: an id may be as long as a row
 
 
 def _id_of_bytes(value: bytes) -> PromptId:

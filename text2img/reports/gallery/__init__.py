@@ -16,7 +16,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-from text2img.databases.documents import number_of, state_of
+from text2img.databases.documents import number_of
+from text2img.databases.run_documents import state_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import page, quiet, thumbnail
