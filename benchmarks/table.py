@@ -24,8 +24,8 @@ BEGIN = "<!-- speed: printed by python -m benchmarks.table -->\n"
 END = "<!-- end of speed -->"
 FLEET_BEGIN = "<!-- fleet: printed by python -m benchmarks.table -->\n"
 FLEET_END = "<!-- end of fleet -->"
-_ELSEWHERE = frozenset({"approximations"})
-"""Shown in docs/approximations.md."""
+_ELSEWHERE = frozenset({"approximations", "marking", "watermark"})
+"""Shown in docs/approximations.md, docs/marking.md and docs/decisions/watermark.md."""
 
 
 def block(results: Path = RESULTS) -> str:

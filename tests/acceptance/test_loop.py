@@ -16,6 +16,7 @@ from tests.acceptance.product import sleeping
 from tests.waiting import until
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
+from text2img.images.provenance import State, inspect
 
 JOB = (
     *("--output-dir", "out", "--input-file", "prompts.json", "--model-id", str(product.MODEL)),
@@ -107,6 +108,7 @@ def _check_folder(out, rows, most):
         for each in tries:
             name = f"iteration_{each['iteration']}"
             assert each["image_url"] == str(folder / f"{name}.png")
+            assert inspect((folder / f"{name}.png").read_bytes()).state is State.UNSIGNED
             results = json.loads((folder / f"{name}_results.json").read_text())
             assert yaml.safe_load((folder / f"{name}_results.yaml").read_text()) == results
             assert results["pictures"][0]["sha256"] == each["sha256"]

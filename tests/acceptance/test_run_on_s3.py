@@ -19,6 +19,7 @@ from tests.acceptance.product import sleeping
 from tests.acceptance.scenes import GOOD
 from tests.servers.s3 import client
 from text2img.demo.judge import judge
+from text2img.images.provenance import State, inspect
 
 DATABASE = ("--database", "sqlite:///prompts.db")
 MODEL = ("--model-id", str(product.MODEL), "--num-inference-steps", "10", "--guidance-scale", "3")
@@ -55,6 +56,7 @@ def _rows(folder, table):
 
 
 def _shows(data, good):
+    assert inspect(data).state is State.UNSIGNED
     with Image.open(io.BytesIO(data)) as image:
         seen = judge(image)
     return (seen.colour, seen.background) == (good.scene.colour, good.scene.background)

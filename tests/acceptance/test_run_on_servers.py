@@ -14,6 +14,7 @@ from pymongo import MongoClient
 from tests.acceptance import product
 from tests.acceptance.scenes import BAD, GOOD
 from text2img.demo.judge import judge
+from text2img.images.provenance import State, inspect
 
 pytestmark = pytest.mark.smoke
 
@@ -84,6 +85,7 @@ def test_every_good_prompt_has_the_picture_it_asked_for(outcome, good):
         seen = judge(image)
         parameters = json.loads(image.text["parameters"])
     assert (seen.colour, seen.background) == (good.scene.colour, good.scene.background)
+    assert inspect(answer.content).state is State.UNSIGNED
     assert parameters["prompt"] == good.scene.caption
     assert parameters["seed"] == document["used"]["seed"]
 

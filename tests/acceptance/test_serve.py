@@ -18,6 +18,7 @@ from tests.servers.ack_gate import ack_gate
 from tests.waiting import until
 from text2img.demo.judge import judge
 from text2img.demo.scenes import Scene
+from text2img.images.provenance import State, inspect
 
 JOB = ("--database", "sqlite:///prompts.db", "--output", "pictures", "--model-id", str(product.MODEL))
 QUICK = ("--poll-seconds", "0.5", "--log-level", "DEBUG")
@@ -161,7 +162,9 @@ def test_messages_become_pictures(tmp_path, broker):
     assert pictures(tmp_path) == [f"g-{n}.png" for n in range(7)]
     assert rows(tmp_path, "SELECT DISTINCT claim_number FROM datasets") == [(1,)]
     for n in range(7):
-        with Image.open(tmp_path / "pictures" / f"g-{n}.png") as image:
+        picture = tmp_path / "pictures" / f"g-{n}.png"
+        assert inspect(picture.read_bytes()).state is State.UNSIGNED
+        with Image.open(picture) as image:
             assert judge(image).shows(Scene("large", COLOURS[n % 6], "circle", "black"))
     ((properties, body),) = rabbitmq.taken(f"{queue}.dead")
     assert (body, properties.headers["x-text2img-error"][:23]) == (b"{", "the message is not JSON")

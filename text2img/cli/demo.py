@@ -86,7 +86,7 @@ def _write_contact_sheet(prompts: Sequence[NewPrompt], folder: Path) -> None:
         with open_image((folder / "images" / f"{prompt.id.name}.png").read_bytes()) as file:
             images.append((prompt.text, file.convert("RGB")))
     matching = sum(judge(image).shows(Scene.parse(text)) for text, image in images)
-    contact_sheet(images).save(folder / CONTACT_SHEET, pnginfo=overview_mark())
+    contact_sheet(images).save(folder / CONTACT_SHEET, pnginfo=overview_mark(shows_images=True))
     print_lines(f"{matching} of {len(images)} images match their prompt")
     print_lines(f"contact sheet: {folder / CONTACT_SHEET}")
 

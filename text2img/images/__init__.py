@@ -352,13 +352,15 @@ def open_image(file: bytes) -> PILImage:
 _OVERVIEW: Final = {"Software": f"text2img {__version__}", "Title": "overview of a run"}
 
 
-def overview_mark() -> PngImagePlugin.PngInfo:
-    """Return the text that marks a PNG as an overview made by this software: a later one may replace it."""
+def overview_mark(*, shows_images: bool = False) -> PngImagePlugin.PngInfo:
+    """Return the text that marks a PNG as an overview of this software, and with ``shows_images`` its XMP."""
     from PIL import PngImagePlugin
 
     mark = PngImagePlugin.PngInfo()
     for name, text in _OVERVIEW.items():
         mark.add_text(name, text)
+    if shows_images:
+        mark.add_itxt("XML:com.adobe.xmp", Marking().xmp({}).replace(b"/trained", b"/compositeWithTrained"))
     return mark
 
 

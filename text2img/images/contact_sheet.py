@@ -205,7 +205,7 @@ def _grid_page(cells: Sequence[Row]) -> bytes:
 
 def _as_png(page: Image.Image) -> bytes:
     file = io.BytesIO()
-    page.save(file, "PNG", pnginfo=overview_mark())
+    page.save(file, "PNG", pnginfo=overview_mark(shows_images=True))
     return file.getvalue()
 
 

@@ -111,6 +111,8 @@ def test_overviews_are_known_and_images_are_not():
     """Contact sheets and histograms carry a mark; images and other files have none."""
     (sheet,) = contact_sheets([Row("a boat", ())])
     assert is_overview(sheet)
+    with Image.open(io.BytesIO(sheet)) as image:
+        assert b"/compositeWithTrainedAlgorithmicMedia<" in image.info["xmp"]
     assert is_overview(histogram([0.5]))
     assert not is_overview(_file())
     assert not is_overview(_png(json.dumps(PARAMETERS)))
