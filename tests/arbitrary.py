@@ -32,6 +32,7 @@ OWN = (
         "untold",
         "webhook_untold",
         "webhook_message_id",
+        "unscored_images",
         "score",
         "scores",
         "evaluation",

@@ -11,7 +11,8 @@
     │   ├── BrokerFailed
     │   ├── ModelFailed
     │   │   └── ModelUnusable
-    │   └── DeviceFailed
+    │   ├── DeviceFailed
+    │   └── EvaluatorFailed
     ├── Stopped              128 + n    signal n stopped the run
     ├── PromptFailed         –          one prompt failed: data, the run continues
     ├── EvaluationFailed     –          an image could not be evaluated: it is kept, without a score
@@ -129,8 +130,16 @@ class PromptFailed(Text2ImgError):  # noqa: N818 - becomes data: the prompt's ou
         self.code = code
 
 
+class EvaluatorFailed(RunFailed):
+    """The evaluator rejects every request, or stays unavailable: no image would get a score."""
+
+
 class EvaluationFailed(Text2ImgError):  # noqa: N818 - named after the event, like its siblings
-    """An image could not be evaluated; it is stored without a score."""
+    """An image could not be evaluated; ``retryable``: the evaluator was unavailable, and may answer later."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class ObjectUnreadable(Text2ImgError):  # noqa: N818 - named after the event, like its siblings

@@ -51,6 +51,7 @@ def test_scores_are_recorded_and_told(tmp_path, httpserver):
         assert json.loads(rows["several"]["scores"]) == [1.0, 1.0]
     assert (tmp_path / "pictures" / "unread.png").exists()
     assert "unread has no score" in finished.stderr
+    assert "; mean score 1.00; 1 without a score (retry --unscored); " in finished.stdout
     body = httpserver.log[0][0].get_json()
     assert {one["prompt_id"]: one.get("score") for one in body["results"]} == {
         "right": 1.0,

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.database_suite import ALL, failed, postponed
 from tests.outcomes import completed, iterated
 from text2img.databases import NewPrompt
-from text2img.prompts import PromptId, RequestedParameters
+from text2img.prompts import AwaitsScore, Evaluation, PromptId, RequestedParameters
 
 _LOOP = {"tries", "iterations", "next_prompt"}
 
@@ -107,3 +107,20 @@ def test_tries_that_another_program_wrote_are_none(stand, left):
     stand.put({"_id": 1, "text": "a boat", "tries": left, "next_prompt": 3})
     prompt = stand.claim_one()
     assert (prompt.tries, prompt.next_prompt) == ((), None)
+
+
+def test_images_that_wait_for_a_score_come_back(stand):
+    """Pending at once, with the images as they were; neither attempts nor hashes are lost, and the outcome
+    that follows removes them.
+    """
+    stand.put({"_id": 1, "attempts": 1, "webhook_url": "http://backend.example"})
+    first = stand.claim_one()
+    images = completed(first).images
+    judged = replace(images[0], number=1, evaluation=Evaluation(evaluator="e", score=0.5))
+    stand.record(AwaitsScore(prompt=first, text="a boat", images=(*images, judged)))
+    again = stand.claim_one("w2")
+    assert again.unscored == (*images, judged)
+    assert (again.attempts, again.recorded_hashes) == (1, (images[0].sha256,))
+    assert stand.database.outbox.pending_webhooks(9) == []
+    stand.record(completed(again))
+    assert not stand.get(1).get("unscored_images")

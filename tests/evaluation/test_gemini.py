@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from werkzeug import Response
 
-from text2img.errors import ConfigurationError, EvaluationFailed
+from tests.servers import free_port
+from text2img.errors import ConfigurationError, EvaluationFailed, EvaluatorFailed
 from text2img.evaluation.gemini import GeminiEvaluator
 
 ASKED = re.compile(r"/v1[a-z]*/models/gemini-2\.5-flash:generateContent")
@@ -86,26 +87,52 @@ def test_a_prompt_that_would_not_do_is_not_suggested(httpserver, evaluator, bett
     assert (found.score, found.better_prompt) == (0.75, None)
 
 
-def test_it_is_asked_again_after_429_and_503(httpserver, evaluator):
-    """A service that is busy is asked again, and then answers."""
-    for status in (429, 503):
-        httpserver.expect_ordered_request(ASKED).respond_with_json(
-            {"error": {"code": status, "message": "busy", "status": "BUSY"}}, status=status
-        )
-    httpserver.expect_ordered_request(ASKED).respond_with_json(_answer(GOOD))
-    assert evaluator.evaluate(PIXELS, "a red circle").score == 0.75
-    assert len(httpserver.log) == 3
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_refusal_names_the_status_and_no_secret(httpserver, evaluator, status):
-    """A refusal is not tried again; its sentence has the status, not the key nor the answer's words."""
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_busy_service_may_answer_later(httpserver, evaluator, status):
+    """The failure is marked as one that may pass; the worker repeats the request, the client does not."""
     httpserver.expect_request(ASKED).respond_with_json(
-        {"error": {"code": status, "message": f"the key {KEY} is not good", "status": "REFUSED"}},
-        status=status,
+        {"error": {"code": status, "message": "busy", "status": "BUSY"}}, status=status
     )
     with pytest.raises(EvaluationFailed, match=str(status)) as raised:
         evaluator.evaluate(PIXELS, "a red circle")
+    assert raised.value.retryable
+    assert len(httpserver.log) == 1
+
+
+def test_a_service_that_is_away_may_answer_later(monkeypatch):
+    """A refused connection is a failure that may pass."""
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    evaluator = GeminiEvaluator(KEY)
+    evaluator.load()
+    with pytest.raises(EvaluationFailed) as raised:
+        evaluator.evaluate(PIXELS, "a red circle")
+    assert raised.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "error"),
+    [
+        (400, [], EvaluationFailed),
+        (400, [{"reason": "API_KEY_INVALID"}], EvaluatorFailed),
+        (401, [], EvaluatorFailed),
+        (403, [], EvaluatorFailed),
+        (404, [], EvaluatorFailed),
+    ],
+)
+def test_a_refusal_names_the_status_and_no_secret(httpserver, evaluator, status, details, error):
+    """A refusal is not tried again, and one of the key or the model is that of every image; its sentence has
+    the status, not the key nor the answer's words.
+    """
+    answer = {
+        "code": status,
+        "message": f"the key {KEY} is not good",
+        "status": "REFUSED",
+        "details": details,
+    }
+    httpserver.expect_request(ASKED).respond_with_json({"error": answer}, status=status)
+    with pytest.raises(error, match=str(status)) as raised:
+        evaluator.evaluate(PIXELS, "a red circle")
+    assert not getattr(raised.value, "retryable", False)
     assert KEY not in str(raised.value)
     assert len(httpserver.log) == 1
 

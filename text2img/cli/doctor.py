@@ -105,11 +105,12 @@ class _Doctor:
         return verdict.detail
 
     def evaluator(self) -> str:
-        """Check the evaluator as far as is possible without an image."""
+        """Check the evaluator, and have a service score a small image."""
         evaluator = build.evaluator(self._settings)
         if evaluator is None:
             return "not configured"
         evaluator.check()
+        evaluator.try_call()
         return evaluator.name
 
     def images(self) -> str:

@@ -48,6 +48,8 @@ OPTIONAL_RESULT_FIELDS: Final = ("image_urls", "score", "scores", "evaluation", 
 """Fields that only some completed prompts have: those with several images, an evaluator, or a loop."""
 NEXT_PROMPT_FIELD: Final = "next_prompt"
 """In a pending prompt: the text for the next iteration of its loop."""
+UNSCORED_FIELD: Final = "unscored_images"
+"""In a pending prompt: its stored images, of which some wait for the evaluator."""
 SUCCESS_FIELDS: Final = ("image_url", "completed_at", "used", *OPTIONAL_RESULT_FIELDS)
 WEBHOOK_PENDING: Final = "webhook_untold"
 """In a final prompt: the id of the notification for its own webhook, until that is saved."""
@@ -58,6 +60,7 @@ OUTCOME_FIELDS: Final = (
     *FAILURE_FIELDS,
     *SUCCESS_FIELDS,
     NEXT_PROMPT_FIELD,
+    UNSCORED_FIELD,
     "untold",
     WEBHOOK_PENDING,
     WEBHOOK_ID,
@@ -74,7 +77,7 @@ PROMPT_FIELDS: Final = (
     "deaths",
     "claim_number",
     "started_claim",
-    *("status", "tries", NEXT_PROMPT_FIELD, *HASH_FIELDS),
+    *("status", "tries", NEXT_PROMPT_FIELD, UNSCORED_FIELD, *HASH_FIELDS),
 )
 """The fields of a prompt's document that a claim reads."""
 MAX_BYTES: Final = 8_000_000
@@ -139,6 +142,7 @@ def _prompt_of(claim: Claim, fields: Mapping[str, object], deaths: int) -> Promp
         attempts=count_of(fields.get("attempts")),
         deaths=deaths,
         tries=tries_of(fields.get("tries")),
+        unscored=tries_of(fields.get(UNSCORED_FIELD)),
         next_prompt=_text(fields.get(NEXT_PROMPT_FIELD)) or None,
         recorded_hashes=recorded_hashes(fields),
     )

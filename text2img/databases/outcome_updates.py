@@ -15,6 +15,7 @@ from text2img.databases.documents import (
     NEXT_PROMPT_FIELD,
     OPTIONAL_RESULT_FIELDS,
     SUCCESS_FIELDS,
+    UNSCORED_FIELD,
     WEBHOOK_ID,
     WEBHOOK_PENDING,
 )
@@ -23,6 +24,7 @@ from text2img.errors import ErrorCode
 from text2img.prompts import (
     APPROXIMATIONS,
     PROVIDER_METADATA_FIELDS,
+    AwaitsScore,
     Claim,
     Completed,
     Failed,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 IDENTITY_FIELDS: Final = ("status", "run_id", "attempts", "sha256", "error_code", "iterations")
 """The fields of a prompt's document that identify an outcome that was recorded before."""
+_MARKS: Final = ("untold", WEBHOOK_PENDING, WEBHOOK_ID)
 _REFINED: Final = "refined_prompt"
 """The text of the image, if a loop used another one than the prompt's."""
 _OPTIONAL_IN_RESULTS: Final = (
@@ -95,6 +98,8 @@ def change_of(outcome: Outcome, run_id: str, *, notify: bool) -> Change:
         return _completed(outcome, run_id, notify=notify)
     if isinstance(outcome, NeedsRefinement):
         return _needs_refinement(outcome)
+    if isinstance(outcome, AwaitsScore):
+        return _awaits_score(outcome)
     failure: dict[str, object] = {
         "error": outcome.message,
         "error_code": outcome.code.value,
@@ -178,6 +183,16 @@ def _needs_refinement(outcome: NeedsRefinement) -> Change:
     return Change(fields=fields, removed=_removed(removed, {}), timestamp=None)
 
 
+def _awaits_score(outcome: AwaitsScore) -> Change:
+    """Return the update to pending; the prompt's earlier failures and deaths stay counted."""
+    fields = {
+        "status": Status.PENDING.value,
+        UNSCORED_FIELD: documents_of(outcome.images, None),
+        **_hashes(outcome.prompt, outcome.images),
+    }
+    return Change(fields=fields, removed=(*CLAIM_FIELDS, *_MARKS), timestamp=None)
+
+
 def _hashes(prompt: Prompt, images: Sequence[StoredImage]) -> dict[str, object]:
     """Return the field with the hashes of all images recorded for the prompt, these included."""
     hashes = merged_hashes((*prompt.recorded_hashes, *(image.sha256 for image in images)))
@@ -229,4 +244,4 @@ def _marks(prompt: Prompt, *, notify: bool) -> dict[str, object]:
 
 
 def _removed(names: tuple[str, ...], marks: Mapping[str, object]) -> tuple[str, ...]:
-    return (*names, *(mark for mark in ("untold", WEBHOOK_PENDING, WEBHOOK_ID) if mark not in marks))
+    return (*names, UNSCORED_FIELD, *(mark for mark in _MARKS if mark not in marks))

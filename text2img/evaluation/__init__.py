@@ -30,6 +30,10 @@ class Evaluator(Protocol):
         """Check everything that can be checked before a run; raise ConfigurationError or ModelFailed."""
         ...
 
+    def try_call(self) -> None:
+        """Send one real request to a service, for ``doctor``; raise EvaluatorFailed or EvaluationFailed."""
+        ...
+
     def load(self) -> None:
         """Load the evaluator, which may take seconds; raise ModelFailed. A second call does nothing."""
         ...
@@ -37,6 +41,7 @@ class Evaluator(Protocol):
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
         """Score how well an image, uint8 (height, width, 3) RGB, shows the text.
 
-        Raises EvaluationFailed if this image cannot be evaluated; the image is kept.
+        Raises EvaluationFailed if this image cannot be evaluated, or not now (``retryable``), and
+        EvaluatorFailed if no image can be.
         """
         ...

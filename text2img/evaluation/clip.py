@@ -57,6 +57,9 @@ class ClipEvaluator:
                 f"the evaluator's model {self._model} is of type {kind}; --evaluator needs a CLIP model"
             )
 
+    def try_call(self) -> None:
+        """Do nothing: there is no service."""
+
     def load(self) -> None:
         """Read the weights into memory; see Evaluator."""
         with self._lock:

@@ -45,6 +45,9 @@ class DemoEvaluator:
     def check(self) -> None:
         """Do nothing: no configuration can be wrong."""
 
+    def try_call(self) -> None:
+        """Do nothing: there is no service."""
+
     def load(self) -> None:
         """Do nothing: there is no model to load."""
 

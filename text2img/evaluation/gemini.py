@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import ConfigurationError, EvaluationFailed
+from text2img.errors import ConfigurationError, EvaluationFailed, EvaluatorFailed
 from text2img.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL: Final = "gemini-2.5-flash"
 _ATTEMPT_TIMEOUT: Final = 60.0  # seconds for one attempt
-_MAX_ATTEMPTS: Final = 4  # the client retries 408, 429, 5xx and network errors, with growing waits
-_TOTAL_TIMEOUT: Final = 180.0  # seconds for all attempts
+_REFUSALS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_INVALID_KEY: Final = "API_KEY_INVALID"
+"""The reason in the API's answer of status 400 to an unknown key."""
+_BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 _MAX_PHRASES: Final = 20  # kept of each list
 _MAX_PHRASE_CHARS: Final = 300
 _MAX_PROMPT_CHARS: Final = 4_000
@@ -52,13 +55,14 @@ class GeminiEvaluator:
     """An Evaluator that asks a Gemini model.
 
     The client reads proxies from the environment as usual, and the address of a compatible API from
-    GOOGLE_GEMINI_BASE_URL. ``timeout``: the seconds for all attempts on one image.
+    GOOGLE_GEMINI_BASE_URL. ``timeout``: the seconds for one attempt, at most 60.
     """
 
     def __init__(
-        self, key: str | None, model: str = DEFAULT_MODEL, *, timeout: float = _TOTAL_TIMEOUT
+        self, key: str | None, model: str = DEFAULT_MODEL, *, timeout: float = _ATTEMPT_TIMEOUT
     ) -> None:
-        self._key, self._model, self._timeout = key, model, timeout
+        self._key, self._model = key, model
+        self._timeout = min(timeout, _ATTEMPT_TIMEOUT) or _ATTEMPT_TIMEOUT
         self._client: Any = None
 
     @property
@@ -77,15 +81,22 @@ class GeminiEvaluator:
                 "--evaluator gemini needs Google's client; pip install 'google-genai>=2'"
             ) from None
 
+    def try_call(self) -> None:
+        """Have a small image evaluated; see Evaluator."""
+        import numpy as np
+
+        self.load()
+        self.evaluate(np.full((64, 64, 3), 128, dtype=np.uint8), "a grey square")
+
     def load(self) -> None:
         """Create the client, which sends no request yet."""
         if self._client is None:
             from google import genai
             from google.genai.types import HttpOptions, HttpRetryOptions
 
-            # attempts includes the first one.
-            retries = HttpRetryOptions(attempts=_MAX_ATTEMPTS, initial_delay=1, max_delay=30)
-            options = HttpOptions(timeout=int(_ATTEMPT_TIMEOUT * 1000), retry_options=retries)
+            # attempts includes the first one: the worker retries.
+            retries = HttpRetryOptions(attempts=1)
+            options = HttpOptions(timeout=max(1, int(self._timeout * 1000)), retry_options=retries)
             self._client = genai.Client(api_key=self._key, vertexai=False, http_options=options)
 
     def evaluate(self, pixels: NDArray[np.uint8], text: str) -> Evaluation:
@@ -93,11 +104,12 @@ class GeminiEvaluator:
         try:
             answer = run_with_timeout(self._timeout, lambda: self._request(pixels, text))
         except TimeoutError as exc:
-            raise EvaluationFailed(f"{self.name} gave no answer within {self._timeout:g} s") from exc
+            message = f"{self.name} gave no answer within {self._timeout:g} s"
+            raise EvaluationFailed(message, retryable=True) from exc
         except EvaluationFailed:
             raise
         except Exception as exc:
-            raise EvaluationFailed(f"the request to {self.name} failed: {_reason(exc)}") from exc
+            raise self._error(exc) from exc
         return self._parse(answer, text)
 
     def _request(self, pixels: NDArray[np.uint8], text: str) -> str:
@@ -124,6 +136,17 @@ class GeminiEvaluator:
             reason = getattr(feedback, "block_reason", None)
             raise EvaluationFailed(f"{self.name} gave no answer" + (f" ({reason})" if reason else ""))
         return str(answer)
+
+    def _error(self, exc: Exception) -> EvaluationFailed | EvaluatorFailed:
+        code = getattr(exc, "code", None)
+        message = f"the request to {self.name} failed: {_reason(exc)}"
+        if code in _REFUSALS or (code == HTTPStatus.BAD_REQUEST and _INVALID_KEY in str(exc)):
+            return EvaluatorFailed(f"{message}; check GEMINI_API_KEY and the account's rights")
+        if code == HTTPStatus.NOT_FOUND:
+            return EvaluatorFailed(f"{message}; check the model in --evaluator (EVALUATOR)")
+        # Without a status there was no answer: the network failed.
+        busy = not isinstance(code, int) or code in _BUSY or code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return EvaluationFailed(message, retryable=busy)
 
     def _parse(self, answer: str, text: str) -> Evaluation:
         try:
@@ -156,6 +179,5 @@ def _reason(exc: Exception) -> str:
     """Describe an error by its kind and status: the library's message may contain the whole request."""
     code, status = getattr(exc, "code", None), getattr(exc, "status", None)
     if isinstance(code, int):
-        hint = "; check GEMINI_API_KEY" if code in {400, 401, 403} else ""
-        return f"HTTP {code} {status or ''}".strip() + hint
+        return f"HTTP {code} {status or ''}".strip()
     return type(exc).__name__

@@ -29,6 +29,7 @@ __all__ = [
     "APPROXIMATIONS",
     "PROVIDER_METADATA_FIELDS",
     "SCHEDULERS",
+    "AwaitsScore",
     "Claim",
     "Completed",
     "Failed",
@@ -89,7 +90,7 @@ class Prompt:
     device. ``tries`` are the images of earlier iterations of its loop, ``next_prompt`` is the text of the
     next one. ``fault`` is the reason if the document cannot be read: the prompt is ``invalid_document``.
     ``recorded_hashes`` are the SHA-256 of all images that the database has recorded for it, also in earlier
-    attempts: these alone may be replaced.
+    attempts: these alone may be replaced. ``unscored`` are stored images that only wait for a score.
     """
 
     claim: Claim
@@ -104,6 +105,7 @@ class Prompt:
     next_prompt: str | None = None
     fault: str | None = None
     recorded_hashes: tuple[str, ...] = ()
+    unscored: tuple[StoredImage, ...] = ()
 
     @property
     def id(self) -> PromptId:
@@ -120,7 +122,8 @@ class Request:
     the images of one ``iteration`` (from 1), whose text may differ from the ``original``.
     ``chunks`` is the number of text encoder windows (77 tokens with CLIP) that the text fills.
     ``lora_files`` are the local paths of the LoRAs in its parameters, once they are fetched.
-    ``negative_left_out``: the run asked for a negative prompt that would have no effect.
+    ``negative_left_out``: the run asked for a negative prompt that would have no effect. ``stored`` is the
+    image if it was generated before and only waits for a score.
     """
 
     prompt: Prompt
@@ -134,6 +137,7 @@ class Request:
     original: str | None = None
     lora_files: tuple[str, ...] = ()
     negative_left_out: bool = False
+    stored: StoredImage | None = None
 
     @property
     def original_text(self) -> str:
@@ -343,7 +347,24 @@ class RetryLater:
         return self.prompt.claim
 
 
-Outcome = Completed | NeedsRefinement | Failed | RetryLater
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitsScore:
+    """A prompt whose ``images`` are stored, of which some have no score since the evaluator failed.
+
+    It is pending again at once; a later claim scores the stored images, and generates those that are missing.
+    """
+
+    prompt: Prompt
+    text: str
+    images: tuple[StoredImage, ...]
+
+    @property
+    def claim(self) -> Claim:
+        """The claim under which the images were made."""
+        return self.prompt.claim
+
+
+Outcome = Completed | NeedsRefinement | AwaitsScore | Failed | RetryLater
 
 
 def best_of(tries: Sequence[StoredImage]) -> StoredImage:

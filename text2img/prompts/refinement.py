@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ErrorCode, PromptFailed
-from text2img.prompts import Completed, Failed, NeedsRefinement, RetryLater, best_of
+from text2img.prompts import AwaitsScore, Completed, Failed, NeedsRefinement, RetryLater, best_of
 from text2img.prompts.parameters import check_prompt_text
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Loop:
         """
         if None in outcomes:  # the claim is lost
             return None
+        if waiting := awaiting_score(outcomes):
+            return waiting
         completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
         new = [image for outcome in completed for image in outcome.images]
         if not new:
@@ -90,6 +92,16 @@ class Loop:
 
     def _is_good_enough(self, image: StoredImage) -> bool:
         return image.score is not None and image.score >= self.min_score
+
+
+def awaiting_score(outcomes: Sequence[Outcome | None]) -> AwaitsScore | None:
+    """Return the outcome of a prompt of which an image waits for its score; None if no image does."""
+    first = next((outcome for outcome in outcomes if isinstance(outcome, AwaitsScore)), None)
+    if first is None:
+        return None
+    stored = [outcome for outcome in outcomes if isinstance(outcome, AwaitsScore | Completed)]
+    images = sorted((image for each in stored for image in each.images), key=lambda image: image.number)
+    return replace(first, images=tuple(images))
 
 
 def first_failure(outcomes: Sequence[Outcome | None]) -> Outcome | None:

@@ -383,6 +383,9 @@ class GenerationSettings(EndpointSettings):
     min_score: Annotated[float, Ge(0), Le(1)] | None = option(
         None, "evaluation", "score from 0 to 1 that ends the iterations", shown="1"
     )
+    evaluator_timeout: Annotated[float, Ge(0), Le(86_400)] = option(
+        60, "evaluation", "seconds that a run retries an unavailable evaluator before it fails"
+    )
     gemini_api_key: str | None = option(None, "evaluation", "API key for --evaluator gemini", secret=True)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from text2img.errors import ErrorCode
-    from text2img.prompts import Outcome, Request
+    from text2img.prompts import Outcome, Request, StoredImage
 
 
 class Progress(Protocol):
@@ -212,6 +212,11 @@ BACKGROUND_STAGES: Final = ("claim", "encode", "upload", "evaluate", "record")
 """Stages of background threads. Their times are summed over threads, and may exceed the run's duration."""
 
 
+def _lacks_score(image: StoredImage) -> bool:
+    """Return True if the image was to be scored, and has no score."""
+    return image.evaluation is not None and image.evaluation.score is None
+
+
 class RunStats:
     """Counters of recorded outcomes and generated batches; safe to use from several threads.
 
@@ -232,6 +237,7 @@ class RunStats:
         self.made = 0
         self.negatives_left_out = 0
         self._scored, self._scores = 0, 0.0
+        self.unscored = 0
         self.devices = 1
         self.batches = 0
         self.busy = 0.0
@@ -251,6 +257,7 @@ class RunStats:
             self.negatives_left_out += sum(outcome.first.negative_left_out for outcome in done)
             scores = [outcome.first.score for outcome in done if outcome.first.score is not None]
             self._scored, self._scores = self._scored + len(scores), self._scores + sum(scores)
+            self.unscored += sum(_lacks_score(image) for outcome in done for image in outcome.images)
             self.iterated += sum(isinstance(outcome, NeedsRefinement) for outcome in outcomes)
             self.images += sum(
                 outcome.images_made

@@ -68,6 +68,7 @@ class Dependencies:
     storage: ImageStorage
     encoder: Encoder = field(default_factory=Encoder)
     evaluator: Evaluator | None = None
+    evaluator_timeout: float = 60
     loras: LoraCache = field(default_factory=LoraCache)
     webhook_hosts: HostAllowlist = field(default_factory=HostAllowlist)
     callback: CallbackClient | None = None
@@ -134,6 +135,7 @@ def build(settings: Settings, wait: Callable[[float], None] = time.sleep) -> Dep
         encoder=encoder(settings),
         loras=loras(settings, wait),
         evaluator=evaluator(settings),
+        evaluator_timeout=settings.evaluator_timeout,
         object_name=settings.object_names,
         loop=settings.loop,
         selection=selection(settings),
@@ -449,7 +451,7 @@ def evaluator(settings: Settings) -> Evaluator | None:
     if kind == "gemini" and (model or not colon):
         from text2img.evaluation.gemini import GeminiEvaluator
 
-        return GeminiEvaluator(settings.gemini_api_key, *chosen)
+        return GeminiEvaluator(settings.gemini_api_key, *chosen, timeout=settings.evaluator_timeout)
     if settings.evaluator == "demo":
         from text2img.evaluation.demo import DemoEvaluator
 

@@ -11,13 +11,29 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from text2img.concurrency.timeouts import run_with_timeout
-from text2img.errors import ClaimLost, ErrorCode, EvaluationFailed, PromptFailed
+from text2img.errors import (
+    ClaimLost,
+    ErrorCode,
+    EvaluationFailed,
+    EvaluatorFailed,
+    ObjectUnreadable,
+    PromptFailed,
+)
 from text2img.images import Duplicate, parameters
-from text2img.prompts import Completed, Evaluation, Failed, NeedsRefinement, RetryLater, StoredImage, failure
-from text2img.prompts.refinement import fall_back_to_best, first_failure
+from text2img.prompts import (
+    AwaitsScore,
+    Completed,
+    Evaluation,
+    Failed,
+    NeedsRefinement,
+    RetryLater,
+    StoredImage,
+    failure,
+)
+from text2img.prompts.refinement import awaiting_score, fall_back_to_best, first_failure
 from text2img.storage import Existing
 from text2img.worker import build
+from text2img.worker.scoring import Scorer, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -32,12 +48,10 @@ if TYPE_CHECKING:
     from text2img.prompts.refinement import Loop
     from text2img.worker.build import Dependencies, RunContext
 
-    Images = Sequence[GeneratedImage | PromptFailed | None]
+    Images = Sequence[GeneratedImage | StoredImage | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
-_EVALUATION_TIMEOUT = 300.0
-"""Seconds for the score of one image; a run that is stopped does not wait for a score."""
 _MAX_ENCODERS = 4
 """Images encoded at once. Uploads wait for the network, many threads help; encoding needs cores, and more
 threads than cores would only slow down the thread that owns the device."""
@@ -57,6 +71,9 @@ class PostProcessor:
         self._encoders = threading.BoundedSemaphore(_MAX_ENCODERS)
         self._groups = ImageGroups(deps.loop)
         self._sidecars = build.sidecars(deps, run)
+        evaluator = deps.evaluator
+        self._scorer = None if evaluator is None else Scorer(evaluator, deps.evaluator_timeout, run.stop)
+        self._evaluator_failure: EvaluatorFailed | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +108,8 @@ class PostProcessor:
         emit([outcome for outcome in outcomes if outcome])
         for future in futures:
             future.result()
+        if self._evaluator_failure is not None:
+            raise self._evaluator_failure
 
     def record_and_notify(self, outcomes: Sequence[Outcome]) -> None:
         """Record outcomes, and notify of those that were recorded: the others had lost their claim."""
@@ -120,13 +139,17 @@ class PostProcessor:
         self._run.unwritable(failed)
         self._notify([failed])
 
-    def _finish_image(self, request: Request, image: GeneratedImage | PromptFailed | None) -> Outcome | None:
+    def _finish_image(
+        self, request: Request, image: GeneratedImage | StoredImage | PromptFailed | None
+    ) -> Outcome | None:
         """Encode, store and score one image; return its outcome.
 
         Returns None where the image was not needed (see is_needed), or the claim turned out to be lost.
         """
         if image is None:
             return None
+        if isinstance(image, StoredImage):
+            return self._finish_stored(request, image)
         try:
             if isinstance(image, PromptFailed):
                 raise image
@@ -144,10 +167,9 @@ class PostProcessor:
                 number=request.number,
                 iteration=request.iteration,
                 truncated=image.truncated,
-                evaluation=self._evaluate(request, image),
                 negative_left_out=request.negative_left_out,
             )
-            return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
+            return self._scored(request, stored, image.pixels)
         except PromptFailed as exc:
             return failure(request.prompt, exc, self._deps.max_attempts)
         except ClaimLost:
@@ -173,19 +195,43 @@ class PostProcessor:
         with self._run.seconds("upload", request):
             return self._deps.storage.put(name, file.data, file.content_type, still_ours, existing.classify)
 
-    def _evaluate(self, request: Request, image: GeneratedImage) -> Evaluation | None:
+    def _finish_stored(self, request: Request, stored: StoredImage) -> Outcome:
+        """Score an image that was stored before; return its outcome, without an image if it is gone."""
+        if stored.evaluation is not None:
+            return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
+        try:
+            pixels = decode(self._deps.storage.read(stored.image_url))
+        except ObjectUnreadable as exc:
+            log.warning("%s will be generated again: %s", request.prompt.id, exc)
+            return AwaitsScore(prompt=request.prompt, text=request.original_text, images=())
+        return self._scored(request, stored, pixels)
+
+    def _scored(self, request: Request, stored: StoredImage, pixels: NDArray[np.uint8]) -> Outcome:
+        """Return the outcome of a stored image: completed with its score, or waiting for it."""
+        text = request.original_text
+        try:
+            evaluation = self._evaluate(request, pixels)
+        except EvaluatorFailed as exc:
+            self._evaluator_failure = exc
+            return AwaitsScore(prompt=request.prompt, text=text, images=(stored,))
+        image = replace(stored, evaluation=evaluation)
+        return Completed(prompt=request.prompt, text=text, images=(image,))
+
+    def _evaluate(self, request: Request, pixels: NDArray[np.uint8]) -> Evaluation | None:
         """Return the evaluator's score of an image that has been stored; None without an evaluator.
 
-        Raises Stopped in a loop that is stopped before the score is there: without a score the loop could
-        not end, so the claim is released and the iteration is made again.
+        Raises EvaluatorFailed if no image can be scored. Raises Stopped in a loop that is stopped before the
+        score is there: without a score the loop could not end, so the claim is released and the iteration is
+        made again.
         """
         evaluator = self._deps.evaluator
-        if evaluator is None:
+        if evaluator is None or self._scorer is None:
             return None
         with self._run.seconds("evaluate", request):
-            score = partial(evaluator.evaluate, image.pixels, request.original_text)
             try:
-                return run_with_timeout(_EVALUATION_TIMEOUT, score, cancel=self._run.stop.event)
+                return self._scorer.score(pixels, request.original_text)
+            except EvaluatorFailed:
+                raise
             except TimeoutError:
                 if self._deps.loop is not None:
                     self._run.stop.check()
@@ -230,7 +276,7 @@ class PostProcessor:
         What is to be delivered has been marked in the database by Queue.record, with the outcomes.
         """
         retries = [outcome.wait for outcome in recorded if isinstance(outcome, RetryLater)]
-        refinements = [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement)]
+        refinements = [0.0 for outcome in recorded if isinstance(outcome, NeedsRefinement | AwaitsScore)]
         self._budget.requeued(retries + refinements)
         self._run.stats.add(recorded)
         self._run.progress.recorded(recorded)
@@ -269,6 +315,9 @@ def _log(outcome: Outcome) -> None:
     if isinstance(outcome, Completed | NeedsRefinement):
         fate = "completed" if isinstance(outcome, Completed) else "not good enough yet:"
         log.info("%s %s%s", fate, outcome.claim.id, _in_words(outcome), extra=facts | _facts(outcome))
+        return
+    if isinstance(outcome, AwaitsScore):
+        log.info("%s waits for its score", outcome.claim.id, extra=facts)
         return
     fate = "failed" if isinstance(outcome, Failed) else f"will be tried again in {outcome.wait:g} s"
     log.warning(
@@ -358,15 +407,17 @@ class ImageGroups:
             group = self._open.get(claim, ())
         if self._loop is not None:
             return None in group
-        return not all(isinstance(outcome, Completed) for outcome in group)
+        return not all(isinstance(outcome, Completed | AwaitsScore) for outcome in group)
 
 
 def _merged(group: Sequence[Outcome | None]) -> Outcome | None:
     """Return the first failure, permanent ones first; else all images, or None if one is missing."""
     if failed := first_failure(group):
         return failed
-    done = [outcome for outcome in group if isinstance(outcome, Completed)]
+    done = [outcome for outcome in group if isinstance(outcome, Completed | AwaitsScore)]
     if len(done) < len(group):
         return None
+    if waiting := awaiting_score(group):
+        return waiting
     stored = sorted((image for each in done for image in each.images), key=lambda image: image.number)
     return replace(done[0], images=tuple(stored))

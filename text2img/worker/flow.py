@@ -24,16 +24,17 @@ from text2img.errors import PromptFailed
 from text2img.prompts import failure, request
 from text2img.prompts.batching import Batcher, ClaimBudget, FastestSize, FixedSize
 from text2img.worker.finish import PostProcessor
+from text2img.worker.scoring import stored_image_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from text2img.databases import Selection
     from text2img.engine import Engine, GeneratedImage, ModelInfo
-    from text2img.prompts import Claim, Outcome, Prompt, Request, RequestedParameters
+    from text2img.prompts import Claim, Outcome, Prompt, Request, RequestedParameters, StoredImage
     from text2img.worker.build import Dependencies, RunContext
 
-    Images = Sequence[GeneratedImage | PromptFailed | None]
+    Images = Sequence[GeneratedImage | StoredImage | PromptFailed | None]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Worker:
         self._loaded: Future[None] = Future()
         self._on_device: list[Claim] = []
         self._warned = False
+        self._unscored: list[Request] = []  # their images are stored, and wait for a score
 
     def run(self) -> None:
         """Run round after round. The model is loaded while the first prompts are claimed.
@@ -156,14 +158,17 @@ class Worker:
                 # Take what is fetched by now, without waiting.
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=fetching.waiting))
                 capacity = MAX_PREFETCH_BATCHES * self._sizes.usual
+                yield from self._take_unscored()
                 # While too many requests wait for LoRAs, no more is claimed: smaller batches go ahead then.
                 while batcher.ready() or (len(batcher) and fetching.waiting > capacity):
                     yield batcher.take()
                 # Claim again only when no more than that wait for LoRAs.
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=capacity))
+            yield from self._take_unscored()
             while len(batcher) or fetching.waiting:  # wait for a LoRA only when nothing else is left
                 pending = fetching.waiting - (0 if len(batcher) else 1)
                 batcher.add(self._with_loras(fetching, outcomes, allow_pending=pending))
+                yield from self._take_unscored()
                 if batch := batcher.take():
                     yield batch
 
@@ -218,12 +223,24 @@ class Worker:
         fetched = fetching.take(max_pending=allow_pending)
         failed = [(each.prompt, exc) for each, exc in fetched if exc]
         outcomes.put([failure(prompt, exc, self._deps.max_attempts) for prompt, exc in failed])
-        return [image for each, exc in fetched if exc is None for image in each.per_image()]
+        images = [image for each, exc in fetched if exc is None for image in each.per_image()]
+        found = [(image, stored_image_of(image, self._model_info.name)) for image in images]
+        self._unscored += [replace(image, stored=stored) for image, stored in found if stored is not None]
+        return [image for image, stored in found if stored is None]
+
+    def _take_unscored(self) -> Iterator[list[Request]]:
+        """Yield the requests that only need a score, in batches that the device does not see."""
+        while self._unscored:
+            taken = self._unscored[: self._sizes.usual]
+            self._unscored = self._unscored[self._sizes.usual :]
+            yield taken
 
     # Generating, in the thread that owns the device
 
     def _generate(self, batch: list[Request]) -> Images:
         """Return an image or a failure for each request; None where the image is no longer needed."""
+        if batch[0].stored is not None:  # nothing to generate
+            return [request.stored for request in batch]
         needed = [self._post.is_needed(request) for request in batch]
         images = iter(self._generate_needed(list(compress(batch, needed))))
         return [next(images) if each else None for each in needed]

@@ -230,6 +230,7 @@ def summary_line(
     score = [] if stats.score is None else [f"mean score {stats.score:.2f}"]
     unused = stats.negatives_left_out
     dropped = [f"{unused} without their negative prompt, which has no effect"] if unused else []
+    score += [f"{stats.unscored} without a score (retry --unscored)"] if stats.unscored else []
     pace = f"{stats.images_per_second:.2f} images/s"
     priced = [] if cost is None else [dollars(cost)]
     return "; ".join([done, *dropped, *score, pace, *_where_time_went(stats, spent), *priced, location])

@@ -11,6 +11,7 @@ from tests.outcomes import completed
 from text2img.databases.stored_images import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import (
+    AwaitsScore,
     Claim,
     Completed,
     Evaluation,
@@ -190,3 +191,17 @@ def test_how_a_prompt_is_refined(said, drawn):
     (one,) = asked(PROMPT, Loop())
     (image,) = completed(one, evaluations=[Evaluation(evaluator="e", score=0.1, **said)]).images
     assert refined("a cat", image) == drawn
+
+
+def test_a_candidate_that_waits_for_its_score_holds_back_the_iteration():
+    """The images of all candidates are kept, scored or not; one that failed is left out. The next claim asks
+    for the same images again, in the same iteration.
+    """
+    loop = Loop(iterations=2, candidates=3)
+    (image,) = completed(asked(PROMPT, loop)[0]).images
+    waiting = AwaitsScore(prompt=PROMPT, text="a cat", images=(image,))
+    held = settled(PROMPT, loop, waiting, FAILED, [Evaluation(evaluator="e", score=1.0)])
+    assert isinstance(held, AwaitsScore)
+    assert [(image.number, image.score) for image in held.images] == [(0, None), (2, 1.0)]
+    again = asked(replace(PROMPT, unscored=held.images), loop)
+    assert [(each.iteration, each.number) for each in again] == [(1, 0), (1, 1), (1, 2)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from text2img.databases.documents import (
     CLAIM_FIELDS,
     PROMPT_FIELDS,
+    UNSCORED_FIELD,
     count_of,
     deaths_at_claim,
     parse_id_candidates,
@@ -370,7 +371,7 @@ def _names(claim: Claim) -> dict[str, object]:
 
 
 def _prompt(row: sqlite3.Row, worker: str) -> Prompt:
-    structures = ("lora", "prompt_tags", "tries", "sha256s")
+    structures = ("lora", "prompt_tags", "tries", "sha256s", UNSCORED_FIELD)
     fields = {**dict(row), **{name: structure_of(row[name]) for name in structures}}
     number = count_of(fields["claim_number"]) + 1
     return prompt_of(Claim(id_of(fields["_id"]), worker, number), fields, deaths_at_claim(fields))

@@ -45,7 +45,8 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("claimed_by", "claim_number", "claim_token", "lease_expires_at", "started_claim", "not_before"),
         *("attempts", "deaths", "image_url", "image_urls", "completed_at", "sha256", "run_id", "used"),
         *("sha256s", "score", "scores", "evaluation", "iterations", "tries", "next_prompt"),
-        *("error", "error_code", "error_at", "untold", "webhook_untold", "webhook_message_id"),
+        *("unscored_images", "error", "error_code", "error_at"),
+        *("untold", "webhook_untold", "webhook_message_id"),
     ),
     "model_configs": (
         _ID,
