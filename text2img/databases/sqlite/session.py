@@ -16,13 +16,21 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases.sqlite import check_file, check_folder, path_of
+from text2img.databases.sqlite import (
+    check_file,
+    check_folder,
+    connect,
+    connect_to_read,
+    error_message,
+    path_of,
+    prepared,
+)
 from text2img.errors import ConfigurationError, DatabaseFailed, WritesRejected
 from text2img.prompts import APPROXIMATIONS, PROVIDER_METADATA_FIELDS, PromptId
 from text2img.prompts.parameters import PARAMETER_NAMES, RECORDED_NAMES, STYLE_CHECKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from pathlib import Path
 
     from text2img.databases import Collections
@@ -270,12 +278,6 @@ def _id_of_bytes(value: bytes) -> PromptId:
     return PromptId("blob", value.hex())
 
 
-_BUSY_TIMEOUT: Final = 15
-"""Seconds to wait for other writers; each locks the file for milliseconds."""
-_CACHE_KIB: Final = 256
-"""Cache of each thread's connection; the operating system caches the file for all of them."""
-
-
 class _ThreadConnection:
     """A thread's connection, which another thread may close: at once, or when it is no longer in use.
 
@@ -387,7 +389,7 @@ class Session:
                 yield connection
             return
         try:
-            connection = _prepared(f"{self.path.absolute().as_uri()}?mode=rw", lambda _: None)
+            connection = prepared(f"{self.path.absolute().as_uri()}?mode=rw", lambda _: None)
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 create_missing(connection, self.names)
@@ -397,7 +399,7 @@ class Session:
                     connection.execute("ROLLBACK")
                 connection.close()
         except sqlite3.Error as exc:
-            raise DatabaseFailed(_error_message(exc, self.path)) from exc
+            raise DatabaseFailed(error_message(exc, self.path)) from exc
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -411,7 +413,7 @@ class Session:
             finally:
                 own.release()
         except (sqlite3.Error, OverflowError, UnicodeEncodeError) as exc:
-            raise DatabaseFailed(_error_message(exc, self.path)) from exc
+            raise DatabaseFailed(error_message(exc, self.path)) from exc
 
     def sql(self, template: str, **pieces: str) -> str:
         """Format a statement: braces name tables (as in Collections), ``id``, and the given pieces."""
@@ -422,7 +424,7 @@ class Session:
         own: _ThreadConnection | None = getattr(self._local, "connection", None)
         if own is not None and own.generation == self._generation:
             return own
-        connection = _connect_to_read(self.path, self.names) if self._read_only else _connect(self.path)
+        connection = _connect_to_read(self.path, self.names) if self._read_only else connect(self.path)
         with self._lock:
             for dead in [thread for thread in self._connections if not thread.is_alive()]:
                 self._connections.pop(dead).close()  # else short-lived threads would exhaust the open files
@@ -431,38 +433,12 @@ class Session:
         return opened
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # In WAL mode readers and the writer do not block each other.
-    return _prepared(str(path), lambda connection: connection.execute("PRAGMA journal_mode = WAL"))
-
-
 def _connect_to_read(path: Path, names: Mapping[str, str]) -> sqlite3.Connection:
     def prepare(connection: sqlite3.Connection) -> None:
         overlay(connection, names)
         connection.execute("PRAGMA query_only = ON")
 
-    # Not mode=ro: a read-only connection could not delete the files that WAL mode needs.
-    return _prepared(f"{path.absolute().as_uri()}?mode=rw", prepare)
-
-
-def _prepared(name: str, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
-    """Open and prepare a connection that begins no transactions by itself."""
-    connection = sqlite3.connect(
-        name,
-        timeout=_BUSY_TIMEOUT,
-        isolation_level=None,
-        check_same_thread=False,
-        uri=name.startswith("file:"),
-    )
-    try:
-        connection.row_factory = sqlite3.Row
-        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        prepare(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    return connect_to_read(path, prepare)
 
 
 def _check_name(name: str) -> None:
@@ -486,17 +462,3 @@ def reason_of(exc: Exception) -> str:
             "drop it or make it partial, or name another collection"
         ) from exc
     return str(exc).partition("\n")[0][:300] or type(exc).__name__
-
-
-def _error_message(exc: Exception, path: Path) -> str:
-    message = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
-    code = getattr(exc, "sqlite_errorname", "")
-    if code.startswith("SQLITE_NOTADB"):
-        return f"{path} is not a SQLite database; check the path in --database"
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
-        return f"cannot open {path} for writing ({message}); check its permissions and those of its folder"
-    if code.startswith("SQLITE_FULL"):
-        return f"cannot write {path}: the disk is full; free some space and run it again"
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"another program locked {path} for {_BUSY_TIMEOUT} seconds; close it and run it again"
-    return f"SQLite file {path}: {message}"
