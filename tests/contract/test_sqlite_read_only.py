@@ -53,12 +53,12 @@ def _sees(file, number):
 def test_a_file_that_may_only_be_read_is_read(folder, mode, killed):
     """With all that was committed, also where a killed writer has left it in the WAL; nothing is changed."""
     file, used = folder / "prompts.db", folder / "used.db"
-    with closing(open_database(f"sqlite:///{used}", Collections())):
-        with closing(sqlite3.connect(used)) as writer, writer:
-            writer.execute("INSERT INTO datasets (_id, text) VALUES (1, 'a boat')")
-            writer.commit()
-            for ending in ("", "-wal") if killed else ():
-                shutil.copyfile(f"{used}{ending}", f"{file}{ending}")
+    opened = closing(open_database(f"sqlite:///{used}", Collections()))
+    with opened, closing(sqlite3.connect(used)) as writer:
+        writer.execute("INSERT INTO datasets (_id, text) VALUES (1, 'a boat')")
+        writer.commit()
+        for ending in ("", "-wal") if killed else ():
+            shutil.copyfile(f"{used}{ending}", f"{file}{ending}")
     if not killed:
         shutil.copyfile(used, file)
     used.unlink()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from text2img.databases import Selection
+from text2img.databases import Selection, folder_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.reports.comparison import Comparison, Side, images_of, match_images
 from text2img.reports.comparison.similarity import check, measure_pairs
 from text2img.reports.comparison.table import document, page, table
 from text2img.reports.gallery.page import quiet
 from text2img.settings import DATABASE_NAME
-from text2img.storage import ImageReader, StorageOptions
+from text2img.storage import ImageReader, StorageOptions, find_moved
 from text2img.telemetry.terminal import print_document, print_lines
 from text2img.worker import build
 
@@ -106,8 +106,13 @@ def _side(settings: Settings, location: _RunLocation) -> Side:
         runs = [run for run in map(database.runs.run, run_ids) if run is not None]
     if not prompts:
         raise ConfigurationError(_no_images_message(location, run_exists=bool(runs)))
+    folder = folder_of(location.url)
     images = sorted(
-        (image for prompt in prompts for image in images_of(prompt)),
+        (
+            replace(image, moved_to=find_moved(image.url, folder))
+            for prompt in prompts
+            for image in images_of(prompt)
+        ),
         key=lambda image: (image.prompt.kind, image.prompt.text, image.number),
     )
     return Side(name=location.name, runs=tuple(runs), images=tuple(images))

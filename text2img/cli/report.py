@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from text2img.databases import folder_of
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import ReportData, write_report
-from text2img.storage import ImageReader, StorageOptions
+from text2img.storage import ImageReader, StorageOptions, find_moved
 from text2img.telemetry.terminal import print_lines
 from text2img.worker import build
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from text2img.databases import Database, Run
     from text2img.reports.gallery import ReportStats
@@ -29,7 +32,8 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     run_id = arguments.run_id or settings.run_id
     with closing(build.database(settings, create=False)) as database:
         data = _report_data(database, settings, run_id)
-        stats = write_report(arguments.html, data, _reader(settings).read)
+        locate = partial(find_moved, folder=folder_of(settings.database_url))
+        stats = write_report(arguments.html, data, _reader(settings, locate), locate)
     print_lines(_summary_line(arguments.html, stats))
     return 0
 
@@ -63,11 +67,20 @@ def _title(dataset_id: str | None, run_id: str | None) -> str:
     return ", ".join(f"{kind} {name}" for kind, name in filters.items() if name) or "All prompts"
 
 
-def _reader(settings: Settings) -> ImageReader:
-    """Return a reader of the output if one is set, else of the images' URLs."""
+def _reader(settings: Settings, locate: Callable[[str], str]) -> Callable[[str], bytes]:
+    """Return a reader of the output if one is set, else of the images' URLs, and of files that were moved."""
     has_output = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)
-    return ImageReader(build.storage(settings) if has_output else None, options)
+    usual, moved = (
+        ImageReader(build.storage(settings) if has_output else None, options),
+        ImageReader(None, options),
+    )
+
+    def read(url: str) -> bytes:
+        place = locate(url)
+        return usual.read(url) if place == url else moved.read(place)
+
+    return read
 
 
 def _summary_line(name: str, stats: ReportStats) -> str:

@@ -30,6 +30,7 @@ from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt, PromptId
@@ -56,6 +57,7 @@ __all__ = [
     "UndeliveredOutcome",
     "WorkerClaims",
     "check_exists",
+    "folder_of",
     "is_webhook_id",
     "open_database",
     "webhook_id",
@@ -456,6 +458,15 @@ def check_exists(url: str) -> None:
         from text2img.databases.sqlite import check_exists
 
         check_exists(url)
+
+
+def folder_of(url: str) -> Path | None:
+    """Return the absolute folder of a SQLite file; None for a server."""
+    if url.partition(":")[0].lower() != "sqlite":
+        return None
+    from text2img.databases.sqlite import path_of
+
+    return path_of(url).absolute().parent
 
 
 def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:

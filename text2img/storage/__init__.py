@@ -5,10 +5,12 @@ Storage handles only names and bytes, whatever the objects contain.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
@@ -265,6 +267,25 @@ class ImageReader:
                     self._opened.pop(next(iter(self._opened)))
                 self._opened[location] = _open(location, self._options)
             return self._opened[location]
+
+
+def find_moved(url: str, folder: Path | None) -> str:
+    """Return where an image file is: at its path or, if nothing is there, at the end of it below ``folder``.
+
+    So the images of a folder that was moved or copied, with its database, are found: of
+    ``/old/out/results/7/1.png`` first ``folder/old/out/results/7/1.png``, then ``folder/out/results/7/1.png``
+    and so on. Any other URL, and one that is found nowhere, is returned unchanged.
+    """
+    if folder is None or not url.startswith("/") or not url.lower().endswith(ENDINGS) or "\0" in url:
+        return url
+    try:
+        parts = Path(url).parts[1:]
+        if os.path.lexists(url) or ".." in parts:
+            return url
+        candidates = (folder.joinpath(*parts[start:]) for start in range(len(parts)))
+        return next((str(path) for path in candidates if path.is_file()), url)
+    except (OSError, ValueError):  # too long, or half of a surrogate pair
+        return url
 
 
 def _location(url: str) -> str:

@@ -59,7 +59,7 @@ def path_of(url: str) -> Path:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection that reads and writes, in WAL mode: readers and the writer do not block each other."""
+    """Open a connection that writes, in WAL mode: readers and the writer do not block each other."""
     return prepared(str(path), lambda connection: connection.execute("PRAGMA journal_mode = WAL"))
 
 

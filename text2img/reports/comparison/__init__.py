@@ -25,6 +25,7 @@ class RecordedImage:
     """One of a prompt's images, with its ``number`` from 0, as its run recorded it.
 
     ``score`` is in [0, 1], None without an evaluation; ``used`` are the image's parameters.
+    ``moved_to`` is where its file is, if no longer at its URL.
     """
 
     prompt: PromptId
@@ -34,6 +35,12 @@ class RecordedImage:
     url: str
     score: float | None
     used: Mapping[str, object]
+    moved_to: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The URL at which the image is now."""
+        return self.moved_to or self.url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

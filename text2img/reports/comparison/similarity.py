@@ -136,7 +136,7 @@ def measure_pairs(
     """
 
     def measure(pair: Pair) -> Pair:
-        readers = partial(read, pair.a.url), partial(read, pair.b.url)
+        readers = partial(read, pair.a.place), partial(read, pair.b.place)
         return replace(pair, similarity=image_similarity(readers, clip))
 
     return tuple(in_parallel(measure, pairs))

@@ -279,13 +279,13 @@ def _image_view(letter: str, image: RecordedImage, read: Callable[[str], bytes],
     seed = "" if image.seed is None else f" · seed {image.seed}"
     url, reason = None, ""
     try:
-        url = thumbnail(read(image.url)).url
+        url = thumbnail(read(image.place)).url
     except ObjectUnreadable as exc:
         reason = one_line(str(exc), 300)
     return _ImageView(
         caption=f"{letter}: {score}{seed}",
         text=one_line(image.text, 200),
-        link=link_of(image.url, folder),
+        link=link_of(image.place, folder),
         thumbnail=url,
         reason=reason,
     )

@@ -22,7 +22,7 @@ from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.prompts.ids import quoted
 from text2img.reports.gallery.page import page, quiet, thumbnail
 from text2img.settings import expand_home
-from text2img.storage import ENDINGS
+from text2img.storage import ENDINGS, identity
 from text2img.telemetry.terminal import escape
 
 if TYPE_CHECKING:
@@ -198,16 +198,27 @@ class ReportStats:
     size: int = field(default=0)
 
 
-def write_report(name: str, contents: ReportData, read: Callable[[str], bytes]) -> ReportStats:
+def write_report(
+    name: str,
+    contents: ReportData,
+    read: Callable[[str], bytes],
+    locate: Callable[[str], str] = identity,
+) -> ReportStats:
     """Write the report atomically; ``read(url)`` returns an image's bytes, or raises ObjectUnreadable.
+
+    ``locate(url)`` returns the URL at which the image is now, for the links.
 
     Raises ConfigurationError if the file cannot be written, and what the iterables in ``contents`` raise.
     """
     target = expand_home(name, "--html").absolute()
+
+    def link(url: str) -> str | None:
+        return link_of(locate(url), target.parent)
+
     temporary, stats = target.with_name(f".text2img-{secrets.token_hex(8)}.html"), ReportStats()
     try:
         with temporary.open("x", encoding="utf-8") as file, quiet():
-            data = _page_data(contents, stats, lambda prompt: _prepared(prompt, target.parent, read))
+            data = _page_data(contents, stats, lambda prompt: _prepared(prompt, link, read))
             file.writelines(page(data, lambda: _summary(contents, stats)))
         stats.size = temporary.stat().st_size
         temporary.replace(target)
@@ -263,13 +274,15 @@ def _prepared_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepared(prompt: CompletedPrompt, folder: Path, read: Callable[[str], bytes]) -> dict[str, Any]:
+def _prepared(
+    prompt: CompletedPrompt, link: Callable[[str], str | None], read: Callable[[str], bytes]
+) -> dict[str, Any]:
     """Return the prompt's item, with thumbnails as URLs. An image that occurs twice has one entry."""
     entries: dict[str, dict[str, Any]] = {}
 
     def image_entry(url: str) -> dict[str, Any]:
         if url not in entries:
-            entries[url] = _image_entry(url, link_of(url, folder), read)
+            entries[url] = _image_entry(url, link(url), read)
         return entries[url]
 
     return completed_item(prompt, image_entry)
