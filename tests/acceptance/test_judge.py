@@ -124,3 +124,38 @@ def test_doctor_tries_a_real_call(tmp_path, gemini):
     assert bad.returncode == 1
     assert "evaluator FAILED" in bad.stdout
     assert "GEMINI_API_KEY" in bad.stdout
+
+
+def test_scores_are_made_up_for_without_generating(tmp_path):
+    """``retry --unscored`` scores every stored image that has no score, in the prompt and its result, and
+    leaves the others, the images and what cannot be scored as they are.
+    """
+    product.add(
+        tmp_path, *PROMPTS, {"id": "unread", "text": "a sunset"}, {"id": "gone", "text": SCENE, "seed": 1}
+    )
+    run = ("run", *JOB[:6])
+    assert sleeping.run(*run, folder=tmp_path).returncode == 0
+    (tmp_path / "pictures" / "gone.png").unlink()
+    before = _images(tmp_path)
+    database = ("--database", f"sqlite:///{tmp_path}/prompts.db")
+    refused, done, again = product.run_each(
+        [
+            ("retry", *database, "--unscored"),
+            ("retry", *database, "--unscored", "--evaluator", "demo"),
+            ("retry", *database, "--unscored", "--evaluator", "demo", "--json"),
+        ],
+        tmp_path,
+    )
+    assert (refused.returncode, "--evaluator" in refused.stderr) == (2, True)
+    assert (done.returncode, done.stdout) == (0, "scored 4 images of 5 prompts; 2 still have no score\n")
+    assert json.loads(again.stdout) == {"status": 0, "scored": 0, "unscored": 2}
+    assert _images(tmp_path) == before
+    rows = _rows(tmp_path)
+    assert {name: row["score"] for name, row in rows.items()} == {
+        "one": 1.0, "two": 1.0, "three": 1.0, "unread": None, "gone": None,
+    }  # fmt: skip
+    assert json.loads(rows["two"]["scores"]) == [1.0, 1.0]
+    assert {row["status"] for row in rows.values()} == {"completed"}
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as connection:
+        found = connection.execute("SELECT score FROM dataset_records WHERE score IS NOT NULL").fetchall()
+    assert found == [(1.0,)] * 3

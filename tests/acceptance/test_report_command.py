@@ -61,7 +61,7 @@ def test_it_changes_nothing(usual):
     [
         ((*DATABASE, "--run-id", "nowhere"), 2, "there is no run 'nowhere'"),
         ((*DATABASE, "--html", "no/folder/report.html"), 2, "no/folder/report.html"),
-        (("--database", "sqlite:///other.db"), 1, "other.db"),
+        (("--database", "sqlite:///other.db"), 2, "other.db"),
         ((), 2, "--database"),
     ],
 )

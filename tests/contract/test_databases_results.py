@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -129,3 +130,18 @@ def test_sqlite_looks_by_the_index(sqlite_stand):
                 f"EXPLAIN QUERY PLAN {statement}", {**values, "status": "error", "run": run}
             ).fetchall()
         assert "datasets_claim" in str([tuple(row) for row in plan])
+
+
+def test_scores_are_saved_later(stand):
+    """In the prompt and its result, while its first image is the same one."""
+    stand.put({"_id": 1}, {"_id": 2})
+    stand.record(*map(completed, stand.claim()))
+    first, second = sorted(stand.database.results.completed(ALL), key=lambda prompt: prompt.id.text)
+    evaluation = {"evaluator": "e", "score": 0.5}
+    assert stand.database.runs.save_scores(first, [0.5], evaluation)
+    other = replace(second, image_urls=("gs://b/other.png",))
+    assert not stand.database.runs.save_scores(other, [0.5], evaluation)
+    scores = {prompt.id.text: prompt.scores for prompt in stand.database.results.completed(ALL)}
+    assert scores == {"1": (0.5,), "2": ()}
+    assert stand.result(1)["score"] == 0.5
+    assert "score" not in stand.result(2)

@@ -46,7 +46,7 @@ _EVERYTHING = (
         "generation",
         "image",
     ),
-    *("evaluation", "run", "metrics"),
+    *("evaluation", "loop", "run", "metrics"),
     "logging",
 )
 _QUEUE = ("database", "logging")
@@ -104,7 +104,12 @@ COMMANDS = {
     "compare": Command(
         "compare", "compare two runs over the same prompts", ("database", "output", "logging")
     ),
-    "retry": Command("retry", "reset failed prompts to pending", (*_QUEUE, "selection"), json=True),
+    "retry": Command(
+        "retry",
+        "reset failed prompts to pending",
+        (*_QUEUE, "selection", "output", "evaluation"),
+        json=True,
+    ),
     "report": Command(
         "report", "write an HTML page of images and failures", (*_QUEUE, "output", "selection")
     ),
@@ -372,6 +377,10 @@ _OWN_ARGUMENTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "--callbacks": {
             "action": "store_true",
             "help": "reopen the notifications that were rejected, in place of the prompts",
+        },
+        "--unscored": {
+            "action": "store_true",
+            "help": "score the stored images that have no score, in place of the prompts",
         },
     },
     "completion": {"shell": {"metavar": "SHELL", "choices": _SHELLS, "help": f"one of {', '.join(_SHELLS)}"}},

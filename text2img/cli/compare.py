@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from text2img.databases import Selection, folder_of
+from text2img.databases import Selection
+from text2img.databases.sqlite import folder_of
 from text2img.errors import ConfigurationError, ObjectUnreadable
 from text2img.reports.comparison import Comparison, Side, images_of, match_images
 from text2img.reports.comparison.similarity import check, measure_pairs

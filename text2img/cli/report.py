@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from text2img.databases import folder_of
+from text2img.databases.sqlite import folder_of
 from text2img.errors import ConfigurationError
 from text2img.reports.gallery import ReportData, write_report
 from text2img.storage import ImageReader, StorageOptions, find_moved
@@ -33,7 +33,7 @@ def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) 
     with closing(build.database(settings, create=False)) as database:
         data = _report_data(database, settings, run_id)
         locate = partial(find_moved, folder=folder_of(settings.database_url))
-        stats = write_report(arguments.html, data, _reader(settings, locate), locate)
+        stats = write_report(arguments.html, data, image_reader(settings, locate), locate)
     print_lines(_summary_line(arguments.html, stats))
     return 0
 
@@ -67,7 +67,7 @@ def _title(dataset_id: str | None, run_id: str | None) -> str:
     return ", ".join(f"{kind} {name}" for kind, name in filters.items() if name) or "All prompts"
 
 
-def _reader(settings: Settings, locate: Callable[[str], str]) -> Callable[[str], bytes]:
+def image_reader(settings: Settings, locate: Callable[[str], str]) -> Callable[[str], bytes]:
     """Return a reader of the output if one is set, else of the images' URLs, and of files that were moved."""
     has_output = settings.output_dir or settings.output or settings.gcs_bucket or settings.s3_bucket
     options = StorageOptions(s3_endpoint=settings.s3_endpoint)

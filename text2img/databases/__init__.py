@@ -29,8 +29,7 @@ from text2img.databases.records import (
 from text2img.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
     from text2img.errors import ErrorCode
     from text2img.prompts import Claim, ModelConfiguration, Outcome, Prompt, PromptId
@@ -56,8 +55,6 @@ __all__ = [
     "StoredPrompt",
     "UndeliveredOutcome",
     "WorkerClaims",
-    "check_exists",
-    "folder_of",
     "is_webhook_id",
     "open_database",
     "webhook_id",
@@ -400,6 +397,15 @@ class RunStore(Protocol):
         """
         ...
 
+    def save_scores(
+        self, prompt: CompletedPrompt, scores: Sequence[float | None], evaluation: Mapping[str, object]
+    ) -> bool:
+        """Replace the scores of a completed prompt and its result, and the evaluation of the first image.
+
+        Return False if the prompt has another first image by now.
+        """
+        ...
+
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """Requeue failed prompts (with that code, or all), attempts and deaths reset; return how many."""
         ...
@@ -450,23 +456,6 @@ class Database:
     def close(self) -> None:
         """Close the connections. May be repeated."""
         self.connection.close()
-
-
-def check_exists(url: str) -> None:
-    """Raise DatabaseMissing for a SQLite file that does not exist; a server is not contacted."""
-    if url.partition(":")[0].lower() == "sqlite":
-        from text2img.databases.sqlite import check_exists
-
-        check_exists(url)
-
-
-def folder_of(url: str) -> Path | None:
-    """Return the absolute folder of a SQLite file; None for a server."""
-    if url.partition(":")[0].lower() != "sqlite":
-        return None
-    from text2img.databases.sqlite import path_of
-
-    return path_of(url).absolute().parent
 
 
 def open_database(url: str, collections: Collections, *, create: bool = True) -> Database:

@@ -212,6 +212,12 @@ def _used(done: Completed) -> dict[str, object]:
     return {**used, "billed_units": sum(billed)} if len(billed) == len(units) else used
 
 
+def score_fields(scores: Sequence[float | None], evaluation: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of images that were scored later, as ``record`` would have written them."""
+    several = {"scores": list(scores)} if len(scores) > 1 else {}
+    return {"score": scores[0], "evaluation": dict(evaluation), **several}
+
+
 def _optional_fields(done: Completed) -> dict[str, object]:
     """Return those of OPTIONAL_RESULT_FIELDS that the prompt has."""
     several = len(done.images) > 1

@@ -15,9 +15,10 @@ from text2img.databases import Database
 from text2img.errors import DatabaseFailed, WritesRejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Iterable, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from text2img.databases import (
+        CompletedPrompt,
         Connection,
         Counts,
         NewPrompt,
@@ -336,6 +337,12 @@ class RetryingRunStore:
     def remove(self, prompt_ids: Sequence[PromptId], input_file: str) -> int:
         """See RunStore.remove."""
         return self._retry(self._runs.remove, prompt_ids, input_file)
+
+    def save_scores(
+        self, prompt: CompletedPrompt, scores: Sequence[float | None], evaluation: Mapping[str, object]
+    ) -> bool:
+        """See RunStore.save_scores."""
+        return self._retry(self._runs.save_scores, prompt, scores, evaluation)
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See RunStore.retry."""

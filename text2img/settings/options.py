@@ -374,14 +374,14 @@ class GenerationSettings(EndpointSettings):
     )
     iterations: Annotated[int, Ge(1), Le(MAX_ITERATIONS)] = option(
         1,
-        "evaluation",
+        "loop",
         "maximum iterations for each prompt, refined from the second on, until an image reaches --min-score",
     )
     candidates: Annotated[int, Ge(1), Le(MAX_CANDIDATES)] = option(
-        1, "evaluation", "images in each iteration, each with its own seed; the best of all is the result"
+        1, "loop", "images in each iteration, each with its own seed; the best of all is the result"
     )
     min_score: Annotated[float, Ge(0), Le(1)] | None = option(
-        None, "evaluation", "score from 0 to 1 that ends the iterations", shown="1"
+        None, "loop", "score from 0 to 1 that ends the iterations", shown="1"
     )
     evaluator_timeout: Annotated[float, Ge(0), Le(86_400)] = option(
         60, "evaluation", "seconds that a run retries an unavailable evaluator before it fails"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from text2img.concurrency.stages import StageTimer
-from text2img.databases import Collections, Database, Selection, check_exists, open_database
+from text2img.databases import Collections, Database, Selection, open_database
+from text2img.databases.sqlite import check_exists
 from text2img.engine.inspection import check_fits, fit_parameters
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.errors import ConfigurationError, PromptFailed, StorageFailed

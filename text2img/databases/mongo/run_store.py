@@ -54,6 +54,7 @@ from text2img.databases.mongo.updates import (
     value_of,
     values_for,
 )
+from text2img.databases.outcome_updates import score_fields
 from text2img.databases.run_documents import MAX_SKIPPED_RUNS, run_fields, run_of
 from text2img.errors import DatabaseFailed
 from text2img.prompts import Status
@@ -292,6 +293,17 @@ class MongoRunStore:
     def _requeue_changed(self, prompts: Sequence[NewPrompt]) -> int:
         updates = [UpdateOne(differs(new.id, content_of(new)), _replaced_by(new)) for new in prompts]
         return self._datasets.bulk_write(updates, ordered=False).matched_count
+
+    @translate_errors
+    def save_scores(
+        self, prompt: CompletedPrompt, scores: Sequence[float | None], evaluation: Mapping[str, object]
+    ) -> bool:
+        """See RunStore.save_scores. The result first: until the prompt has its scores, it is scored again."""
+        update = {"$set": score_fields(scores, evaluation)}
+        name, url = {"$eq": value_of(prompt.id)}, {"$eq": prompt.image_urls[0]}
+        self.session.records.update_one({"dataset_id": name, "image_url": url}, update)
+        same = {"_id": name, "status": Status.COMPLETED.value, "image_url": url}
+        return self._datasets.update_one(same, update).matched_count > 0
 
     @translate_errors
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:

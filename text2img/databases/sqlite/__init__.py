@@ -38,10 +38,17 @@ def check_file(path: Path) -> None:
 
 
 def check_exists(url: str) -> None:
-    """Raise DatabaseMissing if the file that a URL names does not exist."""
-    path = path_of(url)
-    check_folder(path)
-    check_file(path)
+    """Raise DatabaseMissing if a database's URL names a file that does not exist."""
+    if folder_of(url) is not None:
+        path = path_of(url)
+        check_folder(path)
+        check_file(path)
+
+
+def folder_of(url: str) -> Path | None:
+    """Return the absolute folder of the file that a database's URL names; None for a server."""
+    is_file = url.partition(":")[0].lower() == "sqlite"
+    return path_of(url).absolute().parent if is_file else None
 
 
 def path_of(url: str) -> Path:

@@ -24,6 +24,7 @@ from text2img.databases.documents import (
     rejected_prompt,
     stored_content,
 )
+from text2img.databases.outcome_updates import score_fields
 from text2img.databases.run_documents import MAX_SKIPPED_RUNS, run_fields, run_of
 from text2img.databases.sqlite.queue import EXPIRED, LEASED, PENDING, POSTPONED, selected
 from text2img.databases.sqlite.session import (
@@ -75,6 +76,10 @@ _CLAIMS_BY_WORKER: Final = (
 _RETRY: Final = (
     "UPDATE {datasets} SET status = 'pending', {removed} WHERE {status} = 'error' AND {with_code} AND {where}"
 )
+_SCORE_PROMPT: Final = (
+    "UPDATE {datasets} SET {written} WHERE _id = {id} AND status = 'completed' AND image_url = :url"
+)
+_SCORE_RESULT: Final = "UPDATE {dataset_records} SET {written} WHERE dataset_id = {id} AND image_url = :url"
 _REQUEUE_CHANGED: Final = (
     "UPDATE {datasets} SET {written}, status = 'pending', {removed} WHERE _id = {id} AND ({differs}) "
     "AND NOT ({status} = 'processing' AND {leased})"
@@ -305,6 +310,19 @@ class SqliteRunStore:
             with self._session.writing() as connection:
                 requeued += connection.executemany(statement, values).rowcount
         return requeued
+
+    def save_scores(
+        self, prompt: CompletedPrompt, scores: Sequence[float | None], evaluation: Mapping[str, object]
+    ) -> bool:
+        """See RunStore.save_scores. One transaction."""
+        columns = columns_of(score_fields(scores, evaluation))
+        values = {**columns, **names_of(prompt.id), "url": prompt.image_urls[0]}
+        pieces = {"written": ", ".join(f"{name} = :{name}" for name in columns)}
+        with self._session.writing() as connection:
+            changed = connection.execute(self._session.sql(_SCORE_PROMPT, **pieces), values).rowcount
+            if changed:
+                connection.execute(self._session.sql(_SCORE_RESULT, **pieces), values)
+        return changed > 0
 
     def retry(self, code: ErrorCode | None, selection: Selection) -> int:
         """See RunStore.retry. One statement."""
