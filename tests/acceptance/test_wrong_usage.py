@@ -44,6 +44,7 @@ MISTAKES = [
     (("enqueue", *DATABASE, "prompts.xyz"), ".jsonl"),
     ((*DATABASE, *OUTPUT, "--log-file", "/dev/null/run.log"), "--log-file"),
     ((*DATABASE, *OUTPUT, "--run-id", "../night"), "--run-id"),
+    (("serve", *DATABASE, *OUTPUT, "--rabbitmq-host", "amqp://broker"), "--rabbitmq-url"),
     (("status", *DATABASE, "--plot", "last", "--plot-file", "plot.jpg"), ".png, .svg, .pdf, .txt"),
     (("status", *DATABASE, "--plot", "last", "--plot-file", "plot"), ".png, .svg, .pdf, .txt"),
     (

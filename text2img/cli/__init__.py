@@ -321,6 +321,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     _add_options(parser, [option for option in _options(COMMANDS["run"].groups) if option.name in _USUAL])
     parser.add_argument("--version", action="version", version=f"text2img {__version__}")
+    _list_own_flags_last(parser)
     return parser
 
 
@@ -398,6 +399,10 @@ def _add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     if command.json:
         parser.add_argument("--json", action="store_true", help="print one JSON document for programs")
     _add_options(parser, _options(command.groups))
+    _list_own_flags_last(parser)
+
+
+def _list_own_flags_last(parser: argparse.ArgumentParser) -> None:
     groups = parser._action_groups  # noqa: SLF001 - argparse lists its own groups first
     groups.append(groups.pop(1))
 

@@ -195,6 +195,11 @@ class Settings(RuntimeSettings):
         """The URL of RabbitMQ, None if none is set; raises ConfigurationError if two are."""
         if not (self.rabbitmq_url or self.rabbitmq_host):
             return None
+        if "://" in (self.rabbitmq_host or ""):
+            raise ConfigurationError(
+                "--rabbitmq-host (RABBITMQ_HOST) takes a host, or HOST:PORT; give a URL by --rabbitmq-url"
+                " (RABBITMQ_URL)"
+            )
         return _one_of(
             {
                 "--rabbitmq-url (RABBITMQ_URL)": self.rabbitmq_url,
