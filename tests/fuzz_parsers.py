@@ -17,7 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["text2img"]):
-    from text2img.engine.loras.header import check_header
+    from text2img.engine.loras.sources import check_header
     from text2img.errors import Text2ImgError
     from text2img.images import FORMATS, encode, read_parameters
     from text2img.images.contact_sheet import thumbnail

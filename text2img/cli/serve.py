@@ -12,9 +12,8 @@ from text2img.concurrency.signals import Stop, graceful_shutdown
 from text2img.errors import ConfigurationError
 from text2img.telemetry.publisher import publishing, query_backlog
 from text2img.worker import build
-from text2img.worker.admission import Admission
 from text2img.worker.job import Job, LocalExecutor, task_instance
-from text2img.worker.polling import PollingLoop
+from text2img.worker.polling import Admission, PollingLoop
 
 if TYPE_CHECKING:
     import argparse

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from text2img.databases import CompletedPrompt, Failure, NewPrompt, UndeliveredOutcome
-from text2img.databases.stored_images import HASH_FIELDS, recorded_hashes, tries_of
+from text2img.databases.records import HASH_FIELDS, recorded_hashes, tries_of
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed
 from text2img.prompts import ModelConfiguration, Prompt, RequestedParameters, Status
 from text2img.prompts.parameters import (

@@ -19,7 +19,7 @@ from text2img.databases.documents import (
     WEBHOOK_ID,
     WEBHOOK_PENDING,
 )
-from text2img.databases.stored_images import documents_of, merged_hashes
+from text2img.databases.records import documents_of, merged_hashes
 from text2img.errors import ErrorCode
 from text2img.prompts import (
     APPROXIMATIONS,

@@ -20,6 +20,7 @@ from text2img.engine.denoiser import TINY_AUTOENCODER, replace_autoencoder
 from text2img.engine.devices import (
     check_device,
     check_dtype,
+    check_quantized,
     choose_device,
     choose_dtype,
     find_device_failure,
@@ -39,7 +40,6 @@ from text2img.engine.loading import (
     weights_on_host,
 )
 from text2img.engine.model_folder import ModelFolder, is_stored_in_bf16, read_folder
-from text2img.engine.quantization import check_quantized
 from text2img.engine.single_file import check_single_file, is_single_file, read_single_file, sources
 from text2img.engine.steps import BatchSplitter, StepCounter, own_request
 from text2img.errors import ConfigurationError, PromptFailed

@@ -17,7 +17,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import FailureKind, classify_error, one_line, silence_hub
+from text2img.engine.devices import (
+    TORCHAO,
+    FailureKind,
+    classify_error,
+    one_line,
+    quantization_method,
+    silence_hub,
+)
 from text2img.engine.inspection import check_size
 from text2img.engine.model_folder import (
     CHECKER,
@@ -32,7 +39,6 @@ from text2img.engine.model_folder import (
     read_json,
     stem_of,
 )
-from text2img.engine.quantization import TORCHAO, quantization_method
 from text2img.engine.single_file import is_single_file, load_single_file
 from text2img.errors import ConfigurationError, DeviceFailed, ModelFailed, Text2ImgError
 from text2img.settings import check_hub_cache, expand_home

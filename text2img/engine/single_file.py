@@ -14,9 +14,8 @@ import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from text2img.engine.devices import silence_libraries, suppress_warnings
+from text2img.engine.devices import require, silence_libraries, suppress_warnings
 from text2img.engine.model_folder import Component, Kind, ModelFolder, check_whole, class_of, read_folder
-from text2img.engine.quantization import require
 from text2img.errors import ConfigurationError, ModelFailed
 from text2img.settings import expand_home
 

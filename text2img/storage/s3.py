@@ -35,7 +35,7 @@ from text2img.storage.bucket import (
     read_whole,
     rejected,
 )
-from text2img.storage.s3_errors import (
+from text2img.storage.s3_bucket import (
     ACLS_UNSUPPORTED,
     BUCKET_ERRORS,
     CREDENTIAL_ERRORS,

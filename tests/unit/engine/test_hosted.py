@@ -17,7 +17,7 @@ from tests.waiting import until
 from text2img.engine import GeneratedImage
 from text2img.engine.hosted import HostedOptions
 from text2img.engine.hosted.engine import HostedEngine
-from text2img.engine.hosted.http import HttpClient, RequestFailed
+from text2img.engine.hosted.queue_request import HttpClient, RequestFailed
 from text2img.errors import ConfigurationError, DeviceFailed, ErrorCode, ModelFailed, PromptFailed, Stopped
 from text2img.prompts import RequestedParameters
 
@@ -197,7 +197,7 @@ def test_addresses_that_are_not_the_services_are_not_asked(fal, address):
 )
 def test_addresses_of_the_service_itself(address):
     """The hosts where fal keeps pictures are taken; loopback is not, unless the operator points there."""
-    from text2img.engine.hosted.http import check_address
+    from text2img.engine.hosted.queue_request import check_address
 
     check_address(address, None)
     check_address("http://127.0.0.1:9/files/b.png", "http://127.0.0.1:9/queue")

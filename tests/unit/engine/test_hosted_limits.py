@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.servers.slow import BODY, HEADERS, slow_server
 from tests.waiting import until
-from text2img.engine.hosted import http
-from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge, decode
+from text2img.engine.hosted import queue_request
+from text2img.engine.hosted.queue_request import HttpClient, RequestFailed, TooLarge, decode
 from text2img.errors import ErrorCode, PromptFailed
 
 
@@ -33,7 +33,7 @@ def test_an_answer_that_trickles_is_hung_up_on(start):
 
 def test_a_small_answer_that_unpacks_to_a_large_one_is_cut_off(httpserver, monkeypatch):
     """The size counts after decompression, and no more than that is unpacked."""
-    monkeypatch.setattr(http, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(queue_request, "MAX_BYTES", 10**6)
     packed = gzip.compress(bytes(50 * 10**6))
     httpserver.expect_request("/").respond_with_data(packed, headers={"Content-Encoding": "gzip"})
     with pytest.raises(TooLarge):
@@ -96,7 +96,7 @@ def test_other_formats_are_no_images(format_name):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
 def test_pixels_are_those_of_the_whole_image(monkeypatch, mode):
     """An image that is converted in strips has the pixels of one that is converted at once."""
-    monkeypatch.setattr(http, "_STRIP_PIXELS", 100)
+    monkeypatch.setattr(queue_request, "_STRIP_PIXELS", 100)
     noise = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
     image = Image.fromarray(noise).convert("L" if mode == "I;16" else mode)
     image = image.convert("I;16") if mode == "I;16" else image

@@ -19,7 +19,7 @@ from tests.servers.s3 import client
 from text2img.concurrency.signals import Stop
 from text2img.engine.loras import LoraCache, SourceAllowlist
 from text2img.engine.loras.cache import Cache
-from text2img.engine.loras.header import check_header
+from text2img.engine.loras.sources import check_header
 from text2img.errors import ErrorCode, PromptFailed, Stopped
 from text2img.prompts.parameters import Lora
 

@@ -8,7 +8,7 @@ import bson
 import pytest
 
 from tests.outcomes import completed
-from text2img.databases.stored_images import documents_of
+from text2img.databases.records import documents_of
 from text2img.errors import ErrorCode, PromptFailed
 from text2img.prompts import (
     AwaitsScore,

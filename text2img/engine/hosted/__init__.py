@@ -18,7 +18,7 @@ from text2img.errors import ConfigurationError, ErrorCode, ModelFailed, PromptFa
 from text2img.prompts.parameters import RequestedParameters
 
 if TYPE_CHECKING:
-    from text2img.engine.hosted.http import Answer
+    from text2img.engine.hosted.queue_request import Answer
 
 
 QUEUE: Final = "https://queue.fal.run"

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Final
 from text2img.engine import GeneratedImage, ModelInfo, hosted
 from text2img.engine.devices import peak_memory
 from text2img.engine.hosted import limits
-from text2img.engine.hosted.http import HttpClient, RequestFailed, TooLarge
-from text2img.engine.hosted.queue_request import HOSTED_SCHEDULER, QueueRequest, ServiceUnavailable
+from text2img.engine.hosted.queue_request import (
+    HOSTED_SCHEDULER,
+    HttpClient,
+    QueueRequest,
+    RequestFailed,
+    ServiceUnavailable,
+    TooLarge,
+)
 from text2img.engine.inspection import check_fits
 from text2img.errors import ErrorCode, ModelFailed, PromptFailed, RunFailed
 
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from text2img.engine.hosted import HostedOptions
-    from text2img.engine.hosted.http import Answer
+    from text2img.engine.hosted.queue_request import Answer
     from text2img.prompts import Request
 
 log = logging.getLogger(__name__)

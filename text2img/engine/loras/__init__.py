@@ -23,7 +23,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from text2img.engine.loras.header import check_header
+from text2img.engine.loras.sources import check_header
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
 from text2img.settings import expand_home
 from text2img.storage.bucket import TransientError

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from text2img.errors import ObjectUnreadable
+from text2img.reports import render
 from text2img.reports.comparison import comparison_stats, differences
 from text2img.reports.comparison.similarity import in_parallel
 from text2img.reports.gallery import link_of
 from text2img.reports.gallery.page import thumbnail
-from text2img.reports.templates import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

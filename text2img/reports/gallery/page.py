@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from text2img.errors import ObjectUnreadable
 from text2img.images import mark_of
-from text2img.reports.templates import render
+from text2img.reports import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
