@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from text2img.concurrency.timeouts import run_with_timeout
 from text2img.errors import BucketMissing, ClaimLost, ConfigurationError, PromptFailed, StorageFailed
@@ -35,13 +35,6 @@ from text2img.storage.bucket import (
     read_whole,
     rejected,
 )
-from text2img.storage.s3_bucket import (
-    ACLS_UNSUPPORTED,
-    BUCKET_ERRORS,
-    CREDENTIAL_ERRORS,
-    LOGIN_HINT,
-    REGION_ERRORS,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +42,34 @@ if TYPE_CHECKING:
     from text2img.storage import Classify
     from text2img.storage.bucket import Clock, ObjectInfo
     from text2img.storage.s3_bucket import Bucket
+
+
+LOGIN_HINT: Final = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile with AWS_PROFILE, or run under a role"
+)
+ACLS_UNSUPPORTED: Final = "AccessControlListNotSupported"
+CREDENTIAL_ERRORS: Final = frozenset(
+    {
+        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"),
+        *("TokenRefreshRequired", "RequestTimeTooSkewed", "InvalidSecurity", "NotSignedUp", "AccountProblem"),
+    }
+)
+REGION_ERRORS: Final = frozenset(
+    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+)
+BUCKET_ERRORS: Final = (
+    CREDENTIAL_ERRORS
+    | REGION_ERRORS
+    | {ACLS_UNSUPPORTED, "InvalidRequest", "InvalidBucketName", "MalformedACLError"}
+)
+"""A 400 with one of these codes applies to every object; with another code, only to the uploaded one."""
+TRANSIENT_ERRORS: Final = frozenset(
+    {
+        *("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"),
+        *("ConditionalRequestConflict", "OperationAborted", "ThrottlingException", "TooManyRequests"),
+    }
+)
+"""Codes of transient errors whose status alone would make them permanent."""
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""S3's error codes, grouped by what they mean for an upload, and the login hint."""
+"""One bucket through boto3: credentials, connections, retries, checksums, and its errors as ours.
+
+Imported when a bucket is first needed, since boto3 loads slowly. docs/s3.md explains the choice of boto3.
+"""
 
 from __future__ import annotations
 
@@ -39,40 +42,13 @@ from text2img.storage.bucket import (
     one_line,
     retry,
 )
+from text2img.storage.s3 import ACLS_UNSUPPORTED, LOGIN_HINT, TRANSIENT_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from text2img.storage import StorageOptions
     from text2img.storage.bucket import Checksum, Clock
-
-
-LOGIN_HINT: Final = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, choose a profile with AWS_PROFILE, or run under a role"
-)
-ACLS_UNSUPPORTED: Final = "AccessControlListNotSupported"
-CREDENTIAL_ERRORS: Final = frozenset(
-    {
-        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"),
-        *("TokenRefreshRequired", "RequestTimeTooSkewed", "InvalidSecurity", "NotSignedUp", "AccountProblem"),
-    }
-)
-REGION_ERRORS: Final = frozenset(
-    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-)
-BUCKET_ERRORS: Final = (
-    CREDENTIAL_ERRORS
-    | REGION_ERRORS
-    | {ACLS_UNSUPPORTED, "InvalidRequest", "InvalidBucketName", "MalformedACLError"}
-)
-"""A 400 with one of these codes applies to every object; with another code, only to the uploaded one."""
-TRANSIENT_ERRORS: Final = frozenset(
-    {
-        *("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "SlowDown"),
-        *("ConditionalRequestConflict", "OperationAborted", "ThrottlingException", "TooManyRequests"),
-    }
-)
-"""Codes of transient errors whose status alone would make them permanent."""
 
 
 _Result = TypeVar("_Result")

@@ -1,4 +1,4 @@
-"""How a server waits when nothing is left to claim: it polls until it has been idle for too long."""
+"""How a server takes work: it polls until it has been idle for too long, and checks messages for known ids."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ MEASURE = """
 import io, sys
 from pathlib import Path
 from PIL import Image
-from text2img.engine.hosted import http
+from text2img.engine.hosted import queue_request as http
 def peak():
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""HTTP exchanges bounded in time and size, and the images in their answers: data URLs, addresses, pixels."""
+"""One request to a hosted queue: HTTP bounded in time and size, the protocol, the images in the answers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from tenacity import (
     wait_exponential,
 )
 
-from text2img.engine.loras.sources import check_header
 from text2img.errors import ConfigurationError, ErrorCode, PromptFailed, StorageFailed
 from text2img.settings import expand_home
 from text2img.storage.bucket import TransientError
@@ -172,6 +171,8 @@ class LoraCache:
         self, key: str, location: LoraLocation, entry: CacheEntry | None, lora: Lora
     ) -> CacheEntry:
         """Return the entry of the source's current version: the cached one if unchanged, else a new one."""
+        from text2img.engine.loras.sources import check_header
+
         assert self._cache is not None  # noqa: S101 - for the type checker; _fetch has checked it
         known_version = entry.version if entry else None
 
@@ -242,6 +243,8 @@ class LoraCache:
 
 def _local_file(location: LoraLocation, lora: Lora) -> Path:
     """Return the local file in place, validated like a fetched one."""
+    from text2img.engine.loras.sources import check_header
+
     file = Path(*location.parts)
     try:
         check_header(file)

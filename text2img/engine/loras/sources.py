@@ -1,4 +1,4 @@
-"""Fetch a LoRA from a web server, the Hugging Face hub or a bucket."""
+"""Fetch a LoRA from a web server, the Hugging Face hub or a bucket, and check what its file declares."""
 
 from __future__ import annotations
 
