@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.engine.conftest import ask, draw, open_engine, pipe_of
-from text2img.engine.text_encoding import ChunkedText, TensorLRUCache
+from text2img.engine.loading import check_tokenizers
+from text2img.engine.text_encoding import ChunkedText, TensorLRUCache, WholeText
 
 LONG = "the quick brown fox, " * 20  # 340 letters, each a token
 
@@ -178,3 +181,15 @@ def test_remembered_within_its_room():
     assert ask_for("large", 101)[0].nbytes == 101
     ask_for("large", 101)
     assert made[4:] == ["large", "large"]
+
+
+def test_a_processor_in_place_of_a_tokenizer():
+    """Kandinsky 5 has a processor of texts and images as its tokenizer; that one's tokenizer counts."""
+    from tests.engine.models import t5_tokenizer
+
+    processor = SimpleNamespace(tokenizer=t5_tokenizer())
+    text = WholeText(SimpleNamespace(components={"tokenizer": processor, "tokenizer_2": None}), 8)
+    assert text.truncated("a cat that sleeps")
+    assert not text.truncated("cat")
+    encoder = SimpleNamespace(config=SimpleNamespace(vocab_size=len(processor.tokenizer)))
+    check_tokenizers({"tokenizer": processor, "text_encoder": encoder})

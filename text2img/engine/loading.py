@@ -314,7 +314,8 @@ def check_tokenizers(components: Mapping[str, Any]) -> None:
         encoder = components.get(name.replace("tokenizer", "text_encoder"))
         embedded = getattr(getattr(encoder, "config", None), "vocab_size", None)
         if name.startswith("tokenizer") and tokenizer is not None and isinstance(embedded, int):
-            check_size(name, len(tokenizer), embedded, exact=type(tokenizer).__name__.startswith("CLIP"))
+            own = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of texts and images
+            check_size(name, len(own), embedded, exact=type(own).__name__.startswith("CLIP"))
 
 
 def _load_components(

@@ -246,7 +246,9 @@ class WholeText:
     def __init__(self, pipe: Any, max_length: int) -> None:
         components = sorted(pipe.components.items())
         tokenizers = [
-            component for name, component in components if name.startswith("tokenizer") and component
+            getattr(component, "tokenizer", component)  # of a processor of texts and images
+            for name, component in components
+            if name.startswith("tokenizer") and component is not None
         ]
         limits = [
             (max_length if _reads_max_length(tokenizer) else int(tokenizer.model_max_length), tokenizer)
