@@ -287,9 +287,11 @@ def _pag(kind: str) -> object:
     parts = base().components
     unused = ("safety_checker", "feature_extractor", "image_encoder")
     kept = {name: part for name, part in parts.items() if name not in unused}
+    if kind == "sd3":  # by default the second block is perturbed
+        config = {**kept["transformer"].config, "num_layers": 2}
+        kept["transformer"] = diffusers.SD3Transformer2DModel.from_config(config)
     more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    layers = {"pag_applied_layers": "blocks.0" if kind == "sd3" else "down"}
-    return pipeline(**kept, **(more if kind == "sd1" else {}), **layers)
+    return pipeline(**kept, **(more if kind == "sd1" else {}))
 
 
 def deepfloyd_if() -> diffusers.IFPipeline:
