@@ -176,20 +176,27 @@ def main() -> int:
     """Read the options, measure, print, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watermark", description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="pixels (default: 512 1024)")
+    parser.add_argument("--method", default="", help="only methods whose name contains this")
     options = parser.parse_args()
-    there = methods()
+    there = [method for method in methods() if options.method in method.name]
     if not there:
         print("neither invisible-watermark nor blind-watermark is installed: pip install --no-deps them")
         return 2
     rows: list[dict[str, Any]] = []
-    for side in SIDES:
+    for side in options.sides:
         for method in there:
             rows.append(row(method, side))
             print(rows[-1], flush=True)
     result = Result(
         benchmark="watermark",
         checks=[],
-        settings={"bits": len(BITS), "found": _FOUND, "images": len(images(64)), "sides": list(SIDES)},
+        settings={
+            "bits": len(BITS),
+            "found": _FOUND,
+            "images": len(images(64)),
+            "sides": list(options.sides),
+        },
         rows=rows,
         note="Half of the images are flat scenes, half are textures. Times are of one process's processor.",
     )

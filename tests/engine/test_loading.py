@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import ask, draw, edit, open_engine, pipe_of, split_vocabulary
@@ -44,6 +45,13 @@ def test_families(loaded, family, pipeline):
     assert type(pipe).__name__ == pipeline
     assert not pipe.vae.training
     assert {weight.dtype for weight in pipe.vae.parameters()} == {torch.float32}
+
+
+def test_no_watermark_of_the_library_s(tiny, monkeypatch):
+    """Where invisible-watermark is installed, SDXL's pipeline would change the pixels by itself."""
+    monkeypatch.setattr(pipeline_stable_diffusion_xl, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(pipeline_stable_diffusion_xl, "StableDiffusionXLWatermarker", object, raising=False)
+    assert pipe_of(open_engine(tiny("sdxl"))).watermark is None
 
 
 @pytest.mark.parametrize(("family", "file"), WEIGHTS)

@@ -375,13 +375,15 @@ def _assemble(model: ModelFolder, components: Mapping[str, Any], dtype: Any) -> 
         checker["requires_safety_checker"] = False
     if not _accepts(model.pipeline, "safety_checker"):
         checker = {}
+    # Where invisible-watermark is installed, SDXL would change the pixels by itself.
+    marker = {"add_watermarker": False} if _accepts(model.pipeline, "add_watermarker") else {}
     pipe = getattr(diffusers, model.pipeline).from_pretrained(
         model.path,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
-        **{**empty, **checker, **components},
+        **{**empty, **checker, **marker, **components},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -168,11 +168,9 @@ class Marking:
     def xmp(self, parameters: Mapping[str, object]) -> bytes:
         """Return the XMP packet, the same for the same parameters, of at most 65,000 bytes."""
         prompt = _prompt_information(parameters) if self.prompt else ""
-        packet = self._packet(parameters, prompt)
-        while len(packet) > _MAX_PACKET and prompt:
+        while len(packet := self._packet(parameters, prompt)) > _MAX_PACKET and prompt:
             excess = (len(packet) - _MAX_PACKET) / len(_escaped(prompt).encode())
             prompt = prompt[: int(len(prompt) * (1 - excess)) - 2] + "…" if excess < 1 else ""
-            packet = self._packet(parameters, prompt)
         return packet
 
     def _packet(self, parameters: Mapping[str, object], prompt: str) -> bytes:
