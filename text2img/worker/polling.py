@@ -1,4 +1,4 @@
-"""How a server takes work: it polls until it has been idle for too long, and checks messages for known ids."""
+"""How a server takes work: it polls until it was idle for too long, and checks messages for known ids."""
 
 from __future__ import annotations
 
