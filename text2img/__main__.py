@@ -1,6 +1,6 @@
 """The program: ``python -m text2img``, the console script, and what ``main.py`` starts.
 
-It imports only what Python has loaded anyway, and parses on old Pythons, which get one sentence.
+It imports only what Python has loaded anyway, and parses on old Pythons, which get one error line.
 """
 
 import os

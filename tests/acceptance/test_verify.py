@@ -21,7 +21,7 @@ DAMAGE = {
     "cut.png": ("broken", "it is not a whole image"),
     "text.png": ("broken", "it is not a whole image"),
     "bit.jpg": ("broken", "its manifest does not hold: assertion.dataHash.mismatch"),
-    "plain.png": ("unsigned", "XMP says that a model made it; it is not signed"),
+    "plain.png": ("unsigned", "its XMP declares that a model made it; it is not signed"),
     "missing.png": ("unreadable", "No such file"),
 }
 

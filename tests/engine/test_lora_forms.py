@@ -106,6 +106,6 @@ def test_peft_folder_elsewhere(tmp_path, path):
     cache = LoraCache(
         SourceAllowlist.parse("https://loras.example/a/,gs://bucket/a/"), Cache(tmp_path, 10**9, time.sleep)
     )
-    with pytest.raises(PromptFailed, match=r"whose scale stands in the adapter_config\.json") as failed:
+    with pytest.raises(PromptFailed, match=r"whose scale is in the adapter_config\.json") as failed:
         cache.file(Lora(path=path, weight=1.0))
     assert failed.value.code is ErrorCode.LORA_FAILED

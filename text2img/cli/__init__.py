@@ -114,7 +114,7 @@ COMMANDS = {
         "report", "write an HTML page of images and failures", (*_QUEUE, "output", "selection")
     ),
     "verify": Command(
-        "verify", "check what images say of their making", (*_QUEUE, "output", "verification"), json=True
+        "verify", "check how images are marked", (*_QUEUE, "output", "verification"), json=True
     ),
     "doctor": Command(
         "doctor",
@@ -180,7 +180,7 @@ def _asks_for_json(argv: Sequence[str]) -> bool:
 
 def _print_failure(message: str, status: int) -> int:
     """Print a failure's document, if the output is JSON; return the exit status."""
-    with suppress(OSError, RunFailed):  # the status says it
+    with suppress(OSError, RunFailed):  # the status is returned all the same
         print_result({"error": message, "status": status})
     return status
 
@@ -352,7 +352,7 @@ _OWN_ARGUMENTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "file": {"metavar": "FILE", "help": "file of prompts; - is standard input"},
         "--format": {
             "metavar": "FORMAT",
-            "help": "json, jsonl, yaml, csv or txt; by default the file's name or the content tells",
+            "help": "json, jsonl, yaml, csv or txt; by default by the file's name or content",
         },
     },
     "status": {
@@ -440,11 +440,11 @@ _METAVARS: Final = {
     "DOLLARS": "price",
     "local|fal:MODEL": "generator",
 }
-"""What stands for an option's value in the help: the names of such options, or the last words of them."""
+"""The placeholder of an option's value in the help, with the names of such options or their last words."""
 
 
 def _metavar(option: Option, annotation: object) -> str:
-    """Return what stands for the option's value in the help: its choices, N, or a noun such as FOLDER."""
+    """Return the placeholder of the option's value in the help: its choices, N, or a noun such as FOLDER."""
     word = option.name.rpartition("_")[2]
     for known in (option.name, word):
         for metavar, names in _METAVARS.items():

@@ -1,4 +1,4 @@
-"""``verify``: what images say of their making, whether that holds, and whether they are the recorded ones."""
+"""``verify``: the marks of images, whether they hold, and whether the images are the recorded ones."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class _Verdict:
 
 
 def main(settings: Settings, arguments: argparse.Namespace, progress: Progress) -> int:
-    """Print what each image says; return 3 if one of them is broken, unmarked or unreadable."""
+    """Print the marks of each image; return 3 if one of them is broken, unmarked or unreadable."""
     del progress
     run_id = arguments.run_id or (None if arguments.files else settings.run_id)
     if bool(arguments.files) == bool(run_id):
@@ -213,16 +213,16 @@ def _trust_anchors(name: str | None) -> str | None:
 
 
 def _lines(verdict: _Verdict) -> list[str]:
-    """Return the lines for people: the verdict, and what the image says."""
+    """Return the lines for people: the verdict, and the image's marks."""
     recorded = {True: "; its hash is the recorded one", False: "", None: ""}[verdict.recorded]
     lines = [f"{verdict.image.url}: {verdict.state}: {verdict.reason}{recorded}"]
     if verdict.marks is not None:
-        said = {
+        statements = {
             "XMP": _chosen(verdict.marks.xmp, _XMP),
             "manifest": _chosen(verdict.marks.manifest, _MANIFEST),
             "parameters": _chosen(verdict.marks.parameters, _PARAMETERS),
         }
-        lines += [f"  {name}: {words}" for name, words in said.items() if words]
+        lines += [f"  {name}: {words}" for name, words in statements.items() if words]
     return lines
 
 
@@ -244,8 +244,8 @@ _PARAMETERS: Final = (
 _MAX_CHARS: Final = 120
 
 
-def _chosen(said: Mapping[str, object] | None, names: Sequence[str]) -> str:
-    shown = {name: said.get(name) for name in names} if said else {}
+def _chosen(values: Mapping[str, object] | None, names: Sequence[str]) -> str:
+    shown = {name: values.get(name) for name in names} if values else {}
     texts = {
         name: ", ".join(map(str, value))
         if isinstance(value, list)

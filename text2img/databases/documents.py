@@ -54,7 +54,7 @@ SUCCESS_FIELDS: Final = ("image_url", "completed_at", "used", *OPTIONAL_RESULT_F
 WEBHOOK_PENDING: Final = "webhook_untold"
 """In a final prompt: the id of the notification for its own webhook, until that is saved."""
 WEBHOOK_ID: Final = "webhook_message_id"
-"""In a final prompt: the same id, as long as the outcome stands, to send the notification again."""
+"""In a final prompt: the same id, as long as the outcome stays the same, to send the notification again."""
 OUTCOME_FIELDS: Final = (
     *CLAIM_FIELDS,
     *FAILURE_FIELDS,

@@ -36,7 +36,7 @@ _OTHER_KINDS: Final = {
     ".lokr_w": "LoKr, whose Kronecker products are not supported",
     ".oft_": "OFT, whose rotations are not supported",
 }
-"""Parts of key names that tell a relative of LoRA, and what it is."""
+"""Parts of key names by which a relative of LoRA is recognized, and its name."""
 _PEFT_PREFIX: Final = "base_model.model."
 """The beginning of key names in the file that peft's own ``save_pretrained`` writes."""
 _PEFT_FILE: Final = "adapter_model.safetensors"
@@ -256,7 +256,7 @@ def _has_all(component: Any, weights: Tensors) -> bool:
 
 
 def _peft_metadata(file: str, outline: Tensors, pipe: Any) -> Mapping[str, Any]:
-    """Return the scale of peft's own file as metadata; it stands in another file, beside it.
+    """Return the scale of peft's own file as metadata; it is in another file, beside it.
 
     Without that file, as for one that was fetched or renamed, the scale is 1, unless the file has peft's own
     name: then its owner knows of the other one. Raises PromptFailed where the scale is not known.

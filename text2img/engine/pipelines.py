@@ -310,7 +310,7 @@ _MARKS: Final = {
     "Audio": "makes sound, not images",
     "Modular": "is a modular pipeline, which text2img does not run",
 }
-"""Parts of class names that tell what a pipeline wants or makes."""
+"""Parts of class names, with what such a pipeline wants or makes."""
 _REQUIRED: Final = ("prompt", "height", "width", "num_inference_steps", "generator", "output_type")
 _IMAGES: Final = ("image", "control_image")
 

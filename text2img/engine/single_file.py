@@ -69,7 +69,7 @@ a text projection that is used; the others' is not."""
 _ANOTHER_BASE: Final = "give the base that the file was made from"
 _PREDICTION_KEY: Final = "modelspec.prediction_type"
 _PREDICTIONS: Final = {"v": "v_prediction", "epsilon": "epsilon"}
-"""What a file's metadata says that it predicts, by the Stability AI Model Metadata Standard."""
+"""A file's prediction type, by its metadata, in the words of the Stability AI Model Metadata Standard."""
 _ZERO_SNR: Final = (
     "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -152,7 +152,7 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def components_in_file(keys: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return, for each component in the file, its keys with the prefix of each.
 
-    The denoiser, which a base calls ``unet`` or ``transformer``, stands under both names. If no key has its
+    The denoiser, which a base calls ``unet`` or ``transformer``, is under both names. If no key has its
     prefix, all keys that belong to nothing else are the denoiser's.
     """
     keys = list(keys)
@@ -182,7 +182,7 @@ def _t5_component(keys: Iterable[str]) -> str:
 def check_single_file(model: ModelFolder) -> None:
     """Raise ConfigurationError if weights of the file are missing, unknown, or have another shape.
 
-    The base's configuration says which there must be.
+    The base's configuration lists those that there must be.
     """
     file = next((component.file for component in model.components.values() if component.file), None)
     if file is None:
@@ -297,7 +297,7 @@ def _check_kind(name: str, kind: str | None, base: ModelFolder, base_name: str) 
 
 
 def _scheduler(name: str, file: Path, shapes: Shapes, base: ModelFolder) -> Component:
-    """Return the base's scheduler with what the file's keys say of the noise: v-prediction, zero SNR, EDM."""
+    """Return the base's scheduler with the noise settings of the file's keys: v-prediction, zero SNR, EDM."""
     scheduler = base.components.get("scheduler")
     if scheduler is None:
         raise ConfigurationError(f"the base of {name} lists no scheduler; give another base")

@@ -150,7 +150,7 @@ _ESCAPES: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marking:
-    """What images say beyond their parameters: creator and rights, and where the prompt is kept.
+    """What images declare beyond their parameters: creator and rights, and where the prompt is kept.
 
     ``prompt`` None: in the parameters; True: in XMP as well; False: nowhere in the file.
     """
@@ -271,15 +271,15 @@ def mark_of(file: bytes, xmp: bytes) -> str | None:
     if holds_manifest(file):
         return "C2PA"
     try:
-        said = read_xmp(xmp)
+        statements = read_xmp(xmp)
     except ValueError:
         return None
-    return "XMP" if is_generated(said) else None
+    return "XMP" if is_generated(statements) else None
 
 
-def is_generated(said: Mapping[str, str]) -> bool:
-    """Return whether statements of XMP say that a model made the image, whole or in part."""
-    return said.get("DigitalSourceType", "").endswith("rainedAlgorithmicMedia")
+def is_generated(xmp: Mapping[str, str]) -> bool:
+    """Return True if XMP declares that a model made the image, whole or in part."""
+    return xmp.get("DigitalSourceType", "").endswith("rainedAlgorithmicMedia")
 
 
 def holds_manifest(file: bytes) -> bool:

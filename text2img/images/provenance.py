@@ -1,4 +1,4 @@
-"""What an image says of its making, and whether that holds: marks inspected, C2PA manifests signed and read.
+"""The marks of an image, and whether they hold: marks inspected, C2PA manifests signed and read.
 
 c2pa-python (the extra ``c2pa``) is imported only to sign, or to read a manifest that is there.
 """
@@ -46,14 +46,14 @@ class State(StrEnum):
 
     TRUSTED = "trusted"  # a manifest that holds, signed under one of the trust anchors
     VALID = "valid"  # a manifest that holds, signed under any other authority
-    UNSIGNED = "unsigned"  # XMP says that a model made it; there is no manifest
-    BROKEN = "broken"  # what it says contradicts itself or the file
+    UNSIGNED = "unsigned"  # XMP declares that a model made it; there is no manifest
+    BROKEN = "broken"  # its marks contradict one another or the file
     UNMARKED = "no mark"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """What an image's file says of its making: ``state`` in a word, and ``reason`` in a sentence.
+    """The marks of an image's file: their ``state``, and the ``reason`` for it in words.
 
     ``parameters``, ``xmp`` and ``manifest`` are what the file holds of each, None for what is missing.
     """
@@ -70,7 +70,7 @@ _MAX_PIXELS: Final = 64_000_000
 
 
 def inspect(file: bytes, trust_anchors: str | None = None) -> Marks:
-    """Return what an image's file says of its making, and whether that holds; the file may be anything.
+    """Return the marks of an image's file, and whether they hold; the file may be anything.
 
     ``trust_anchors`` are certificates in PEM. Raises ConfigurationError if c2pa-python is needed and missing.
     """
@@ -90,15 +90,15 @@ def inspect(file: bytes, trust_anchors: str | None = None) -> Marks:
         reason = "it is not a whole image in PNG, JPEG or WebP"
         return Marks(state=State.BROKEN, reason=reason)
     parameters, xmp, faults = _statements(text, packet)
-    said = {"parameters": parameters, "xmp": xmp}
+    read = {"parameters": parameters, "xmp": xmp}
     if faults:
-        return Marks(state=State.BROKEN, reason=faults[0], **said)
+        return Marks(state=State.BROKEN, reason=faults[0], **read)
     if not holds_manifest(file):
         state, reason = _judged_by_xmp(parameters, xmp)
-        return Marks(state=state, reason=reason, **said)
+        return Marks(state=state, reason=reason, **read)
     manifest = read_manifest(file, content_type, trust_anchors)
     state, reason = _judged_by_manifest(manifest, file, text)
-    return Marks(state=state, reason=reason, manifest=manifest, **said)
+    return Marks(state=state, reason=reason, manifest=manifest, **read)
 
 
 def _text(image: PILImage) -> str:
@@ -138,7 +138,7 @@ def _judged_by_xmp(
     parameters: Mapping[str, object] | None, xmp: Mapping[str, str] | None
 ) -> tuple[State, str]:
     if is_generated(xmp or {}):
-        return State.UNSIGNED, "XMP says that a model made it; it is not signed"
+        return State.UNSIGNED, "its XMP declares that a model made it; it is not signed"
     if source := (xmp or {}).get("DigitalSourceType"):
         return State.UNMARKED, f"its XMP names another source: {source[:200]}"
     if parameters and str(parameters.get("software")).startswith("text2img "):
@@ -151,7 +151,8 @@ def _judged_by_xmp(
 def _framing_holds(file: bytes) -> bool:
     """Return whether the boxes and the padding of the manifests in a file are as c2pa writes them.
 
-    No signature covers them; they say nothing, but a changed bit shows that the file is not the one signed.
+    No signature covers them. They declare nothing, but a changed bit shows that the file is not the one that
+    was signed.
     """
     boxes = [file[box.end() : box.end() + 40] for box in re.finditer(rb"jumb.{4}jumd", file, re.DOTALL)]
     for box in boxes:
@@ -205,7 +206,7 @@ def _c2pa(option: str) -> Any:
 
 
 def read_manifest(file: bytes, content_type: str, trust_anchors: str | None = None) -> dict[str, Any]:
-    """Return what the active manifest of a file says, and c2pa's verdict on it; nothing is fetched.
+    """Return the statements of a file's active manifest, and c2pa's verdict on it; nothing is fetched.
 
     ``state`` is Trusted, Valid or Invalid, and ``failures`` are codes of the C2PA specification.
     """
@@ -223,7 +224,7 @@ def read_manifest(file: bytes, content_type: str, trust_anchors: str | None = No
 
 
 def _summary(store: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the active manifest of c2pa's report says; raise any error for a malformed one."""
+    """Return the statements of the active manifest in c2pa's report; raise any error for a malformed one."""
     active = store["manifests"][store["active_manifest"]] if store else {}
     signature = active.get("signature_info", {})
     generator = (active.get("claim_generator_info") or [{}])[0]
@@ -357,10 +358,10 @@ class ManifestSigner:
         return builder
 
     def _builder(self, parameters: str, actions: Sequence[Mapping[str, object]]) -> Any:
-        said = json.loads(parameters)
+        values = json.loads(parameters)
         generation = {
-            "model": said.get("model"),
-            "revision": said.get("revision"),
+            "model": values.get("model"),
+            "revision": values.get("revision"),
             "parameters_sha256": hashlib.sha256(parameters.encode()).hexdigest(),
         }
         definition = {
@@ -426,7 +427,7 @@ def _pem(option: str, value: str) -> bytes:
 
 
 def _certificates(pem: bytes) -> tuple[list[x509.Certificate], bytes]:
-    """Return the certificates, and their PEM without whatever stands between them."""
+    """Return the certificates, and their PEM without what is between them."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 

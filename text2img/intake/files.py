@@ -42,9 +42,9 @@ _FINGERPRINT_BYTES: Final = 14
 def read_prompts(path: str, *, file_format: str | None = None, syntax: PromptSyntax | None = None) -> Prompts:
     """Return the checked prompts of a file; ``-`` is standard input.
 
-    The ``file_format`` is one of FORMATS; by default a file's name tells it, and standard input's content.
-    ``syntax`` checks the texts. Raises ConfigurationError with a line for each error, which names the file,
-    the line and the field.
+    The ``file_format`` is one of FORMATS; by default it follows from a file's name,
+    and from standard input's content. ``syntax`` checks the texts. Raises ConfigurationError with
+    a line for each error, which names the file, the line and the field.
     """
     if file_format or path != "-":
         kind = f".{file_format}" if file_format else format_of(path)
@@ -64,7 +64,7 @@ _MAX_ITEMS_SEEN: Final = 1_000
 
 
 def guess_format(file: TextIO) -> str:
-    """Return the format that a text's content tells.
+    """Return the format that follows from a text's content.
 
     ``[`` begins JSON, ``{`` JSON or JSON lines. A list, or a mapping with ``prompts``, is YAML. A first row
     that names the prompt's text is CSV. All else is a text of one prompt a line.
@@ -268,7 +268,7 @@ _SAVE_AS: Final = "save it as UTF-8 (spreadsheets: CSV UTF-8)"
 
 
 def _encoding_of(file: IO[bytes]) -> str:
-    """Return the encoding that the byte order mark tells, else UTF-8; the file is at its start."""
+    """Return the encoding that the byte order mark indicates, else UTF-8; the file is at its start."""
     start = file.read(2)
     file.seek(0)
     return "utf-16" if start in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} else "utf-8-sig"

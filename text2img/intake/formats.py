@@ -331,7 +331,7 @@ def _cells(line: str, separator: str) -> list[str]:
 def _csv(file: TextIO) -> Entries:
     """Yield rows as mappings by the header, without empty cells; the cells of number fields are numbers.
 
-    The separator stands in a first line such as ``sep=;``, as spreadsheets write it, or follows from the
+    The separator is given in a first line such as ``sep=;``, as spreadsheets write it, or follows from the
     header. Rows without any value are skipped.
     """
     first, before = file.readline(_MAX_HEADER_CHARS), 0

@@ -39,7 +39,7 @@ _MAX_SETTINGS_CHARS: Final = 5_000
 _IGNORED: Final = frozenset(
     ("Model", "Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Version", "RNG", "ENSD", "User")
 )
-"""Settings that describe the origin of an image, or what its prompt's text says already."""
+"""Settings that describe the origin of an image, or repeat its prompt's text."""
 _DEFAULTS: Final = {("Schedule type", "Automatic"), ("Clip skip", "1"), ("Denoising strength", "0")}
 _TAGS: Final = {
     "prompt": "text",
@@ -104,21 +104,21 @@ class _Block:
         if last is None:
             if settings is not None or negative:
                 at = negative[0][0] if negative else number
-                yield at, Unreadable(["belongs to an infotext, but no prompt stands before it"])
+                yield at, Unreadable(["belongs to an infotext, but there is no prompt before it"])
             return
         if settings is None and not negative:
             yield last[0], _line_entry(last[1])
             return
         if lines > 1 or (settings is None and len(negative) > 1):
             what = "an infotext's prompt and its negative prompt must have one line each"
-            yield last[0], Unreadable([f"{what}, and an empty line must stand between two infotexts"])
+            yield last[0], Unreadable([f"{what}, and two infotexts need an empty line between them"])
             return
         text = " ".join(words for _, words in negative) if negative else None
         yield last[0], _infotext(last[1], text, settings)
 
 
 def _line_entry(words: str) -> object:
-    """Return the entry of a line that stands alone."""
+    """Return the entry of a single line."""
     if words.startswith("--"):
         return _tagged(words)
     if match := _INLINE.search(words):
@@ -130,7 +130,7 @@ def _line_entry(words: str) -> object:
             negative, settings = rest[:start].strip(), rest[start:]
         return _infotext(text.strip(), negative, settings or None)
     if match := _LATE_TAG.search(words):
-        return Unreadable([f"--{match[1]} stands behind text; begin the line with --prompt"])
+        return Unreadable([f"--{match[1]} follows text; begin the line with --prompt"])
     return Unreadable([_JSON_HINT]) if _is_json_object(words) else words
 
 

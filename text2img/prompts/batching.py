@@ -82,7 +82,7 @@ class Batcher:
 
 
 def _suspicion(group: list[Request]) -> int:
-    """Return how many deaths speak against a group that has to run alone, 0 for others."""
+    """Return how many deaths count against a group that has to run alone, 0 for others."""
     return group[0].prompt.deaths if group[0].alone else 0
 
 

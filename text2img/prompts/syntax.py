@@ -42,7 +42,7 @@ _OTHER_NAMES: Final = {
 
 
 def our_name(name: object, known: Sequence[str]) -> str | None:
-    """Return which of the known fields another program's name stands for; None if it stands for none."""
+    """Return the known field that another program's name means; None if it means none."""
     if not isinstance(name, str):
         return None
     word = "_".join(name[:100].casefold().replace("-", " ").replace("_", " ").split())
@@ -51,7 +51,7 @@ def our_name(name: object, known: Sequence[str]) -> str | None:
 
 
 def name_hint(name: object, known: Sequence[str]) -> str:
-    """Return what an unknown field is called here, as the end of a sentence; empty if that is not known."""
+    """Return the end of an error message: an unknown field's name here; empty if there is none."""
     if ours := our_name(name, known):
         return f"; it is called {ours} here"
     if our_name(name, ("model_path",)):

@@ -297,7 +297,7 @@ def tls_fault(exc: BaseException | None, certificates: str) -> str | None:
             f" {certificates}"
         )
     if any(word in text for word in _NOT_TLS):
-        return "the server does not speak TLS; write http:// for https://"
+        return "the server does not use TLS; write http:// for https://"
     if any(word in text for word in _TLS_ONLY):
-        return "the server speaks TLS only; write https:// for http://"
+        return "the server accepts TLS only; write https:// for http://"
     return None

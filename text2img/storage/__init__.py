@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Existing(Enum):
     """What a different object is that exists already under the name of a new one."""
 
-    SAME = "same"  # it may stand for the new one, and is left alone
+    SAME = "same"  # it is as good as the new one, and is left alone
     OURS = "ours"  # it may be replaced
     FOREIGN = "foreign"  # it belongs to another writer: never replaced
 

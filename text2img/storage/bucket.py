@@ -64,7 +64,7 @@ class EndpointFailed(StorageFailed):
 def endpoint_checked(option: str, url: str) -> Iterator[None]:
     """Raise ConfigurationError, which names the option, for errors that come from the service's URL.
 
-    To plain HTTP, a server that speaks TLS answers 400 in no form of the service's.
+    To plain HTTP, a server that uses TLS answers 400 in no form of the service's.
     """
     try:
         yield
@@ -75,7 +75,7 @@ def endpoint_checked(option: str, url: str) -> Iterator[None]:
         unexplained = isinstance(cause, PermanentError) and cause.reason in {"Bad Request", "BadRequest"}
         if unexplained and url.startswith("http://"):
             raise ConfigurationError(
-                f"{option}: the server answers 400 to http://; write https:// if it speaks TLS only"
+                f"{option}: the server answers 400 to http://; write https:// if it accepts TLS only"
             ) from exc
         raise
 

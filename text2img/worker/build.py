@@ -168,7 +168,7 @@ def database(settings: Settings, *, url: str | None = None, create: bool = True)
 def require_database(settings: Settings, *, may_create: bool = False) -> None:
     """Raise DatabaseMissing for a SQLite file that does not exist, unless the command may create it.
 
-    ``--output-dir`` and ``--input-file`` create it, since they say what is to be in it.
+    ``--output-dir`` and ``--input-file`` create it, since they define what is to be in it.
     """
     if not (may_create or settings.folder or settings.input_file):
         check_exists(settings.database_url)

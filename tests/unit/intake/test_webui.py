@@ -37,8 +37,8 @@ CASTLE = (
     },
 )
 AMBIGUOUS = (
-    "an infotext's prompt and its negative prompt must have one line each, and an empty line must stand"
-    " between two infotexts"
+    "an infotext's prompt and its negative prompt must have one line each, and two infotexts need an"
+    " empty line between them"
 )
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 4711, Size: 512x768"
 TAGS = (
@@ -82,13 +82,13 @@ def test_any_seed_and_several_images(tmp_path) -> None:
         ("--prompt a --steps", ["line 1: --steps lacks its value"]),
         ("--prompt a --width 1.5 --seed x", ["line 1: seed must be a whole number; it is 'x'",
                                              "line 1: width must be a whole number; it is 1.5"]),
-        ("a cat --steps 20", ["line 1: --steps stands behind text; begin the line with --prompt"]),
+        ("a cat --steps 20", ["line 1: --steps follows text; begin the line with --prompt"]),
         ("a\n\nb Steps: 20, Sampler: DPM++ 2M Karras, Seed: 1",
          [f"line 3: scheduler must be one of {', '.join(SCHEDULERS)}; it is 'DPM++ 2M Karras'"]),
         ("a\nSteps: 20, Sampler: DDIM, Hires upscale: 2",
          ["line 1: Hires upscale of an infotext has no counterpart here; leave it out"]),
-        ("Negative prompt: x", ["line 1: belongs to an infotext, but no prompt stands before it"]),
-        ("Steps: 20, Sampler: DDIM", ["line 1: belongs to an infotext, but no prompt stands before it"]),
+        ("Negative prompt: x", ["line 1: belongs to an infotext, but there is no prompt before it"]),
+        ("Steps: 20, Sampler: DDIM", ["line 1: belongs to an infotext, but there is no prompt before it"]),
         ("a\nb\nNegative prompt: x\nSteps: 20, Sampler: DDIM",
          [f"line 2: {AMBIGUOUS}"]),
         ("a\nNegative prompt: x\nb",

@@ -73,7 +73,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def connect_to_read(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
     """Open a connection that only reads, also where neither the file nor its folder can be written.
 
-    Such a file is not being written to either: it is read as it stands. If a writer was killed before it
+    Such a file is not being written to either: it is read as it is. If a writer was killed before it
     moved its last changes from the WAL into the file, a copy of both is read.
     """
     uri = path.absolute().as_uri()

@@ -86,10 +86,10 @@ def _fetch_failed(reason: str) -> PromptFailed:
 
 
 def refuse_peft_file(name: str) -> None:
-    """Raise PromptFailed for the file of peft's own folder: its scale stands in another one of the folder."""
+    """Raise PromptFailed for the file of peft's own folder: its scale is in another file of the folder."""
     if name.rpartition("/")[2] == "adapter_model.safetensors":
         raise _fetch_failed(
-            "it is peft's own file, whose scale stands in the adapter_config.json beside it; copy both into a"
+            "it is peft's own file, whose scale is in the adapter_config.json beside it; copy both into a"
             " folder of this machine, or save the LoRA with diffusers"
         )
 
