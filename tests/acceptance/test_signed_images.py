@@ -92,8 +92,13 @@ WRONG = {
 def test_what_cannot_sign_is_status_2_before_the_first_claim(tmp_path):
     """One line that names the option, no key in it, and the prompt as it was; doctor says the same."""
     product.add(tmp_path, CAPTION)
-    for variables, words in WRONG.values():
-        done = product.sleeping.run("run", *JOB, folder=tmp_path, **variables)
+    job = ("run", "--database", f"sqlite:///{tmp_path}/prompts.db", *JOB[2:])
+    flags = {"C2PA_CERTIFICATE": "--c2pa-certificate", "C2PA_KEY": "--c2pa-key"}
+    commands = [
+        (*job, *(word for name, value in variables.items() for word in (flags[name], value)))
+        for variables, _ in WRONG.values()
+    ]
+    for done, (_, words) in zip(product.run_each(commands, tmp_path), WRONG.values(), strict=True):
         assert done.returncode == 2, done.stderr
         (line,) = product.errors(done)
         assert words in line
