@@ -62,7 +62,9 @@ def test_a_wrong_value_imports_what_reads_values_and_no_more(tmp_path):
 
 def test_a_run_with_nothing_to_do_imports_its_database_alone(tmp_path):
     """No torch, no picture library, no bucket's client, no other database's driver."""
-    _enqueue(tmp_path, 0)
+    _enqueue(tmp_path, 1)
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
+        database.execute("UPDATE datasets SET status = 'completed'")
     imported, ended = _imports(tmp_path, *JOB)
     assert (ended, "sqlite3" in imported) == (0, True)
     assert not imported & HEAVY

@@ -7,7 +7,6 @@ imported. Each command is a module of its own, imported on demand.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import select
 import sys
@@ -207,6 +206,8 @@ def _run(arguments: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     notes: list[str] = []
     settings = load(flags, environment=command.environment, notes=notes)
+    import logging
+
     from text2img.concurrency.signals import exit_on_signal
     from text2img.telemetry.logs import Mask, failure_message, report_failure, set_up
     from text2img.telemetry.tracing import secrets
