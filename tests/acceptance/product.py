@@ -110,12 +110,15 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
 
 
 def add(folder: Path, *prompts: str | Mapping[str, object]) -> None:
-    """Put prompts, texts or a file's entries, into the folder's ``prompts.db``, without a process for it."""
+    """Put prompts, texts or a file's entries, into the folder's ``prompts.db``, without a process for it.
+
+    The database is created if it does not exist, also for no prompts.
+    """
     entries = [{"text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, entries)))
     with closing(open_database(f"sqlite:///{folder}/prompts.db", Collections())) as database:
-        assert database.runs.enqueue(read_prompts(str(file))) == len(entries)
+        assert not entries or database.runs.enqueue(read_prompts(str(file))) == len(entries)
     file.unlink()
 
 

@@ -134,6 +134,7 @@ def scraped(port):
 
 def test_a_server_answers_while_it_works(tmp_path):
     """Before there is anything, while prompts wait that it does not take, and after it has made one."""
+    product.add(tmp_path)
     port = free_port()
     with serving(tmp_path, "--metrics-port", str(port), *QUICK) as server:
         server.says(f"metrics at http://127.0.0.1:{port}/metrics")
@@ -177,6 +178,7 @@ def test_what_cannot_be_is_refused(tmp_path):
 
 def test_doctor_finds_what_a_run_would_refuse(tmp_path):
     """A folder that is not there fails its line, with status 2; one that is there passes, and stays empty."""
+    product.add(tmp_path)
     for file, word, status in (("no/folder/t.prom", "FAILED", 2), ("t.prom", "ok", 0)):
         arguments = ("--metrics-textfile", file, "--pushgateway", "http://127.0.0.1:9/")
         said = product.run("doctor", *JOB, *arguments, folder=tmp_path)

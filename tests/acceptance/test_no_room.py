@@ -111,10 +111,11 @@ def test_a_full_disk_under_the_log(folder):
 
 
 def test_a_log_file_that_cannot_be_made(folder):
-    """A log file in a folder that is not there is wrong usage: one line, status 2, nothing claimed."""
-    finished = sleeping.run(*JOB, "--log-file", "nowhere/run.log", folder=folder)
+    """A log file whose folder cannot be made is wrong usage: one line, status 2, nothing claimed."""
+    (folder / "file").touch()
+    finished = sleeping.run(*JOB, "--log-file", "file/run.log", folder=folder)
     assert (finished.returncode, len(product.errors(finished))) == (2, 1)
-    assert "nowhere/run.log" in finished.stderr
+    assert "file/run.log" in finished.stderr
     _waits(folder)
 
 

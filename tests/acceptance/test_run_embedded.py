@@ -72,7 +72,7 @@ def _enqueue(tmp_path, *texts):
 @pytest.mark.smoke
 def test_a_run_with_nothing_to_do_loads_no_torch(tmp_path):
     """Finding nothing, a run ends with status 0 and imports neither torch nor any other heavy library."""
-    _enqueue(tmp_path)
+    product.add(tmp_path)
     finished = product.run(*JOB, folder=tmp_path, PYTHONPROFILEIMPORTTIME="1")
     assert finished.returncode == 0
     assert finished.stdout.startswith("completed 0, failed 0, remaining 0")

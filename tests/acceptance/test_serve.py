@@ -93,6 +93,7 @@ def broker(rabbitmq):
 
 def test_prompts_that_come_later_are_made(tmp_path):
     """Without a broker it looks at the database, and makes what comes with the model that it has."""
+    product.add(tmp_path)
     with serving(tmp_path) as server:
         server.says('"idle"')
         product.add(tmp_path, SCENE)
@@ -220,6 +221,7 @@ def test_what_is_made_is_told_while_the_server_is_up(tmp_path, httpserver):
         return Response()
 
     httpserver.expect_request("/told", method="POST").respond_with_handler(handle)
+    product.add(tmp_path)
     with serving(tmp_path, "--callback-url", httpserver.url_for("/told")) as server:
         server.says("loaded")
         product.add(tmp_path, SCENE)

@@ -61,7 +61,7 @@ def test_a_database_that_is_away(tmp_path, broker):
         with closing(sqlite3.connect(tmp_path / "prompts.db", timeout=30)) as other:
             other.execute("BEGIN IMMEDIATE")
             rabbitmq.publish(queue, *(message(n) for n in range(4)))
-            server.says("messages in ")
+            server.says("; retrying in ")
             assert other.execute("SELECT count(*) FROM datasets").fetchall() == [(0,)]
             other.rollback()
         server.says("completed g-", times=4)

@@ -124,4 +124,4 @@ def test_a_run_that_could_sign_nothing_does_not_begin(tmp_path):
     (row,) = _rows(tmp_path).values()
     assert (row["status"], row["claim_number"]) == ("pending", None)
     tried = product.run(*JOB, *QUICK, "--artist-name", "北斎", "--dry-run", folder=tmp_path)
-    assert "would fail: artist_name has 北 (U+5317)" in tried.stdout
+    assert (tried.returncode, json.loads(product.errors(tried)[-1])["message"]) == (2, said)
