@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.job import clean_environment
 from benchmarks.results import RESULTS, Check, Result, report
+from text2img.databases import Collections, open_database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +50,8 @@ class Seen:
 
 def starts(folder: Path) -> list[Start]:
     """What is measured; ``folder`` holds an empty SQLite database for the run with nothing to do."""
+    with closing(open_database(f"sqlite:///{folder}/empty.db", Collections())):
+        pass  # opening creates it; a run does not
     idle = (_MAIN, "run", "--database", f"sqlite:///{folder}/empty.db", "--output", str(folder / "pictures"))
     return [
         Start("python -c pass", ("-c", "pass"), 0, None),

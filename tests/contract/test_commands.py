@@ -11,7 +11,7 @@ from text2img.databases import NewPrompt, Selection
 from text2img.prompts import PromptId, RequestedParameters
 
 PROMPTS = 100
-CHECK = 2  # commands that try the results before the first claim
+CHECK = 3  # commands that look for the collections and try the results before the first claim
 
 
 @pytest.mark.parametrize("shapes", [1, 5, 20])
