@@ -37,8 +37,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 
 def _documents(values, usual, names):
-    """Documents of some of these fields, each as usual or with any value at all."""
+    """Documents of some of these fields, each as usual or with any value at all that a database takes."""
     fields = {name: st.just(usual[name]) | values if name in usual else values for name in names}
+    if values is arbitrary.VALUES:
+        fields["_id"] = st.just(usual["_id"]) | arbitrary.IDS
     return st.fixed_dictionaries({}, optional=fields).map(lambda changed: {**usual, **changed})
 
 
