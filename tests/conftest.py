@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.examples import load_profile
+
+# Collections while the libraries are imported and the tests collected find nothing, and take seconds.
+gc.disable()
 
 # Before anything imports torch or the hub's client: two OpenMP threads on busy cores stall badly, and a
 # test must not reach for a network that is not its own.
@@ -50,6 +54,12 @@ def pytest_collection_modifyitems(items):
         if by_folder or item.get_closest_marker("compiler"):
             item.add_marker("full")
     items.sort(key=_turn)
+
+
+def pytest_collection_finish():
+    """Collect garbage again, but none of what was made until here, which stays to the end."""
+    gc.freeze()
+    gc.enable()
 
 
 def _folder(item):
