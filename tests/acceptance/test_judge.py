@@ -28,7 +28,7 @@ PROMPTS = [
 
 @pytest.fixture
 def gemini(httpserver):
-    """A service that answers as ``answers`` says: a status, or a body; the last one for ever."""
+    """A service that answers as ``answers`` says: a status, or a body; the last one again and again."""
     answers = [GOOD]
 
     def handle(_request):
@@ -114,6 +114,28 @@ def test_what_waits_is_not_generated(tmp_path, gemini):
     assert [batch["size"] for batch in batches] == [1]
     assert "three will be generated again" in done.stderr
     assert {row["score"] for row in _rows(tmp_path).values()} == {0.75}
+
+
+def test_only_a_prompts_own_image_as_it_is_asked_for_is_scored(tmp_path, gemini):
+    """One whose document lists another's image, or asks for another scheduler since, is generated again."""
+    product.add(tmp_path, *(prompt for prompt in PROMPTS if prompt["id"] != "two"))
+    gemini.answers[:] = [_refusal(403)]
+    assert _run(tmp_path, gemini, "run", *JOB).returncode == 1
+    with closing(sqlite3.connect(tmp_path / "prompts.db")) as database, database:
+        database.execute(
+            "UPDATE datasets SET unscored_images = replace(unscored_images, 'one.png', 'three.png')"
+            " WHERE _id = 'one'"
+        )
+        database.execute("UPDATE datasets SET scheduler = 'euler' WHERE _id = 'three'")
+    gemini.answers[:] = [GOOD]
+    done = _run(tmp_path, gemini, "run", *JOB, "--log-level", "DEBUG")
+    assert done.returncode == 0, done.stderr
+    assert "one will be generated again: the image that its document lists is not its own" in done.stderr
+    batches = [line for line in map(json.loads, product.errors(done)) if line.get("event") == "batch"]
+    assert sum(batch["size"] for batch in batches) == 2
+    rows = _rows(tmp_path)
+    assert rows["one"]["image_url"].endswith("/one.png")
+    assert json.loads(rows["three"]["used"])["scheduler"] == "euler"
 
 
 def test_doctor_tries_a_real_call(tmp_path, gemini):

@@ -197,14 +197,21 @@ class PostProcessor:
 
     def _finish_stored(self, request: Request, stored: StoredImage) -> Outcome:
         """Score an image that was stored before; return its outcome, without an image if it is gone."""
-        if stored.evaluation is not None:
-            return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
         try:
+            if not self._is_own(request, stored):
+                raise ObjectUnreadable("the image that its document lists is not its own")  # noqa: TRY301
+            if stored.evaluation is not None:
+                return Completed(prompt=request.prompt, text=request.original_text, images=(stored,))
             pixels = decode(self._deps.storage.read(stored.image_url))
         except ObjectUnreadable as exc:
             log.warning("%s will be generated again: %s", request.prompt.id, exc)
             return AwaitsScore(prompt=request.prompt, text=request.original_text, images=())
         return self._scored(request, stored, pixels)
+
+    def _is_own(self, request: Request, stored: StoredImage) -> bool:
+        """Return True if the image has the request's name: a document may list any image."""
+        path, _, _ = stored.image_url.rpartition(".")
+        return path.endswith(f"/{self._deps.object_name.name_of(request)}")
 
     def _scored(self, request: Request, stored: StoredImage, pixels: NDArray[np.uint8]) -> Outcome:
         """Return the outcome of a stored image: completed with its score, or waiting for it."""

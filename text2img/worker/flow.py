@@ -224,7 +224,7 @@ class Worker:
         failed = [(each.prompt, exc) for each, exc in fetched if exc]
         outcomes.put([failure(prompt, exc, self._deps.max_attempts) for prompt, exc in failed])
         images = [image for each, exc in fetched if exc is None for image in each.per_image()]
-        found = [(image, stored_image_of(image, self._model_info.name)) for image in images]
+        found = [(image, stored_image_of(image, self._model_info)) for image in images]
         self._unscored += [replace(image, stored=stored) for image, stored in found if stored is not None]
         return [image for image, stored in found if stored is None]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from text2img.concurrency.signals import Stop
+    from text2img.engine import ModelInfo
     from text2img.evaluation import Evaluation, Evaluator
     from text2img.prompts import Request, StoredImage
 
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 _TIMEOUT: Final = 300.0
 """Seconds for the score of one image; a run that is stopped does not wait for a score."""
 _MAX_BACKOFF: Final = 10.0  # seconds between two attempts
-_UNCOMPARED: Final = ("scheduler",)
-"""Parameters that the engine may record under another name than was requested."""
 
 
 class Scorer:
@@ -99,19 +98,20 @@ class Scorer:
             raise self._lost from error
 
 
-def stored_image_of(request: Request, model: str) -> StoredImage | None:
+def stored_image_of(request: Request, model: ModelInfo) -> StoredImage | None:
     """Return the stored image of the request that only waits for its score; None if it must be generated.
 
     It must have been made from the same text by the same model with the same parameters.
     """
-    wanted = {name: value for name, value in request.parameters.recorded.items() if name not in _UNCOMPARED}
+    scheduler = request.parameters.scheduler or model.scheduler
+    wanted = {**request.parameters.recorded, "scheduler": scheduler, "model": model.name}
     for image in request.prompt.unscored:
         same = (image.number, image.iteration, image.text) == (
             request.number,
             request.iteration,
             request.text,
         )
-        if same and _agrees(image.used, {**wanted, "model": model}):
+        if same and _agrees(image.used, wanted):
             return image
     return None
 
