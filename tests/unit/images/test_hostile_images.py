@@ -1,4 +1,4 @@
-"""Files that are read as images, by whoever they were written: refused by their header, and by one error."""
+"""Files that are read as images, whatever wrote them: refused by their header, and by one error."""
 
 from __future__ import annotations
 
